@@ -1,0 +1,1 @@
+"""Scripts that measure the library or make its package data."""

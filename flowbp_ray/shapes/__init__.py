@@ -1,0 +1,32 @@
+"""The embedded domain: a compositional world in which truth is checkable, with its models as package data.
+
+Everything here but `text` works without torch.
+"""
+
+from .combinations import COLOURS, SHAPES
+from .prompts import load_prompts, model_dir, prompt_file
+from .render import render
+from .verifier import colour_entropy, read, satisfies, verify
+from .world import SKILLS, Claim, Part, Prompt, Scene, Thing, sample, sample_prompt, sample_scene
+
+__all__ = [
+    "COLOURS",
+    "SHAPES",
+    "SKILLS",
+    "Claim",
+    "Part",
+    "Prompt",
+    "Scene",
+    "Thing",
+    "colour_entropy",
+    "load_prompts",
+    "model_dir",
+    "prompt_file",
+    "read",
+    "render",
+    "sample",
+    "sample_prompt",
+    "sample_scene",
+    "satisfies",
+    "verify",
+]

@@ -1,0 +1,148 @@
+"""The exact verifier: reads a picture back into a scene and answers a prompt yes or no.
+
+Reading: estimate the background, take the connected components that differ from it, name each one's colour by the
+nearest palette entry and its shape by the template of equal area and centroid that overlaps best. A component that is
+no clear shape of one palette colour is read as `UNKNOWN`, which no claim allows. The count is strict: anything visible
+that a prompt does not state makes the answer no.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from itertools import permutations
+
+import numpy as np
+from scipy import ndimage
+
+from .combinations import COLOURS, SHAPES
+from .render import coverage
+from .world import CANVAS, SIZE_BOUNDARY, Claim, Part, Prompt, Scene, Thing, holds
+
+UNKNOWN = "unknown"
+VISIBLE = 48.0  # RGB distance from the background at which a pixel is seen
+SPECK = 9  # components of fewer pixels are noise
+COLOUR_TOLERANCE = 62.0  # RGB distance from the palette
+MIN_OVERLAP = 0.80  # soft intersection over union with the template
+MIN_PURITY = 0.80  # share of a thing's inner pixels that carry its colour
+BACKGROUND_LEVEL = 190.0
+BACKGROUND_SPREAD = 40.0
+
+_NAMES = tuple(COLOURS)
+_PALETTE = np.array([COLOURS[name] for name in _NAMES], float)
+_EIGHT = np.ones((3, 3), int)
+
+
+def _template_moments() -> dict[str, tuple[float, float]]:
+    """For each shape of radius 1: its area and how far its centroid lies below its centre."""
+    moments = {}
+    for shape in SHAPES:
+        scale, side = 100.0, slice(0, 240)
+        cover = coverage(shape, 120.0, 120.0, scale, side, side)
+        rows = np.arange(240) + 0.5
+        area = cover.sum()
+        moments[shape] = (area / scale**2, (float((cover.sum(1) * rows).sum() / area) - 120.0) / scale)
+    return moments
+
+
+_MOMENTS = _template_moments()
+
+
+def _background(image: np.ndarray) -> np.ndarray | None:
+    """The median of the light, grey pixels [3]; None where they are too few to be a background."""
+    low, high = image.min(-1), image.max(-1)
+    light = (low > BACKGROUND_LEVEL) & (high - low < BACKGROUND_SPREAD)
+    if light.sum() < 0.3 * light.size:
+        return None
+    return np.median(image[light], axis=0)
+
+
+def _colour(pixels: np.ndarray) -> str:
+    """The palette name of a component's full pixels [n, 3], or UNKNOWN if they have no common one."""
+    distance = np.linalg.norm(np.median(pixels, axis=0) - _PALETTE, axis=1)
+    best = int(distance.argmin())
+    if distance[best] > COLOUR_TOLERANCE:
+        return UNKNOWN
+    nearest = np.linalg.norm(pixels[:, None] - _PALETTE, axis=-1).argmin(1)
+    return _NAMES[best] if (nearest == best).mean() >= MIN_PURITY else UNKNOWN
+
+
+def _shape(alpha: np.ndarray, rows: slice, columns: slice) -> tuple[str, float, float, float]:
+    """Best template for a component's coverage [rows, columns]: its name (or UNKNOWN), centre and radius."""
+    area = alpha.sum()
+    y = float((alpha.sum(1) * (np.arange(rows.start, rows.stop) + 0.5)).sum() / area)
+    x = float((alpha.sum(0) * (np.arange(columns.start, columns.stop) + 0.5)).sum() / area)
+    best, answer = MIN_OVERLAP, (UNKNOWN, x, y, float(np.sqrt(area / np.pi)))
+    for shape, (unit_area, drop) in _MOMENTS.items():
+        size = float(np.sqrt(area / unit_area))
+        template = coverage(shape, x, y - drop * size, size, rows, columns)
+        overlap = float(np.minimum(alpha, template).sum() / np.maximum(alpha, template).sum())
+        if overlap > best:
+            best, answer = overlap, (shape, x, y - drop * size, size)
+    return answer
+
+
+def read(image: np.ndarray) -> Scene | None:
+    """Read a picture (uint8 [64, 64, 3]) into a scene; None if it has no background to stand on."""
+    pixels = np.asarray(image, float)
+    background = _background(pixels)
+    if background is None:
+        return None
+    offset = pixels - background
+    seen = np.linalg.norm(offset, axis=-1) > VISIBLE
+    labels, _ = ndimage.label(seen, structure=_EIGHT)
+    things = []
+    for index, box in enumerate(ndimage.find_objects(labels), 1):
+        if (labels[box] == index).sum() < SPECK:
+            continue
+        rows, columns = (slice(max(0, s.start - 2), min(CANVAS, s.stop + 2)) for s in box)
+        mine = labels[rows, columns] == index
+        near = ndimage.binary_dilation(mine, structure=_EIGHT) & ((labels[rows, columns] == 0) | mine)
+        part = offset[rows, columns]
+        strength = np.linalg.norm(part, axis=-1)
+        strong = mine & (strength >= 0.8 * np.percentile(strength[mine], 80))
+        colour = _colour(pixels[rows, columns][strong])
+        full = np.median(part[strong], axis=0)
+        alpha = np.clip(part @ full / (full @ full), 0.0, 1.0) * near
+        shape, x, y, size = _shape(alpha, rows, columns)
+        things.append(Thing(shape, colour, x, y, size))
+    return Scene(tuple(things), tuple(int(v) for v in background))
+
+
+def _fits(thing: Thing, part: Part) -> bool:
+    if thing.shape != part.shape or thing.colour == UNKNOWN or (part.colour not in (None, thing.colour)):
+        return False
+    return part.size is None or (part.size == "large") == (thing.size > SIZE_BOUNDARY)
+
+
+def satisfies(scene: Scene, claim: Claim) -> bool:
+    """Whether a scene shows exactly what the claim states and nothing else."""
+    wanted = [part for part in claim.parts for _ in range(part.count)]
+    if len(scene.things) != len(wanted):
+        return False
+    if len(claim.parts) == 1:
+        return all(_fits(thing, claim.parts[0]) for thing in scene.things)
+    for order in permutations(scene.things):
+        if all(_fits(thing, part) for thing, part in zip(order, wanted, strict=True)):
+            return claim.relation is None or holds(claim.relation, order[0], order[claim.parts[0].count])
+    return False
+
+
+def verify(image: np.ndarray, prompt: Prompt | Claim) -> bool:
+    """Whether the picture (uint8 [64, 64, 3]) shows exactly what the prompt states."""
+    scene = read(image)
+    return scene is not None and satisfies(scene, prompt.claim if isinstance(prompt, Prompt) else prompt)
+
+
+def colour_entropy(images: Iterable[np.ndarray], prompts: Iterable[Prompt]) -> float:
+    """Entropy in bits (at most 3) of the colours that appear where prompts state none; NaN if none appears."""
+    counts: Counter[str] = Counter()
+    for image, prompt in zip(images, prompts, strict=True):
+        scene = read(image) if prompt.claim.colour_free else None
+        if scene is not None:
+            counts.update(thing.colour for thing in scene.things if thing.colour != UNKNOWN)
+    total = sum(counts.values())
+    if total == 0:
+        return float("nan")
+    share = np.array(list(counts.values())) / total
+    return float(-(share * np.log2(share)).sum())
