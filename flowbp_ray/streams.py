@@ -1,0 +1,33 @@
+"""Random streams by key: (run seed, purpose, step, sample index). A stream depends on nothing but its key."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Purpose = Literal["prompt", "noise", "plan", "renoise"]
+_PURPOSES: dict[str, int] = {"prompt": 1, "noise": 2, "plan": 3, "renoise": 4}
+_WORD = 0xFFFFFFFF
+
+
+def stream(seed: int, purpose: Purpose, step: int, index: int | None = None) -> np.random.Generator:
+    """The generator of a key; counter-based (Philox), so that any process can make any stream at once."""
+    if purpose not in _PURPOSES:
+        raise ValueError(f"purpose must be one of {', '.join(_PURPOSES)}, got {purpose}")
+    if seed < 0 or step < 0 or (index is not None and index < 0):
+        raise ValueError(f"seed, step and index must not be negative, got {seed}, {step}, {index}")
+    words = [_PURPOSES[purpose]]
+    # Two words for each number: a fixed length, so that different keys are never the same entropy.
+    for number in (seed, step, 0 if index is None else index + 1):
+        words += [number & _WORD, (number >> 32) & _WORD]
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(words)))
+
+
+def normal(shape: Sequence[int], seed: int, purpose: Purpose, step: int, indices: Sequence[int]) -> Tensor:
+    """Standard normal fp32 [len(indices), *shape]: row i comes from the stream of indices[i] alone."""
+    rows = [stream(seed, purpose, step, i).standard_normal(tuple(shape), dtype=np.float32) for i in indices]
+    return torch.from_numpy(np.stack(rows))

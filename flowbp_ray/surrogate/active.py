@@ -1,0 +1,237 @@
+"""Who is active: draws of the active nodes and of the pair (k, j) (FlowBP, arXiv 2606.11075).
+
+Reversed indices (N − node) live here and nowhere else. All functions take the generator as an argument. `n` is the
+number of nodes of the grid, W = `window` the number of trainable ones at its end, s = n − W the first of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from .plan import STRICT
+
+Start = Literal["k", "window"]
+
+
+def _positive(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+@dataclass(frozen=True)
+class LateBiased:
+    """k nodes without replacement, with probability ∝ (i+1)^bias (FlowBP-Sparse, FlowBP-Bridge)."""
+
+    k: int = 4
+    bias: float = 1.0
+    kind: Literal["late_biased"] = "late_biased"
+    __pydantic_config__: ClassVar = STRICT
+
+    def __post_init__(self) -> None:
+        _positive("active steps k", self.k)
+
+    def pick(self, start: int, stop: int, k: int, origin: int, rng: np.random.Generator) -> tuple[int, ...]:
+        """k of [start, stop), sorted; i counts from `origin`. Exponential races are draws without replacement."""
+        weight = (np.arange(start, stop) - origin + 1.0) ** self.bias
+        arrival = -np.log1p(-rng.random(stop - start)) / weight
+        return tuple(sorted(start + int(i) for i in np.argsort(arrival, kind="stable")[:k]))
+
+
+@dataclass(frozen=True)
+class Strided:
+    """k nodes at stride max(1, length // k) from a uniformly drawn start (DRTune, arXiv 2405.00760)."""
+
+    k: int = 3
+    kind: Literal["strided"] = "strided"
+    __pydantic_config__: ClassVar = STRICT
+
+    def __post_init__(self) -> None:
+        _positive("active steps k", self.k)
+
+    def pick(self, start: int, stop: int, k: int, origin: int, rng: np.random.Generator) -> tuple[int, ...]:
+        """k of [start, stop); `origin` plays no part."""
+        if k == 0:
+            return ()
+        stride = max(1, (stop - start) // k)
+        offset = int(rng.integers(0, stop - start - (k - 1) * stride))
+        return tuple(start + offset + i * stride for i in range(k))
+
+
+@dataclass(frozen=True)
+class LastNodes:
+    """The last k nodes; k = 1 at a posterior mean is ReFL (arXiv 2304.05977)."""
+
+    k: int = 1
+    kind: Literal["last"] = "last"
+    __pydantic_config__: ClassVar = STRICT
+
+    def __post_init__(self) -> None:
+        _positive("active steps k", self.k)
+
+    def pick(self, start: int, stop: int, k: int, origin: int, rng: np.random.Generator) -> tuple[int, ...]:
+        """The last k of [start, stop); nothing is drawn."""
+        return tuple(range(stop - k, stop))
+
+
+@dataclass(frozen=True)
+class Supports:
+    """`order` supports per segment; of them the first / first two / all are active, at most max_active.
+
+    Gain 1 for the first support, `scale` for the others (FlowBP-Lagrange; order 1 is LeapAlign, arXiv 2604.15311).
+    """
+
+    order: int = 3
+    mode: Literal["start", "midpoint", "all"] = "midpoint"
+    max_active: int = 2
+    scale: float = 0.25
+    kind: Literal["supports"] = "supports"
+    __pydantic_config__: ClassVar = STRICT
+
+    def __post_init__(self) -> None:
+        _positive("order", self.order)
+        _positive("max_active", self.max_active)
+        if self.mode not in ("start", "midpoint", "all"):
+            raise ValueError(f"mode must be start, midpoint or all, got {self.mode}")
+
+    @property
+    def count(self) -> int:
+        """How many supports of a segment are active, where there are that many."""
+        return min(self.order, self.max_active, {"start": 1, "midpoint": 2, "all": self.order}[self.mode])
+
+    def gains(self, supports: Sequence[int]) -> list[float | None]:
+        """1 for the first, `scale` for the other active ones, None for the cached ones."""
+        return [None if i >= self.count else self.scale if i else 1.0 for i in range(len(supports))]
+
+
+Picks = LateBiased | Strided | LastNodes
+Active = LateBiased | Strided | LastNodes | Supports
+
+
+@dataclass(frozen=True)
+class OneSegment:
+    """A single segment over the trainable window."""
+
+    kind: Literal["one"] = "one"
+    __pydantic_config__: ClassVar = STRICT
+
+
+@dataclass(frozen=True)
+class UniformPair:
+    """Two distinct reversed indices from [1, W], sorted; with `max_j_rev` first j_rev up to it, then k_rev above j_rev.
+
+    The first segment starts at k, or at the trainable window's first node (FlowBP-Bridge).
+    """
+
+    max_j_rev: int | None = None
+    start: Start = "k"
+    kind: Literal["uniform"] = "uniform"
+    __pydantic_config__: ClassVar = STRICT
+    least: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        if self.max_j_rev is not None:
+            _positive("max_j_rev", self.max_j_rev)
+
+    def draw(self, n: int, window: int, rng: np.random.Generator) -> tuple[int, int]:
+        """(k, j) with k < j."""
+        if self.max_j_rev is None:
+            first = int(rng.integers(1, window + 1))
+            other = int(rng.integers(1, window))
+            other += other >= first
+            return n - max(first, other), n - min(first, other)
+        j_rev = int(rng.integers(1, min(self.max_j_rev, window - 1) + 1))
+        return n - int(rng.integers(j_rev + 1, window + 1)), n - j_rev
+
+
+@dataclass(frozen=True)
+class DirichletPair:
+    """Lengths (l0, l1, l2) ~ Dirichlet(a, b, c)·W rounded; j_rev = l0 + 1, k_rev = l0 + l1 + 1, as published."""
+
+    a: float = 2.5
+    b: float = 6.0
+    c: float = 2.0
+    max_j_rev: int | None = None
+    start: Start = "k"
+    kind: Literal["dirichlet"] = "dirichlet"
+    __pydantic_config__: ClassVar = STRICT
+    least: ClassVar[int] = 3
+
+    def __post_init__(self) -> None:
+        if min(self.a, self.b, self.c) <= 0:
+            raise ValueError(
+                f"dirichlet needs a, b, c above 0 (published: 2.5, 6, 2), got {self.a}, {self.b}, {self.c}"
+            )
+        if self.max_j_rev is not None and self.max_j_rev < 2:
+            raise ValueError(f"max_j_rev must be at least 2 with dirichlet, got {self.max_j_rev}")
+
+    def draw(self, n: int, window: int, rng: np.random.Generator) -> tuple[int, int]:
+        """(k, j) with k < j < n − 1."""
+        l0, l1, _ = self.lengths(rng.dirichlet((self.a, self.b, self.c)).tolist(), window)
+        return n - (l0 + l1 + 1), n - (l0 + 1)
+
+    def lengths(self, shares: Sequence[float], window: int) -> tuple[int, int, int]:
+        """Round shares·W to integers >= 1 that sum to W; remainder and excess go to the largest."""
+        l = [round(share * window) for share in shares]
+        l[int(np.argmax(shares))] += window - sum(l)
+        l = [max(1, length) for length in l]
+        while sum(l) > window:
+            l[int(np.argmax(l))] -= 1
+        if self.max_j_rev is not None and l[0] > self.max_j_rev - 1:
+            l[2] += l[0] - (self.max_j_rev - 1)
+            l[0] = self.max_j_rev - 1
+        return l[0], l[1], l[2]
+
+
+@dataclass(frozen=True)
+class MidpointPair:
+    """k_rev uniform in [2, W], j = ⌊(k + N)/2⌋."""
+
+    start: Start = "k"
+    kind: Literal["midpoint"] = "midpoint"
+    __pydantic_config__: ClassVar = STRICT
+    least: ClassVar[int] = 2
+
+    def draw(self, n: int, window: int, rng: np.random.Generator) -> tuple[int, int]:
+        """(k, j) with k < j."""
+        k = n - int(rng.integers(2, window + 1))
+        return k, (k + n) // 2
+
+
+@dataclass(frozen=True)
+class MidpointJPair:
+    """j_rev uniform in [1, W−1], k = ⌊(s + j)/2⌋."""
+
+    start: Start = "k"
+    kind: Literal["midpoint_j"] = "midpoint_j"
+    __pydantic_config__: ClassVar = STRICT
+    least: ClassVar[int] = 2
+
+    def draw(self, n: int, window: int, rng: np.random.Generator) -> tuple[int, int]:
+        """(k, j) with k < j."""
+        j = n - int(rng.integers(1, window))
+        return (n - window + j) // 2, j
+
+
+Pair = UniformPair | DirichletPair | MidpointPair | MidpointJPair
+Segments = OneSegment | UniformPair | DirichletPair | MidpointPair | MidpointJPair
+
+
+def pick_one(active: Picks, n: int, window: int, rng: np.random.Generator) -> tuple[int, ...]:
+    """The active nodes of a single segment: late bias counts from node 0."""
+    return active.pick(n - window, n, active.k, 0, rng)
+
+
+def pick_two(active: Picks, start: int, j: int, n: int, rng: np.random.Generator) -> tuple[int, ...]:
+    """Split k over [start, j) and [j, n) in proportion to length, at least one each; j is always active.
+
+    Late bias counts from each part's own start, after j for the last one (FlowBP-Bridge).
+    """
+    length = n - start
+    k = min(active.k, length)
+    k_first = min(max(1, round(k * (j - start) / length)), k - 1)
+    first = active.pick(start, j, k_first, start, rng)
+    return (*first, j, *active.pick(j + 1, n, k - k_first - 1, j + 1, rng))

@@ -1,0 +1,238 @@
+"""The gradient of a surrogate twice: `endpoint` states it by autograd, `sweep` computes it one forward at a time.
+
+FlowBP (arXiv 2606.11075). A velocity is a callable v(x [R, …], node [R] int64, row [R] int64) -> [R, …]; `row` says
+which sample of the batch a state belongs to, for its conditioning. `plans` is one Plan per sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .cache import Cache, gather_states, gather_velocities, groups, renoise, state_value, target_value, targets
+from .plan import Branch, Plan, Renoised, Segment, Term
+from .weighting import keep, omega, residuals
+
+__all__ = [
+    "Backward",
+    "Cache",
+    "SweepReport",
+    "Velocity",
+    "endpoint",
+    "gather_states",
+    "gather_velocities",
+    "keep",
+    "omega",
+    "renoise",
+    "residuals",
+    "sweep",
+    "targets",
+]
+
+Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
+Backward = Callable[[Tensor, bool], None]
+
+
+@dataclass(frozen=True)
+class SweepReport:
+    """Forwards run, rows in them, and how many of the rows were padding."""
+
+    forwards: int
+    rows: int
+    padding: int
+
+
+# ---------------------------------------------------------------------------------------------------- the definition
+
+
+def endpoint(velocity: Velocity, plans: Sequence[Plan], cache: Cache) -> Tensor:
+    """The surrogate's targets WITH gradient: [B, branches, …], values equal to `targets(plans, cache)`.
+
+    Straight-through y + stopgrad(cached − y) at the junction and at the end; every active node is forwarded again at
+    its cached state, the junction at alpha·y + (1−alpha)·stopgrad(y). Autograd holds all of them at once.
+    """
+    out: list[Tensor] = [torch.empty(0)] * len(plans)
+    for plan, rows in groups(plans, cache.x.device):
+        values = torch.stack([_branch_endpoint(velocity, cache, branch, rows) for branch in plan.branches], dim=1)
+        for value, b in zip(values, rows.tolist(), strict=True):
+            out[b] = value
+    return torch.stack(out)
+
+
+def _branch_endpoint(velocity: Velocity, cache: Cache, branch: Branch, rows: Tensor) -> Tensor:
+    fresh = branch.target.index if isinstance(branch.target, Renoised) else None
+    known: dict[int, Tensor] = {}
+
+    def evaluate(node: int, x: Tensor | None = None) -> Tensor:
+        if node not in known:
+            at = state_value(cache, node, fresh, rows) if x is None else x
+            index = torch.full_like(rows, node)
+            known[node] = velocity(at.to(cache.x.dtype), index, rows).to(cache.compute_dtype)
+        return known[node]
+
+    def integrate(start: Tensor, segment: Segment, end: Tensor) -> Tensor:
+        y = start
+        for node, c in segment.coefficients.items():
+            y = y + c * evaluate(node)
+        return y + (end - y).detach()
+
+    last = branch.segments[-1]
+    y = state_value(cache, last.start, fresh, rows)
+    if len(branch.segments) == 2:
+        first = branch.segments[0]
+        y = integrate(state_value(cache, first.start, fresh, rows), first, y)
+        if branch.junction is not None:
+            evaluate(last.start, branch.coupling * y + (1.0 - branch.coupling) * y.detach())
+    return integrate(y, last, target_value(cache, branch.target, rows))
+
+
+# ------------------------------------------------------------------------------------------------- one node at a time
+
+
+def _backward(loss: Tensor, last: bool) -> None:
+    loss.backward()
+
+
+def _call_backward(backward: Backward, last: bool, loss: Tensor) -> None:
+    backward(loss, last)
+
+
+def sweep(
+    velocity: Velocity,
+    plans: Sequence[Plan],
+    states: Tensor,
+    cotangents: Tensor,
+    *,
+    micro_batch: int | None = None,
+    fuse: int = 1,
+    backward: Backward = _backward,
+    terms_per_sample: int | None = None,
+    observe: Callable[[Tensor, Tensor], None] | None = None,
+) -> SweepReport:
+    """Accumulate the parameter gradient of Σ_b ⟨u[b], target[b]⟩ with the activations of one forward alive.
+
+    With c = weight·gain, per active node:  last segment VJP_θ(v, c·u); junction also u' = u + alpha·VJP_x(v, c·u);
+    first segment VJP_θ(v, c·u').
+
+    states: [R, …], sample-major, as `gather_states` gives them; cotangents: u [B, branches, …], fp32 (or fp64).
+    micro_batch: samples worked on together (default all); a forward has at most micro_batch·fuse rows.
+    backward(loss, last): must add the gradient of the scalar `loss`, unscaled; `last` marks the final call.
+    terms_per_sample: pad every sample with zero-cotangent rows to this many VJPs besides the junction's (see
+        `Method.max_terms`), so that all ranks run the same number of forwards.
+    observe(position [r], v [r, …]): sees each forward's velocities, detached and without padding; `position` indexes
+        `states`.
+    """
+    work = _Work(plans, states, cotangents, micro_batch or len(plans), fuse, terms_per_sample)
+    forwards = rows = padding = 0
+    calls = list(work.calls())
+    for number, call in enumerate(calls):
+        work.run(velocity, call, partial(_call_backward, backward, number == len(calls) - 1), observe)
+        forwards, rows, padding = forwards + 1, rows + len(call.rows), padding + call.padding
+    return SweepReport(forwards, rows, padding)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A VJP of sample b; padding rows carry no cotangent."""
+
+    sample: int
+    term: Term
+    padding: bool = False
+
+
+@dataclass(frozen=True)
+class _Call:
+    """The rows of one forward; of a junction call the gradient at x is kept too."""
+
+    rows: tuple[_Row, ...]
+    junction: bool
+
+    @property
+    def padding(self) -> int:
+        return sum(row.padding for row in self.rows)
+
+
+class _Work:
+    """The forwards of a sweep, and the nested gradients alpha·VJP_x that later ones need."""
+
+    def __init__(
+        self, plans: Sequence[Plan], states: Tensor, u: Tensor, micro_batch: int, fuse: int, slots: int | None
+    ) -> None:
+        self.plans, self.states, self.u = plans, states, u
+        self.micro_batch, self.fuse, self.slots = micro_batch, fuse, slots
+        self.terms = [plan.terms() for plan in plans]
+        counts = [len(plan.states) for plan in plans]
+        self.offset = [sum(counts[:b]) for b in range(len(plans))]
+        self.nested: dict[tuple[int, int], Tensor] = {}
+        if micro_batch < 1 or fuse < 1:
+            raise ValueError(f"micro_batch and fuse must be at least 1, got {micro_batch} and {fuse}")
+        if len(states) != sum(counts):
+            raise ValueError(f"states must be the {sum(counts)} rows that gather_states gives, got {len(states)}")
+        if u.shape[:2] != (len(plans), len(plans[0].branches)):
+            raise ValueError(
+                f"cotangents must be [{len(plans)}, {len(plans[0].branches)}, …] (samples, branches), "
+                f"got {list(u.shape)}"
+            )
+
+    def calls(self) -> Iterator[_Call]:
+        """Per group of micro_batch samples: its junction rows, then the other rows, slot after slot."""
+        for first in range(0, len(self.plans), self.micro_batch):
+            group = range(first, min(first + self.micro_batch, len(self.plans)))
+            joint = tuple(_Row(b, term) for b in group for term in self.terms[b] if term.is_junction)
+            if joint:
+                yield _Call(joint, True)
+            columns = [self._column(b) for b in group]
+            most = max(len(column) for column in columns)
+            rows = [column[slot] for slot in range(most) for column in columns if slot < len(column)]
+            size = len(group) * self.fuse
+            for i in range(0, len(rows), size):
+                yield _Call(tuple(rows[i : i + size]), False)
+
+    def _column(self, b: int) -> list[_Row]:
+        """The rows of sample b besides its junction's, padded to `slots`."""
+        rows = [_Row(b, term) for term in self.terms[b] if not term.is_junction]
+        if self.slots is None:
+            return rows
+        if len(rows) > self.slots:
+            raise ValueError(
+                f"terms_per_sample must be at least {len(rows)} for the plan of sample {b}, got {self.slots}"
+            )
+        return rows + [_Row(b, self.terms[b][0], padding=True)] * (self.slots - len(rows))
+
+    def run(
+        self,
+        velocity: Velocity,
+        call: _Call,
+        backward: Callable[[Tensor], None],
+        observe: Callable[[Tensor, Tensor], None] | None,
+    ) -> None:
+        """One forward and one backward."""
+        device = self.states.device
+        position = torch.tensor([self.offset[row.sample] + row.term.state for row in call.rows], device=device)
+        node = torch.tensor([row.term.node for row in call.rows], device=device)
+        sample = torch.tensor([row.sample for row in call.rows], device=device)
+        x = self.states[position].detach().requires_grad_(call.junction)
+        cotangent = torch.stack([self._cotangent(row) for row in call.rows])
+        v = velocity(x, node, sample)
+        if observe is not None:
+            real = torch.tensor([not row.padding for row in call.rows], device=device)
+            observe(position[real], v.detach()[real])
+        backward((v.to(cotangent.dtype) * cotangent).sum())
+        if call.junction:
+            assert x.grad is not None
+            for row, grad in zip(call.rows, x.grad.to(cotangent.dtype), strict=True):
+                self.nested[row.sample, row.term.branch] = row.term.alpha * grad
+
+    def _cotangent(self, row: _Row) -> Tensor:
+        """c_last·u + c_first·u', at least fp32."""
+        u = self.u[row.sample, row.term.branch]
+        u = u.to(torch.promote_types(u.dtype, torch.float32))
+        if row.padding:
+            return torch.zeros_like(u)
+        nested = self.nested.get((row.sample, row.term.branch))
+        total = (row.term.c_last + row.term.c_first) * u
+        return total if nested is None or row.term.is_junction else total + row.term.c_first * nested

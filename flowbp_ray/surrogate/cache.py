@@ -1,0 +1,105 @@
+"""The cached rollout, and the values that a plan reads from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .plan import Plan, PosteriorMean, Sample, Target
+
+
+@dataclass(frozen=True, eq=False)
+class Cache:
+    """A rollout: sigmas [N+1], x [N+1, B, …], v [N, B, …]; of DRaFT-LV also the fresh y and v_y, both [n, B, …]."""
+
+    sigmas: Tensor
+    x: Tensor
+    v: Tensor
+    y: Tensor | None = None
+    v_y: Tensor | None = None
+
+    @property
+    def num_steps(self) -> int:
+        """N."""
+        return len(self.sigmas) - 1
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """fp32, or fp64 where the states are."""
+        return torch.promote_types(self.x.dtype, torch.float32)
+
+    def velocity(self, node: int, fresh: int | None, rows: Tensor) -> Tensor:
+        """Cached v at x[node], or at y[fresh]: [len(rows), …] in the compute dtype."""
+        source = self.v[node] if fresh is None else _needed(self.v_y, "v_y")[fresh]
+        return source[rows].to(self.compute_dtype)
+
+
+def state_value(cache: Cache, node: int, fresh: int | None, rows: Tensor) -> Tensor:
+    """Cached x[node], or y[fresh]: [len(rows), …] in the compute dtype."""
+    source = cache.x[node] if fresh is None else _needed(cache.y, "y")[fresh]
+    return source[rows].to(cache.compute_dtype)
+
+
+def target_value(cache: Cache, target: Target, rows: Tensor) -> Tensor:
+    """What the reward sees: x[N], x[i] − sigma[i]·v[i], or y − s·v(y, N−1) with s = sigma[N−1]: [len(rows), …]."""
+    if isinstance(target, Sample):
+        return state_value(cache, cache.num_steps, None, rows)
+    node, fresh = (target.node, None) if isinstance(target, PosteriorMean) else (cache.num_steps - 1, target.index)
+    return state_value(cache, node, fresh, rows) - float(cache.sigmas[node]) * cache.velocity(node, fresh, rows)
+
+
+def renoise(cache: Cache, eps: Tensor) -> Tensor:
+    """y = (1 − s)·x[N] + s·ε with s = sigma[N−1], for ε [n, B, …] (DRaFT-LV): [n, B, …] in the states' dtype."""
+    s = float(cache.sigmas[-2])
+    x = cache.x[-1].to(cache.compute_dtype)
+    return ((1.0 - s) * x + s * eps.to(cache.compute_dtype)).to(cache.x.dtype)
+
+
+def targets(plans: Sequence[Plan], cache: Cache) -> Tensor:
+    """Values of all targets, from the cache alone: [B, branches, …], at least fp32."""
+    branches = len(plans[0].branches)
+    out = cache.x.new_empty((len(plans), branches, *cache.x.shape[2:]), dtype=cache.compute_dtype)
+    for plan, rows in groups(plans, cache.x.device):
+        for b, branch in enumerate(plan.branches):
+            out[rows, b] = target_value(cache, branch.target, rows)
+    return out
+
+
+def gather_states(plans: Sequence[Plan], cache: Cache) -> Tensor:
+    """The states that the learner needs, sample-major: for each sample its `plan.states` in order [R, …]."""
+    rows = [
+        cache.x[node][b] if fresh is None else _needed(cache.y, "y")[fresh][b]
+        for b, plan in enumerate(plans)
+        for node, fresh in plan.states
+    ]
+    return torch.stack(rows)
+
+
+def gather_velocities(plans: Sequence[Plan], cache: Cache) -> Tensor:
+    """The cached velocities at the same states and in the same order as `gather_states` [R, …]."""
+    rows = [
+        cache.v[node][b] if fresh is None else _needed(cache.v_y, "v_y")[fresh][b]
+        for b, plan in enumerate(plans)
+        for node, fresh in plan.states
+    ]
+    return torch.stack(rows)
+
+
+def groups(plans: Sequence[Plan], device: torch.device) -> Iterator[tuple[Plan, Tensor]]:
+    """Samples of equal plans together: (plan, their rows [r] int64)."""
+    if len({len(plan.branches) for plan in plans}) > 1:
+        raise ValueError("all plans of a batch must have the same number of branches")
+    members: dict[Plan, list[int]] = {}
+    for b, plan in enumerate(plans):
+        members.setdefault(plan, []).append(b)
+    for plan, rows in members.items():
+        yield plan, torch.tensor(rows, device=device)
+
+
+def _needed(value: Tensor | None, name: str) -> Tensor:
+    if value is None:
+        raise ValueError(f"the plan has renoised targets: give the cache its {name} [n, B, …] (see renoise)")
+    return value

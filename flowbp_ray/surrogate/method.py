@@ -1,0 +1,277 @@
+"""A method is a value: a point of the design space target × active set × weights × coupling (FlowBP, arXiv 2606.11075).
+
+Every axis value is a small frozen dataclass that names itself by `kind`, so Python and YAML spell a method alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from . import active as who
+from . import quadrature as q
+from .plan import STRICT, Branch, Plan, PosteriorMean, Renoised, Sample, Segment, Similarity, Target
+
+
+@dataclass(frozen=True)
+class LatePosterior:
+    """Posterior mean at i, uniform over the last `last` nodes (ReFL, arXiv 2304.05977)."""
+
+    last: int = 11
+    kind: Literal["late_posterior"] = "late_posterior"
+    __pydantic_config__: ClassVar = STRICT
+
+    def __post_init__(self) -> None:
+        if self.last < 1:
+            raise ValueError(f"last must be at least 1, got {self.last}")
+
+
+@dataclass(frozen=True)
+class EarlyStop:
+    """Posterior mean at e = N − r, r uniform in 1…round(ratio·N) (DRTune, arXiv 2405.00760)."""
+
+    ratio: float = 0.4
+    kind: Literal["early_stop"] = "early_stop"
+    __pydantic_config__: ClassVar = STRICT
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio <= 1:
+            raise ValueError(f"ratio must be in (0, 1], got {self.ratio}")
+
+
+@dataclass(frozen=True)
+class WithRenoised:
+    """The last posterior mean, and for each of n fresh ε one at y = (1−s)·x[N] + s·ε (DRaFT-LV, arXiv 2309.17400)."""
+
+    n: int = 2
+    kind: Literal["renoised"] = "renoised"
+    __pydantic_config__: ClassVar = STRICT
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise ValueError(f"n must be at least 1 (or write target: sample), got {self.n}")
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The nodes that a method drew, ints only: `end` of a posterior mean, the pair (k, j), the picked active nodes."""
+
+    end: int | None = None
+    k: int | None = None
+    j: int | None = None
+    nodes: tuple[int, ...] = ()
+
+
+class TermBudget(NamedTuple):
+    """What a method needs at most per sample: VJPs besides the junction's, and whether there is a junction."""
+
+    terms: int
+    junction: bool
+
+
+@dataclass(frozen=True)
+class Method:
+    """The four axes and their modifiers. `plan` is a pure function of the sigma grid and the generator."""
+
+    target: Sample | LatePosterior | EarlyStop | WithRenoised = field(default=Sample())
+    active: who.LateBiased | who.Strided | who.LastNodes | who.Supports = field(default=who.LateBiased())
+    weights: q.Euler | q.Lagrange | q.Uniform | q.AdamsBashforth = field(default=q.Euler())
+    segments: who.OneSegment | who.UniformPair | who.DirichletPair | who.MidpointPair | who.MidpointJPair = field(
+        default=who.OneSegment()
+    )
+    coupling: float = 0.0
+    rescale: float = 0.0
+    tail_ratio: float = 1.0
+    similarity: Similarity | None = None
+    draws: Literal["per_batch", "per_sample"] = "per_batch"
+    __pydantic_config__: ClassVar = STRICT
+
+    def __post_init__(self) -> None:
+        one, supports = isinstance(self.segments, who.OneSegment), isinstance(self.active, who.Supports)
+        if not 0 <= self.coupling <= 1:
+            raise ValueError(f"coupling must be in [0, 1], got {self.coupling}")
+        if one and self.coupling > 0:
+            raise ValueError(
+                f"coupling needs two segments: write a (k, j) draw in segments, or coupling: 0, got {self.coupling}"
+            )
+        if not 0 < self.tail_ratio <= 1:
+            raise ValueError(f"tail_ratio must be in (0, 1], got {self.tail_ratio}")
+        if self.draws not in ("per_batch", "per_sample"):
+            raise ValueError(f"draws must be per_batch or per_sample, got {self.draws}")
+        if isinstance(self.weights, q.AdamsBashforth) and not supports:
+            raise ValueError(
+                "weights adams_bashforth needs active: {kind: supports}; write weights: lagrange otherwise"
+            )
+        if not isinstance(self.weights, q.Euler) and self.weights.anchor < 1 and (one or not supports):
+            raise ValueError("anchor below 1 needs two segments and active: {kind: supports}; write anchor: 1")
+        if not one and not isinstance(self.active, who.Supports) and self.active.k < 2:
+            raise ValueError(f"active steps k must be at least 2 with two segments, got {self.active.k}")
+
+    @property
+    def branches(self) -> int:
+        """Targets per sample: n + 1 with renoised ones, else 1."""
+        return 1 + self.renoised
+
+    @property
+    def renoised(self) -> int:
+        """Fresh states y per sample."""
+        return self.target.n if isinstance(self.target, WithRenoised) else 0
+
+    def window(self, n: int) -> int:
+        """W = max(3, ceil(tail_ratio·n)) trainable nodes at the end of a grid of n nodes (1 for a single segment)."""
+        least = 1 if isinstance(self.segments, who.OneSegment) else 3
+        return min(n, max(least, int(np.ceil(self.tail_ratio * n - 1e-9))))
+
+    def check(self, num_steps: int) -> None:
+        """Refuse, before anything starts, what some draw on `num_steps` steps could not satisfy."""
+        if num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+        shortest = self._shortest(num_steps)
+        window = self.window(shortest)
+        if not isinstance(self.active, who.Supports) and self.active.k > window:
+            raise ValueError(f"active steps k must be in [1, {window}], got {self.active.k}")
+        if not isinstance(self.segments, who.OneSegment) and window < self.segments.least:
+            raise ValueError(
+                f"segments {self.segments.kind} needs {self.segments.least} trainable nodes, got {window}: "
+                "raise num_steps, or let the target end later"
+            )
+        several = isinstance(self.active, who.Supports) and self.active.count > 1
+        if isinstance(self.weights, q.AdamsBashforth) and several and self.window(num_steps) < num_steps:
+            raise ValueError(
+                "adams_bashforth with more than one active support reaches before the trainable window: "
+                "write tail_ratio: 1 or mode: start"
+            )
+
+    def draw(self, num_steps: int, rng: np.random.Generator) -> Draw:
+        """Draw the nodes; all randomness of a method is here."""
+        self.check(num_steps)
+        end = None
+        if isinstance(self.target, LatePosterior):
+            end = num_steps - int(rng.integers(1, self.target.last + 1))
+        elif isinstance(self.target, EarlyStop):
+            end = num_steps - int(rng.integers(1, round(self.target.ratio * num_steps) + 1))
+        n = num_steps if end is None else end + 1
+        window = self.window(n)
+        if isinstance(self.segments, who.OneSegment):
+            if isinstance(self.active, who.Supports):
+                return Draw(end)
+            return Draw(end, nodes=who.pick_one(self.active, n, window, rng))
+        k, j = self.segments.draw(n, window, rng)
+        if isinstance(self.active, who.Supports):
+            return Draw(end, k, j)
+        start = k if self.segments.start == "k" else n - window
+        return Draw(end, k, j, who.pick_two(self.active, start, j, n, rng))
+
+    def build(self, sigmas: Tensor | Sequence[float], draw: Draw) -> Plan:
+        """The plan of drawn nodes on a sigma grid [N+1]: deterministic, in fp64."""
+        sigma = [float(s) for s in sigmas]
+        num_steps = len(sigma) - 1
+        self.check(num_steps)
+        target, grid = self._target(sigma, draw)
+        n = len(grid) - 1
+        trainable = n - self.window(n)
+        ranges = self._ranges(draw, trainable, n)
+        rows = [self._segment(grid, a, b, draw, i == 0 and len(ranges) == 2) for i, (a, b) in enumerate(ranges)]
+        if not isinstance(self.active, who.Supports):
+            rows = _rescaled_together(rows, self.rescale)
+        segments = tuple(Segment(a, b, *row) for (a, b), row in zip(ranges, rows, strict=True))
+        chosen = {*draw.nodes, *(node for segment in segments for node in segment.coefficients)}
+        if min(chosen) < trainable or max(chosen) >= n:
+            raise ValueError(f"active nodes must be in [{trainable}, {n}), got {sorted(chosen)}")
+        branches = [Branch(target, segments, self.coupling)]
+        last = Segment(num_steps - 1, num_steps, (num_steps - 1,), (-sigma[num_steps - 1],), (1.0,))
+        branches += [Branch(Renoised(m), (last,)) for m in range(self.renoised)]
+        return Plan(num_steps, tuple(branches), self.similarity)
+
+    def plan(self, sigmas: Tensor | Sequence[float], rng: np.random.Generator) -> Plan:
+        """Draw and build."""
+        return self.build(sigmas, self.draw(len(sigmas) - 1, rng))
+
+    def max_terms(self, num_steps: int) -> TermBudget:
+        """The largest number of VJPs of any draw, fixed in advance so that all ranks can pad to it."""
+        self.check(num_steps)
+        window = self.window(num_steps)
+        parts = 1 if isinstance(self.segments, who.OneSegment) else 2
+        most = min(parts * self.active.count, window) if isinstance(self.active, who.Supports) else self.active.k
+        junction = self.coupling > 0
+        return TermBudget(most - junction + self.renoised, junction)
+
+    def _shortest(self, num_steps: int) -> int:
+        """Nodes of the shortest grid that the target can draw."""
+        if isinstance(self.target, LatePosterior):
+            if self.target.last > num_steps:
+                raise ValueError(f"last must be in [1, {num_steps}], got {self.target.last}")
+            return num_steps - self.target.last + 1
+        if isinstance(self.target, EarlyStop):
+            most = round(self.target.ratio * num_steps)
+            if most < 1:
+                raise ValueError(
+                    f"ratio must be above {0.5 / num_steps:g} with {num_steps} steps, got {self.target.ratio}"
+                )
+            return num_steps - most + 1
+        return num_steps
+
+    def _target(self, sigma: list[float], draw: Draw) -> tuple[Target, list[float]]:
+        """A posterior mean at e is the sample of the grid cut after e: sigma[0…e], 0. So all targets share one path."""
+        num_steps = len(sigma) - 1
+        if isinstance(self.target, Sample):
+            return self.target, sigma
+        end = num_steps - 1 if isinstance(self.target, WithRenoised) else draw.end
+        if end is None or not 0 <= end < num_steps:
+            raise ValueError(f"the drawn end must be in [0, {num_steps - 1}], got {end}")
+        return PosteriorMean(end), [*sigma[: end + 1], 0.0]
+
+    def _ranges(self, draw: Draw, trainable: int, n: int) -> list[tuple[int, int]]:
+        if isinstance(self.segments, who.OneSegment):
+            return [(trainable, n)]
+        start = draw.k if self.segments.start == "k" else trainable
+        if start is None or draw.j is None or not trainable <= start < draw.j < n:
+            raise ValueError(f"the drawn pair needs {trainable} <= k < j < {n}, got k {start}, j {draw.j}")
+        if not isinstance(self.active, who.Supports) and draw.j not in draw.nodes:
+            raise ValueError(f"the junction {draw.j} must be one of the drawn nodes, got {draw.nodes}")
+        return [(start, draw.j), (draw.j, n)]
+
+    def _segment(self, grid: list[float], a: int, b: int, draw: Draw, anchored: bool) -> _Rows:
+        """Supports, weights and gains of [a, b)."""
+        if isinstance(self.active, who.Supports):
+            return self._spread(self.active, grid, a, b, anchored)
+        nodes = tuple(node for node in draw.nodes if a <= node < b)
+        if not nodes:
+            raise ValueError(f"no drawn node in the segment [{a}, {b}), got {draw.nodes}")
+        supports = tuple(range(a, b)) if isinstance(self.weights, q.Euler) else nodes
+        gains = tuple(1.0 if node in nodes else None for node in supports)
+        return supports, tuple(q.weigh(self.weights, grid, a, b, supports)), gains
+
+    def _spread(self, active: who.Supports, grid: list[float], a: int, b: int, anchored: bool) -> _Rows:
+        """The segment of an active set that is given by its supports."""
+        if isinstance(self.weights, q.AdamsBashforth):
+            supports = q.backward_nodes(a, active.order)
+        else:
+            supports = q.spread(a, b, active.order)
+        gain_of = dict(zip(supports, active.gains(supports), strict=True))
+        if isinstance(self.weights, q.Euler):
+            supports = tuple(range(a, b))
+        weights = q.weigh(self.weights, grid, a, b, supports)
+        gains = [gain_of.get(node) for node in supports]
+        [(supports, _, scaled)] = _rescaled_together([(supports, tuple(weights), tuple(gains))], self.rescale)
+        if anchored and not isinstance(self.weights, q.Euler):
+            weights, blended = q.anchored(weights, scaled, self.weights.anchor, grid[b] - grid[a])
+            return supports, tuple(weights), tuple(blended)
+        return supports, tuple(weights), scaled
+
+
+_Rows = tuple[tuple[int, ...], tuple[float, ...], tuple[float | None, ...]]
+
+
+def _rescaled_together(rows: list[_Rows], rescale: float) -> list[_Rows]:
+    """Multiply all gains by f, its totals taken over all the rows given."""
+    total = sum(abs(w) for _, weights, _ in rows for w in weights)
+    chosen = sum(abs(w) for _, weights, gains in rows for w, g in zip(weights, gains, strict=True) if g is not None)
+    f = q.rescale_factor(rescale, total, chosen)
+    return [
+        (supports, weights, tuple(None if g is None else g * f for g in gains)) for supports, weights, gains in rows
+    ]
