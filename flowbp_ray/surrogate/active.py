@@ -221,8 +221,8 @@ Segments = OneSegment | UniformPair | DirichletPair | MidpointPair | MidpointJPa
 
 
 def pick_one(active: Picks, n: int, window: int, rng: np.random.Generator) -> tuple[int, ...]:
-    """The active nodes of a single segment: late bias counts from node 0."""
-    return active.pick(n - window, n, active.k, 0, rng)
+    """The active nodes of a single segment, all of it if it is shorter than k; late bias counts from node 0."""
+    return active.pick(n - window, n, min(active.k, window), 0, rng)
 
 
 def pick_two(active: Picks, start: int, j: int, n: int, rng: np.random.Generator) -> tuple[int, ...]:

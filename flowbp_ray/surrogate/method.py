@@ -132,8 +132,9 @@ class Method:
             raise ValueError(f"num_steps must be at least 1, got {num_steps}")
         shortest = self._shortest(num_steps)
         window = self.window(shortest)
-        if not isinstance(self.active, who.Supports) and self.active.k > window:
-            raise ValueError(f"active steps k must be in [1, {window}], got {self.active.k}")
+        most = self.window(num_steps)
+        if not isinstance(self.active, who.Supports) and self.active.k > most:
+            raise ValueError(f"active steps k must be in [1, {most}], got {self.active.k}")
         if not isinstance(self.segments, who.OneSegment) and window < self.segments.least:
             raise ValueError(
                 f"segments {self.segments.kind} needs {self.segments.least} trainable nodes, got {window}: "

@@ -38,18 +38,21 @@ def leapalign(alpha: float = 0.3, tau: float = 0.1) -> Method:
     )
 
 
-def flowbp_sparse(k: int = 4, late_bias: float = 1.0, rescale: float = 0.5) -> Method:
+def flowbp_sparse(k: int = 4, late_bias: float = 1.0, rescale: float = 0.5, tail: float = 1.0) -> Method:
     """FlowBP-Sparse: k late-biased nodes of the cached trajectory."""
-    return Method(active=who.LateBiased(k, late_bias), rescale=rescale)
+    return Method(active=who.LateBiased(k, late_bias), rescale=rescale, tail_ratio=tail)
 
 
-def flowbp_bridge(k: int = 5, late_bias: float = 4.0, rescale: float = 0.0, alpha: float = 0.5) -> Method:
+def flowbp_bridge(
+    k: int = 5, late_bias: float = 4.0, rescale: float = 0.0, alpha: float = 0.5, tail: float = 1.0
+) -> Method:
     """FlowBP-Bridge: late-biased nodes on both sides of a junction."""
     return Method(
         active=who.LateBiased(k, late_bias),
         segments=who.UniformPair(start="window"),
         coupling=alpha,
         rescale=rescale,
+        tail_ratio=tail,
     )
 
 
