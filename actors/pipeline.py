@@ -1,0 +1,152 @@
+"""Items through samplers and reward servers, with retries: the driver sees only small reports and references.
+
+Doing an item twice gives the same bits, so a failure is answered by issuing it again, elsewhere where possible.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError
+
+from actors.pool import Pool
+from actors.transport import Published
+from flowbp_ray.messages import Evaluated, Item, RolloutReport, Scored
+
+
+class RunFailed(RuntimeError):
+    """The run cannot go on; the message names the cause."""
+
+
+@dataclass
+class Job:
+    """Where an item stands. `refs` are what the last stage returned; `pending` is the one that is waited for."""
+
+    item: Item
+    weights: Published
+    stage: str = "queued"  # queued -> rolling -> rolled -> scoring -> done
+    worker: int | None = None
+    failed_on: int | None = None
+    tries: int = 0
+    refs: tuple[Any, ...] = ()
+    pending: Any = None
+    report: RolloutReport | None = None
+    result: Scored | Evaluated | None = None
+    cotangent: Any = None
+    timings: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def rollout(self) -> Any:
+        """Reference to the learner's part of the rollout."""
+        return self.refs[1]
+
+
+class Pipeline:
+    """Bounded by the pools' depth and by the items that the driver submits; first come, first served."""
+
+    def __init__(self, samplers: Pool, scorers: Pool, tries: int, stall_timeout: float) -> None:
+        self.samplers, self.scorers = samplers, scorers
+        self.tries, self.stall_timeout = tries, stall_timeout
+        self.jobs: list[Job] = []
+        self.retries = 0
+
+    def submit(self, items: Iterable[Item], weights: Published) -> None:
+        self.jobs += [Job(item, weights) for item in items]
+        self._dispatch()
+
+    def collect(self, purpose: str, step: int) -> list[Job]:
+        """Wait until every submitted item of (purpose, step) is done; give them back in the order of their index."""
+        wanted = [job for job in self.jobs if (job.item.purpose, job.item.step) == (purpose, step)]
+        moved = time.monotonic()
+        while any(job.stage != "done" for job in wanted):
+            if self._pump():
+                moved = time.monotonic()
+            elif time.monotonic() - moved > self.stall_timeout:
+                raise RunFailed(f"nothing moved for {self.stall_timeout:.0f} s: {self._state()}")
+        self.jobs = [job for job in self.jobs if job not in wanted]
+        return sorted(wanted, key=lambda job: job.item.index)
+
+    def _pump(self) -> bool:
+        """Give out work, then wait shortly for something to end; True if something did."""
+        self.samplers.recover()
+        self.scorers.recover()
+        self._dispatch()
+        running = {job.pending: job for job in self.jobs if job.pending is not None}
+        if not running:
+            time.sleep(0.05)
+            return False
+        ready, _ = ray.wait(list(running), num_returns=1, timeout=1.0)
+        for ref in ready:
+            self._settle(running[ref])
+        self._dispatch()
+        return bool(ready)
+
+    def _dispatch(self) -> None:
+        for job in self.jobs:
+            if job.stage == "queued" and (worker := self.samplers.take(job.failed_on)) is not None:
+                self._roll(job, worker)
+            elif job.stage == "rolled" and (worker := self.scorers.take(job.failed_on)) is not None:
+                self._score(job, worker)
+
+    def _roll(self, job: Job, worker: int) -> None:
+        actor = self.samplers.handles[worker]
+        method, returns = (actor.rollout, 3) if job.item.plans else (actor.finish, 2)
+        job.refs = tuple(method.options(num_returns=returns).remote(job.item, job.weights))
+        job.stage, job.worker, job.pending = "rolling", worker, job.refs[0]
+
+    def _score(self, job: Job, worker: int) -> None:
+        actor = self.scorers.handles[worker]
+        if job.item.plans:
+            scored, job.cotangent = actor.score.options(num_returns=2).remote(job.item, job.refs[0], job.refs[2])
+        else:
+            scored = actor.evaluate.remote(job.item, job.refs[1])
+        job.stage, job.worker, job.pending = "scoring", worker, scored
+
+    def _settle(self, job: Job) -> None:
+        """Read the small result of a stage; on failure put the item back."""
+        pool = self.samplers if job.stage == "rolling" else self.scorers
+        assert job.worker is not None
+        worker, ref = job.worker, job.pending
+        job.worker = job.pending = None
+        pool.give(worker)
+        try:
+            value = ray.get(ref)
+        except RayError as error:
+            self._failed(job, pool, worker, error)
+            return
+        job.failed_on = None
+        if job.stage == "rolling":
+            job.report = value if job.item.plans else None
+            job.stage = "rolled"
+        else:
+            job.result, job.stage = value, "done"
+
+    def _failed(self, job: Job, pool: Pool, worker: int, error: RayError) -> None:
+        """Count the try; go back to the start of the stage, or of the item where its rollout was lost too."""
+        job.tries += 1
+        self.retries += 1
+        job.failed_on = worker
+        if isinstance(error, RayActorError):
+            pool.down(worker)
+        if job.tries >= self.tries:
+            what = f"item {job.item.index} of step {job.item.step} failed {job.tries} times at a {pool.name}"
+            raise RunFailed(f"{what}; the last time: {_cause(error)}") from error
+        lost_rollout = job.stage == "scoring" and not isinstance(error, RayActorError)
+        job.stage = "queued" if job.stage == "rolling" or lost_rollout else "rolled"
+
+    def _state(self) -> str:
+        counts: dict[str, int] = {}
+        for job in self.jobs:
+            counts[job.stage] = counts.get(job.stage, 0) + 1
+        down = {pool.name: sorted(pool.asked) for pool in (self.samplers, self.scorers) if pool.asked}
+        return f"items {counts}, actors that do not answer {down or 'none'}"
+
+
+def _cause(error: RayError) -> str:
+    """The last line that says something, without Ray's remote traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

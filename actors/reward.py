@@ -1,0 +1,35 @@
+"""A reward process."""
+
+from __future__ import annotations
+
+import os
+
+import ray
+
+from actors.process import limit_threads
+from flowbp_ray.config import RunConfig
+from flowbp_ray.messages import Evaluated, Item, Packed, RolloutReport, Scored
+from flowbp_ray.scoring import Scorer
+
+
+class RewardActor:
+    """Holds the decoder and the rewards; has never seen the transformer."""
+
+    def __init__(self, config: RunConfig, prompts: list[str]) -> None:
+        limit_threads(config.rewards.threads)
+        self.scorer = Scorer(config, prompts)
+
+    def ready(self) -> bool:
+        return True
+
+    def score(self, item: Item, report: RolloutReport, target: Packed) -> tuple[Scored, Packed]:
+        return self.scorer.score(item, report, target)
+
+    def evaluate(self, item: Item, latents: Packed) -> Evaluated:
+        return self.scorer.evaluate(item, latents)
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+RemoteReward = ray.remote(RewardActor)

@@ -1,0 +1,40 @@
+"""A sampler process."""
+
+from __future__ import annotations
+
+import os
+
+import ray
+
+from actors import transport
+from actors.process import limit_threads
+from flowbp_ray.backbones import Embeddings
+from flowbp_ray.config import RunConfig
+from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport, unpack_all
+from flowbp_ray.sampling import Sampler
+
+
+class SamplerActor:
+    """Holds the transformer without optimizer state; results are returned, so they outlive this process."""
+
+    def __init__(self, config: RunConfig, embeddings: dict[str, Packed]) -> None:
+        limit_threads(config.samplers.threads)
+        self.sampler = Sampler(config, Embeddings(unpack_all(embeddings)))
+
+    def ready(self) -> bool:
+        return True
+
+    def rollout(self, item: Item, weights: transport.Published) -> tuple[RolloutReport, Rollout, Packed]:
+        return self.sampler.rollout(item, lambda: transport.load(weights))
+
+    def finish(self, item: Item, weights: transport.Published) -> tuple[bool, Packed]:
+        return True, self.sampler.finish(item, lambda: transport.load(weights))
+
+    def digest(self) -> str:
+        return self.sampler.digest()
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+RemoteSampler = ray.remote(SamplerActor)

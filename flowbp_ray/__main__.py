@@ -1,0 +1,5 @@
+"""python -m flowbp_ray"""
+
+from flowbp_ray.cli import main
+
+main()

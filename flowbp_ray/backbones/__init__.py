@@ -1,0 +1,22 @@
+"""Model families behind one interface; `get` finds one by name."""
+
+from __future__ import annotations
+
+import difflib
+
+from flowbp_ray.backbones.base import Backbone, Conditioning, Embeddings
+from flowbp_ray.backbones.shapes import ShapesBackbone
+
+BACKBONES: dict[str, type[Backbone]] = {"shapes": ShapesBackbone}
+"""A new family is one file and one line here."""
+
+__all__ = ["BACKBONES", "Backbone", "Conditioning", "Embeddings", "get"]
+
+
+def get(name: str, path: str | None = None) -> Backbone:
+    """The backbone called `name`, reading its weights from the diffusers folder `path` (None: the embedded ones)."""
+    if name not in BACKBONES:
+        near = difflib.get_close_matches(name, BACKBONES, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known backbones: {', '.join(sorted(BACKBONES))}"
+        raise ValueError(f"unknown backbone {name!r}; {hint}")
+    return BACKBONES[name](path)

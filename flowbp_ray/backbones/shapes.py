@@ -1,0 +1,79 @@
+"""The embedded family: a five-million-parameter SD3 transformer on 8×8×8 latents (see flowbp_ray/shapes/data)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from flowbp_ray.backbones.base import Backbone, Conditioning
+from flowbp_ray.schedule import static_shift
+
+
+class ShapesBackbone(Backbone):
+    """SD3 classes of diffusers at toy size. `path` may name any diffusers folder of the same layout."""
+
+    name = "shapes"
+
+    def __init__(self, path: str | None = None) -> None:
+        super().__init__(path)
+        from flowbp_ray.shapes import model_dir
+
+        self.folder = Path(path) if path else model_dir()
+        if not (self.folder / "transformer" / "config.json").is_file():
+            raise ValueError(
+                f"no model at {self.folder}: transformer/config.json is missing; "
+                "write backbone.path: a diffusers folder, or leave it out for the embedded model"
+            )
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+        if height != 64 or width != 64:
+            raise ValueError(f"the shapes model draws 64x64 pictures: write height: 64 and width: 64, got {height}x{width}")
+        return (8, 8, 8)
+
+    def sigmas(self, num_steps: int, height: int, width: int) -> Tensor:
+        import json
+
+        scheduler = json.loads((self.folder / "scheduler" / "scheduler_config.json").read_text())
+        return static_shift(num_steps, float(scheduler["shift"])).float()
+
+    def load_transformer(self, dtype: torch.dtype) -> nn.Module:
+        from diffusers import SD3Transformer2DModel
+
+        return SD3Transformer2DModel.from_pretrained(self.folder / "transformer", torch_dtype=dtype).eval()
+
+    def load_encoder(self) -> Callable[[list[str]], Conditioning]:
+        from flowbp_ray.shapes import text
+
+        tokenizer, model = text.load_text(self.folder)
+
+        def encode(prompts: list[str]) -> Conditioning:
+            with torch.no_grad():
+                embeds, pooled = text.encode_prompts(prompts, tokenizer, model)
+            return {"prompt_embeds": embeds.float(), "pooled_prompt_embeds": pooled.float()}
+
+        return encode
+
+    def load_decoder(self) -> Callable[[Tensor], Tensor]:
+        from diffusers import AutoencoderKL
+
+        from flowbp_ray.rewards.objective import unit_images
+
+        vae = AutoencoderKL.from_pretrained(self.folder / "vae", torch_dtype=torch.float32).eval().requires_grad_(False)
+        scale, shift = vae.config.scaling_factor, vae.config.shift_factor
+
+        def decode(latents: Tensor) -> Tensor:
+            return unit_images(vae.decode(latents.float() / scale + shift, return_dict=False)[0])
+
+        return decode
+
+    def predict(self, transformer: nn.Module, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        return transformer(
+            hidden_states=x,
+            timestep=sigma * 1000.0,
+            encoder_hidden_states=conditioning["prompt_embeds"].to(x.dtype),
+            pooled_projections=conditioning["pooled_prompt_embeds"].to(x.dtype),
+            return_dict=False,
+        )[0]

@@ -1,0 +1,124 @@
+"""The door: flowbp-ray train | sample | plan | methods. What a user must change is one or two lines and exit code 2."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from flowbp_ray import loading
+from flowbp_ray.surrogate.methods import METHODS
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+console = Console(highlight=False, soft_wrap=True)
+
+ConfigArgument = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped one (shapes_flowbp_sparse).")]
+OverridesArgument = Annotated[list[str] | None, typer.Argument(help="key=value, dotted: learners.optimizer.lr=2e-5")]
+
+
+@app.command()
+def train(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
+    """Train, with progress, pictures and a table before → after."""
+    from flowbp_ray.driver import train as run_training
+    from flowbp_ray.progress import Progress
+
+    settings = loading.load(config, overrides or [])
+    run, summary = run_training(settings, Progress(settings.steps, console=console))
+    show(run.folder, summary)
+
+
+def show(folder: Path, summary: dict[str, object]) -> None:
+    """The tables of a finished run, and where its pictures are."""
+    from flowbp_ray.report import table
+
+    for guidance in summary.get("guidance", {}):  # type: ignore[attr-defined]
+        console.print(table(summary, guidance))
+    console.print(f"{summary['steps']} steps in {summary['seconds']} s; summary: {folder / 'summary.json'}")
+    for picture in [*sorted((folder / "images").glob("*.png")), folder / "curves.png"]:
+        console.print(f"picture: {picture}")
+
+
+@app.command()
+def sample(
+    run: Annotated[str, typer.Argument(help="The folder of a run.")],
+    prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="A prompt; may be given several times.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the picture goes.")] = Path("sample.png"),
+    step: Annotated[int | None, typer.Option(help="Which checkpoint (default: the newest).")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Default: the run's.")] = None,
+    seed: int = 0,
+) -> None:
+    """Draw prompts with a run's checkpoint, in this process."""
+    from flowbp_ray.local import draw
+    from flowbp_ray.report import grid
+    from flowbp_ray.run import Run
+
+    used, images = draw(Run.open(run), prompt, step, guidance, seed)
+    grid(images, prompt, output, columns=min(6, len(prompt)))
+    console.print(f"step {used}: {output}")
+
+
+@app.command()
+def plan(
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    describe: Annotated[bool, typer.Option("--describe", help="Print the surrogate plan of a step.")] = False,
+    step: Annotated[int, typer.Option(help="Which step.")] = 0,
+) -> None:
+    """Say what a step would do, without starting anything."""
+    from flowbp_ray import backbones
+    from flowbp_ray.rollouts import plans_of_step
+
+    settings = loading.load(config, overrides or [])
+    model, method = settings.backbone, settings.surrogate()
+    sigmas = backbones.get(model.name, model.path).sigmas(model.num_steps, model.height, model.width)
+    plans = plans_of_step(method, sigmas, settings.plan_seed, step, settings.data.shape.batch)
+    budget = method.max_terms(model.num_steps)
+    console.print(
+        f"step {step}: {len(plans)} samples, {len(set(plans))} different plan(s); per sample at most {budget.terms} "
+        f"VJPs{' and the junction' if budget.junction else ''}, {len(plans[0].states)} states travel"
+    )
+    if describe:
+        for different in list(dict.fromkeys(plans))[:3]:
+            console.print(escape(different.describe()))
+
+
+@app.command()
+def methods() -> None:
+    """List the named methods with their arguments."""
+    table = Table(title="named methods")
+    table.add_column("name")
+    table.add_column("arguments and defaults")
+    table.add_column("what it is")
+    for name, factory in METHODS.items():
+        arguments = ", ".join(f"{p.name}={p.default}" for p in inspect.signature(factory).parameters.values())
+        table.add_row(name, arguments, (factory.__doc__ or "").split(": ", 1)[-1])
+    console.print(table)
+    console.print("Any other point of the four axes can be spelled out under `method:`; see docs/adding-a-method.md.")
+
+
+def main() -> None:
+    """Entry point: turns errors of the user into lines and exit code 2, failures of the run into exit code 1."""
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"flowbp-ray: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("flowbp-ray: stopped", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if type(error).__name__ == "RunFailed":
+            print(f"flowbp-ray: {error}", file=sys.stderr)
+            sys.exit(1)
+        if hasattr(error, "format_message"):  # click's own usage errors
+            print(f"flowbp-ray: {error.format_message()}", file=sys.stderr)
+            sys.exit(2)
+        raise

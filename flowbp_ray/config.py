@@ -1,0 +1,255 @@
+"""A run's configuration: pydantic models. `flowbp_ray.loading` reads them from YAML."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator, model_validator
+
+from flowbp_ray.rollouts import BatchShape
+from flowbp_ray.surrogate.methods import METHODS, Method
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Strict(BaseModel):
+    """Unknown keys are refused; values cannot be changed after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BackboneConfig(Strict):
+    """Which model, and how it is sampled. guidance 1 means none; detach_negative: no gradient through v_neg."""
+
+    name: str
+    path: str | None = None
+    height: int = Field(64, gt=0)
+    width: int = Field(64, gt=0)
+    num_steps: int = Field(25, ge=1)
+    guidance: float = Field(1.0, ge=1.0)
+    detach_negative: bool = True
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return DTYPES[self.dtype]
+
+
+class DataConfig(Strict):
+    """prompts: a .txt, .jsonl or .parquet file, or shapes:<split>."""
+
+    prompts: str
+    prompts_per_step: int = Field(ge=1)
+    images_per_prompt: int = Field(1, ge=1)
+    rollout_batch: int = Field(ge=1)
+
+    @property
+    def shape(self) -> BatchShape:
+        return BatchShape(self.prompts_per_step, self.images_per_prompt, self.rollout_batch)
+
+
+class PoolConfig(Strict):
+    """A pool of identical actors. cpus and gpus are Ray's logical resources per actor; threads are torch's."""
+
+    count: int = Field(1, ge=1)
+    threads: int = Field(1, ge=1)
+    cpus: float = Field(0.1, ge=0)
+    gpus: float = Field(0.0, ge=0)
+
+
+class TermConfig(Strict):
+    """One summand of the loss: weight · scale · relu(clip − r)."""
+
+    name: str
+    weight: float = 1.0
+    clip: float = 1.0
+    scale: float = 1.0
+
+
+class JitterConfig(Strict):
+    """Noise (standard deviation up to this) and shifts (pixels, up to this) on what a reward sees in training."""
+
+    noise: float = Field(0.0, ge=0)
+    shift: int = Field(0, ge=0)
+
+
+class RewardsConfig(PoolConfig):
+    """terms are trained on; monitors are only measured, in evaluations."""
+
+    terms: list[TermConfig] = Field(min_length=1)
+    monitors: list[str] = []
+    jitter: JitterConfig = JitterConfig()
+    micro_batch: int | None = Field(None, ge=1)
+
+
+class LoraConfig(Strict):
+    """Train low-rank adapters instead of all weights (peft)."""
+
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(16.0, gt=0)
+    targets: list[str] = ["to_q", "to_k", "to_v", "to_out.0"]
+
+
+class OptimizerConfig(Strict):
+    """AdamW, clipping by the global gradient norm."""
+
+    lr: float = Field(1e-5, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(1e-4, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+
+
+class LearnersConfig(PoolConfig):
+    """engine `torch` is plain AdamW on one rank; `deepspeed` shards over `count` ranks at ZeRO stage `zero`."""
+
+    engine: Literal["torch", "deepspeed"] = "deepspeed"
+    zero: Literal[0, 1, 2, 3] = 2
+    micro_batch: int = Field(ge=1)
+    fuse: int = Field(1, ge=1)
+    gradient_checkpointing: bool = False
+    lora: LoraConfig | None = None
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+
+class EvaluationConfig(Strict):
+    """Every `every` steps (0: only before and after), the same noise and prompts each time, once per guidance."""
+
+    prompts: str | None = None
+    every: int = Field(0, ge=0)
+    limit: int | None = Field(None, ge=1)
+    batch: int = Field(30, ge=1)
+    guidance: list[float] = [1.0]
+    pictures: int = Field(36, ge=1)
+    seed: int = 7
+
+
+class CheckpointConfig(Strict):
+    """Every `every` steps (0: only at the end); the newest `keep` stay."""
+
+    every: int = Field(0, ge=0)
+    keep: int = Field(2, ge=1)
+
+
+class TrackingConfig(Strict):
+    """wandb: log there too; offline unless an API key is set."""
+
+    wandb: bool = False
+    project: str = "flowbp_ray"
+
+
+class ClusterConfig(Strict):
+    """address: local starts a private Ray; auto joins a running one (what a submitted job does by itself)."""
+
+    address: str = "local"
+    tries: int = Field(3, ge=1)
+    stall_timeout: float = Field(600.0, gt=0)
+
+
+class RunConfig(Strict):
+    """Everything a run is. `flowbp-ray train` takes one of these as YAML."""
+
+    name: str
+    seed: int = 42
+    plan_seed: int = 114
+    steps: int = Field(ge=1)
+    staleness: int = Field(0, ge=0)
+    output: str = "runs"
+    backbone: BackboneConfig
+    method: dict[str, Any]
+    data: DataConfig
+    samplers: PoolConfig = PoolConfig()
+    rewards: RewardsConfig
+    learners: LearnersConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    @field_validator("method")
+    @classmethod
+    def _method(cls, value: dict[str, Any]) -> dict[str, Any]:
+        build_method(value)
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunConfig:
+        build_method(self.method).check(self.backbone.num_steps)
+        check_batch(self)
+        return self
+
+    def surrogate(self) -> Method:
+        """The method as a value."""
+        return build_method(self.method)
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.output) / self.name
+
+
+def nearest(word: str, known: list[str], what: str) -> str:
+    """ "unknown <what> 'x'; did you mean 'y'?" or the list of what is known."""
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
+    return f"unknown {what} {word!r}; {hint}"
+
+
+def build_method(spec: dict[str, Any]) -> Method:
+    """A named method with its arguments, any axis of it replaced, or a point of the design space spelled out.
+
+    {name: flowbp_sparse, k: 3, draws: per_sample}   or   {target: {kind: early_stop}, active: {kind: strided, k: 3}}
+    """
+    fields = {f.name for f in dataclasses.fields(Method)}
+    spec = dict(spec)
+    name = spec.pop("name", None)
+    if name is None:
+        for key in spec:
+            if key not in fields:
+                raise ValueError(nearest(key, [*fields, "name"], "key in method"))
+        return TypeAdapter(Method).validate_python(spec)
+    if name not in METHODS:
+        raise ValueError(nearest(str(name), list(METHODS), "method"))
+    arguments = set(inspect.signature(METHODS[name]).parameters)
+    for key in spec:
+        if key not in arguments | fields:
+            raise ValueError(nearest(key, [*arguments, *fields], f"key in method {name}"))
+    method = METHODS[name](**{k: v for k, v in spec.items() if k in arguments})
+    axes = {k: v for k, v in spec.items() if k in fields and k not in arguments}
+    if not axes:
+        return method
+    return TypeAdapter(Method).validate_python(TypeAdapter(Method).dump_python(method) | axes)
+
+
+def check_batch(config: RunConfig) -> None:
+    """What must divide what; the message says which number to write."""
+    data, learners = config.data, config.learners
+    batch, ranks, size = data.shape.batch, learners.count, data.rollout_batch
+    if batch % size:
+        raise ValueError(
+            f"the batch of {batch} rows (prompts_per_step x images_per_prompt) is not divisible by "
+            f"data.rollout_batch={size}; write data.rollout_batch={_divisor(batch, size)}"
+        )
+    if learners.engine == "torch" and ranks != 1:
+        raise ValueError(f"learners.engine=torch runs on one rank, got learners.count={ranks}; write learners.count=1")
+    if batch // size % ranks:
+        items = -(-(batch // size) // ranks) * ranks
+        raise ValueError(
+            f"{batch // size} items of {size} rows cannot be shared by learners.count={ranks}; write "
+            f"learners.count={_divisor(batch // size, ranks)}, or a batch of {items * size} rows"
+        )
+    rows = batch // ranks
+    if rows % learners.micro_batch:
+        raise ValueError(
+            f"a learner's {rows} rows are not divisible by learners.micro_batch={learners.micro_batch}; "
+            f"write learners.micro_batch={_divisor(rows, learners.micro_batch)}"
+        )
+
+
+def _divisor(number: int, near: int) -> int:
+    """The largest divisor of `number` that is at most `near`."""
+    return max(d for d in range(1, min(number, near) + 1) if number % d == 0)

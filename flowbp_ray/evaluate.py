@@ -1,0 +1,80 @@
+"""What a set of pictures is worth: rewards, monitors, and the truth where the prompts state it. With 95 % intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from flowbp_ray.prompts import PromptRecord
+
+Z = 1.959963984540054  # two-sided 95 %
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over `count` pictures with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """values: per-picture numbers by metric, in the order of the prompts; scalars: numbers of the whole set."""
+
+    values: Mapping[str, np.ndarray]
+    scalars: Mapping[str, float]
+    skills: tuple[str, ...]
+
+    def estimates(self) -> dict[str, Estimate]:
+        """Every metric over all pictures, and the verifier per skill as `verifier/<skill>`."""
+        result = {name: estimate(v) for name, v in self.values.items()}
+        if "verifier" in self.values:
+            for skill in dict.fromkeys(self.skills):
+                mask = np.array([s == skill for s in self.skills])
+                result[f"verifier/{skill}"] = estimate(self.values["verifier"][mask])
+        return result
+
+    def as_dict(self) -> dict[str, Any]:
+        return {name: asdict(e) for name, e in self.estimates().items()} | dict(self.scalars)
+
+
+def estimate(values: np.ndarray) -> Estimate:
+    """Mean and 95 % interval: Wilson's for zeros and ones (1927), the normal one otherwise."""
+    n, mean = len(values), float(np.mean(values))
+    if set(np.unique(values)) <= {0.0, 1.0}:
+        centre = (mean + Z * Z / (2 * n)) / (1 + Z * Z / n)
+        half = Z / (1 + Z * Z / n) * float(np.sqrt(mean * (1 - mean) / n + Z * Z / (4 * n * n)))
+        return Estimate(mean, centre - half, centre + half, n)
+    half = Z * float(np.std(values, ddof=1)) / float(np.sqrt(n)) if n > 1 else float("nan")
+    return Estimate(mean, mean - half, mean + half, n)
+
+
+def paired(before: np.ndarray, after: np.ndarray) -> Estimate:
+    """The mean difference of the same prompts with the same noise, with its 95 % interval (paired, normal)."""
+    delta = np.asarray(after, float) - np.asarray(before, float)
+    half = Z * float(np.std(delta, ddof=1)) / float(np.sqrt(len(delta)))
+    return Estimate(float(delta.mean()), float(delta.mean()) - half, float(delta.mean()) + half, len(delta))
+
+
+def measure(
+    images: np.ndarray,  # [n, H, W, 3] uint8
+    records: Sequence[PromptRecord],
+    scores: Mapping[str, Sequence[float]],
+) -> Evaluation:
+    """Collect the scores, and ask the exact verifier where the prompts carry claims (the shapes domain)."""
+    values = {name: np.asarray(v, float) for name, v in scores.items()}
+    scalars: dict[str, float] = {}
+    if all("claim" in r.extra for r in records):
+        from flowbp_ray.shapes import Prompt, colour_entropy, verify
+
+        prompts = [Prompt.from_json({"prompt": r.text, **r.extra}) for r in records]
+        values["verifier"] = np.array([verify(i, p) for i, p in zip(images, prompts, strict=True)], float)
+        scalars["colour_entropy_bits"] = float(colour_entropy(images, prompts))
+    skills = tuple(str(r.extra.get("skill", "")) for r in records)
+    return Evaluation(values, scalars, skills)

@@ -1,0 +1,125 @@
+"""YAML to `RunConfig`: `extends`, dotted overrides, and messages that name the key and what to write instead."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ValidationError
+
+from flowbp_ray.config import RunConfig, nearest
+
+
+class ConfigError(ValueError):
+    """Something a user wrote cannot be used; the message says what to write instead."""
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read the YAML at `path` (or the shipped one of that name), apply `key=value` overrides, and validate."""
+    tree = _read(_find(Path(path)), ())
+    for override in overrides:
+        if "=" not in override:
+            raise ConfigError(f"override {override!r} is not key=value; write for example learners.optimizer.lr=1e-4")
+        try:
+            tree = OmegaConf.merge(tree, OmegaConf.from_dotlist([_null(override)]))
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"override {override!r} cannot be applied: {str(error).splitlines()[0]}") from error
+    plain = OmegaConf.to_container(tree, resolve=True)
+    assert isinstance(plain, dict)
+    return validate({str(k): v for k, v in plain.items()})
+
+
+def validate(plain: dict[str, Any]) -> RunConfig:
+    """Validate a plain tree; every problem becomes one line of a `ConfigError`."""
+    try:
+        return RunConfig.model_validate(plain)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_line(e) for e in error.errors(include_url=False)[:4])) from error
+
+
+def dump(config: RunConfig) -> str:
+    """The resolved configuration as YAML, which `load` reads back to the same value."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def shipped() -> Path:
+    """The folder of the configurations that come with the package."""
+    import configs
+
+    return Path(next(iter(configs.__path__)))
+
+
+def _find(path: Path) -> Path:
+    for candidate in (path, shipped() / path, shipped() / "runs" / path.with_suffix(".yaml").name):
+        if candidate.is_file():
+            return candidate
+    known = [p.stem for p in (shipped() / "runs").glob("*.yaml")]
+    raise ConfigError(f"{nearest(path.stem, known, 'config')} (no file {path})")
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> Any:
+    path = path.resolve()
+    if path in seen:
+        raise ConfigError(f"{path.name} extends itself through {' -> '.join(p.name for p in seen)}; remove one")
+    try:
+        tree = OmegaConf.create(yaml.safe_load(path.read_text()) or {})
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    parents = tree.pop("extends", None) or []
+    result: Any = OmegaConf.create({})
+    for parent in [parents] if isinstance(parents, str) else parents:
+        other = path.parent / parent
+        if not other.is_file():
+            raise ConfigError(f"{path.name} extends {parent}, but there is no file {other}")
+        result = OmegaConf.merge(result, _read(other, (*seen, path)))
+    return _override_method(OmegaConf.merge(result, tree), tree)
+
+
+def _override_method(merged: Any, tree: Any) -> Any:
+    """A file that names another method replaces the inherited one: the arguments of two methods do not mix."""
+    if "method" in tree and "name" in tree.method:
+        merged.method = tree.method
+    return merged
+
+
+def _null(override: str) -> str:
+    key, value = override.split("=", 1)
+    return f"{key}=null" if value.lower() == "none" else f"{key}={value}"
+
+
+def _line(error: Any) -> str:
+    """One problem as one line, with the dotted key and, for an unknown key, the nearest known one."""
+    where = [str(part) for part in error["loc"]]
+    if error["type"] == "extra_forbidden":
+        owner = _model_at(RunConfig, where[:-1])
+        known = list(owner.model_fields) if owner else []
+        return nearest(where[-1], known, f"key {'.'.join(where)!r}: there is no") if known else f"unknown key {'.'.join(where)}"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "missing":
+        return f"{'.'.join(where)} is missing; write a value for it"
+    given = "" if error["type"] == "value_error" else f", got {error['input']!r}"
+    return f"{'.'.join(where)}: {message}{given}" if where else message
+
+
+def _model_at(model: type[BaseModel], where: Sequence[str]) -> type[BaseModel] | None:
+    """The pydantic model that holds the keys below the path `where`."""
+    current: Any = model
+    for part in where:
+        if isinstance(current, type) and issubclass(current, BaseModel) and part in current.model_fields:
+            current = _inner(current.model_fields[part].annotation)
+        elif not part.isdigit():
+            return None
+    return current if isinstance(current, type) and issubclass(current, BaseModel) else None
+
+
+def _inner(annotation: Any) -> Any:
+    """The model inside list[Model] or Model | None."""
+    if typing.get_origin(annotation) in (list, typing.Union, types.UnionType):
+        return next((_inner(a) for a in typing.get_args(annotation) if a is not type(None)), None)
+    return annotation

@@ -1,0 +1,90 @@
+"""Without Ray: the same step in one process, for tests and for pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from flowbp_ray import backbones, prompts, weights
+from flowbp_ray.backbones import Embeddings
+from flowbp_ray.config import RunConfig
+from flowbp_ray.learner import Learner
+from flowbp_ray.messages import Item, StepReport, Version, pack_all, unpack
+from flowbp_ray.rollouts import items_of_step
+from flowbp_ray.run import Run
+from flowbp_ray.sampling import Sampler
+from flowbp_ray.scoring import Scorer
+
+
+def encode(config: RunConfig, texts: Sequence[str]) -> Embeddings:
+    """Embeddings of the empty prompt and `texts`, in this process."""
+    return Embeddings(backbones.get(config.backbone.name, config.backbone.path).load_encoder()(["", *texts]))
+
+
+class LocalLoop:
+    """sampler, scorer and learner of a config (staleness 0, one rank, plain torch) in one process."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.texts = [r.text for r in prompts.load(config.data.prompts)]
+        embeddings = encode(config, self.texts)
+        self.sampler = Sampler(config, embeddings)
+        self.scorer = Scorer(config, self.texts)
+        self.learner = Learner(config, embeddings)
+        self.method = config.surrogate()
+
+    def step(self, step: int) -> StepReport:
+        """One optimizer step of the same maths as the loop on Ray."""
+        config = self.config
+        published = pack_all(self.learner.engine.weights())
+        rollouts, cotangents = [], []
+        for item in items_of_step(
+            self.method,
+            self.learner.sigmas,
+            config.data.shape,
+            len(self.texts),
+            config.seed,
+            step,
+            config.backbone.guidance,
+            Version(0, step),
+            config.plan_seed,
+        ):
+            report, rollout, target = self.sampler.rollout(item, lambda: published)
+            _, cotangent = self.scorer.score(item, report, target)
+            rollouts.append(rollout)
+            cotangents.append(cotangent)
+        return self.learner.step(step, rollouts, cotangents)
+
+
+def draw(
+    run: Run, texts: Sequence[str], step: int | None, guidance: float | None, seed: int
+) -> tuple[int, list[np.ndarray]]:
+    """Pictures [H, W, 3] uint8 of prompts with a run's checkpoint; also says which step's."""
+    config = run.config()
+    used, tensors = run.load_weights(step)
+    sampler = Sampler(config, encode(config, texts))
+    weights.install(sampler.transformer, tensors)
+    sampler.version = Version(0, used)
+    item = Item(
+        purpose="sample",
+        step=0,
+        index=0,
+        prompt_ids=tuple(range(len(texts))),
+        samples=tuple(range(len(texts))),
+        plans=(),
+        seed=seed,
+        num_steps=config.backbone.num_steps,
+        guidance=config.backbone.guidance if guidance is None else guidance,
+        version=Version(0, used),
+    )
+    latents = sampler.finish(item, _no_fetch)
+    with torch.no_grad():
+        images = sampler.backbone.load_decoder()(unpack(latents))
+    return used, list((images.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy())
+
+
+def _no_fetch() -> dict[str, Any]:
+    raise RuntimeError("the sampler already holds the checkpoint's weights")

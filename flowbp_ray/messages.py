@@ -1,0 +1,150 @@
+"""What travels between the processes: frozen dataclasses, and tensors as numpy arrays.
+
+Ray moves numpy arrays without a copy. bf16 has no numpy dtype, so it travels as a uint16 view of the same bytes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowbp_ray.surrogate.plan import Plan
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A tensor on its way: `array` holds the bytes, `dtype` the torch dtype's name ("bfloat16" travels as uint16)."""
+
+    array: np.ndarray
+    dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.array.nbytes)
+
+
+def pack(tensor: Tensor) -> Packed:
+    """Turn a tensor of any device and dtype into a `Packed` one (contiguous, on the host)."""
+    host = tensor.detach().to("cpu").contiguous()
+    name = str(host.dtype).removeprefix("torch.")
+    return Packed((host.view(torch.uint16) if host.dtype == torch.bfloat16 else host).numpy(), name)
+
+
+def unpack(packed: Packed) -> Tensor:
+    """Give back the tensor. What was read from the object store is read-only: copy before writing into it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        tensor = torch.from_numpy(packed.array)
+    return tensor.view(torch.bfloat16) if packed.dtype == "bfloat16" else tensor
+
+
+def pack_all(tensors: Mapping[str, Tensor]) -> dict[str, Packed]:
+    return {name: pack(tensor) for name, tensor in tensors.items()}
+
+
+def unpack_all(tensors: Mapping[str, Packed]) -> dict[str, Tensor]:
+    return {name: unpack(packed) for name, packed in tensors.items()}
+
+
+@dataclass(frozen=True, order=True)
+class Version:
+    """Which weights: `step` optimizer steps of learner incarnation `incarnation`."""
+
+    incarnation: int
+    step: int
+
+
+@dataclass(frozen=True)
+class Item:
+    """One micro-batch of fixed composition. It determines its `Rollout` completely: done twice, anywhere, same bits.
+
+    prompt_ids and samples have one entry per row; `samples` are global sample indices within the step and key the
+    noise. `plans` holds one plan per row, and is empty for an evaluation, where only the finished latent is wanted.
+    """
+
+    purpose: str  # "train" or the name of an evaluation: keys nothing but the log
+    step: int
+    index: int
+    prompt_ids: tuple[int, ...]
+    samples: tuple[int, ...]
+    plans: tuple[Plan, ...]
+    seed: int
+    num_steps: int
+    guidance: float
+    version: Version
+
+    @property
+    def rows(self) -> int:
+        return len(self.prompt_ids)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What a learner needs of an item: states [R, ...] sample-major, as `gather_states` lays them out."""
+
+    item: Item
+    states: Packed
+
+
+@dataclass(frozen=True)
+class RolloutReport:
+    """The small part of a rollout, read by the driver. omega, residuals and kept have one entry per row."""
+
+    step: int
+    index: int
+    version: Version
+    omega: tuple[float, ...]
+    residuals: tuple[tuple[float, float], ...]
+    kept: tuple[bool, ...]
+    state_bytes: int
+    target_bytes: int
+    seconds: float
+    load_seconds: float
+    host: str = ""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores of one item. scores[name] is [rows][branches]; clipped[name] the share of rows without gradient."""
+
+    step: int
+    index: int
+    scores: Mapping[str, tuple[tuple[float, ...], ...]]
+    losses: tuple[float, ...]
+    clipped: Mapping[str, float]
+    cotangent_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Held-out scores (name -> one float per row) and pictures [rows, H, W, 3] uint8 of an evaluation item."""
+
+    index: int
+    scores: Mapping[str, tuple[float, ...]]
+    images: np.ndarray
+    seconds: float
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """Numbers of one optimizer step on one rank."""
+
+    step: int
+    rank: int
+    grad_norm: float
+    learning_rate: float
+    forwards: int
+    rows: int
+    padding: int
+    seconds: float
+    timings: Mapping[str, float] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "timings"} | dict(self.timings)

@@ -1,0 +1,75 @@
+"""Numbers of a step, computed once from what the processes reported; written to metrics.jsonl and, if asked, wandb."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowbp_ray.config import RunConfig
+from flowbp_ray.messages import RolloutReport, Scored, StepReport
+
+
+def step_metrics(
+    reports: Sequence[RolloutReport], scored: Sequence[Scored], learners: Sequence[StepReport]
+) -> dict[str, float]:
+    """Means over the batch, sums over the pools. Bytes are per image; seconds are per step."""
+    rows = sum(len(r.omega) for r in reports)
+    flat: dict[str, float] = {"loss": float(np.mean([loss for s in scored for loss in s.losses]))}
+    for name in scored[0].scores:
+        flat[f"reward/{name}"] = float(np.mean([v for s in scored for row in s.scores[name] for v in row]))
+        flat[f"clipped/{name}"] = float(np.mean([s.clipped[name] for s in scored]))
+    flat |= {
+        "kept": sum(sum(r.kept) for r in reports) / rows,
+        "omega": float(np.mean([w for r in reports for w in r.omega])),
+        "d_j": float(np.mean([d for r in reports for d, _ in r.residuals])),
+        "d_0": float(np.mean([d for r in reports for _, d in r.residuals])),
+        "grad_norm": learners[0].grad_norm,
+        "learning_rate": learners[0].learning_rate,
+        "forwards": sum(r.forwards for r in learners),
+        "padding_rows": sum(r.padding for r in learners),
+        "state_bytes_per_image": sum(r.state_bytes for r in reports) / rows,
+        "target_bytes_per_image": sum(r.target_bytes for r in reports) / rows,
+        "cotangent_bytes_per_image": sum(s.cotangent_bytes for s in scored) / rows,
+        "sampler_s": sum(r.seconds for r in reports),
+        "load_s": sum(r.load_seconds for r in reports),
+        "reward_s": sum(s.seconds for s in scored),
+        "learner_s": max(r.seconds for r in learners),
+    }
+    return flat
+
+
+class Tracker:
+    """One line per step in metrics.jsonl; the same numbers to wandb where `tracking.wandb` is on."""
+
+    def __init__(self, folder: Path, config: RunConfig) -> None:
+        self.file = (folder / "metrics.jsonl").open("a", buffering=1)
+        self.wandb: Any = None
+        if config.tracking.wandb:
+            import wandb
+
+            mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"
+            self.wandb = wandb.init(
+                project=config.tracking.project,
+                name=folder.name,
+                dir=str(folder),
+                config=config.model_dump(mode="json"),
+                mode=mode,
+                settings=wandb.Settings(silent=True, console="off"),
+            )
+
+    def log(self, step: int, kind: str, values: dict[str, Any]) -> None:
+        """kind: train, or evaluation. Non-finite numbers are written as null: JSON has no NaN."""
+        clean = {k: (None if isinstance(v, float) and not np.isfinite(v) else v) for k, v in values.items()}
+        self.file.write(json.dumps({"step": step, "kind": kind, **clean}) + "\n")
+        if self.wandb is not None:
+            self.wandb.log({f"{kind}/{k}": v for k, v in clean.items() if isinstance(v, int | float)}, step=step)
+
+    def close(self) -> None:
+        self.file.close()
+        if self.wandb is not None:
+            self.wandb.finish(quiet=True)

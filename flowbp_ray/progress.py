@@ -1,0 +1,74 @@
+"""What a person sees while a run goes on: a live line on a terminal, plain lines elsewhere (job logs)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from flowbp_ray.config import RunConfig
+from flowbp_ray.evaluate import Evaluation
+
+EVERY = 10  # steps between plain lines
+
+
+class Progress:
+    """Phases, ETA, images/s and the reward. `quiet` prints nothing (tests, the library)."""
+
+    def __init__(self, steps: int, quiet: bool = False, console: Console | None = None) -> None:
+        self.steps, self.quiet = steps, quiet
+        self.console = console or Console(quiet=quiet, highlight=False, soft_wrap=True)
+        self.began = time.perf_counter()
+        self.live: Live | None = None
+        self.bar = Bar(
+            TextColumn("{task.description:<10}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+        self.task = self.bar.add_task("starting", total=steps, numbers="")
+
+    def begin(self, folder: Path, config: RunConfig) -> None:
+        data, learners = config.data.shape, config.learners
+        engine = "plain torch" if learners.engine == "torch" else f"DeepSpeed ZeRO-{learners.zero}"
+        self.console.print(
+            f"run {folder}: method {config.method.get('name', 'spelled out')}, {config.steps} steps of {data.batch} images; "
+            f"{config.samplers.count} samplers, {config.rewards.count} reward servers, "
+            f"{learners.count} learners ({engine}), staleness {config.staleness}"
+        )
+        if self.console.is_terminal and not self.quiet:
+            self.live = Live(self.bar, console=self.console, refresh_per_second=4)
+            self.live.start()
+        else:
+            self.console.print("starting Ray and the actors ...")
+
+    def phase(self, name: str) -> None:
+        self.bar.update(self.task, description=name)
+
+    def step(self, done: int, metrics: Mapping[str, float]) -> None:
+        rewards = ", ".join(f"{k.removeprefix('reward/')} {v:.4f}" for k, v in metrics.items() if k.startswith("reward/"))
+        numbers = f"{metrics['images_per_s']:.1f} images/s, {rewards}"
+        self.bar.update(self.task, completed=done, numbers=numbers)
+        if self.live is None and (done % EVERY == 0 or done in (1, self.steps)):
+            elapsed = time.perf_counter() - self.began
+            left = elapsed / done * (self.steps - done)
+            self.console.print(f"step {done}/{self.steps}  {numbers}, {elapsed:.0f} s gone, about {left:.0f} s left")
+
+    def evaluation(self, step: int, results: Mapping[float, Evaluation]) -> None:
+        for guidance, evaluation in results.items():
+            parts = [f"{name} {e.mean:.3f}" for name, e in evaluation.estimates().items() if "/" not in name]
+            self.console.print(f"after step {step}, guidance {guidance:g}: {', '.join(parts)}")
+
+    def end(self) -> None:
+        if self.live is not None:
+            self.live.stop()
+            self.live = None

@@ -1,0 +1,65 @@
+"""Prompts from a file, shuffled per epoch by the seed: position = step, so there is no state to save."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flowbp_ray.streams import stream
+
+
+@dataclass(frozen=True)
+class PromptRecord:
+    """One prompt; `extra` keeps whatever else its line holds (a skill, a claim that a verifier reads)."""
+
+    text: str
+    extra: dict[str, Any] = field(default_factory=dict, hash=False, compare=False)
+
+
+def load(source: str) -> list[PromptRecord]:
+    """Read prompts from a .txt (one a line), .jsonl or .parquet file (column `prompt`), or "shapes:<split>".
+
+    Raises ValueError that names the file, where it is missing, empty, or has no prompt column.
+    """
+    path = _resolve(source)
+    if not path.is_file():
+        raise ValueError(f"prompts file {source} does not exist; write the path of a .txt, .jsonl or .parquet file")
+    if path.suffix == ".txt":
+        rows: list[dict[str, Any]] = [{"prompt": line.strip()} for line in path.read_text().splitlines() if line.strip()]
+    elif path.suffix == ".jsonl":
+        rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    elif path.suffix == ".parquet":
+        import pyarrow.parquet as parquet
+
+        rows = parquet.read_table(path).to_pylist()
+    else:
+        raise ValueError(f"prompts file {source} ends in {path.suffix!r}; write a .txt, .jsonl or .parquet file")
+    if not rows:
+        raise ValueError(f"prompts file {source} holds no prompt")
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row.get("prompt"), str):
+            raise ValueError(f"prompts file {source}, entry {number}: no text under the key 'prompt', got {sorted(row)}")
+    return [PromptRecord(row["prompt"], {k: v for k, v in row.items() if k != "prompt"}) for row in rows]
+
+
+def _resolve(source: str) -> Path:
+    if source.startswith("shapes:"):
+        from flowbp_ray.shapes import prompt_file
+
+        return Path(prompt_file(source.removeprefix("shapes:")))
+    return Path(source)
+
+
+def ids_of_step(count: int, per_step: int, step: int, seed: int) -> list[int]:
+    """The prompt ids of a step: a new permutation of 0…count−1 per epoch, read on across its end."""
+    ids: list[int] = []
+    position = step * per_step
+    while len(ids) < per_step:
+        epoch, offset = divmod(position, count)
+        order = stream(seed, "prompt", epoch).permutation(count)
+        taken = order[offset : offset + per_step - len(ids)]
+        ids += [int(i) for i in taken]
+        position += len(taken)
+    return ids

@@ -1,0 +1,132 @@
+"""What a run leaves for a person: picture grids, curves, and the table before → after."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from rich.table import Table
+
+from flowbp_ray.config import RunConfig
+from flowbp_ray.evaluate import Evaluation, paired
+from flowbp_ray.run import Run
+
+Evaluations = Mapping[int, Mapping[float, Evaluation]]
+
+
+def grid(images: Sequence[np.ndarray], captions: Sequence[str], path: Path, columns: int = 6) -> None:
+    """Save pictures [H, W, 3] uint8 with their captions below, `columns` in a row; small ones are enlarged."""
+    height, width = images[0].shape[:2]
+    scale = max(1, round(128 / width))
+    cell_w, cell_h, text_h = width * scale, height * scale, 36
+    rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (columns * (cell_w + 8) + 8, rows * (cell_h + text_h + 8) + 8), "white")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(size=11)
+    for i, (pixels, caption) in enumerate(zip(images, captions, strict=True)):
+        x, y = 8 + i % columns * (cell_w + 8), 8 + i // columns * (cell_h + text_h + 8)
+        sheet.paste(Image.fromarray(pixels).resize((cell_w, cell_h), Image.Resampling.NEAREST), (x, y))
+        text = "\n".join(textwrap.wrap(caption, max(10, cell_w // 6))[:3])
+        draw.multiline_text((x, y + cell_h + 1), text, fill="black", font=font, spacing=1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)
+
+
+def curves(run: Run) -> Path | None:
+    """curves.png: the training reward per step, and what evaluations measured."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    lines = run.metrics()
+    train = [line for line in lines if line["kind"] == "train"]
+    held_out = [line for line in lines if line["kind"] == "evaluation"]
+    if not train:
+        return None
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
+    for key in (k for k in train[0] if k.startswith("reward/")):
+        left.plot([t["step"] + 1 for t in train], [t[key] for t in train], lw=1, label=key.removeprefix("reward/"))
+    left.set(title="reward of the training batches", xlabel="step")
+    left.legend()
+    rewards = [t["name"] for t in run.config().model_dump()["rewards"]["terms"]] + run.config().rewards.monitors
+    for guidance in sorted({line["guidance"] for line in held_out}):
+        mine = [line for line in held_out if line["guidance"] == guidance]
+        steps = [line["step"] for line in mine]
+        for axis, names in ((middle, rewards), (right, ["verifier"])):
+            for name in names:
+                if name in mine[0]:
+                    axis.plot(steps, [m[name] for m in mine], marker="o", label=f"{name}, guidance {guidance:g}")
+    middle.set(title="rewards on held-out prompts", xlabel="step")
+    right.set(title="share that the exact verifier accepts", xlabel="step")
+    for axis in (middle, right):
+        if axis.lines:
+            axis.legend(fontsize=8)
+    path = run.folder / "curves.png"
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path
+
+
+def summarise(
+    config: RunConfig, run: Run, evaluations: Evaluations, seconds: float, digest: str
+) -> dict[str, Any]:
+    """summary.json: before, after and the paired change per guidance; throughput; bytes; the digest of the weights."""
+    train = [line for line in run.metrics() if line["kind"] == "train"]
+    summary: dict[str, Any] = {
+        "run": str(run.folder),
+        "method": config.method,
+        "steps": config.steps,
+        "seconds": round(seconds, 1),
+        "weights_sha256": digest,
+    }
+    if train:
+        for key in ("images_per_s", "step_s", "state_bytes_per_image", "target_bytes_per_image", "cotangent_bytes_per_image"):
+            summary[f"median_{key}"] = float(np.median([t[key] for t in train]))
+        summary["retries"] = train[-1]["retries"]
+    if evaluations:
+        first, last = min(evaluations), max(evaluations)
+        summary["guidance"] = {
+            f"{g:g}": {
+                "before": evaluations[first][g].as_dict(),
+                "after": evaluations[last][g].as_dict(),
+                "change": {
+                    name: asdict(paired(v, evaluations[last][g].values[name]))
+                    for name, v in evaluations[first][g].values.items()
+                },
+            }
+            for g in evaluations[first]
+        }
+    return summary
+
+
+def table(summary: Mapping[str, Any], guidance: str) -> Table:
+    """before → after with 95 % intervals, one row per metric."""
+    part = summary["guidance"][guidance]
+    result = Table(title=f"held-out prompts, guidance {guidance} (95 % intervals)")
+    for column in ("metric", "before", "after", "change"):
+        result.add_column(column, justify="left" if column == "metric" else "right")
+    for name, before in part["before"].items():
+        after, change = part["after"][name], part["change"].get(name)
+        if not isinstance(before, Mapping):
+            result.add_row(name.replace("_", " "), f"{before:.2f}", f"{after:.2f}", f"{after - before:+.2f}")
+            continue
+        form = _percent if name.startswith("verifier") else _plain
+        delta = form(change, sign=True) if change else form({"mean": after["mean"] - before["mean"]}, sign=True)
+        result.add_row(name, form(before), form(after), delta)
+    return result
+
+
+def _percent(e: Mapping[str, float], sign: bool = False) -> str:
+    mean = f"{100 * e['mean']:+.1f}" if sign else f"{100 * e['mean']:.1f} %"
+    return mean + (f" [{100 * e['low']:.1f}, {100 * e['high']:.1f}]" if "low" in e else "")
+
+
+def _plain(e: Mapping[str, float], sign: bool = False) -> str:
+    mean = f"{e['mean']:+.4f}" if sign else f"{e['mean']:.4f}"
+    return mean + (f" [{e['low']:.4f}, {e['high']:.4f}]" if "low" in e else "")

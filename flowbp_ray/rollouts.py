@@ -1,0 +1,132 @@
+"""What a sampler does with an `Item`, and how the items of a step are made. Pure functions of their arguments."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from flowbp_ray import prompts, streams
+from flowbp_ray.backbones.guidance import VelocityFn
+from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport, Version, pack
+from flowbp_ray.surrogate import Cache, Method, Plan, gather_states, keep, omega, renoise, residuals, targets
+from flowbp_ray.trajectory import rollout
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """The batch words: batch = prompts_per_step × images_per_prompt, cut into items of rollout_batch rows."""
+
+    prompts_per_step: int
+    images_per_prompt: int
+    rollout_batch: int
+
+    @property
+    def batch(self) -> int:
+        return self.prompts_per_step * self.images_per_prompt
+
+    @property
+    def items(self) -> int:
+        return self.batch // self.rollout_batch
+
+
+def plans_of_step(method: Method, sigmas: Tensor, seed: int, step: int, rows: int) -> tuple[Plan, ...]:
+    """One plan per row of the batch: the same one drawn per step, or its own per sample. Keyed by (seed, step, row)."""
+    if method.draws == "per_batch":
+        return (method.plan(sigmas, streams.stream(seed, "plan", step)),) * rows
+    return tuple(method.plan(sigmas, streams.stream(seed, "plan", step, row)) for row in range(rows))
+
+
+def items_of_step(
+    method: Method,
+    sigmas: Tensor,
+    shape: BatchShape,
+    prompt_count: int,
+    seed: int,
+    step: int,
+    guidance: float,
+    version: Version,
+    plan_seed: int,
+) -> list[Item]:
+    """The items of a step, in order. A prompt's images stand side by side."""
+    ids = prompts.ids_of_step(prompt_count, shape.prompts_per_step, step, seed)
+    rows = [prompt for prompt in ids for _ in range(shape.images_per_prompt)]
+    plans = plans_of_step(method, sigmas, plan_seed, step, len(rows))
+    size, items = shape.rollout_batch, []
+    for index in range(shape.items):
+        part = range(index * size, (index + 1) * size)
+        items.append(
+            Item(
+                purpose="train",
+                step=step,
+                index=index,
+                prompt_ids=tuple(rows[i] for i in part),
+                samples=tuple(part),
+                plans=tuple(plans[i] for i in part),
+                seed=seed,
+                num_steps=len(sigmas) - 1,
+                guidance=guidance,
+                version=version,
+            )
+        )
+    return items
+
+
+def noise_of(item: Item, latent_shape: Sequence[int]) -> Tensor:
+    """The starting latents [rows, ...], fp32. An evaluation uses step 0 of its own seed: the same noise every time."""
+    step = item.step if item.plans else 0
+    return streams.normal(tuple(latent_shape), item.seed, "noise", step, item.samples)
+
+
+def run_item(
+    item: Item, velocity: VelocityFn, sigmas: Tensor, latent_shape: Sequence[int], dtype: torch.dtype
+) -> tuple[RolloutReport, Rollout, Packed]:
+    """Roll out a training item; keep what its plans name. Returns the report, the learner's part, and the targets.
+
+    targets: [rows, branches, ...]: what the reward sees.
+    """
+    started = time.perf_counter()
+    cache = _cache(item, velocity, sigmas, latent_shape, dtype)
+    states = pack(gather_states(item.plans, cache))
+    target = pack(targets(item.plans, cache))
+    distances = residuals(item.plans, cache)
+    report = RolloutReport(
+        step=item.step,
+        index=item.index,
+        version=item.version,
+        omega=tuple(omega(item.plans, cache).tolist()),
+        residuals=tuple((float(a), float(b)) for a, b in distances.tolist()),
+        kept=tuple(bool(k) for k in keep(item.plans, distances).tolist()),
+        state_bytes=states.nbytes,
+        target_bytes=target.nbytes,
+        seconds=time.perf_counter() - started,
+        load_seconds=0.0,
+    )
+    return report, Rollout(item, states), target
+
+
+def finish_item(
+    item: Item, velocity: VelocityFn, sigmas: Tensor, latent_shape: Sequence[int], dtype: torch.dtype
+) -> Packed:
+    """The finished latents [rows, ...] of an evaluation item, without a cache."""
+    return pack(rollout(velocity, noise_of(item, latent_shape).to(dtype), sigmas).x[-1])
+
+
+@torch.no_grad()
+def _cache(
+    item: Item, velocity: VelocityFn, sigmas: Tensor, latent_shape: Sequence[int], dtype: torch.dtype
+) -> Cache:
+    """Roll out, and where the plans name fresh states (DRaFT-LV) draw those and evaluate the last velocity there."""
+    path = rollout(velocity, noise_of(item, latent_shape).to(dtype), sigmas)
+    cache = Cache(sigmas, path.x, path.v)
+    fresh = sum(branch.target.kind == "renoised" for branch in item.plans[0].branches)
+    if not fresh:
+        return cache
+    eps = streams.normal((fresh, *latent_shape), item.seed, "renoise", item.step, item.samples)  # [rows, n, ...]
+    y = renoise(cache, eps.transpose(0, 1))
+    row = torch.arange(item.rows)
+    node = torch.full_like(row, item.num_steps - 1)
+    return replace(cache, y=y, v_y=torch.stack([velocity(state, node, row) for state in y]))

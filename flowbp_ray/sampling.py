@@ -1,0 +1,68 @@
+"""The sampler's side as a plain object: a transformer without optimizer state, and the weights' version it holds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from flowbp_ray import backbones, weights
+from flowbp_ray.backbones import Embeddings
+from flowbp_ray.backbones.guidance import VelocityFn, full_velocity
+from flowbp_ray.config import RunConfig
+from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport, Version, unpack_all
+from flowbp_ray.rollouts import finish_item, run_item
+
+FetchWeights = Callable[[], dict[str, Packed]]
+
+
+class Sampler:
+    """Rolls out items with exactly the version that they name."""
+
+    def __init__(self, config: RunConfig, embeddings: Embeddings) -> None:
+        model = config.backbone
+        self.config, self.embeddings = config, embeddings
+        self.backbone = backbones.get(model.name, model.path)
+        self.latent_shape = self.backbone.latent_shape(model.height, model.width)
+        self.transformer = self.backbone.load_transformer(model.torch_dtype)
+        weights.prepare(self.transformer, config.learners.lora, config.seed)
+        self.version: Version | None = None
+
+    def require(self, version: Version, fetch: FetchWeights) -> float:
+        """Hold `version`, fetching it only if another one is held; returns the seconds that took."""
+        if self.version == version:
+            return 0.0
+        started = time.perf_counter()
+        weights.install(self.transformer, unpack_all(fetch()))
+        self.version = version
+        return time.perf_counter() - started
+
+    def rollout(self, item: Item, fetch: FetchWeights) -> tuple[RolloutReport, Rollout, Packed]:
+        """Roll out a training item: the report, the learner's part, the targets [rows, branches, ...]."""
+        load_seconds = self.require(item.version, fetch)
+        velocity, sigmas = self._velocity(item)
+        report, kept, target = run_item(item, velocity, sigmas, self.latent_shape, self.config.backbone.torch_dtype)
+        return replace(report, load_seconds=load_seconds), kept, target
+
+    def finish(self, item: Item, fetch: FetchWeights) -> Packed:
+        """Finished latents [rows, ...] of an evaluation item."""
+        self.require(item.version, fetch)
+        velocity, sigmas = self._velocity(item)
+        return finish_item(item, velocity, sigmas, self.latent_shape, self.config.backbone.torch_dtype)
+
+    def digest(self) -> str:
+        """sha256 of the trained weights that this sampler holds."""
+        return weights.digest(weights.trained(self.transformer))
+
+    def _velocity(self, item: Item) -> tuple[VelocityFn, object]:
+        model = self.config.backbone
+        sigmas = self.backbone.sigmas(item.num_steps, model.height, model.width)
+        velocity = full_velocity(
+            self.backbone,
+            self.transformer,
+            sigmas,
+            self.embeddings.rows(item.prompt_ids),
+            self.embeddings.negative(item.rows),
+            item.guidance,
+        )
+        return velocity, sigmas

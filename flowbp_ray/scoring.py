@@ -1,0 +1,67 @@
+"""The reward server's side as a plain object: the decoder and the rewards, scores out, one cotangent back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from flowbp_ray import backbones
+from flowbp_ray.config import RunConfig
+from flowbp_ray.messages import Evaluated, Item, Packed, RolloutReport, Scored, pack, unpack
+from flowbp_ray.rewards.base import build
+from flowbp_ray.rewards.jitter import KeyedJitter
+from flowbp_ray.rewards.objective import RewardTerm, score_and_cotangent
+
+
+class Scorer:
+    """Decodes targets, scores them, and answers with the gradient of the global-batch loss at each."""
+
+    def __init__(self, config: RunConfig, prompts: Sequence[str]) -> None:
+        self.config, self.prompts = config, list(prompts)
+        self.decode = backbones.get(config.backbone.name, config.backbone.path).load_decoder()
+        settings = config.rewards
+        self.trained = [(RewardTerm(t.name, t.weight, t.clip, t.scale), build(t.name)) for t in settings.terms]
+        self.monitors = [build(name) for name in settings.monitors]
+
+    def score(self, item: Item, report: RolloutReport, target: Packed) -> tuple[Scored, Packed]:
+        """Scores of target [rows, branches, ...] and dL/dtarget in fp32. Rows that were masked have omega 0."""
+        started = time.perf_counter()
+        settings = self.config.rewards
+        jitter = None
+        if settings.jitter.noise or settings.jitter.shift:
+            jitter = KeyedJitter(item.seed, item.step, settings.jitter.noise, settings.jitter.shift, item.samples)
+        result = score_and_cotangent(
+            unpack(target),
+            self.decode,
+            self.trained,
+            [self.prompts[i] for i in item.prompt_ids],
+            torch.tensor(report.omega) * torch.tensor(report.kept),
+            self.config.data.shape.batch,
+            settings.micro_batch,
+            jitter,
+        )
+        cotangent = pack(result.cotangent)
+        scored = Scored(
+            step=item.step,
+            index=item.index,
+            scores={name: tuple(tuple(row) for row in s.tolist()) for name, s in result.scores.items()},
+            losses=tuple(result.losses.tolist()),
+            clipped=result.clipped,
+            cotangent_bytes=cotangent.nbytes,
+            seconds=time.perf_counter() - started,
+        )
+        return scored, cotangent
+
+    def evaluate(self, item: Item, latents: Packed) -> Evaluated:
+        """Scores of finished latents by every reward and monitor, and the pictures as uint8; no gradient."""
+        started = time.perf_counter()
+        prompts = [self.prompts[i] for i in item.prompt_ids]
+        with torch.no_grad():
+            images = self.decode(unpack(latents))
+            rewards = [reward for _, reward in self.trained] + self.monitors
+            scores = {r.name: tuple(r.score(images, prompts).tolist()) for r in rewards}
+        pixels = (images.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
+        return Evaluated(item.index, scores, np.ascontiguousarray(pixels), time.perf_counter() - started)

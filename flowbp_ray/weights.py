@@ -1,0 +1,61 @@
+"""Which parameters are trained and published: all of them, or low-rank adapters (peft)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from flowbp_ray.config import LoraConfig
+
+
+def prepare(transformer: nn.Module, lora: LoraConfig | None, seed: int) -> nn.Module:
+    """Mark what is trained. With `lora` the base is frozen and adapters are added, initialised from `seed`.
+
+    Raises ValueError where the targets match no module.
+    """
+    if lora is None:
+        return transformer.requires_grad_(True)
+    import peft
+
+    transformer.requires_grad_(False)
+    settings = peft.LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets), init_lora_weights="gaussian"
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            transformer.add_adapter(settings)
+        except ValueError as error:
+            raise ValueError(
+                f"learners.lora.targets={list(lora.targets)} match no module of the model; write module names such as to_q"
+            ) from error
+    return transformer
+
+
+def trained(transformer: nn.Module) -> dict[str, nn.Parameter]:
+    """The trained parameters by name, in the module's order."""
+    return {name: p for name, p in transformer.named_parameters() if p.requires_grad}
+
+
+def install(transformer: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy published weights into the module in place; their names must be exactly those that are trained."""
+    own = trained(transformer)
+    if set(own) != set(tensors):
+        odd = sorted(set(own) ^ set(tensors))[:3]
+        raise ValueError(f"published weights do not fit the model: {len(tensors)} for {len(own)} parameters, e.g. {odd}")
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(tensors[name])
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names, dtypes and bytes, in the order of the names: equal digests mean equal weights, bit for bit."""
+    seen = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().contiguous().cpu()
+        seen.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        seen.update(tensor.view(torch.uint8).numpy().tobytes() if tensor.ndim else bytes(tensor.numpy().tobytes()))
+    return seen.hexdigest()
