@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import ray
 
 from actors.process import limit_threads
@@ -28,4 +30,4 @@ class EncoderActor:
         return pack_all({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
 
-RemoteEncoder = ray.remote(EncoderActor)
+RemoteEncoder: Any = ray.remote(EncoderActor)

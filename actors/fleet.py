@@ -88,7 +88,8 @@ class Fleet:
         for number, rank in enumerate(self.learners):
             mine = jobs[number * share : (number + 1) * share]
             refs.append(rank.step.remote(step, factor, *[j.rollout for j in mine], *[j.cotangent for j in mine]))
-        return [_get(ref, f"learner {i} in step {step}", self.config.cluster.stall_timeout) for i, ref in enumerate(refs)]
+        limit = self.config.cluster.stall_timeout
+        return [_get(ref, f"learner {rank} in step {step}", limit) for rank, ref in enumerate(refs)]
 
     def publish(self, version: Version) -> transport.Published:
         """The weights of `version`, as a reference for whoever needs them."""
@@ -103,7 +104,8 @@ class Fleet:
 
     def digest(self) -> str:
         """sha256 of the learners' weights."""
-        return _get([rank.digest.remote() for rank in self.learners][0], "the first learner")
+        answers = [rank.digest.remote() for rank in self.learners]
+        return _get(answers[0], "the first learner")
 
     def stop(self) -> None:
         """End every actor and give the placement back."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from typing import Any
 
 import ray
 
@@ -58,4 +59,4 @@ class LearnerActor:
         return os.getpid()
 
 
-RemoteLearner = ray.remote(LearnerActor)
+RemoteLearner: Any = ray.remote(LearnerActor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import ray
 
@@ -32,4 +33,4 @@ class RewardActor:
         return os.getpid()
 
 
-RemoteReward = ray.remote(RewardActor)
+RemoteReward: Any = ray.remote(RewardActor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import ray
 
@@ -37,4 +38,4 @@ class SamplerActor:
         return os.getpid()
 
 
-RemoteSampler = ray.remote(SamplerActor)
+RemoteSampler: Any = ray.remote(SamplerActor)

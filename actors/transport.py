@@ -17,9 +17,11 @@ Published = list[Any]
 
 def publish(learners: list[Any]) -> Published:
     """Ask every rank (gathering is collective) and keep the reference to rank 0's answer."""
-    return [[rank.publish.remote() for rank in learners][0]]
+    answers = [rank.publish.remote() for rank in learners]
+    return answers[:1]
 
 
 def load(published: Published) -> dict[str, Packed]:
     """The weights; shared memory on this node, one transfer per node otherwise."""
-    return ray.get(published[0])
+    reference: Any = published[0]
+    return ray.get(reference)

@@ -18,7 +18,7 @@ from flowbp_ray.surrogate.methods import METHODS
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 console = Console(highlight=False, soft_wrap=True)
 
-ConfigArgument = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped one (shapes_flowbp_sparse).")]
+ConfigArgument = Annotated[str, typer.Argument(help="A YAML file, or a shipped name such as shapes_flowbp_sparse.")]
 OverridesArgument = Annotated[list[str] | None, typer.Argument(help="key=value, dotted: learners.optimizer.lr=2e-5")]
 
 

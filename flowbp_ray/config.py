@@ -91,7 +91,7 @@ class LoraConfig(Strict):
     """Train low-rank adapters instead of all weights (peft)."""
 
     rank: int = Field(16, ge=1)
-    alpha: float = Field(16.0, gt=0)
+    alpha: int = Field(16, ge=1)
     targets: list[str] = ["to_q", "to_k", "to_v", "to_out.0"]
 
 

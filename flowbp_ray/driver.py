@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import ray
 
 from actors.fleet import Fleet
@@ -29,9 +31,9 @@ def start_ray(config: RunConfig) -> None:
     """Join the cluster of the job that we are in, or the one that the config names, or start a private one."""
     address = os.environ.get("RAY_ADDRESS") or config.cluster.address
     if address == "local":
-        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     else:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
 
 
 def check(config: RunConfig) -> tuple[list[prompts.PromptRecord], list[prompts.PromptRecord]]:
@@ -184,7 +186,7 @@ class Loop:
         parts = [job.result for job in jobs if isinstance(job.result, Evaluated)]
         scores = {name: [v for part in parts for v in part.scores[name]] for name in parts[0].scores}
         images = [image for part in parts for image in part.images]
-        return measure(images, self.held_out, scores)
+        return measure(np.stack(images), self.held_out, scores)
 
     def _pictures(self, jobs: Sequence[Job], step: int, guidance: float) -> None:
         """The same prompts with the same noise at every step: a spread over the whole list."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,7 +19,10 @@ from flowbp_ray.surrogate.backward import sweep
 
 
 class Learner:
-    """One rank: the transformer, its engine, the prompt embeddings. No decoder, no reward, no negative branch where detached."""
+    """One rank: the transformer, its engine, the prompt embeddings.
+
+    No decoder, no reward, and where the negative branch is detached not that either.
+    """
 
     def __init__(self, config: RunConfig, embeddings: Embeddings, rank: int = 0) -> None:
         model, learners = config.backbone, config.learners
@@ -26,14 +30,16 @@ class Learner:
         self.backbone = backbones.get(model.name, model.path)
         self.sigmas = self.backbone.sigmas(model.num_steps, model.height, model.width)
         self.terms = config.surrogate().max_terms(model.num_steps).terms
-        transformer = self.backbone.load_transformer(model.torch_dtype)
+        transformer: Any = self.backbone.load_transformer(model.torch_dtype)
         weights.prepare(transformer, learners.lora, config.seed)
         if learners.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
         transformer.train()
         self.engine: Engine = make_engine(transformer, learners, model.torch_dtype)
 
-    def step(self, step: int, rollouts: Sequence[Rollout], cotangents: Sequence[Packed], factor: float = 1.0) -> StepReport:
+    def step(
+        self, step: int, rollouts: Sequence[Rollout], cotangents: Sequence[Packed], factor: float = 1.0
+    ) -> StepReport:
         """Sum one VJP per active node of this rank's items, then update.
 
         cotangents: dL/dtarget of each item, [rows, branches, ...] fp32. factor: B/kept where samples were masked.

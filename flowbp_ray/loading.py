@@ -99,7 +99,8 @@ def _line(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         owner = _model_at(RunConfig, where[:-1])
         known = list(owner.model_fields) if owner else []
-        return nearest(where[-1], known, f"key {'.'.join(where)!r}: there is no") if known else f"unknown key {'.'.join(where)}"
+        place = f"key in {'.'.join(where[:-1])}" if len(where) > 1 else "key"
+        return nearest(where[-1], known, place) if known else f"unknown key {'.'.join(where)}"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "missing":
         return f"{'.'.join(where)} is missing; write a value for it"

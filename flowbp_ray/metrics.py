@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -52,7 +52,7 @@ class Tracker:
         if config.tracking.wandb:
             import wandb
 
-            mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"
+            mode: Literal["online", "offline"] = "online" if os.environ.get("WANDB_API_KEY") else "offline"
             self.wandb = wandb.init(
                 project=config.tracking.project,
                 name=folder.name,

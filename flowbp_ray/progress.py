@@ -41,9 +41,9 @@ class Progress:
         data, learners = config.data.shape, config.learners
         engine = "plain torch" if learners.engine == "torch" else f"DeepSpeed ZeRO-{learners.zero}"
         self.console.print(
-            f"run {folder}: method {config.method.get('name', 'spelled out')}, {config.steps} steps of {data.batch} images; "
-            f"{config.samplers.count} samplers, {config.rewards.count} reward servers, "
-            f"{learners.count} learners ({engine}), staleness {config.staleness}"
+            f"run {folder}: method {config.method.get('name', 'spelled out')}, "
+            f"{config.steps} steps of {data.batch} images; {config.samplers.count} samplers, "
+            f"{config.rewards.count} reward servers, {learners.count} learners ({engine}), staleness {config.staleness}"
         )
         if self.console.is_terminal and not self.quiet:
             self.live = Live(self.bar, console=self.console, refresh_per_second=4)
@@ -55,7 +55,8 @@ class Progress:
         self.bar.update(self.task, description=name)
 
     def step(self, done: int, metrics: Mapping[str, float]) -> None:
-        rewards = ", ".join(f"{k.removeprefix('reward/')} {v:.4f}" for k, v in metrics.items() if k.startswith("reward/"))
+        names = [key for key in metrics if key.startswith("reward/")]
+        rewards = ", ".join(f"{name.removeprefix('reward/')} {metrics[name]:.4f}" for name in names)
         numbers = f"{metrics['images_per_s']:.1f} images/s, {rewards}"
         self.bar.update(self.task, completed=done, numbers=numbers)
         if self.live is None and (done % EVERY == 0 or done in (1, self.steps)):

@@ -27,7 +27,8 @@ def load(source: str) -> list[PromptRecord]:
     if not path.is_file():
         raise ValueError(f"prompts file {source} does not exist; write the path of a .txt, .jsonl or .parquet file")
     if path.suffix == ".txt":
-        rows: list[dict[str, Any]] = [{"prompt": line.strip()} for line in path.read_text().splitlines() if line.strip()]
+        lines = [line.strip() for line in path.read_text().splitlines()]
+        rows: list[dict[str, Any]] = [{"prompt": line} for line in lines if line]
     elif path.suffix == ".jsonl":
         rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
     elif path.suffix == ".parquet":
@@ -40,7 +41,7 @@ def load(source: str) -> list[PromptRecord]:
         raise ValueError(f"prompts file {source} holds no prompt")
     for number, row in enumerate(rows, 1):
         if not isinstance(row.get("prompt"), str):
-            raise ValueError(f"prompts file {source}, entry {number}: no text under the key 'prompt', got {sorted(row)}")
+            raise ValueError(f"prompts file {source}, entry {number}: no text under 'prompt', only {sorted(row)}")
     return [PromptRecord(row["prompt"], {k: v for k, v in row.items() if k != "prompt"}) for row in rows]
 
 

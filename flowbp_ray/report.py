@@ -73,9 +73,7 @@ def curves(run: Run) -> Path | None:
     return path
 
 
-def summarise(
-    config: RunConfig, run: Run, evaluations: Evaluations, seconds: float, digest: str
-) -> dict[str, Any]:
+def summarise(config: RunConfig, run: Run, evaluations: Evaluations, seconds: float, digest: str) -> dict[str, Any]:
     """summary.json: before, after and the paired change per guidance; throughput; bytes; the digest of the weights."""
     train = [line for line in run.metrics() if line["kind"] == "train"]
     summary: dict[str, Any] = {
@@ -86,7 +84,8 @@ def summarise(
         "weights_sha256": digest,
     }
     if train:
-        for key in ("images_per_s", "step_s", "state_bytes_per_image", "target_bytes_per_image", "cotangent_bytes_per_image"):
+        keys = [key for key in train[0] if key in ("images_per_s", "step_s") or key.endswith("_bytes_per_image")]
+        for key in keys:
             summary[f"median_{key}"] = float(np.median([t[key] for t in train]))
         summary["retries"] = train[-1]["retries"]
     if evaluations:

@@ -116,9 +116,7 @@ def finish_item(
 
 
 @torch.no_grad()
-def _cache(
-    item: Item, velocity: VelocityFn, sigmas: Tensor, latent_shape: Sequence[int], dtype: torch.dtype
-) -> Cache:
+def _cache(item: Item, velocity: VelocityFn, sigmas: Tensor, latent_shape: Sequence[int], dtype: torch.dtype) -> Cache:
     """Roll out, and where the plans name fresh states (DRaFT-LV) draw those and evaluate the last velocity there."""
     path = rollout(velocity, noise_of(item, latent_shape).to(dtype), sigmas)
     cache = Cache(sigmas, path.x, path.v)

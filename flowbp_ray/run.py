@@ -69,9 +69,8 @@ class Run:
 
     def saved_steps(self) -> list[int]:
         """Steps of the finished checkpoints, oldest first. One is finished once its weights are in place."""
-        return sorted(
-            int(p.name.removeprefix("step_")) for p in self.checkpoints.glob("step_*") if (p / "weights.safetensors").is_file()
-        )
+        finished = self.checkpoints.glob("step_*/weights.safetensors")
+        return sorted(int(path.parent.name.removeprefix("step_")) for path in finished)
 
     def save_weights(self, step: int, tensors: dict[str, Tensor], keep: int) -> None:
         """Finish the checkpoint of `step` with the published weights; remove all but the newest `keep`."""

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+from torch import Tensor
+
 from flowbp_ray import backbones, weights
 from flowbp_ray.backbones import Embeddings
 from flowbp_ray.backbones.guidance import VelocityFn, full_velocity
@@ -54,7 +56,7 @@ class Sampler:
         """sha256 of the trained weights that this sampler holds."""
         return weights.digest(weights.trained(self.transformer))
 
-    def _velocity(self, item: Item) -> tuple[VelocityFn, object]:
+    def _velocity(self, item: Item) -> tuple[VelocityFn, Tensor]:
         model = self.config.backbone
         sigmas = self.backbone.sigmas(item.num_steps, model.height, model.width)
         velocity = full_velocity(

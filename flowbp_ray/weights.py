@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from flowbp_ray.config import LoraConfig
 
 
-def prepare(transformer: nn.Module, lora: LoraConfig | None, seed: int) -> nn.Module:
+def prepare(transformer: Any, lora: LoraConfig | None, seed: int) -> nn.Module:
     """Mark what is trained. With `lora` the base is frozen and adapters are added, initialised from `seed`.
 
     Raises ValueError where the targets match no module.
@@ -30,7 +31,8 @@ def prepare(transformer: nn.Module, lora: LoraConfig | None, seed: int) -> nn.Mo
             transformer.add_adapter(settings)
         except ValueError as error:
             raise ValueError(
-                f"learners.lora.targets={list(lora.targets)} match no module of the model; write module names such as to_q"
+                f"learners.lora.targets={list(lora.targets)} match no module of the model; "
+                "write module names such as to_q"
             ) from error
     return transformer
 
@@ -45,7 +47,7 @@ def install(transformer: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     own = trained(transformer)
     if set(own) != set(tensors):
         odd = sorted(set(own) ^ set(tensors))[:3]
-        raise ValueError(f"published weights do not fit the model: {len(tensors)} for {len(own)} parameters, e.g. {odd}")
+        raise ValueError(f"published weights do not fit: {len(tensors)} for {len(own)} parameters, e.g. {odd}")
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(tensors[name])

@@ -30,7 +30,7 @@ class ShapesBackbone(Backbone):
 
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
         if height != 64 or width != 64:
-            raise ValueError(f"the shapes model draws 64x64 pictures: write height: 64 and width: 64, got {height}x{width}")
+            raise ValueError(f"the shapes model draws 64x64: write height: 64 and width: 64, got {height}x{width}")
         return (8, 8, 8)
 
     def sigmas(self, num_steps: int, height: int, width: int) -> Tensor:

@@ -1,0 +1,31 @@
+# Two commands: `make demo` (set-up and main job) and `make test` (set-up and all tests).
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test lint types clean-venv
+
+$(STAMP): pyproject.toml constraints/cpu.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing (about 1.7 GB, two to three minutes) ..."
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints/cpu.txt torch
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints/cpu.txt -e '.[dev]'
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/python -m benchmarks.demo
+
+test: $(STAMP) lint types
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+clean-venv:
+	rm -rf $(VENV)

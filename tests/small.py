@@ -1,0 +1,33 @@
+"""A reduced run on the embedded model: a few rows, a few sampling steps; every part is the real one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from flowbp_ray import loading
+from flowbp_ray.config import RunConfig
+
+
+def small_config(tmp_path: Path, method: str = "flowbp_sparse", *overrides: str) -> RunConfig:
+    """Four prompts in two items of two rows, six sampling steps, plain torch on one rank."""
+    defaults = [
+        f"output={tmp_path}",
+        "steps=2",
+        "backbone.num_steps=6",
+        "data.prompts_per_step=4",
+        "data.rollout_batch=2",
+        "samplers.count=1",
+        "rewards.count=1",
+        "learners.engine=torch",
+        "learners.count=1",
+        "learners.micro_batch=2",
+        "evaluation.prompts=null",
+        "cluster.stall_timeout=120",
+    ]
+    short = {"refl": ["method.last=3"], "flowbp_lagrange": ["method.max_j_rev=4"]}
+    return loading.load(f"shapes_{method}", [*defaults, *short.get(method, []), *overrides])
+
+
+def plain(config: RunConfig) -> dict[str, Any]:
+    return config.model_dump(mode="json")

@@ -1,0 +1,82 @@
+"""Configuration: extends, overrides, and one line that says what to write instead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flowbp_ray import loading
+from flowbp_ray.config import build_method
+from flowbp_ray.loading import ConfigError
+from flowbp_ray.surrogate import METHODS, Method
+
+SEVEN = sorted(METHODS)
+
+
+@pytest.mark.parametrize("name", SEVEN)
+def test_every_method_has_a_run(name: str) -> None:
+    config = loading.load(f"shapes_{name}")
+    assert config.method["name"] == name
+    assert isinstance(config.surrogate(), Method)
+
+
+def test_a_resolved_config_reads_back_the_same(tmp_path: Path) -> None:
+    config = loading.load("shapes_flowbp_bridge", ["learners.optimizer.lr=3e-5", "steps=7"])
+    assert (config.learners.optimizer.lr, config.steps) == (3e-5, 7)
+    (tmp_path / "config.yaml").write_text(loading.dump(config))
+    assert loading.load(tmp_path / "config.yaml") == config
+
+
+def test_extends_and_another_method_does_not_inherit_arguments(tmp_path: Path) -> None:
+    base = loading.shipped() / "runs" / "shapes_flowbp_sparse.yaml"
+    (tmp_path / "mine.yaml").write_text(f"extends: {base}\nname: mine\nmethod: {{name: refl, last: 3}}\n")
+    config = loading.load(tmp_path / "mine.yaml")
+    assert config.surrogate() == METHODS["refl"](last=3)
+    (tmp_path / "loop.yaml").write_text("extends: loop.yaml\n")
+    with pytest.raises(ConfigError, match=r"extends itself"):
+        loading.load(tmp_path / "loop.yaml")
+
+
+def test_any_point_of_the_four_axes_can_be_spelled_out(tmp_path: Path) -> None:
+    """DRTune's active set with the sample as its target, per sample: no named method."""
+    base = loading.shipped() / "runs" / "shapes_base.yaml"
+    (tmp_path / "own.yaml").write_text(
+        f"extends: {base}\nname: own\n"
+        "method: {target: {kind: sample}, active: {kind: strided, k: 3}, draws: per_sample}\n"
+    )
+    method = loading.load(tmp_path / "own.yaml").surrogate()
+    assert method.target.kind == "sample" and method.active.kind == "strided" and method.draws == "per_sample"
+
+
+def test_a_named_method_with_one_axis_replaced() -> None:
+    method = build_method({"name": "flowbp_sparse", "k": 3, "weights": {"kind": "uniform"}, "draws": "per_sample"})
+    assert method.weights.kind == "uniform" and method.active.k == 3 and method.draws == "per_sample"
+
+
+BAD = {
+    "unknown key": (["learners.micro_bach=2"], r"unknown key in learners 'micro_bach'; did you mean 'micro_batch'\?"),
+    "unknown top key": (["stepz=2"], r"unknown key 'stepz'; did you mean 'steps'\?"),
+    "unknown method": (["method.name=flowbp_spars"], r"unknown method 'flowbp_spars'; did you mean 'flowbp_sparse'\?"),
+    "unknown argument": (["method.kk=3"], r"unknown key in method flowbp_sparse 'kk'"),
+    "k above n": (["method.k=20"], r"active steps k must be in \[1, 16\], got 20"),
+    "batch": (["data.rollout_batch=7"], r"write data.rollout_batch=6"),
+    "ranks": (["learners.count=3"], r"write learners.count=2"),
+    "micro": (["learners.micro_batch=7"], r"write learners.micro_batch=6"),
+    "torch ranks": (["learners.engine=torch"], r"write learners.count=1"),
+    "value": (["steps=-1"], r"steps: .*greater than or equal to 1.*-1"),
+    "no equals": (["steps"], r"is not key=value"),
+}
+
+
+@pytest.mark.parametrize("case", sorted(BAD))
+def test_bad_input_is_one_line_that_says_what_to_write(case: str) -> None:
+    overrides, expected = BAD[case]
+    with pytest.raises(ConfigError, match=expected) as caught:
+        loading.load("shapes_flowbp_sparse", overrides)
+    assert len(str(caught.value).splitlines()) <= 2
+
+
+def test_an_unknown_config_offers_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"did you mean 'shapes_refl'\?"):
+        loading.load("shapes_ref")
