@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 
 import numpy as np
@@ -33,7 +34,7 @@ def _write(split: str, prompts: list[Prompt]) -> None:
     print(f"{split}: {len(prompts)} prompts")
 
 
-def main() -> None:
+def main(args: argparse.Namespace) -> None:
     """Write train.jsonl, dev.jsonl and heldout.jsonl."""
     rng = np.random.default_rng(SEED)
     train = [p for skill in SKILLS for p in _distinct(rng, "train", skill, TRAIN_PER_SKILL)]

@@ -30,6 +30,7 @@ BACKGROUND_SPREAD = 40.0
 
 _NAMES = tuple(COLOURS)
 _PALETTE = np.array([COLOURS[name] for name in _NAMES], float)
+_PALETTE_SQUARED = (_PALETTE**2).sum(1)
 _EIGHT = np.ones((3, 3), int)
 
 
@@ -50,20 +51,27 @@ _MOMENTS = _template_moments()
 
 def _background(image: np.ndarray) -> np.ndarray | None:
     """The median of the light, grey pixels [3]; None where they are too few to be a background."""
-    low, high = image.min(-1), image.max(-1)
-    light = (low > BACKGROUND_LEVEL) & (high - low < BACKGROUND_SPREAD)
-    if light.sum() < 0.3 * light.size:
+    red, green, blue = image[..., 0], image[..., 1], image[..., 2]
+    low = np.minimum(np.minimum(red, green), blue)
+    high = np.maximum(np.maximum(red, green), blue)
+    light = image[(low > BACKGROUND_LEVEL) & (high - low < BACKGROUND_SPREAD)]
+    if len(light) < 0.3 * low.size:
         return None
-    return np.median(image[light], axis=0)
+    return np.partition(light, len(light) // 2, axis=0)[len(light) // 2]
+
+
+def _length(vectors: np.ndarray) -> np.ndarray:
+    """Euclidean length over the last axis; np.linalg.norm is slow on an axis of three."""
+    return np.sqrt(np.einsum("...i,...i->...", vectors, vectors))
 
 
 def _colour(pixels: np.ndarray) -> str:
     """The palette name of a component's full pixels [n, 3], or UNKNOWN if they have no common one."""
-    distance = np.linalg.norm(np.median(pixels, axis=0) - _PALETTE, axis=1)
+    distance = _length(np.median(pixels, axis=0) - _PALETTE)
     best = int(distance.argmin())
     if distance[best] > COLOUR_TOLERANCE:
         return UNKNOWN
-    nearest = np.linalg.norm(pixels[:, None] - _PALETTE, axis=-1).argmin(1)
+    nearest = (_PALETTE_SQUARED - 2 * pixels @ _PALETTE.T).argmin(1)
     return _NAMES[best] if (nearest == best).mean() >= MIN_PURITY else UNKNOWN
 
 
@@ -89,7 +97,7 @@ def read(image: np.ndarray) -> Scene | None:
     if background is None:
         return None
     offset = pixels - background
-    seen = np.linalg.norm(offset, axis=-1) > VISIBLE
+    seen = _length(offset) > VISIBLE
     labels, _ = ndimage.label(seen, structure=_EIGHT)
     things = []
     for index, box in enumerate(ndimage.find_objects(labels), 1):
@@ -99,14 +107,16 @@ def read(image: np.ndarray) -> Scene | None:
         mine = labels[rows, columns] == index
         near = ndimage.binary_dilation(mine, structure=_EIGHT) & ((labels[rows, columns] == 0) | mine)
         part = offset[rows, columns]
-        strength = np.linalg.norm(part, axis=-1)
-        strong = mine & (strength >= 0.8 * np.percentile(strength[mine], 80))
+        strength = _length(part)
+        ranked = np.sort(strength[mine])
+        strong = mine & (strength >= 0.8 * ranked[(4 * len(ranked)) // 5])
         colour = _colour(pixels[rows, columns][strong])
         full = np.median(part[strong], axis=0)
         alpha = np.clip(part @ full / (full @ full), 0.0, 1.0) * near
         shape, x, y, size = _shape(alpha, rows, columns)
         things.append(Thing(shape, colour, x, y, size))
-    return Scene(tuple(things), tuple(int(v) for v in background))
+    red, green, blue = (int(value) for value in background)
+    return Scene(tuple(things), (red, green, blue))
 
 
 def _fits(thing: Thing, part: Part) -> bool:

@@ -1,0 +1,34 @@
+"""Make the embedded domain's package data: `python -m benchmarks.make_shapes STAGE`.
+
+Stages, in order: `prompts` (seconds), `vae` (about 10 CPU minutes), `decoder` (its decoder further, 20 CPU minutes),
+`base` (encodes the scenes, then trains transformer and text model; about 40 CPU minutes), `rewards`, `card` (scores
+everything and writes the model card). `all` runs the six. Every stage has a fixed seed and runs on one thread, so it
+can be repeated; intermediate fp32 weights and the facts that the card reports go to --work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from pathlib import Path
+
+import torch
+
+STAGES = {"prompts": "world", "vae": "vae", "decoder": "decoder", "base": "base", "rewards": "rewards", "card": "card"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks.make_shapes", description=__doc__)
+    parser.add_argument("stage", choices=[*STAGES, "all"])
+    parser.add_argument("--work", type=Path, default=Path("runs/make_shapes"), help="logs and fp32 checkpoints")
+    parser.add_argument("--steps", type=int, default=0, help="training steps; 0 = the recorded number")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads; 1 repeats the committed run")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    args.work.mkdir(parents=True, exist_ok=True)
+    for stage in STAGES if args.stage == "all" else [args.stage]:
+        importlib.import_module(f"{__package__}.{STAGES[stage]}").main(args)
+
+
+if __name__ == "__main__":
+    main()

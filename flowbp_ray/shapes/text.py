@@ -1,0 +1,84 @@
+"""Captions to conditioning: a word-level tokenizer and a two-layer CLIP text model, and loaders for the whole folder.
+
+The transformer is conditioned on `last_hidden_state` (not on the penultimate layer, as large SD3 models are) and on the
+projected `text_embeds`. The empty caption is the negative of guidance; training showed it one time in ten.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+from torch import Tensor
+from transformers import CLIPTextModelWithProjection, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from .captions import MAX_WORDS
+from .prompts import model_dir
+
+TOKENS = MAX_WORDS + 2  # the words, a start and an end
+
+
+@dataclass(frozen=True)
+class ShapesModels:
+    """The embedded models, in eval mode and without gradients."""
+
+    tokenizer: PreTrainedTokenizerBase
+    text_encoder: CLIPTextModelWithProjection
+    transformer: SD3Transformer2DModel
+    vae: AutoencoderKL
+    scheduler: FlowMatchEulerDiscreteScheduler
+
+
+def tokenize(prompts: list[str], tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """Token ids, int64 [B, 14]; a word outside the grammar or a caption that is too long is an error."""
+    batch = tokenizer(prompts, padding="max_length", max_length=TOKENS, return_tensors="pt")
+    ids: Tensor = batch["input_ids"]
+    if ids.shape[1] > TOKENS:
+        raise ValueError(f"a shapes caption has at most {MAX_WORDS} words, got {max(prompts, key=len)!r}")
+    unknown = (ids == tokenizer.unk_token_id).any(1)
+    if unknown.any():
+        first = prompts[int(unknown.nonzero()[0])]
+        raise ValueError(f"{first!r} has a word that the shapes grammar lacks; see flowbp_ray.shapes.captions.WORDS")
+    return ids
+
+
+def embed(ids: Tensor, text_encoder: CLIPTextModelWithProjection) -> tuple[Tensor, Tensor]:
+    """Token ids [B, 14] -> embeddings [B, 14, 128] and pooled embeddings [B, 128]."""
+    output = text_encoder(input_ids=ids)
+    return output.last_hidden_state, output.text_embeds
+
+
+def encode_prompts(
+    prompts: list[str], tokenizer: PreTrainedTokenizerBase, text_encoder: CLIPTextModelWithProjection
+) -> tuple[Tensor, Tensor]:
+    """Captions -> embeddings [B, 14, 128] and pooled embeddings [B, 128], without gradients."""
+    with torch.no_grad():
+        return embed(tokenize(prompts, tokenizer).to(text_encoder.device), text_encoder)
+
+
+def load_text(
+    folder: Path | None = None, dtype: torch.dtype = torch.float32
+) -> tuple[PreTrainedTokenizerBase, CLIPTextModelWithProjection]:
+    """The tokenizer and the text encoder of a model folder (by default the committed one)."""
+    folder = folder or model_dir()
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
+    encoder = CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder", dtype=dtype)
+    return tokenizer, encoder.eval().requires_grad_(False)
+
+
+def load_models(folder: Path | None = None, dtype: torch.dtype = torch.float32) -> ShapesModels:
+    """All models of a model folder (by default the committed one); the stored weights are fp16."""
+    folder = folder or model_dir()
+    tokenizer, text_encoder = load_text(folder, dtype)
+    transformer = SD3Transformer2DModel.from_pretrained(folder / "transformer", torch_dtype=dtype)
+    vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=dtype)
+    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
+    return ShapesModels(
+        tokenizer,
+        text_encoder,
+        transformer.eval().requires_grad_(False),
+        vae.eval().requires_grad_(False),
+        scheduler,
+    )
