@@ -150,6 +150,9 @@ def test_bridge_splits_its_budget_at_j() -> None:
     first = without_replacement([1, 4, 9, 16], 2)
     assert_distributed([nodes[:2] for nodes in at_4], first)
     assert_distributed([nodes[3] for nodes in at_4], {5: 1 / 14, 6: 4 / 14, 7: 9 / 14})
+    tail = draws(METHODS["flowbp_bridge"](3, 2.0, tail=0.6), 10)
+    at_8 = [tuple(node - 4 for node in draw.nodes[:2]) for draw in tail if draw.j == 8]
+    assert_distributed(at_8, first)
 
 
 def test_a_short_grid_has_all_its_nodes_active() -> None:
