@@ -1,0 +1,223 @@
+"""The training loop of both reward models: what is minimised, and on what."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.make_shapes.rewards_damage import augment
+from benchmarks.make_shapes.rewards_data import Batch, make_batch
+from flowbp_ray.rewards.shapes_clip import Words
+from flowbp_ray.rewards.towers import Towers, build_towers
+from flowbp_ray.shapes.combinations import COLOURS, SHAPES
+from flowbp_ray.shapes.world import CANVAS, Scene, scene_combinations
+
+MAX_SCALE = 40.0
+_SHAPE = {name: i for i, name in enumerate(SHAPES)}
+_COLOUR = {name: i for i, name in enumerate(COLOURS)}
+CELL_LABELS = len(SHAPES) + len(COLOURS)
+SCENE_LABELS = len(SHAPES) * len(COLOURS) + 2 * len(SHAPES) ** 2 + 4  # coloured shapes, left / above facts, number
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one model is trained. `adversary`: largest L2 norm of the perturbation in the second pass over a batch."""
+
+    architecture: str
+    options: dict[str, Any]
+    seed: int
+    steps: int
+    loss: str  # "softmax" | "sigmoid"
+    side: int  # cells per side of the image tower's last map
+    width: int  # channels of that map
+    pairs: int = 36
+    damaged: int = 24
+    wrong: int = 3
+    rate: float = 1.5e-3
+    adversary: float = 0.0
+
+
+class Helper(nn.Module):
+    """Linear read-outs that exist during training only: what is in each cell, and what the whole scene shows.
+
+    They hand the image tower the labels that the renderer knows anyway; without them it takes several times longer
+    before the contrastive loss moves.
+    """
+
+    def __init__(self, width: int, projection: int) -> None:
+        super().__init__()
+        self.cell = nn.Linear(width, CELL_LABELS)
+        self.scene = nn.Linear(projection, SCENE_LABELS)
+        self.scale = nn.Parameter(torch.tensor(math.log(10.0)))
+        self.bias = nn.Parameter(torch.tensor(-5.0))
+
+    def loss(self, cells: Tensor, embedding: Tensor, cell_truth: Tensor, scene_truth: Tensor) -> Tensor:
+        """Cross-entropy of shape and colour in each cell, "nothing" weighing a fifth, and of the scene's labels.
+
+        As 14 yes-or-no questions a cell, most of them no, the same labels taught next to nothing in the same time.
+        """
+        nothing = cells.new_zeros(*cells.shape[:2], 1)
+        shape, colour = self.cell(cells).split([len(SHAPES), len(COLOURS)], dim=-1)
+        total = cells.new_zeros(())
+        for logits, truth in zip((shape, colour), cell_truth.split([len(SHAPES), len(COLOURS)], dim=-1), strict=True):
+            kinds = truth.shape[-1]
+            label = torch.where(truth.any(-1), truth.argmax(-1), kinds)
+            weight = torch.ones(kinds + 1)
+            weight[kinds] = 0.2
+            choices = torch.cat([logits, nothing], dim=-1)
+            total = total + F.cross_entropy(choices.flatten(0, 1), label.flatten(), weight=weight)
+        return total + 8.0 * F.binary_cross_entropy_with_logits(self.scene(embedding), scene_truth)
+
+
+def cell_labels(scenes: list[Scene], side: int) -> Tensor:
+    """[B, side * side, 14]: shapes and colours of the things that cover a cell's centre or are centred in it."""
+    step = CANVAS / side
+    centres = (np.arange(side) + 0.5) * step
+    labels = np.zeros((len(scenes), side, side, CELL_LABELS), np.float32)
+    for row, scene in enumerate(scenes):
+        for thing in scene.things:
+            dx, dy = np.abs(centres - thing.x)[None], np.abs(centres - thing.y)[:, None]
+            mine = (np.hypot(dx, dy) < 0.8 * thing.size) | ((dx <= step / 2) & (dy <= step / 2))
+            labels[row, mine, _SHAPE[thing.shape]] = 1.0
+            labels[row, mine, len(SHAPES) + _COLOUR[thing.colour]] = 1.0
+    return torch.from_numpy(labels).flatten(1, 2)
+
+
+def scene_labels(scenes: list[Scene]) -> Tensor:
+    """[B, 124]: which coloured shapes are there, which is left of or above which, and how many things."""
+    labels = np.zeros((len(scenes), SCENE_LABELS), np.float32)
+    kinds = len(SHAPES) * len(COLOURS)
+    for row, scene in enumerate(scenes):
+        for key in scene_combinations(scene):
+            if key[0] == "colour":
+                labels[row, _SHAPE[key[1]] * len(COLOURS) + _COLOUR[key[2]]] = 1.0
+            elif key[0] == "fact":
+                axis = 0 if key[1] == "left" else len(SHAPES) ** 2
+                labels[row, kinds + axis + _SHAPE[key[2]] * len(SHAPES) + _SHAPE[key[3]]] = 1.0
+        labels[row, SCENE_LABELS - 4 + min(len(scene.things), 4) - 1] = 1.0
+    return torch.from_numpy(labels)
+
+
+def contrast(seen: Tensor, said: Tensor, wrong: Tensor, batch: Batch, helper: Helper, kind: str) -> Tensor:
+    """The loss over cosines. seen [R, D], said [C, D], wrong [C, n, D], all normalised; C clean rows come first.
+
+    softmax: each picture picks its caption among its hard negatives and the batch's captions that are false for it;
+    each caption picks its picture among those it is false for, damaged ones included; and a sigmoid on each own pair,
+    so that one threshold fits all captions. sigmoid: every pair on its own, plus the choice among hard negatives.
+    """
+    clean = len(said)
+    scale = helper.scale.exp().clamp(max=MAX_SCALE)
+    table = seen @ said.T  # [R, C]
+    hard = torch.einsum("cd,cnd->cn", seen[:clean], wrong)
+    truth = torch.from_numpy(batch.truth)
+    own, zero = table[:clean].diagonal(), torch.zeros(clean, dtype=torch.long)
+    rivals = table.masked_fill(truth, -10.0)  # finite: the scale is learned, and 0 * inf is not 0
+    logits = torch.cat([own[:, None], hard], dim=1)
+    mates = [batch.texts[:clean].index(text) for text in batch.texts[clean:]]
+    spoiled = table[clean:][torch.arange(len(mates)), mates] if mates else table.new_zeros(0)
+    damaged_label = torch.from_numpy(batch.own[clean:])
+
+    def sigmoid(cosines: Tensor, label: bool) -> Tensor:
+        z = scale * cosines + helper.bias
+        return F.softplus(-z if label else z).mean() if cosines.numel() else cosines.sum()
+
+    ones = torch.cat([own, spoiled[damaged_label]])
+    zeros = torch.cat([hard.flatten(), spoiled[~damaged_label], spoiled[~damaged_label]])
+    if kind == "sigmoid":
+        apart = sigmoid(ones, True) + sigmoid(zeros, False) + sigmoid(table[~truth], False)
+        return apart + F.cross_entropy(scale * logits, zero)
+    pick_caption = F.cross_entropy(scale * torch.cat([logits, rivals[:clean]], dim=1), zero)
+    pick_picture = F.cross_entropy(scale * torch.cat([own[:, None], rivals.T], dim=1), zero)
+    return pick_caption + pick_picture + 0.5 * (sigmoid(ones, True) + sigmoid(zeros, False))
+
+
+def train(recipe: Recipe, words: Words, log: Callable[[str], None], save: Callable[[nn.Module], None]) -> Towers:
+    """Train towers by the recipe: clean pictures first, then noise, then adversaries.
+
+    Each batch is used twice; once adversaries are on, the second time moved along the input gradient of the first.
+    """
+    torch.manual_seed(recipe.seed)
+    rng = np.random.default_rng([recipe.seed, 0])
+    model = build_towers(recipe.architecture, recipe.options)
+    helper = Helper(recipe.width, recipe.options["projection"])
+    decay = [p for p in model.parameters() if p.ndim > 1]
+    rest = [p for p in (*model.parameters(), *helper.parameters()) if all(p is not q for q in decay)]
+    optimizer = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}],
+        lr=recipe.rate,
+        betas=(0.9, 0.98),
+    )
+    started, recent = time.process_time(), []
+    batch, pixels = None, torch.empty(0)
+    for step in range(recipe.steps):
+        progress = step / recipe.steps
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.rate * min(1.0, (step + 1) / 40) * 0.5 * (1 + math.cos(math.pi * progress))
+        if batch is None or step % 2 == 0:
+            batch = make_batch(rng, recipe.pairs, recipe.damaged, recipe.wrong)
+        adversary = recipe.adversary * ramp(progress, 0.45, 0.75)
+        if step % 2 == 0 or adversary == 0:
+            whole = torch.from_numpy(batch.images).permute(0, 3, 1, 2).float() / 255
+            pixels = augment(rng, whole, noise=0.01 + 0.14 * ramp(progress, 0.15, 0.5))
+        else:
+            pixels = _pushed(rng, pixels, adversary)
+        pixels.requires_grad_(recipe.adversary > 0)
+        loss, accuracy = _losses(model, helper, words, batch, pixels, recipe, 1.0 - 0.7 * progress)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_([*model.parameters(), *helper.parameters()], 1.0)
+        optimizer.step()
+        recent.append((loss.item(), accuracy))
+        if (step + 1) % 50 == 0:
+            mean, right = np.mean(recent, axis=0)
+            cpu = time.process_time() - started
+            log(f"step {step + 1} loss {mean:.3f} right of {recipe.wrong + 1}: {right:.3f} cpu {cpu:.0f} s")
+            recent.clear()
+        if (step + 1) % 200 == 0:
+            save(model)
+    return model
+
+
+def ramp(progress: float, start: float, stop: float) -> float:
+    """0 before start, 1 after stop, straight in between: pictures are clean at first and get harder."""
+    return min(1.0, max(0.0, (progress - start) / (stop - start)))
+
+
+def _pushed(rng: np.random.Generator, pixels: Tensor, radius: float) -> Tensor:
+    """Move each image up its loss gradient by an L2 distance drawn from [0, radius] ("free" adversarial training)."""
+    if pixels.grad is None or radius == 0:
+        return pixels.detach()
+    length = pixels.grad.flatten(1).norm(dim=1).clamp_min(1e-12)
+    far = torch.from_numpy(rng.uniform(0, radius, len(pixels)).astype(np.float32))
+    return pixels.detach() + (far / length)[:, None, None, None] * pixels.grad
+
+
+def _losses(
+    model: Towers, helper: Helper, words: Words, batch: Batch, pixels: Tensor, recipe: Recipe, share: float
+) -> tuple[Tensor, float]:
+    """The whole loss of one pass, and how often the right caption beats its hard negatives."""
+    clean = len(batch.scenes)
+    cells, embedding = model.patches(pixels)
+    texts = [*batch.texts[:clean], *(text for row in batch.wrong for text in row)]
+    distinct = sorted(set(texts))
+    where = {text: i for i, text in enumerate(distinct)}
+    encoded = F.normalize(model.encode_texts(torch.tensor([words(text) for text in distinct])), dim=-1)
+    encoded = encoded[[where[text] for text in texts]]
+    said, wrong = encoded[:clean], encoded[clean:].unflatten(0, (clean, -1))
+    seen = F.normalize(embedding, dim=-1)
+    loss = contrast(seen, said, wrong, batch, helper, recipe.loss)
+    aid = helper.loss(
+        cells[:clean], seen[:clean] * 8.0, cell_labels(batch.scenes, recipe.side), scene_labels(batch.scenes)
+    )
+    with torch.no_grad():
+        own = (seen[:clean] * said).sum(-1)
+        right = (own[:, None] > torch.einsum("cd,cnd->cn", seen[:clean], wrong)).all(1).float().mean().item()
+    return loss + share * aid, right

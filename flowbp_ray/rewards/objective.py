@@ -1,0 +1,171 @@
+"""The loss over rewards and its gradient at the target (METHODS §5): one decode, one backward through the decoder.
+
+    L = mean over the GLOBAL batch of  omega * sum_m weight_m * scale_m * relu(clip_m - r_m)
+
+A row with several branches (DRaFT-LV) counts the mean over them. What this file returns for a row depends on that row
+and the size of the global batch, not on the other rows in the call, so micro-batches and reward servers may split the
+batch as they like.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flowbp_ray.rewards.base import Reward
+
+Decode = Callable[[Tensor], Tensor]  # latents [R, C, h, w] -> images [R, 3, H, W] in 0..1, differentiable
+Jitter = Callable[[Tensor, list[tuple[int, int]]], Tensor]  # images [R, 3, H, W], (row, branch) of each -> images
+
+
+@dataclass(frozen=True)
+class RewardTerm:
+    """One summand of the loss: weight * scale * relu(clip - r).
+
+    `weight` is the user's share; `scale` brings rewards with different units to a common size; at `clip` and above the
+    reward is satisfied and gives no gradient.
+    """
+
+    name: str
+    weight: float = 1.0
+    clip: float = 1.0
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What one call learned about its rows.
+
+    scores:    name -> [B, branches] fp32, as the rewards gave them
+    losses:    [B] fp32; L is their sum over the whole batch divided by global_batch
+    cotangent: dL/dtarget, fp32, shaped like target; [M, *target.shape], one per term, where `separate` was asked for
+    clipped:   name -> share of scores at or above clip (these rows give that reward no gradient)
+    """
+
+    scores: dict[str, Tensor]
+    losses: Tensor
+    cotangent: Tensor
+    clipped: dict[str, float]
+
+
+def unit_images(decoded: Tensor) -> Tensor:
+    """Map a decoder's -1..1 output to 0..1 and clamp, as diffusers and the published rewards do.
+
+    The clamp is hard: a channel pushed outside 0..1 shows the reward its nearest legal value and gets no gradient.
+    That is wanted. A gradient passed outwards would let the sample win reward that no saved picture can show.
+    """
+    return (decoded * 0.5 + 0.5).clamp(0.0, 1.0)
+
+
+def score_and_cotangent(
+    target: Tensor,
+    decode: Decode,
+    rewards: Sequence[tuple[RewardTerm, Reward]],
+    prompts: Sequence[str],
+    omega: Tensor,
+    global_batch: int,
+    micro_batch: int | None = None,
+    jitter: Jitter | None = None,
+    separate: bool = False,
+) -> Objective:
+    """Score target [B, branches, C, h, w] and return dL/dtarget (METHODS §2: u), L being the loss of METHODS §5.
+
+    prompts: B texts. omega: [B], no gradient. micro_batch: decoded images held at once (None: all of them).
+    jitter: see `flowbp_ray.rewards.jitter`; None scores the images as they are.
+    separate: keep one cotangent per term, for whoever wants to balance them; costs one decoder backward per term.
+    """
+    _check(target, rewards, prompts, omega, global_batch, micro_batch)
+    batch, branches = target.shape[:2]
+    where = [(row, branch) for row in range(batch) for branch in range(branches)]
+    flat = target.detach().flatten(0, 1)
+    factor = omega.detach().to(target.device, torch.float32).repeat_interleave(branches) / (global_batch * branches)
+    step = micro_batch or len(where)
+    parts = []
+    for start in range(0, len(where), step):
+        rows = slice(start, start + step)
+        texts = [prompts[row] for row, _ in where[rows]]
+        parts.append(_part(flat[rows], factor[rows], texts, where[rows], decode, rewards, jitter, separate))
+    scores = torch.cat([s for s, _ in parts], dim=1)  # [M, B * branches]
+    cotangent = torch.cat([c for _, c in parts], dim=1).unflatten(1, (batch, branches))  # [M or 1, B, branches, ...]
+    gaps = torch.stack([t.weight * t.scale * torch.relu(t.clip - s) for (t, _), s in zip(rewards, scores, strict=True)])
+    losses = (gaps.sum(0) * factor).unflatten(0, (batch, branches)).sum(1) * global_batch
+    return Objective(
+        scores={t.name: s.unflatten(0, (batch, branches)) for (t, _), s in zip(rewards, scores, strict=True)},
+        losses=losses,
+        cotangent=cotangent if separate else cotangent[0],
+        clipped={t.name: (s >= t.clip).float().mean().item() for (t, _), s in zip(rewards, scores, strict=True)},
+    )
+
+
+def _part(
+    latents: Tensor,  # [R, C, h, w]
+    factor: Tensor,  # [R]: omega / (global_batch * branches)
+    texts: list[str],
+    where: list[tuple[int, int]],
+    decode: Decode,
+    rewards: Sequence[tuple[RewardTerm, Reward]],
+    jitter: Jitter | None,
+    separate: bool,
+) -> tuple[Tensor, Tensor]:
+    """Scores [M, R] and cotangents [M or 1, R, C, h, w] of a few rows.
+
+    The chain is cut at the images that the rewards see: each reward's graph is freed before the next is built, and
+    the decoder is walked back once with the sum.
+    """
+    latents = latents.clone().requires_grad_(True)
+    with torch.enable_grad():
+        images = decode(latents)
+        if jitter is not None:
+            images = jitter(images, where)
+        seen = images.detach().requires_grad_(True)
+        scores, gradients = [], []
+        for term, reward in rewards:
+            score = reward.score(seen, texts).float()
+            _check_scores(term, score, where)
+            loss = (factor * term.weight * term.scale * torch.relu(term.clip - score)).sum()
+            scores.append(score.detach())
+            gradients.append(torch.autograd.grad(loss, seen)[0])
+        pulls = gradients if separate else [torch.stack(gradients).sum(0)]
+        cotangents = [
+            torch.autograd.grad(images, latents, pull.to(images.dtype), retain_graph=i + 1 < len(pulls))[0]
+            for i, pull in enumerate(pulls)
+        ]
+    return torch.stack(scores), torch.stack(cotangents).float()
+
+
+def _check(
+    target: Tensor,
+    rewards: Sequence[tuple[RewardTerm, Reward]],
+    prompts: Sequence[str],
+    omega: Tensor,
+    global_batch: int,
+    micro_batch: int | None,
+) -> None:
+    """Refuse what cannot be meant, naming what to pass instead."""
+    if target.ndim < 3:
+        raise ValueError(f"target must be [rows, branches, ...], got shape {tuple(target.shape)}; add a branch axis")
+    if not rewards:
+        raise ValueError("no rewards given; name at least one")
+    names = [term.name for term, _ in rewards]
+    if len(set(names)) != len(names):
+        raise ValueError(f"reward names must differ, got {names}; give one of them another name")
+    if len(prompts) != len(target):
+        raise ValueError(f"{len(target)} rows need {len(target)} prompts, got {len(prompts)}")
+    if omega.shape != (len(target),):
+        raise ValueError(f"omega must be [{len(target)}], one factor per row, got {tuple(omega.shape)}")
+    if global_batch < len(target):
+        raise ValueError(f"global_batch counts the rows of all servers: at least {len(target)}, got {global_batch}")
+    if micro_batch is not None and micro_batch < 1:
+        raise ValueError(f"micro_batch must be at least 1 (or None for all rows), got {micro_batch}")
+
+
+def _check_scores(term: RewardTerm, score: Tensor, where: list[tuple[int, int]]) -> None:
+    """A failed score is an error, never a zero."""
+    if score.shape != (len(where),):
+        raise ValueError(f"reward {term.name!r} must return one score per image, got {tuple(score.shape)}")
+    if not torch.isfinite(score).all():
+        bad = [where[i] for i in torch.nonzero(~torch.isfinite(score)).flatten().tolist()]
+        raise ValueError(f"reward {term.name!r} returned a score that is not finite for (row, branch) {bad}")

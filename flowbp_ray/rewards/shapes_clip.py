@@ -1,0 +1,99 @@
+"""The rewards of the embedded domain: two small CLIP-like models of different build, one to train on, one held out.
+
+    score = (cos(image, text) - low) / (high - low)
+
+`low` and `high` are the mean cosines of wrong and of matching captions on scenes the model never saw, so 0 reads "no
+better than a wrong caption" and 1 "as good as a true rendering". The map is affine: it bends no gradient. A clip of 1
+in the loss means "as good as the real thing is good enough".
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor
+
+from flowbp_ray.rewards.towers import build_towers
+
+WEIGHTS = Path(__file__).resolve().parents[1] / "shapes" / "data" / "rewards"
+PAD, START, END = 0, 1, 3  # 2 is left free: transformers' CLIP treats an end token of 2 as a legacy model
+SPECIAL = ["<pad>", "<start>", "<free>", "<end>"]
+
+
+class Words:
+    """Whole words to ids: lower case, punctuation dropped, <start> … <end>, padded to a fixed length."""
+
+    def __init__(self, vocabulary: Sequence[str], length: int) -> None:
+        self.ids = {word: i for i, word in enumerate([*SPECIAL, *vocabulary])}
+        self.length = length
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __call__(self, text: str) -> list[int]:
+        """Ids of one text, `length` long."""
+        words = re.findall(r"[a-z0-9]+", text.lower())
+        unknown = [word for word in words if word not in self.ids]
+        if unknown:
+            raise ValueError(f"the shapes rewards do not know {unknown} in {text!r}; they read the shapes grammar only")
+        if len(words) > self.length - 2:
+            raise ValueError(f"the shapes rewards read at most {self.length - 2} words, got {len(words)} in {text!r}")
+        ids = [START, *(self.ids[word] for word in words), END]
+        return ids + [PAD] * (self.length - len(ids))
+
+
+class ShapesClip:
+    """Affine-calibrated cosine of a small image tower and a small text tower (module docstring), on [B, 3, 64, 64]."""
+
+    def __init__(
+        self, folder: str | Path | None = None, name: str = "shapes_clip", device: str = "cpu", dtype: str = "float32"
+    ) -> None:
+        """Load `config.json` and `model.safetensors` from `folder` (default: the weights in the package)."""
+        self.name = name
+        folder = Path(folder) if folder is not None else WEIGHTS / name
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"no reward model in {folder}; make it with `python -m benchmarks.make_shapes`")
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+        self.words = Words(config["vocabulary"], config["text_length"])
+        self.low, self.high = float(config["calibration"]["low"]), float(config["calibration"]["high"])
+        self.device, self.dtype = torch.device(device), getattr(torch, dtype)
+        self.model = build_towers(config["architecture"], config["model"])
+        self.model.load_state_dict(load_file(folder / "model.safetensors"))
+        self.model.to(self.device, self.dtype).eval().requires_grad_(False)
+        self._texts: dict[str, Tensor] = {}
+
+    def cosine(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Cosine of each image [B, 3, 64, 64] in 0..1 with its prompt; [B]. Differentiable in the images."""
+        seen = self.model.encode_images(images.to(self.device, self.dtype))
+        return F.cosine_similarity(seen, self._encode_texts(prompts), dim=-1)
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Calibrated score [B]: 0 for the mean wrong caption, 1 for the mean true one."""
+        if len(images) != len(prompts):
+            raise ValueError(f"{len(images)} images need {len(images)} prompts, got {len(prompts)}")
+        return (self.cosine(images, prompts) - self.low) / (self.high - self.low)
+
+    def _encode_texts(self, prompts: Sequence[str]) -> Tensor:
+        """Embeddings [B, D], remembered per prompt.
+
+        Each is computed on its own, so that its bits do not depend on which prompts happened to come together.
+        """
+        for text in set(prompts) - self._texts.keys():
+            with torch.no_grad():
+                ids = torch.tensor([self.words(text)], device=self.device)
+                self._texts[text] = self.model.encode_texts(ids)[0]
+        return torch.stack([self._texts[text] for text in prompts])
+
+
+class ShapesClipHeldout(ShapesClip):
+    """The second model: another architecture, seed and data order. Reported, never trained on."""
+
+    def __init__(self, folder: str | Path | None = None, device: str = "cpu", dtype: str = "float32") -> None:
+        super().__init__(folder, name="shapes_clip_heldout", device=device, dtype=dtype)
