@@ -95,7 +95,8 @@ def main(args: argparse.Namespace) -> None:
     """Train, then write tokenizer/, text_encoder/, transformer/, scheduler/ and model_index.json."""
     steps = args.steps or STEPS
     tokenizer = build_tokenizer()
-    vae = AutoencoderKL.from_pretrained(args.work / "vae").eval().requires_grad_(False)
+    tuned = args.work / "vae_tuned"  # the same encoder; the decoder may still be in training beside this
+    vae = AutoencoderKL.from_pretrained(tuned if tuned.exists() else args.work / "vae").eval().requires_grad_(False)
     latents, ids = load_latents(args.work, vae, tokenizer)
     empty = tokenize([""], tokenizer)
     torch.manual_seed(SEED)

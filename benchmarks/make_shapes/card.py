@@ -37,8 +37,9 @@ laptop. `model/` has the layout of a `StableDiffusion3Pipeline`; `rewards/` has 
 
 x_sigma = (1 - sigma) x0 + sigma noise; the transformer predicts v = noise - x0 and takes 1000 sigma as its time input.
 x0 is the latent minus `shift_factor`, times `scaling_factor`. Sampling grid: sigma = 1 ... 0 in equal steps, with the
-static shift in `scheduler/`. `prompt_embeds` is the text model's `last_hidden_state` (14 tokens), `pooled_prompt_embeds`
-its `text_embeds` (`conditioning.json` says so too). The negative of guidance is the empty caption.
+static shift in `scheduler/` (1). `prompt_embeds` is the text model's `last_hidden_state` (14 tokens) and
+`pooled_prompt_embeds` its `text_embeds` (`conditioning.json` says so too). The negative of guidance is the empty
+caption. `flowbp_ray.shapes.text.load_pipeline()` gives the stock pipeline, to be called with embeddings.
 """
 
 TAIL = """
@@ -52,7 +53,7 @@ on `heldout.jsonl`.
 
 ## Making it again
 
-`python -m benchmarks.make_shapes all` (seeds as above, one thread; about {minutes:.0f} CPU minutes without the rewards).
+`python -m benchmarks.make_shapes all` (seeds as above, one thread; {minutes:.0f} CPU minutes without the rewards).
 Weights repeat bit for bit only on the same processor and library versions; the scores repeat within their error.
 """
 
@@ -127,8 +128,8 @@ def main(args: argparse.Namespace) -> None:
         " caption in ten empty, an average of the weights. The encoder is trained with the decoder (stage vae), then"
         " frozen while the decoder is trained further on slightly noisy latents (stage decoder).",
         f"\n## Scores\n\nVAE: PSNR {psnr:.1f} dB; the verifier passes {100 * passed:.1f} % of 500 reconstructions.\n"
-        f"Base: the verifier's pass rate in percent, one picture a prompt, {STEPS} Euler steps, 360 prompts (60 a skill),"
-        " with one standard error.\n",
+        f"Base: the verifier's pass rate in percent, one picture a prompt, {STEPS} Euler steps, 360 prompts (60 a"
+        " skill), with one standard error.\n",
         *score_table(models),
         TAIL.format(minutes=minutes),
     ]

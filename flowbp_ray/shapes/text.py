@@ -10,7 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
 from torch import Tensor
 from transformers import CLIPTextModelWithProjection, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -82,3 +87,9 @@ def load_models(folder: Path | None = None, dtype: torch.dtype = torch.float32) 
         vae.eval().requires_grad_(False),
         scheduler,
     )
+
+
+def load_pipeline(folder: Path | None = None, dtype: torch.dtype = torch.float32) -> StableDiffusion3Pipeline:
+    """The stock diffusers pipeline on a model folder, without text encoders: call it with `prompt_embeds=`."""
+    absent = dict.fromkeys(f"{kind}{i}" for kind in ("text_encoder", "tokenizer") for i in ("", "_2", "_3"))
+    return StableDiffusion3Pipeline.from_pretrained(folder or model_dir(), torch_dtype=dtype, **absent)
