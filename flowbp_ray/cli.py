@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +16,9 @@ from rich.table import Table
 from flowbp_ray import loading
 from flowbp_ray.surrogate.methods import METHODS
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, rich_markup_mode=None, help=__doc__, pretty_exceptions_enable=False
+)
 console = Console(highlight=False, soft_wrap=True)
 
 ConfigArgument = Annotated[str, typer.Argument(help="A YAML file, or a shipped name such as shapes_flowbp_sparse.")]
@@ -102,23 +105,23 @@ def methods() -> None:
     console.print("Any other point of the four axes can be spelled out under `method:`; see docs/adding-a-method.md.")
 
 
-def main() -> None:
-    """Entry point: turns errors of the user into lines and exit code 2, failures of the run into exit code 1."""
+def guarded(command: Callable[[], object]) -> None:
+    """Run a command: what a user must change becomes lines and exit code 2, a failed run exit code 1."""
     try:
-        app(standalone_mode=False)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
-    except (ValueError, FileNotFoundError) as error:
+        command()
+    except ValueError as error:
         print(f"flowbp-ray: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("flowbp-ray: stopped", file=sys.stderr)
         sys.exit(130)
-    except Exception as error:
-        if type(error).__name__ == "RunFailed":
-            print(f"flowbp-ray: {error}", file=sys.stderr)
-            sys.exit(1)
-        if hasattr(error, "format_message"):  # click's own usage errors
-            print(f"flowbp-ray: {error.format_message()}", file=sys.stderr)
-            sys.exit(2)
-        raise
+    except RuntimeError as error:
+        if type(error).__name__ != "RunFailed":
+            raise
+        print(f"flowbp-ray: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def main() -> None:
+    """Entry point of flowbp-ray and python -m flowbp_ray."""
+    guarded(app)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import inspect
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from flowbp_ray.rollouts import BatchShape
-from flowbp_ray.surrogate.methods import METHODS, Method
+from flowbp_ray.spelling import build_method
+from flowbp_ray.surrogate import Method
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -118,13 +116,17 @@ class LearnersConfig(PoolConfig):
 
 
 class EvaluationConfig(Strict):
-    """Every `every` steps (0: only before and after), the same noise and prompts each time, once per guidance."""
+    """Every `every` steps (0: only before and after), the same noise and prompts each time, once per guidance.
+
+    `guidance` is measured every time, `guidance_ends` only before and after.
+    """
 
     prompts: str | None = None
     every: int = Field(0, ge=0)
     limit: int | None = Field(None, ge=1)
     batch: int = Field(30, ge=1)
     guidance: list[float] = [1.0]
+    guidance_ends: list[float] = []
     pictures: int = Field(36, ge=1)
     seed: int = 7
 
@@ -190,39 +192,6 @@ class RunConfig(Strict):
     @property
     def run_dir(self) -> Path:
         return Path(self.output) / self.name
-
-
-def nearest(word: str, known: list[str], what: str) -> str:
-    """ "unknown <what> 'x'; did you mean 'y'?" or the list of what is known."""
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
-    return f"unknown {what} {word!r}; {hint}"
-
-
-def build_method(spec: dict[str, Any]) -> Method:
-    """A named method with its arguments, any axis of it replaced, or a point of the design space spelled out.
-
-    {name: flowbp_sparse, k: 3, draws: per_sample}   or   {target: {kind: early_stop}, active: {kind: strided, k: 3}}
-    """
-    fields = {f.name for f in dataclasses.fields(Method)}
-    spec = dict(spec)
-    name = spec.pop("name", None)
-    if name is None:
-        for key in spec:
-            if key not in fields:
-                raise ValueError(nearest(key, [*fields, "name"], "key in method"))
-        return TypeAdapter(Method).validate_python(spec)
-    if name not in METHODS:
-        raise ValueError(nearest(str(name), list(METHODS), "method"))
-    arguments = set(inspect.signature(METHODS[name]).parameters)
-    for key in spec:
-        if key not in arguments | fields:
-            raise ValueError(nearest(key, [*arguments, *fields], f"key in method {name}"))
-    method = METHODS[name](**{k: v for k, v in spec.items() if k in arguments})
-    axes = {k: v for k, v in spec.items() if k in fields and k not in arguments}
-    if not axes:
-        return method
-    return TypeAdapter(Method).validate_python(TypeAdapter(Method).dump_python(method) | axes)
 
 
 def check_batch(config: RunConfig) -> None:

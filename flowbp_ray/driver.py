@@ -30,6 +30,8 @@ INCARNATION = 0
 def start_ray(config: RunConfig) -> None:
     """Join the cluster of the job that we are in, or the one that the config names, or start a private one."""
     address = os.environ.get("RAY_ADDRESS") or config.cluster.address
+    if ray.is_initialized():
+        return
     if address == "local":
         ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     else:
@@ -61,6 +63,7 @@ def train(config: RunConfig, progress: Progress | None = None) -> tuple[Run, dic
     progress = progress or Progress(config.steps, quiet=True)
     progress.begin(run.folder, config)
     tracker = Tracker(run.folder, config)
+    joined = ray.is_initialized()
     start_ray(config)
     try:
         texts = [r.text for r in (*records, *held_out)]
@@ -73,7 +76,8 @@ def train(config: RunConfig, progress: Progress | None = None) -> tuple[Run, dic
     finally:
         tracker.close()
         progress.end()
-        ray.shutdown()
+        if not joined:
+            ray.shutdown()
 
 
 class Loop:
@@ -97,6 +101,7 @@ class Loop:
         self.method = config.surrogate()
         self.published: dict[int, Published] = {}
         self.evaluations: dict[int, dict[float, Evaluation]] = {}
+        self.first_pictures: dict[float, list[np.ndarray]] = {}
         self.issued = 0
         self.started = time.perf_counter()
         self.log = run.logger()
@@ -135,6 +140,7 @@ class Loop:
             return
         scored = [job.result for job in jobs if isinstance(job.result, Scored)]
         metrics = step_metrics(reports, scored, learners) | {
+            "state_bytes_per_image_formula": state_bytes(self.config, jobs),
             "version": reports[0].version.step,
             "retries": self.fleet.pipeline.retries,
             "wait_s": scored_at - began,
@@ -171,7 +177,8 @@ class Loop:
             return
         settings, results = self.config.evaluation, {}
         self.progress.phase("evaluating")
-        for guidance in settings.guidance:
+        ends = settings.guidance_ends if step in (0, self.config.steps) else []
+        for guidance in dict.fromkeys([*settings.guidance, *ends]):
             purpose = f"evaluation at guidance {guidance:g}"
             items = evaluation_items(self.config, purpose, step, guidance, self.prompt_count, len(self.held_out))
             self.fleet.pipeline.submit(items, self.published[step])
@@ -189,12 +196,18 @@ class Loop:
         return measure(np.stack(images), self.held_out, scores)
 
     def _pictures(self, jobs: Sequence[Job], step: int, guidance: float) -> None:
-        """The same prompts with the same noise at every step: a spread over the whole list."""
+        """The same prompts with the same noise at every step: a spread over the whole list, and before above after."""
         images = [image for job in jobs if isinstance(job.result, Evaluated) for image in job.result.images]
         count = min(self.config.evaluation.pictures, len(images))
         chosen = [i * len(images) // count for i in range(count)]
-        path = self.run.images / f"step_{step:06d}_guidance_{guidance:g}.png"
-        grid([images[i] for i in chosen], [self.held_out[i].text for i in chosen], path)
+        shown, captions = [images[i] for i in chosen], [self.held_out[i].text for i in chosen]
+        grid(shown, captions, self.run.images / f"step_{step:06d}_guidance_{guidance:g}.png")
+        before = self.first_pictures.setdefault(guidance, shown)
+        if step == self.config.steps:
+            few = range(0, count, max(1, count // 9))[:9]
+            pairs = [before[i] for i in few] + [shown[i] for i in few]
+            path = self.run.images / f"before_above_after_guidance_{guidance:g}.png"
+            grid(pairs, [captions[i] for i in few] * 2, path, columns=len(few))
 
     def save(self, step: int) -> None:
         """A checkpoint: the engine's state, then the published weights, whose presence marks it as finished."""
@@ -238,3 +251,12 @@ def evaluation_items(
 def flat(evaluation: Evaluation) -> dict[str, float]:
     """Means and scalars of an evaluation by name."""
     return {name: e.mean for name, e in evaluation.estimates().items()} | dict(evaluation.scalars)
+
+
+def state_bytes(config: RunConfig, jobs: Sequence[Job]) -> float:
+    """Bytes of states per image by formula: states of the plan × elements of a latent × itemsize, averaged."""
+    model = config.backbone
+    shape = backbones.get(model.name, model.path).latent_shape(model.height, model.width)
+    plans = [plan for job in jobs for plan in job.item.plans]
+    states = sum(len(plan.states) for plan in plans) / len(plans)
+    return states * int(np.prod(shape)) * model.torch_dtype.itemsize

@@ -17,9 +17,11 @@ class Engine(Protocol):
     """One optimizer over one module. `backward` is called once per forward and `step` once after the last."""
 
     module: nn.Module
+    scale: float
+    """What cotangents are multiplied by, so that an engine that averages over ranks gives their sum."""
 
     def backward(self, loss: Tensor, last: bool) -> None:
-        """Accumulate the gradient of a scalar whose sum over ranks and calls is the global loss."""
+        """Accumulate the gradient of a scalar, unscaled: the gradient at the states is read too. `last` ends a step."""
 
     def step(self) -> float:
         """Clip, update, clear the gradients; returns the global gradient norm before clipping."""
@@ -36,6 +38,8 @@ class Engine(Protocol):
 
 class TorchEngine:
     """AdamW on one rank."""
+
+    scale = 1.0
 
     def __init__(self, module: nn.Module, config: OptimizerConfig) -> None:
         self.module = module
@@ -76,7 +80,7 @@ class DeepSpeedEngine:
 
         self.module = module
         self.stage = config.zero
-        self.ranks = torch.distributed.get_world_size()
+        self.scale = float(torch.distributed.get_world_size())
         self.named = trained(module)
         self.engine, *_ = deepspeed.initialize(
             model=module,
@@ -88,7 +92,7 @@ class DeepSpeedEngine:
 
     def backward(self, loss: Tensor, last: bool) -> None:
         self.engine.set_gradient_accumulation_boundary(last)
-        self.engine.backward(loss * self.ranks)  # DeepSpeed takes the mean over ranks; the loss is a share of a sum
+        self.engine.backward(loss)
 
     def step(self) -> float:
         self.engine.step()

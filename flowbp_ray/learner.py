@@ -48,7 +48,7 @@ class Learner:
         items = [r.item for r in rollouts]
         plans = [plan for item in items for plan in item.plans]
         states = torch.cat([unpack(r.states) for r in rollouts])
-        pull = torch.cat([unpack(c) for c in cotangents]) * factor
+        pull = torch.cat([unpack(c) for c in cotangents]) * (factor * self.engine.scale)
         rows = [prompt for item in items for prompt in item.prompt_ids]
         velocity = trained_velocity(
             self.backbone,

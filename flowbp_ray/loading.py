@@ -13,7 +13,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
-from flowbp_ray.config import RunConfig, nearest
+from flowbp_ray.config import RunConfig
+from flowbp_ray.spelling import nearest
 
 
 class ConfigError(ValueError):

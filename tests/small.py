@@ -19,6 +19,7 @@ def small_config(tmp_path: Path, method: str = "flowbp_sparse", *overrides: str)
         "data.rollout_batch=2",
         "samplers.count=1",
         "rewards.count=1",
+        "rewards.monitors=[]",
         "learners.engine=torch",
         "learners.count=1",
         "learners.micro_batch=2",

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from flowbp_ray import loading
-from flowbp_ray.config import build_method
 from flowbp_ray.loading import ConfigError
+from flowbp_ray.spelling import build_method
 from flowbp_ray.surrogate import METHODS, Method
 
 SEVEN = sorted(METHODS)
@@ -59,6 +59,13 @@ BAD = {
     "unknown top key": (["stepz=2"], r"unknown key 'stepz'; did you mean 'steps'\?"),
     "unknown method": (["method.name=flowbp_spars"], r"unknown method 'flowbp_spars'; did you mean 'flowbp_sparse'\?"),
     "unknown argument": (["method.kk=3"], r"unknown key in method flowbp_sparse 'kk'"),
+    "no kind": (["method.active={k: 3}"], r"method.active needs a kind, one of: .*late_biased"),
+    "unknown kind": (
+        ["method.active={kind: stride}"],
+        r"unknown kind of method.active 'stride'; did you mean 'strided'",
+    ),
+    "unknown key of an axis": (["method.active={kind: strided, kk: 2}"], r"unknown key in method.active 'kk'"),
+    "value of an axis": (["method.active={kind: strided, k: 0}"], r"method.active: .*k must be"),
     "k above n": (["method.k=20"], r"active steps k must be in \[1, 16\], got 20"),
     "batch": (["data.rollout_batch=7"], r"write data.rollout_batch=6"),
     "ranks": (["learners.count=3"], r"write learners.count=2"),

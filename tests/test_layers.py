@@ -43,7 +43,7 @@ def test_only_driver_and_cli_know_ray() -> None:
 
 
 def test_backbones_and_rewards_do_not_know_the_learner() -> None:
-    upper = {"flowbp_ray.learner", "flowbp_ray.sampling", "flowbp_ray.scoring", "flowbp_ray.driver", "flowbp_ray.engine"}
+    upper = {f"flowbp_ray.{name}" for name in ("learner", "sampling", "scoring", "driver", "engine")}
     for folder in ("flowbp_ray/backbones", "flowbp_ray/rewards"):
         for path in files(folder):
             assert not imported(path) & upper, path
