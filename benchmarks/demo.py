@@ -23,11 +23,11 @@ def main() -> None:
         f"the verifier accepts {100 * change['mean']:+.1f} points more "
         f"(95 % interval {100 * change['low']:+.1f} to {100 * change['high']:+.1f}), without guidance"
     )
-    base_guided = guided["before"]["verifier"]["mean"]
+    base_guided, tuned_guided = (guided[when]["verifier"]["mean"] for when in ("before", "after"))
     better = "above" if base_guided > tuned else "below"
     console.print(
         f"for comparison, guidance 3 alone takes the base to {100 * base_guided:.1f} %, {better} "
-        f"the tuned model without it ({100 * tuned:.1f} %); tuned and guided: {100 * guided['after']['verifier']['mean']:.1f} %"
+        f"the tuned model without it ({100 * tuned:.1f} %); tuned and guided: {100 * tuned_guided:.1f} %"
     )
     if change["low"] <= 0:
         print("demo: nothing improved beyond its interval", file=sys.stderr)

@@ -7,6 +7,7 @@ import difflib
 import inspect
 import types
 import typing
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -28,8 +29,10 @@ def build_method(spec: dict[str, Any]) -> Method:
     """
     fields = typing.get_type_hints(Method)
     name = spec.get("name")
+    base: Callable[..., Method]
+    arguments: dict[str, Any] = {}
     if name is None:
-        base, arguments, what = Method, {}, "key in method"
+        base, what = Method, "key in method"
     elif name not in METHODS:
         raise ValueError(nearest(str(name), list(METHODS), "method"))
     else:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from flowbp_ray import loading
 from flowbp_ray.config import RunConfig
 
 
-def small_config(tmp_path: Path, method: str = "flowbp_sparse", *overrides: str) -> RunConfig:
-    """Four prompts in two items of two rows, six sampling steps, plain torch on one rank."""
-    defaults = [
+def small_overrides(tmp_path: Path) -> list[str]:
+    """Four prompts in two items of two rows, six sampling steps, plain torch on one rank, two optimizer steps."""
+    return [
         f"output={tmp_path}",
         "steps=2",
         "backbone.num_steps=6",
@@ -24,11 +23,11 @@ def small_config(tmp_path: Path, method: str = "flowbp_sparse", *overrides: str)
         "learners.count=1",
         "learners.micro_batch=2",
         "evaluation.prompts=null",
-        "cluster.stall_timeout=120",
+        "cluster.stall_timeout=240",
     ]
+
+
+def small_config(tmp_path: Path, method: str = "flowbp_sparse", *overrides: str) -> RunConfig:
+    """`configs/runs/shapes_<method>.yaml`, reduced."""
     short = {"refl": ["method.last=3"], "flowbp_lagrange": ["method.max_j_rev=4"]}
-    return loading.load(f"shapes_{method}", [*defaults, *short.get(method, []), *overrides])
-
-
-def plain(config: RunConfig) -> dict[str, Any]:
-    return config.model_dump(mode="json")
+    return loading.load(f"shapes_{method}", [*small_overrides(tmp_path), *short.get(method, []), *overrides])
