@@ -20,7 +20,7 @@ from .vae import draw, evaluate, loss_of
 
 SEED = 22
 BATCH = 16
-STEPS = 2400
+STEPS = 1000
 RATE = 2e-3
 WARMUP = 50
 GRAIN = 0.05  # standard deviation of the noise on standardised latents: a generated latent is never exact
