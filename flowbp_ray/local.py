@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from flowbp_ray import backbones, prompts, weights
-from flowbp_ray.backbones import Embeddings
+from flowbp_ray.backbones import Embeddings, encode_all
 from flowbp_ray.config import RunConfig
 from flowbp_ray.learner import Learner
 from flowbp_ray.messages import Item, StepReport, Version, pack_all, unpack
@@ -21,7 +21,7 @@ from flowbp_ray.scoring import Scorer
 
 def encode(config: RunConfig, texts: Sequence[str]) -> Embeddings:
     """Embeddings of the empty prompt and `texts`, in this process."""
-    return Embeddings(backbones.get(config.backbone.name, config.backbone.path).load_encoder()(["", *texts]))
+    return encode_all(backbones.get(config.backbone.name, config.backbone.path).load_encoder(), texts)
 
 
 class LocalLoop:

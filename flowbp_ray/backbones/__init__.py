@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 
-from flowbp_ray.backbones.base import Backbone, Conditioning, Embeddings
+from flowbp_ray.backbones.base import Backbone, Conditioning, Embeddings, encode_all
 from flowbp_ray.backbones.shapes import ShapesBackbone
 
 BACKBONES: dict[str, type[Backbone]] = {"shapes": ShapesBackbone}
 """A new family is one file and one line here."""
 
-__all__ = ["BACKBONES", "Backbone", "Conditioning", "Embeddings", "get"]
+__all__ = ["BACKBONES", "Backbone", "Conditioning", "Embeddings", "encode_all", "get"]
 
 
 def get(name: str, path: str | None = None) -> Backbone:

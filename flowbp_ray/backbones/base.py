@@ -31,6 +31,13 @@ class Embeddings:
         return {name: t[:1].expand(rows, *t.shape[1:]) for name, t in self.tensors.items()}
 
 
+def encode_all(encode: Callable[[list[str]], Conditioning], prompts: Sequence[str], chunk: int = 256) -> Embeddings:
+    """Encode the empty prompt and `prompts`, `chunk` at a time: whoever does it gets the same bits."""
+    texts = ["", *prompts]
+    parts = [encode(texts[i : i + chunk]) for i in range(0, len(texts), chunk)]
+    return Embeddings({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+
+
 class Backbone(abc.ABC):
     """One family of flow models. Loading is by part, so that a process holds only what its role needs."""
 
