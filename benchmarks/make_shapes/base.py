@@ -26,10 +26,10 @@ from .sampling import decode, sample_latents, score, sigma_grid
 
 SEED = 31
 BATCH = 128
-STEPS = 2700
+PHASES = (2700, 3900)  # the rate is annealed towards the end of each: the first was found to stop too early
 RATE = 1.5e-3
 WARMUP = 100
-ANNEAL = 0.3  # the last share of the steps, over which the rate falls linearly to zero
+ANNEAL = 0.3  # the rate falls linearly to zero over the last 0.3 * (end of the phase) steps
 DECAY = 0.02
 CAPTION_DROPOUT = 0.1
 EMA = 0.998
@@ -54,9 +54,10 @@ class Base(nn.Module):
         return output.sample
 
 
-def rate(step: int, steps: int) -> float:
-    """Warm-up, plateau, linear anneal; a factor of RATE."""
-    return min(1.0, (step + 1) / WARMUP, max(0.0, (steps - step) / (ANNEAL * steps)))
+def rate(step: int, phases: tuple[int, ...]) -> float:
+    """Warm-up, then plateau and linear anneal of the phase that `step` is in; a factor of RATE."""
+    end = next(end for end in phases if step < end)
+    return min(1.0, (step + 1) / WARMUP, (end - step) / (ANNEAL * end))
 
 
 def batch(step: int, latents: Tensor, ids: Tensor, empty: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -93,7 +94,8 @@ def quick_look(model: Base, tokenizer: PreTrainedTokenizerBase, vae: Autoencoder
 
 def main(args: argparse.Namespace) -> None:
     """Train, then write tokenizer/, text_encoder/, transformer/, scheduler/ and model_index.json."""
-    steps = args.steps or STEPS
+    phases = (args.steps,) if args.steps else PHASES
+    steps = phases[-1]
     tokenizer = build_tokenizer()
     tuned = args.work / "vae_tuned"  # the same encoder; the decoder may still be in training beside this
     vae = AutoencoderKL.from_pretrained(tuned if tuned.exists() else args.work / "vae").eval().requires_grad_(False)
@@ -113,7 +115,7 @@ def main(args: argparse.Namespace) -> None:
     start = time.process_time() - spent
     for step in range(first, steps):
         for group in optimizer.param_groups:
-            group["lr"] = RATE * rate(step, steps)
+            group["lr"] = RATE * rate(step, phases)
         x, sigma, words, target = batch(step, latents, ids, empty)
         loss = (model(x, sigma, words) - target).square().mean()
         optimizer.zero_grad()
