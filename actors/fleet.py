@@ -58,8 +58,8 @@ class Fleet:
             for rank in range(learners.count)
         ]
         self.handles += self.learners
-        samplers = self._pool("sampler", RemoteSampler, config.samplers, self.embeddings)
-        scorers = self._pool("reward server", RemoteReward, config.rewards, ray.put(prompts))
+        samplers = self._pool("sampler", RemoteSampler, config.samplers, [self.embeddings])
+        scorers = self._pool("reward server", RemoteReward, config.rewards, [ray.put(prompts)])
         address, port = _get(self.learners[0].rendezvous.remote(), "the first learner")
         built = [
             rank.build.remote(config, self.embeddings, number, address, port)

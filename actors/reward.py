@@ -16,9 +16,10 @@ from flowbp_ray.scoring import Scorer
 class RewardActor:
     """Holds the decoder and the rewards; has never seen the transformer."""
 
-    def __init__(self, config: RunConfig, prompts: list[str]) -> None:
+    def __init__(self, config: RunConfig, prompts: list[Any]) -> None:
+        """prompts: a reference to the run's texts, in a list."""
         limit_threads(config.rewards.threads)
-        self.scorer = Scorer(config, prompts)
+        self.scorer = Scorer(config, ray.get(prompts[0]))
 
     def ready(self) -> bool:
         return True

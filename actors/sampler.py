@@ -18,9 +18,9 @@ from flowbp_ray.sampling import Sampler
 class SamplerActor:
     """Holds the transformer without optimizer state; results are returned, so they outlive this process."""
 
-    def __init__(self, config: RunConfig, embeddings: dict[str, Packed]) -> None:
+    def __init__(self, config: RunConfig, embeddings: transport.Published) -> None:
         limit_threads(config.samplers.threads)
-        self.sampler = Sampler(config, Embeddings(unpack_all(embeddings)))
+        self.sampler = Sampler(config, Embeddings(unpack_all(transport.load(embeddings))))
 
     def ready(self) -> bool:
         return True

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -107,6 +109,7 @@ def methods() -> None:
 
 def guarded(command: Callable[[], object]) -> None:
     """Run a command: what a user must change becomes lines and exit code 2, a failed run exit code 1."""
+    quieten()
     try:
         command()
     except ValueError as error:
@@ -120,6 +123,15 @@ def guarded(command: Callable[[], object]) -> None:
             raise
         print(f"flowbp-ray: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+def quieten() -> None:
+    """Let the libraries below us speak of errors only, so that what is printed is ours."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed warns whenever it has to find that out
 
 
 def main() -> None:

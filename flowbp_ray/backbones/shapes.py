@@ -45,8 +45,11 @@ class ShapesBackbone(Backbone):
         return SD3Transformer2DModel.from_pretrained(self.folder / "transformer", torch_dtype=dtype).eval()
 
     def load_encoder(self) -> Callable[[list[str]], Conditioning]:
+        from transformers.utils import logging
+
         from flowbp_ray.shapes import text
 
+        logging.disable_progress_bar()
         tokenizer, model = text.load_text(self.folder)
 
         def encode(prompts: list[str]) -> Conditioning:
