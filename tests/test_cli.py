@@ -33,9 +33,9 @@ def test_methods_lists_the_seven(capsys: pytest.CaptureFixture[str]) -> None:
 def test_plan_describes_a_step(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("plan", "shapes_flowbp_bridge", "--describe") == 0
     printed = capsys.readouterr().out
-    assert "48 samples, 1 different plan(s)" in printed and "<- junction" in printed
+    assert "32 samples, 1 different plan(s)" in printed and "<- junction" in printed
     assert call("plan", "shapes_flowbp_bridge", "method.draws=per_sample") == 0
-    assert "48 samples, 1 different" not in capsys.readouterr().out
+    assert "32 samples, 1 different" not in capsys.readouterr().out
 
 
 BAD = {
