@@ -58,8 +58,8 @@ class Fleet:
             for rank in range(learners.count)
         ]
         self.handles += self.learners
-        samplers = self._pool("sampler", RemoteSampler, config.samplers, [self.embeddings])
-        scorers = self._pool("reward server", RemoteReward, config.rewards, [ray.put(prompts)])
+        samplers = self._pool("sampler", RemoteSampler, config.samplers)
+        scorers = self._pool("reward server", RemoteReward, config.rewards)
         address, port = _get(self.learners[0].rendezvous.remote(), "the first learner")
         built = [
             rank.build.remote(config, self.embeddings, number, address, port)
@@ -74,10 +74,11 @@ class Fleet:
             for ref in refs:
                 _get(ref, what, config.cluster.stall_timeout)
         ray.kill(encoder)
-        self.pipeline = Pipeline(samplers, scorers, config.cluster.tries, config.cluster.stall_timeout)
+        limits = (config.cluster.tries, config.cluster.stall_timeout)
+        self.pipeline = Pipeline(samplers, scorers, [self.embeddings], prompts, *limits)
 
-    def _pool(self, name: str, remote: Any, pool: PoolConfig, argument: Any) -> Pool:
-        handles = [remote.options(**_options(pool, RESTARTS)).remote(self.config, argument) for _ in range(pool.count)]
+    def _pool(self, name: str, remote: Any, pool: PoolConfig) -> Pool:
+        handles = [remote.options(**_options(pool, RESTARTS)).remote(self.config) for _ in range(pool.count)]
         self.handles += handles
         return Pool(name, handles)
 

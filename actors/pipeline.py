@@ -6,7 +6,7 @@ Doing an item twice gives the same bits, so a failure is answered by issuing it 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,8 +48,17 @@ class Job:
 class Pipeline:
     """Bounded by the pools' depth and by the items that the driver submits; first come, first served."""
 
-    def __init__(self, samplers: Pool, scorers: Pool, tries: int, stall_timeout: float) -> None:
+    def __init__(
+        self,
+        samplers: Pool,
+        scorers: Pool,
+        embeddings: Published,
+        prompts: Sequence[str],
+        tries: int,
+        stall_timeout: float,
+    ) -> None:
         self.samplers, self.scorers = samplers, scorers
+        self.embeddings, self.prompts = embeddings, prompts
         self.tries, self.stall_timeout = tries, stall_timeout
         self.jobs: list[Job] = []
         self.retries = 0
@@ -95,15 +104,16 @@ class Pipeline:
     def _roll(self, job: Job, worker: int) -> None:
         actor = self.samplers.handles[worker]
         method, returns = (actor.rollout, 3) if job.item.plans else (actor.finish, 2)
-        job.refs = tuple(method.options(num_returns=returns).remote(job.item, job.weights))
+        job.refs = tuple(method.options(num_returns=returns).remote(job.item, job.weights, self.embeddings))
         job.stage, job.worker, job.pending = "rolling", worker, job.refs[0]
 
     def _score(self, job: Job, worker: int) -> None:
         actor = self.scorers.handles[worker]
+        texts = [self.prompts[i] for i in job.item.prompt_ids]
         if job.item.plans:
-            scored, job.cotangent = actor.score.options(num_returns=2).remote(job.item, job.refs[0], job.refs[2])
+            scored, job.cotangent = actor.score.options(num_returns=2).remote(job.item, texts, job.refs[0], job.refs[2])
         else:
-            scored = actor.evaluate.remote(job.item, job.refs[1])
+            scored = actor.evaluate.remote(job.item, texts, job.refs[1])
         job.stage, job.worker, job.pending = "scoring", worker, scored
 
     def _settle(self, job: Job) -> None:

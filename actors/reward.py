@@ -16,19 +16,18 @@ from flowbp_ray.scoring import Scorer
 class RewardActor:
     """Holds the decoder and the rewards; has never seen the transformer."""
 
-    def __init__(self, config: RunConfig, prompts: list[Any]) -> None:
-        """prompts: a reference to the run's texts, in a list."""
+    def __init__(self, config: RunConfig) -> None:
         limit_threads(config.rewards.threads)
-        self.scorer = Scorer(config, ray.get(prompts[0]))
+        self.scorer = Scorer(config)
 
     def ready(self) -> bool:
         return True
 
-    def score(self, item: Item, report: RolloutReport, target: Packed) -> tuple[Scored, Packed]:
-        return self.scorer.score(item, report, target)
+    def score(self, item: Item, prompts: list[str], report: RolloutReport, target: Packed) -> tuple[Scored, Packed]:
+        return self.scorer.score(item, prompts, report, target)
 
-    def evaluate(self, item: Item, latents: Packed) -> Evaluated:
-        return self.scorer.evaluate(item, latents)
+    def evaluate(self, item: Item, prompts: list[str], latents: Packed) -> Evaluated:
+        return self.scorer.evaluate(item, prompts, latents)
 
     def pid(self) -> int:
         return os.getpid()

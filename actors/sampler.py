@@ -18,18 +18,27 @@ from flowbp_ray.sampling import Sampler
 class SamplerActor:
     """Holds the transformer without optimizer state; results are returned, so they outlive this process."""
 
-    def __init__(self, config: RunConfig, embeddings: transport.Published) -> None:
+    def __init__(self, config: RunConfig) -> None:
         limit_threads(config.samplers.threads)
-        self.sampler = Sampler(config, Embeddings(unpack_all(transport.load(embeddings))))
+        self.sampler = Sampler(config)
 
     def ready(self) -> bool:
         return True
 
-    def rollout(self, item: Item, weights: transport.Published) -> tuple[RolloutReport, Rollout, Packed]:
+    def rollout(
+        self, item: Item, weights: transport.Published, embeddings: transport.Published
+    ) -> tuple[RolloutReport, Rollout, Packed]:
+        self._hold(embeddings)
         return self.sampler.rollout(item, lambda: transport.load(weights))
 
-    def finish(self, item: Item, weights: transport.Published) -> tuple[bool, Packed]:
+    def finish(self, item: Item, weights: transport.Published, embeddings: transport.Published) -> tuple[bool, Packed]:
+        self._hold(embeddings)
         return True, self.sampler.finish(item, lambda: transport.load(weights))
+
+    def _hold(self, embeddings: transport.Published) -> None:
+        """Read the embeddings once; they come with every call because a restarted process has none."""
+        if self.sampler.embeddings is None:
+            self.sampler.embeddings = Embeddings(unpack_all(transport.load(embeddings)))
 
     def digest(self) -> str:
         return self.sampler.digest()

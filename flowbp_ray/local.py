@@ -32,7 +32,7 @@ class LocalLoop:
         self.texts = [r.text for r in prompts.load(config.data.prompts)]
         embeddings = encode(config, self.texts)
         self.sampler = Sampler(config, embeddings)
-        self.scorer = Scorer(config, self.texts)
+        self.scorer = Scorer(config)
         self.learner = Learner(config, embeddings)
         self.method = config.surrogate()
 
@@ -53,7 +53,8 @@ class LocalLoop:
             config.plan_seed,
         ):
             report, rollout, target = self.sampler.rollout(item, lambda: published)
-            _, cotangent = self.scorer.score(item, report, target)
+            texts = [self.texts[i] for i in item.prompt_ids]
+            _, cotangent = self.scorer.score(item, texts, report, target)
             rollouts.append(rollout)
             cotangents.append(cotangent)
         return self.learner.step(step, rollouts, cotangents)

@@ -21,7 +21,8 @@ FetchWeights = Callable[[], dict[str, Packed]]
 class Sampler:
     """Rolls out items with exactly the version that they name."""
 
-    def __init__(self, config: RunConfig, embeddings: Embeddings) -> None:
+    def __init__(self, config: RunConfig, embeddings: Embeddings | None = None) -> None:
+        """embeddings may be set later, before the first item."""
         model = config.backbone
         self.config, self.embeddings = config, embeddings
         self.backbone = backbones.get(model.name, model.path)
@@ -58,6 +59,7 @@ class Sampler:
 
     def _velocity(self, item: Item) -> tuple[VelocityFn, Tensor]:
         model = self.config.backbone
+        assert self.embeddings is not None
         sigmas = self.backbone.sigmas(item.num_steps, model.height, model.width)
         velocity = full_velocity(
             self.backbone,

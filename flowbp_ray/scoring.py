@@ -19,14 +19,14 @@ from flowbp_ray.rewards.objective import RewardTerm, score_and_cotangent
 class Scorer:
     """Decodes targets, scores them, and answers with the gradient of the global-batch loss at each."""
 
-    def __init__(self, config: RunConfig, prompts: Sequence[str]) -> None:
-        self.config, self.prompts = config, list(prompts)
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
         self.decode = backbones.get(config.backbone.name, config.backbone.path).load_decoder()
         settings = config.rewards
         self.trained = [(RewardTerm(t.name, t.weight, t.clip, t.scale), build(t.name)) for t in settings.terms]
         self.monitors = [build(name) for name in settings.monitors]
 
-    def score(self, item: Item, report: RolloutReport, target: Packed) -> tuple[Scored, Packed]:
+    def score(self, item: Item, prompts: Sequence[str], report: RolloutReport, target: Packed) -> tuple[Scored, Packed]:
         """Scores of target [rows, branches, ...] and dL/dtarget in fp32. Rows that were masked have omega 0."""
         started = time.perf_counter()
         settings = self.config.rewards
@@ -37,7 +37,7 @@ class Scorer:
             unpack(target),
             self.decode,
             self.trained,
-            [self.prompts[i] for i in item.prompt_ids],
+            prompts,
             torch.tensor(report.omega) * torch.tensor(report.kept),
             self.config.data.shape.batch,
             settings.micro_batch,
@@ -55,10 +55,9 @@ class Scorer:
         )
         return scored, cotangent
 
-    def evaluate(self, item: Item, latents: Packed) -> Evaluated:
+    def evaluate(self, item: Item, prompts: Sequence[str], latents: Packed) -> Evaluated:
         """Scores of finished latents by every reward and monitor, and the pictures as uint8; no gradient."""
         started = time.perf_counter()
-        prompts = [self.prompts[i] for i in item.prompt_ids]
         with torch.no_grad():
             images = self.decode(unpack(latents))
             rewards = [reward for _, reward in self.trained] + self.monitors
