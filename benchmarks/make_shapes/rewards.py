@@ -2,7 +2,7 @@
 
 The two differ in image tower (transformer over patches; residual convolutions with coordinate channels), text tower
 (causal, read at the end token; bidirectional, averaged), loss (softmax; sigmoid), seed and data order. Only the first
-is ever trained on. Seeded: on one machine and one thread the same files come out again.
+is ever trained on. All randomness is seeded; one thread.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,32 +27,28 @@ from flowbp_ray.shapes.captions import MAX_WORDS, WORDS
 LENGTH = MAX_WORDS + 4  # hard negatives can be two words longer than a caption
 VOCABULARY = list(dict.fromkeys(WORDS))
 SIZE = len(VOCABULARY) + len(SPECIAL)
-RECIPES = {
-    "shapes_clip": Recipe(
-        architecture="clip",
-        options={
-            "vision": {
-                "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4,
-                "image_size": 64, "patch_size": 8,
-            },
-            "text": {
-                "vocab_size": SIZE, "hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 3,
-                "num_attention_heads": 4, "max_position_embeddings": LENGTH,
-                "pad_token_id": PAD, "bos_token_id": START, "eos_token_id": END,
-            },
-            "projection": 128,
-        },
-        seed=31, steps=1400, loss="softmax", side=8, width=128, rate=2e-3, adversary=2.0,
-    ),
-    "shapes_clip_heldout": Recipe(
-        architecture="conv",
-        options={
-            "widths": [24, 48, 96, 96], "text_width": 64, "text_layers": 2, "vocab_size": SIZE, "length": LENGTH,
-            "projection": 128,
-        },
-        seed=77, steps=1600, loss="sigmoid", side=4, width=96, pairs=24, damaged=16, rate=3e-3, adversary=1.0,
-    ),
+CLIP_OPTIONS: dict[str, Any] = {
+    "vision": {
+        "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "image_size": 64, "patch_size": 8,
+    },
+    "text": {
+        "vocab_size": SIZE, "hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "max_position_embeddings": LENGTH,
+        "pad_token_id": PAD, "bos_token_id": START, "eos_token_id": END,
+    },
+    "projection": 128,
 }  # fmt: skip
+CONV_OPTIONS: dict[str, Any] = {
+    "widths": [24, 48, 96, 96], "text_width": 64, "text_layers": 2, "vocab_size": SIZE, "length": LENGTH,
+    "projection": 128,
+}  # fmt: skip
+RECIPES = {
+    "shapes_clip": Recipe("clip", CLIP_OPTIONS, 31, 1400, "softmax", 8, 128, rate=2e-3, adversary=2.0, guided=False),
+    "shapes_clip_heldout": Recipe(
+        "conv", CONV_OPTIONS, 77, 900, "sigmoid", 4, 96, pairs=24, damaged=16, rate=2e-3, adversary=1.0
+    ),
+}
 
 
 def write(name: str, model: nn.Module, calibration: dict[str, float], facts: dict[str, Any], root: Path) -> None:
@@ -60,6 +57,7 @@ def write(name: str, model: nn.Module, calibration: dict[str, float], facts: dic
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {key: value.detach().half().contiguous() for key, value in model.state_dict().items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)
     config = {
         "architecture": recipe.architecture,
         "model": recipe.options,
@@ -72,30 +70,37 @@ def write(name: str, model: nn.Module, calibration: dict[str, float], facts: dic
 
 
 def make(name: str, steps: int, work: Path, root: Path = WEIGHTS) -> None:
-    """Train, calibrate and write one model; progress goes to work/<name>.log, a checkpoint beside it."""
-    recipe = RECIPES[name]
-    if steps:
-        recipe = Recipe(**{**recipe.__dict__, "steps": steps})
-    words = Words(VOCABULARY, LENGTH)
+    """Train, calibrate and write one model; work/ gets <name>.log and the fp32 checkpoint <name>.pt."""
+    recipe = replace(RECIPES[name], steps=steps or RECIPES[name].steps)
     work.mkdir(parents=True, exist_ok=True)
-    lines = (work / f"{name}.log").open("w")
+    with (work / f"{name}.log").open("w") as lines:
 
-    def log(line: str) -> None:
-        print(line, file=lines, flush=True)
+        def log(line: str) -> None:
+            print(line, file=lines, flush=True)
 
-    started = time.process_time()
-    model = train(recipe, words, log, lambda m: torch.save(m.state_dict(), work / f"{name}.pt"))
-    cpu = time.process_time() - started
-    torch.save(model.state_dict(), work / f"{name}.pt")
+        def save(unfinished: nn.Module) -> None:
+            torch.save(unfinished.state_dict(), work / f"{name}.pt")
+
+        started = time.process_time()
+        model = train(recipe, Words(VOCABULARY, LENGTH), log, save)
+        cpu = time.process_time() - started
+        save(model)
+        publish(name, model, recipe, cpu, root)
+        log(f"written after {cpu:.0f} CPU seconds")
+
+
+def publish(name: str, model: nn.Module, recipe: Recipe, cpu: float, root: Path = WEIGHTS) -> None:
+    """Write a trained model with its calibration and the facts of its training."""
     facts = {
-        "seed": recipe.seed, "steps": recipe.steps, "batch": 2 * recipe.pairs + recipe.damaged,
-        "loss": recipe.loss, "cpu_seconds": round(cpu),
+        "seed": recipe.seed,
+        "steps": recipe.steps,
+        "batch": 2 * recipe.pairs + recipe.damaged,
+        "loss": recipe.loss,
+        "cpu_seconds": round(cpu),
         "parameters": sum(p.numel() for p in model.parameters()),
-    }  # fmt: skip
+    }
     write(name, model, {"low": 0.0, "high": 1.0}, facts, root)
     write(name, model, calibrate(name, root), facts, root)
-    log(f"written after {cpu:.0f} CPU seconds")
-    lines.close()
 
 
 def digest(path: Path) -> str:

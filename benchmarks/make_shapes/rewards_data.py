@@ -35,7 +35,8 @@ class Batch:
 
     images: uint8 [R, 64, 64, 3]. texts: R captions. wrong: [clean][n] captions that are false for the picture.
     truth: bool [R, clean], whether picture r shows what caption j states. own: bool [R], the same for its own caption.
-    scenes: the scene behind each clean row.
+    scenes: the scene behind each clean row. claims: what each clean row's caption and its wrong ones state, [clean]
+    then [clean * n] in one list.
     """
 
     images: np.ndarray
@@ -44,6 +45,7 @@ class Batch:
     truth: np.ndarray
     own: np.ndarray
     scenes: list[Scene]
+    claims: list[Claim]
 
 
 def _other(rng: np.random.Generator, words: list[str], *not_these: str | None) -> str:
@@ -150,14 +152,19 @@ def make_batch(rng: np.random.Generator, pairs: int, damaged: int, wrong: int) -
     spoiled = [damage(rng, scenes[r]) for r in rows]
     images = np.stack([*(render(scene) for scene in scenes), *spoiled])
     texts = [say(rng, claim) for claim in claims]
+    lies = [
+        [(lie, say(rng, lie)) for lie in (false_claim(rng, claim, scene) for _ in range(wrong))]
+        for scene, claim in zip(scenes, claims, strict=True)
+    ]
     clean_truth = np.array([[satisfies(scene, claim) for claim in claims] for scene in scenes])
     own = [verify(image, claims[r]) for image, r in zip(spoiled, rows, strict=True)]
     truth = np.concatenate([clean_truth, clean_truth[rows] & np.array(own, bool)[:, None]])
     return Batch(
         images=images,
         texts=[*texts, *(texts[r] for r in rows)],
-        wrong=[[say(rng, false_claim(rng, c, s)) for _ in range(wrong)] for s, c in zip(scenes, claims, strict=True)],
+        wrong=[[text for _, text in row] for row in lies],
         truth=truth,
         own=np.concatenate([np.ones(len(scenes), bool), np.array(own, bool)]),
         scenes=scenes,
+        claims=[*claims, *(lie for row in lies for lie, _ in row)],
     )

@@ -15,21 +15,20 @@ from torch import Tensor, nn
 
 from benchmarks.make_shapes.rewards_damage import augment
 from benchmarks.make_shapes.rewards_data import Batch, make_batch
+from benchmarks.make_shapes.rewards_helper import Helper
 from flowbp_ray.rewards.shapes_clip import Words
 from flowbp_ray.rewards.towers import Towers, build_towers
-from flowbp_ray.shapes.combinations import COLOURS, SHAPES
-from flowbp_ray.shapes.world import CANVAS, Scene, scene_combinations
 
 MAX_SCALE = 40.0
-_SHAPE = {name: i for i, name in enumerate(SHAPES)}
-_COLOUR = {name: i for i, name in enumerate(COLOURS)}
-CELL_LABELS = len(SHAPES) + len(COLOURS)
-SCENE_LABELS = len(SHAPES) * len(COLOURS) + 2 * len(SHAPES) ** 2 + 4  # coloured shapes, left / above facts, number
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one model is trained. `adversary`: largest L2 norm of the perturbation in the second pass over a batch."""
+    """How one model is trained.
+
+    adversary: largest L2 norm of the perturbation in the second pass over a batch. guided: whether the helper also
+    asks where each shape is and what each caption states.
+    """
 
     architecture: str
     options: dict[str, Any]
@@ -43,67 +42,7 @@ class Recipe:
     wrong: int = 3
     rate: float = 1.5e-3
     adversary: float = 0.0
-
-
-class Helper(nn.Module):
-    """Linear read-outs that exist during training only: what is in each cell, and what the whole scene shows.
-
-    They hand the image tower the labels that the renderer knows anyway; without them it takes several times longer
-    before the contrastive loss moves.
-    """
-
-    def __init__(self, width: int, projection: int) -> None:
-        super().__init__()
-        self.cell = nn.Linear(width, CELL_LABELS)
-        self.scene = nn.Linear(projection, SCENE_LABELS)
-        self.scale = nn.Parameter(torch.tensor(math.log(10.0)))
-        self.bias = nn.Parameter(torch.tensor(-5.0))
-
-    def loss(self, cells: Tensor, embedding: Tensor, cell_truth: Tensor, scene_truth: Tensor) -> Tensor:
-        """Cross-entropy of shape and colour in each cell, "nothing" weighing a fifth, and of the scene's labels.
-
-        As 14 yes-or-no questions a cell, most of them no, the same labels taught next to nothing in the same time.
-        """
-        nothing = cells.new_zeros(*cells.shape[:2], 1)
-        shape, colour = self.cell(cells).split([len(SHAPES), len(COLOURS)], dim=-1)
-        total = cells.new_zeros(())
-        for logits, truth in zip((shape, colour), cell_truth.split([len(SHAPES), len(COLOURS)], dim=-1), strict=True):
-            kinds = truth.shape[-1]
-            label = torch.where(truth.any(-1), truth.argmax(-1), kinds)
-            weight = torch.ones(kinds + 1)
-            weight[kinds] = 0.2
-            choices = torch.cat([logits, nothing], dim=-1)
-            total = total + F.cross_entropy(choices.flatten(0, 1), label.flatten(), weight=weight)
-        return total + 8.0 * F.binary_cross_entropy_with_logits(self.scene(embedding), scene_truth)
-
-
-def cell_labels(scenes: list[Scene], side: int) -> Tensor:
-    """[B, side * side, 14]: shapes and colours of the things that cover a cell's centre or are centred in it."""
-    step = CANVAS / side
-    centres = (np.arange(side) + 0.5) * step
-    labels = np.zeros((len(scenes), side, side, CELL_LABELS), np.float32)
-    for row, scene in enumerate(scenes):
-        for thing in scene.things:
-            dx, dy = np.abs(centres - thing.x)[None], np.abs(centres - thing.y)[:, None]
-            mine = (np.hypot(dx, dy) < 0.8 * thing.size) | ((dx <= step / 2) & (dy <= step / 2))
-            labels[row, mine, _SHAPE[thing.shape]] = 1.0
-            labels[row, mine, len(SHAPES) + _COLOUR[thing.colour]] = 1.0
-    return torch.from_numpy(labels).flatten(1, 2)
-
-
-def scene_labels(scenes: list[Scene]) -> Tensor:
-    """[B, 124]: which coloured shapes are there, which is left of or above which, and how many things."""
-    labels = np.zeros((len(scenes), SCENE_LABELS), np.float32)
-    kinds = len(SHAPES) * len(COLOURS)
-    for row, scene in enumerate(scenes):
-        for key in scene_combinations(scene):
-            if key[0] == "colour":
-                labels[row, _SHAPE[key[1]] * len(COLOURS) + _COLOUR[key[2]]] = 1.0
-            elif key[0] == "fact":
-                axis = 0 if key[1] == "left" else len(SHAPES) ** 2
-                labels[row, kinds + axis + _SHAPE[key[2]] * len(SHAPES) + _SHAPE[key[3]]] = 1.0
-        labels[row, SCENE_LABELS - 4 + min(len(scene.things), 4) - 1] = 1.0
-    return torch.from_numpy(labels)
+    guided: bool = True
 
 
 def contrast(seen: Tensor, said: Tensor, wrong: Tensor, batch: Batch, helper: Helper, kind: str) -> Tensor:
@@ -139,7 +78,12 @@ def contrast(seen: Tensor, said: Tensor, wrong: Tensor, batch: Batch, helper: He
     return pick_caption + pick_picture + 0.5 * (sigmoid(ones, True) + sigmoid(zeros, False))
 
 
-def train(recipe: Recipe, words: Words, log: Callable[[str], None], save: Callable[[nn.Module], None]) -> Towers:
+def train(
+    recipe: Recipe,
+    words: Words,
+    log: Callable[[str], None],
+    save: Callable[[nn.Module], None],
+) -> Towers:
     """Train towers by the recipe: clean pictures first, then noise, then adversaries.
 
     Each batch is used twice; once adversaries are on, the second time moved along the input gradient of the first.
@@ -147,7 +91,7 @@ def train(recipe: Recipe, words: Words, log: Callable[[str], None], save: Callab
     torch.manual_seed(recipe.seed)
     rng = np.random.default_rng([recipe.seed, 0])
     model = build_towers(recipe.architecture, recipe.options)
-    helper = Helper(recipe.width, recipe.options["projection"])
+    helper = Helper(recipe.width, recipe.options["projection"], recipe.guided)
     decay = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in (*model.parameters(), *helper.parameters()) if all(p is not q for q in decay)]
     optimizer = torch.optim.AdamW(
@@ -214,10 +158,8 @@ def _losses(
     said, wrong = encoded[:clean], encoded[clean:].unflatten(0, (clean, -1))
     seen = F.normalize(embedding, dim=-1)
     loss = contrast(seen, said, wrong, batch, helper, recipe.loss)
-    aid = helper.loss(
-        cells[:clean], seen[:clean] * 8.0, cell_labels(batch.scenes, recipe.side), scene_labels(batch.scenes)
-    )
+    aid = helper.loss(cells[:clean], seen[:clean] * 8.0, batch.scenes, recipe.side)
     with torch.no_grad():
         own = (seen[:clean] * said).sum(-1)
         right = (own[:, None] > torch.einsum("cd,cnd->cn", seen[:clean], wrong)).all(1).float().mean().item()
-    return loss + share * aid, right
+    return loss + share * (aid + helper.text_loss(encoded * 8.0, batch.claims)), right

@@ -72,7 +72,7 @@ class ShapesClip:
     def cosine(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Cosine of each image [B, 3, 64, 64] in 0..1 with its prompt; [B]. Differentiable in the images."""
         seen = self.model.encode_images(images.to(self.device, self.dtype))
-        return F.cosine_similarity(seen, self._encode_texts(prompts), dim=-1)
+        return F.cosine_similarity(seen, self.embed(prompts), dim=-1)
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Calibrated score [B]: 0 for the mean wrong caption, 1 for the mean true one."""
@@ -80,8 +80,8 @@ class ShapesClip:
             raise ValueError(f"{len(images)} images need {len(images)} prompts, got {len(prompts)}")
         return (self.cosine(images, prompts) - self.low) / (self.high - self.low)
 
-    def _encode_texts(self, prompts: Sequence[str]) -> Tensor:
-        """Embeddings [B, D], remembered per prompt.
+    def embed(self, prompts: Sequence[str]) -> Tensor:
+        """Text embeddings [B, D], not normalised, remembered per prompt.
 
         Each is computed on its own, so that its bits do not depend on which prompts happened to come together.
         """
