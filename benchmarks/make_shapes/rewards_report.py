@@ -120,7 +120,8 @@ def write_card(reports: dict[str, dict[str, Any]], digests: dict[str, str]) -> N
     lines = [
         "# Reward models of the shapes domain", "",
         "Two small CLIP-like models, trained from scratch on renderings by `python -m benchmarks.make_shapes rewards`",
-        "(one thread; one seed each; a repeated run has not been compared bit for bit). Runs train on `shapes_clip`; `shapes_clip_heldout` is only ever reported.",
+        "(one thread; one seed each; a repeated run has not been compared bit for bit). Runs train on `shapes_clip`;",
+        "`shapes_clip_heldout` is only ever reported.",
         "Both saw training-split scenes only: no picture, caption or wrong caption with a held-out combination.", "",
         "| | architecture | parameters | bytes (fp16) | seed | steps x images | loss | CPU s | cosine low / high |",
         "|---|---|---|---|---|---|---|---|---|",
