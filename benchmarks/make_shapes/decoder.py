@@ -6,6 +6,7 @@ The latents stay what they are, so the base model can be trained on them at the 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import time
 
@@ -61,3 +62,7 @@ def main(args: argparse.Namespace) -> None:
     cpu = time.process_time() - start
     record(args.work, "decoder", seed=SEED, steps=steps, batch=BATCH, cpu=cpu, psnr=psnr, passed=passed)
     vae.half().save_pretrained(model_dir() / "vae")
+    config = model_dir() / "vae" / "config.json"
+    facts = json.loads(config.read_text(encoding="utf-8"))
+    facts.pop("_name_or_path", None)  # the folder that it was loaded from
+    config.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
