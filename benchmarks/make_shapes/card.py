@@ -43,9 +43,9 @@ caption. `flowbp_ray.shapes.text.load_pipeline()` gives the stock pipeline, to b
 """
 
 TAIL = """
-The base is weak on purpose, and weakest where two things must be told apart: two objects, position and binding hardly
-pass without guidance. That is a want of training, not of generalisation: 144 training prompts (24 a skill) passed at
-19 %, about as held-out ones did.
+The base is weak, weaker than the 20-50 % that was aimed for, and weakest where two things must be told apart: two
+objects, position and binding hardly pass without guidance. Short training explains more of that than the held-out
+combinations do: 144 training prompts (24 a skill, one picture each) passed at 19 ± 3 %.
 
 ## Held-out combinations
 
