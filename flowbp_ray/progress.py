@@ -24,6 +24,7 @@ class Progress:
         self.steps, self.quiet = steps, quiet
         self.console = console or Console(quiet=quiet, highlight=False, soft_wrap=True)
         self.began = time.perf_counter()
+        self.step_seconds = 0.0  # running mean of the last steps, without start-up and evaluations
         self.live: Live | None = None
         self.bar = Bar(
             TextColumn("{task.description:<10}"),
@@ -59,9 +60,10 @@ class Progress:
         rewards = ", ".join(f"{name.removeprefix('reward/')} {metrics[name]:.4f}" for name in names)
         numbers = f"{metrics['images_per_s']:.1f} images/s, {rewards}"
         self.bar.update(self.task, completed=done, numbers=numbers)
+        self.step_seconds += (metrics["step_s"] - self.step_seconds) / min(done, EVERY)
         if self.live is None and (done % EVERY == 0 or done in (1, self.steps)):
             elapsed = time.perf_counter() - self.began
-            left = elapsed / done * (self.steps - done)
+            left = self.step_seconds * (self.steps - done)
             self.console.print(f"step {done}/{self.steps}  {numbers}, {elapsed:.0f} s gone, about {left:.0f} s left")
 
     def evaluation(self, step: int, results: Mapping[float, Evaluation]) -> None:
