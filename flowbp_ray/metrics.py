@@ -72,4 +72,4 @@ class Tracker:
     def close(self) -> None:
         self.file.close()
         if self.wandb is not None:
-            self.wandb.finish(quiet=True)
+            self.wandb.finish()

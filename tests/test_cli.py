@@ -76,7 +76,10 @@ def test_train_then_sample(local_ray: Any, tmp_path: Path, capsys: pytest.Captur
     """Every file that a run promises is there and says something; a checkpoint draws a prompt."""
     overrides = small_overrides(tmp_path)
     overrides += ["evaluation.prompts=shapes:heldout", "evaluation.limit=6", "evaluation.batch=6", "evaluation.every=1"]
-    assert call("train", "shapes_flowbp_sparse", *overrides, "name=whole", "checkpoint.every=1") == 0
+    assert (
+        call("train", "shapes_flowbp_sparse", *overrides, "name=whole", "checkpoint.every=1", "tracking.wandb=true")
+        == 0
+    )
     printed = capsys.readouterr().out
     folder = tmp_path / "whole"
     assert loading.load(folder / "config.yaml").name == "whole"
@@ -97,6 +100,7 @@ def test_train_then_sample(local_ray: Any, tmp_path: Path, capsys: pytest.Captur
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["guidance"]["1"]["before"]["verifier"]["count"] == 6
     assert (folder / "log.txt").is_file()
+    assert list((folder / "wandb").glob("offline-run-*/*.wandb"))
     output = tmp_path / "drawn.png"
     assert call("sample", str(folder), "-p", "a red circle", "-p", "two blue squares", "-o", str(output)) == 0
     assert Image.open(output).size[0] > 256
