@@ -6,7 +6,7 @@ from typing import Any
 
 import ray
 
-from actors.process import limit_threads
+from actors.process import prepare
 from flowbp_ray.backbones import encode_all, get
 from flowbp_ray.config import RunConfig
 from flowbp_ray.messages import Packed, pack_all
@@ -16,7 +16,7 @@ class EncoderActor:
     """Holds the text encoder only while it is needed."""
 
     def __init__(self, config: RunConfig) -> None:
-        limit_threads(1)
+        prepare(config, 1)
         self.encoder = get(config.backbone.name, config.backbone.path).load_encoder()
 
     def encode(self, prompts: list[str]) -> dict[str, Packed]:

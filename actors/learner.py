@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import ray
 
 from flowbp_ray.config import RunConfig
+from flowbp_ray.fingerprint import Part
 from flowbp_ray.messages import Packed, Rollout, StepReport, unpack_all
 
 
@@ -23,24 +25,32 @@ class LearnerActor:
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
     def build(self, config: RunConfig, embeddings: dict[str, Packed], rank: int, address: str, port: int) -> bool:
-        from actors.process import limit_threads
+        from actors.process import prepare
         from flowbp_ray.backbones import Embeddings
-        from flowbp_ray.engine import init_gang
         from flowbp_ray.learner import Learner
 
-        limit_threads(config.learners.threads)
+        prepare(config, config.learners.threads)
         if config.learners.engine == "deepspeed":
-            init_gang(rank, config.learners.count, address, port)
+            from flowbp_ray.zero import init_gang
+
+            init_gang(rank, config.learners.count, address, port, config.cluster.stall_timeout)
         self.learner = Learner(config, Embeddings(unpack_all(embeddings)), rank)
         return True
 
-    def step(self, step: int, factor: float, *messages: Rollout | Packed) -> StepReport:
+    def step(self, step: int, factors: Sequence[float], *messages: Rollout | Packed) -> StepReport:
         """messages: this rank's rollouts, then as many cotangents; given one by one so that Ray fetches them here."""
         half = len(messages) // 2
-        return self.learner.step(step, messages[:half], messages[half:], factor)  # type: ignore[arg-type]
+        return self.learner.step(step, messages[:half], messages[half:], factors)  # type: ignore[arg-type]
 
-    def publish(self) -> dict[str, Packed] | None:
-        return self.learner.publish()
+    def drift(self, *rollouts: Rollout) -> tuple[float, ...]:
+        return self.learner.drift(rollouts)
+
+    def publish(self, ema: bool = False) -> tuple[bool, dict[str, Packed] | None]:
+        """Two results: the driver waits for the first and never fetches the second."""
+        return True, self.learner.publish(ema)
+
+    def checksums(self, ema: bool = False) -> dict[str, Part]:
+        return self.learner.checksums(ema)
 
     def digest(self) -> str:
         return self.learner.digest()

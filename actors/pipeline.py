@@ -7,19 +7,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError
 
 from actors.pool import Pool
-from actors.transport import Published
+from actors.transport import Published, Reference
 from flowbp_ray.messages import Evaluated, Item, RolloutReport, Scored
 
 
 class RunFailed(RuntimeError):
     """The run cannot go on; the message names the cause."""
+
+
+class Stalled(RunFailed):
+    """Work is left and nothing moves. state: every item and actor, for whoever looks into it."""
+
+    def __init__(self, message: str, state: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.state = state
 
 
 @dataclass
@@ -37,7 +45,7 @@ class Job:
     report: RolloutReport | None = None
     result: Scored | Evaluated | None = None
     cotangent: Any = None
-    timings: dict[str, float] = field(default_factory=dict)
+    dropped: bool = False  # of an incarnation that is gone: its worker is still busy with it
 
     @property
     def rollout(self) -> Any:
@@ -52,7 +60,7 @@ class Pipeline:
         self,
         samplers: Pool,
         scorers: Pool,
-        embeddings: Published,
+        embeddings: Reference,
         prompts: Sequence[str],
         tries: int,
         stall_timeout: float,
@@ -69,15 +77,22 @@ class Pipeline:
 
     def collect(self, purpose: str, step: int) -> list[Job]:
         """Wait until every submitted item of (purpose, step) is done; give them back in the order of their index."""
-        wanted = [job for job in self.jobs if (job.item.purpose, job.item.step) == (purpose, step)]
+        wanted = [j for j in self.jobs if (j.item.purpose, j.item.step) == (purpose, step) and not j.dropped]
         moved = time.monotonic()
         while any(job.stage != "done" for job in wanted):
             if self._pump():
                 moved = time.monotonic()
             elif time.monotonic() - moved > self.stall_timeout:
-                raise RunFailed(f"nothing moved for {self.stall_timeout:.0f} s: {self._state()}")
+                state = self.state()
+                raise Stalled(f"nothing moved for {self.stall_timeout:.0f} s: {state['summary']}", state)
         self.jobs = [job for job in self.jobs if job not in wanted]
         return sorted(wanted, key=lambda job: job.item.index)
+
+    def drop(self) -> None:
+        """Forget all items; workers that are at one are free again when it ends."""
+        self.jobs = [job for job in self.jobs if job.pending is not None]
+        for job in self.jobs:
+            job.dropped = True
 
     def _pump(self) -> bool:
         """Give out work, then wait shortly for something to end; True if something did."""
@@ -104,7 +119,7 @@ class Pipeline:
     def _roll(self, job: Job, worker: int) -> None:
         actor = self.samplers.handles[worker]
         method, returns = (actor.rollout, 3) if job.item.plans else (actor.finish, 2)
-        job.refs = tuple(method.options(num_returns=returns).remote(job.item, job.weights, self.embeddings))
+        job.refs = tuple(method.options(num_returns=returns).remote(job.item, job.weights.weights, self.embeddings))
         job.stage, job.worker, job.pending = "rolling", worker, job.refs[0]
 
     def _score(self, job: Job, worker: int) -> None:
@@ -123,40 +138,67 @@ class Pipeline:
         worker, ref = job.worker, job.pending
         job.worker = job.pending = None
         pool.give(worker)
+        if job.dropped:
+            self.jobs.remove(job)
         try:
             value = ray.get(ref)
         except RayError as error:
             self._failed(job, pool, worker, error)
             return
+        if job.dropped:
+            return
         job.failed_on = None
         if job.stage == "rolling":
             job.report = value if job.item.plans else None
+            self._check_weights(job, worker, value.fingerprint if job.item.plans else value)
             job.stage = "rolled"
         else:
             job.result, job.stage = value, "done"
 
     def _failed(self, job: Job, pool: Pool, worker: int, error: RayError) -> None:
         """Count the try; go back to the start of the stage, or of the item where its rollout was lost too."""
+        if isinstance(error, RayActorError):
+            pool.down(worker)
+        if job.dropped:
+            return
         job.tries += 1
         self.retries += 1
         job.failed_on = worker
-        if isinstance(error, RayActorError):
-            pool.down(worker)
         if job.tries >= self.tries:
             what = f"item {job.item.index} of step {job.item.step} failed {job.tries} times at a {pool.name}"
-            raise RunFailed(f"{what}; the last time: {_cause(error)}") from error
+            raise RunFailed(f"{what}; the last time: {cause(error)}") from error
         lost_rollout = job.stage == "scoring" and not isinstance(error, RayActorError)
         job.stage = "queued" if job.stage == "rolling" or lost_rollout else "rolled"
 
-    def _state(self) -> str:
+    def _check_weights(self, job: Job, worker: int, held: str) -> None:
+        """What the sampler held must be what the learners' masters say; a retry could not mend a difference."""
+        stated, version = job.weights.fingerprint, job.item.version
+        if held != stated:
+            raise RunFailed(
+                f"sampler {worker} held weights {held} as version {version.step}{' of the average' * version.ema}, but "
+                f"the learners' masters are {stated}: what was published is not what was trained"
+            )
+
+    def state(self) -> dict[str, Any]:
+        """Where every item stands, and who is busy or down; `summary` in one line."""
         counts: dict[str, int] = {}
         for job in self.jobs:
             counts[job.stage] = counts.get(job.stage, 0) + 1
-        down = {pool.name: sorted(pool.asked) for pool in (self.samplers, self.scorers) if pool.asked}
-        return f"items {counts}, actors that do not answer {down or 'none'}"
+        pools = (self.samplers, self.scorers)
+        down = {pool.name: sorted(pool.asked) for pool in pools if pool.asked}
+        return {
+            "summary": f"items {counts}, actors that do not answer {down or 'none'}",
+            "items": [
+                {"purpose": j.item.purpose, "step": j.item.step, "index": j.item.index, "stage": j.stage}
+                | {"worker": j.worker, "tries": j.tries, "dropped": j.dropped}
+                for j in self.jobs
+            ],
+            "calls in flight": {pool.name: list(pool.load) for pool in pools},
+            "do not answer": down,
+        }
 
 
-def _cause(error: RayError) -> str:
+def cause(error: Exception) -> str:
     """The last line that says something, without Ray's remote traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from typing import Any
 
-def limit_threads(count: int) -> None:
-    """Let torch use `count` threads, whatever the machine has."""
+from flowbp_ray.config import PoolConfig, RunConfig
+
+
+def prepare(config: RunConfig, threads: int) -> None:
+    """Let torch use `threads` threads, whatever the machine has; leave Ctrl-C to the driver."""
     import torch
 
-    torch.set_num_threads(count)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(threads)
+    if config.cluster.deterministic:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+        torch.use_deterministic_algorithms(True)
 
 
 def thread_env(count: int) -> dict[str, str]:
     """Environment variables that must be there before torch is imported."""
     return {"OMP_NUM_THREADS": str(count), "MKL_NUM_THREADS": str(count), "TOKENIZERS_PARALLELISM": "false"}
+
+
+def actor_options(pool: PoolConfig, restarts: int) -> dict[str, Any]:
+    """Ray's options of one actor of a pool."""
+    return {
+        "num_cpus": pool.cpus,
+        "num_gpus": pool.gpus,
+        "max_restarts": restarts,
+        "runtime_env": {"env_vars": thread_env(pool.threads)},
+    }

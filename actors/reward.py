@@ -7,7 +7,7 @@ from typing import Any
 
 import ray
 
-from actors.process import limit_threads
+from actors.process import prepare
 from flowbp_ray.config import RunConfig
 from flowbp_ray.messages import Evaluated, Item, Packed, RolloutReport, Scored
 from flowbp_ray.scoring import Scorer
@@ -17,7 +17,7 @@ class RewardActor:
     """Holds the decoder and the rewards; has never seen the transformer."""
 
     def __init__(self, config: RunConfig) -> None:
-        limit_threads(config.rewards.threads)
+        prepare(config, config.rewards.threads)
         self.scorer = Scorer(config)
 
     def ready(self) -> bool:

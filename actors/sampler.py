@@ -8,7 +8,7 @@ from typing import Any
 import ray
 
 from actors import transport
-from actors.process import limit_threads
+from actors.process import prepare
 from flowbp_ray.backbones import Embeddings
 from flowbp_ray.config import RunConfig
 from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport, unpack_all
@@ -19,23 +19,25 @@ class SamplerActor:
     """Holds the transformer without optimizer state; results are returned, so they outlive this process."""
 
     def __init__(self, config: RunConfig) -> None:
-        limit_threads(config.samplers.threads)
+        prepare(config, config.samplers.threads)
         self.sampler = Sampler(config)
 
     def ready(self) -> bool:
         return True
 
     def rollout(
-        self, item: Item, weights: transport.Published, embeddings: transport.Published
+        self, item: Item, weights: transport.Reference, embeddings: transport.Reference
     ) -> tuple[RolloutReport, Rollout, Packed]:
         self._hold(embeddings)
         return self.sampler.rollout(item, lambda: transport.load(weights))
 
-    def finish(self, item: Item, weights: transport.Published, embeddings: transport.Published) -> tuple[bool, Packed]:
+    def finish(self, item: Item, weights: transport.Reference, embeddings: transport.Reference) -> tuple[str, Packed]:
+        """The fingerprint of the weights that were used, and the finished latents."""
         self._hold(embeddings)
-        return True, self.sampler.finish(item, lambda: transport.load(weights))
+        latents = self.sampler.finish(item, lambda: transport.load(weights))
+        return self.sampler.fingerprint, latents
 
-    def _hold(self, embeddings: transport.Published) -> None:
+    def _hold(self, embeddings: transport.Reference) -> None:
         """Read the embeddings once; they come with every call because a restarted process has none."""
         if self.sampler.embeddings is None:
             self.sampler.embeddings = Embeddings(unpack_all(transport.load(embeddings)))

@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flowbp_ray import loading
+from flowbp_ray.interrupt import Interrupted
 from flowbp_ray.surrogate.methods import METHODS
 
 app = typer.Typer(
@@ -116,10 +117,13 @@ def guarded(command: Callable[[], object]) -> None:
         print(f"flowbp-ray: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("flowbp-ray: stopped", file=sys.stderr)
+        print("flowbp-ray: stopped at once; resume=auto goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+    except Interrupted as error:
+        print(f"flowbp-ray: {error}", file=sys.stderr)
         sys.exit(130)
     except RuntimeError as error:
-        if type(error).__name__ != "RunFailed":
+        if not any(kind.__name__ == "RunFailed" for kind in type(error).__mro__):
             raise
         print(f"flowbp-ray: {error}", file=sys.stderr)
         sys.exit(1)

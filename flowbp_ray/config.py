@@ -93,6 +93,20 @@ class LoraConfig(Strict):
     targets: list[str] = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
+class ScheduleConfig(Strict):
+    """The learning rate over the run's steps: linear warm-up, then constant, or falling to `end` times the rate."""
+
+    name: Literal["constant", "linear", "cosine"] = "constant"
+    warmup: int = Field(0, ge=0)
+    end: float = Field(0.0, ge=0, le=1)
+
+
+class EmaConfig(Strict):
+    """An fp32 average of the trained weights, one update per optimizer step; evaluations and pictures use it."""
+
+    decay: float = Field(0.999, gt=0, lt=1)
+
+
 class OptimizerConfig(Strict):
     """AdamW, clipping by the global gradient norm."""
 
@@ -101,6 +115,7 @@ class OptimizerConfig(Strict):
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(1e-4, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
+    schedule: ScheduleConfig = ScheduleConfig()
 
 
 class LearnersConfig(PoolConfig):
@@ -112,6 +127,7 @@ class LearnersConfig(PoolConfig):
     fuse: int = Field(1, ge=1)
     gradient_checkpointing: bool = False
     lora: LoraConfig | None = None
+    ema: EmaConfig | None = None
     optimizer: OptimizerConfig = OptimizerConfig()
 
 
@@ -138,6 +154,20 @@ class CheckpointConfig(Strict):
     keep: int = Field(2, ge=1)
 
 
+class DriftConfig(Strict):
+    """How far the states have aged: the meter costs K velocities per image on the way to the learner.
+
+    max: samples above it are masked, and the mean is taken over the others; costs a pass without gradient.
+    """
+
+    meter: bool = False
+    max: float | None = Field(None, gt=0)
+
+    @property
+    def on(self) -> bool:
+        return self.meter or self.max is not None
+
+
 class TrackingConfig(Strict):
     """wandb: log there too; offline unless an API key is set."""
 
@@ -146,15 +176,24 @@ class TrackingConfig(Strict):
 
 
 class ClusterConfig(Strict):
-    """address: local starts a private Ray; auto joins a running one (what a submitted job does by itself)."""
+    """address: local starts a private Ray; auto joins a running one (what a submitted job does by itself).
+
+    tries: of an item before the run stops, and of the learner gang without a step in between. deterministic: only
+    deterministic GPU kernels (slower; CPUs are deterministic anyway).
+    """
 
     address: str = "local"
     tries: int = Field(3, ge=1)
     stall_timeout: float = Field(600.0, gt=0)
+    deterministic: bool = False
 
 
 class RunConfig(Strict):
-    """Everything a run is. `flowbp-ray train` takes one of these as YAML."""
+    """Everything a run is. `flowbp-ray train` takes one of these as YAML.
+
+    resume: auto goes on from the newest checkpoint of output/name where there is one. nonfinite: what happens to a
+    sample, or the step, with a NaN or an infinity in it (a bad gradient always costs the whole step).
+    """
 
     name: str
     seed: int = 42
@@ -162,6 +201,8 @@ class RunConfig(Strict):
     steps: int = Field(ge=1)
     staleness: int = Field(0, ge=0)
     output: str = "runs"
+    resume: Literal["never", "auto"] = "never"
+    nonfinite: Literal["skip_sample", "skip_step", "stop"] = "stop"
     backbone: BackboneConfig
     method: dict[str, Any]
     data: DataConfig
@@ -170,6 +211,7 @@ class RunConfig(Strict):
     learners: LearnersConfig
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    drift: DriftConfig = DriftConfig()
     tracking: TrackingConfig = TrackingConfig()
     cluster: ClusterConfig = ClusterConfig()
 
@@ -183,6 +225,7 @@ class RunConfig(Strict):
     def _consistent(self) -> RunConfig:
         build_method(self.method).check(self.backbone.num_steps)
         check_batch(self)
+        check_engine(self)
         return self
 
     def surrogate(self) -> Method:
@@ -216,6 +259,24 @@ def check_batch(config: RunConfig) -> None:
         raise ValueError(
             f"a learner's {rows} rows are not divisible by learners.micro_batch={learners.micro_batch}; "
             f"write learners.micro_batch={_divisor(rows, learners.micro_batch)}"
+        )
+
+
+def check_engine(config: RunConfig) -> None:
+    """What the engine cannot do, and staleness without its meter."""
+    learners = config.learners
+    if learners.engine == "deepspeed" and learners.zero == 0 and config.backbone.dtype != "float32":
+        raise ValueError(
+            f"learners.zero=0 keeps no fp32 masters of {config.backbone.dtype} weights; write learners.zero=1"
+        )
+    if config.staleness > 1 and config.drift.max is None:
+        raise ValueError(
+            f"staleness={config.staleness} needs drift.max (samples that aged more are masked); "
+            "write drift.max=0.05, or staleness=1"
+        )
+    if learners.optimizer.schedule.warmup >= config.steps:
+        raise ValueError(
+            f"learners.optimizer.schedule.warmup={learners.optimizer.schedule.warmup} is not below steps={config.steps}"
         )
 
 

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import ray
 
+from actors import transport
 from actors.fleet import Fleet
-from actors.pipeline import Job, RunFailed
-from actors.transport import Published, load
+from actors.gang import GangLost
+from actors.pipeline import Job, RunFailed, Stalled
+from actors.transport import Published
 from flowbp_ray import backbones, prompts
 from flowbp_ray.config import RunConfig
-from flowbp_ray.evaluate import Evaluation, measure
-from flowbp_ray.messages import Evaluated, Item, Scored, Version, unpack_all
+from flowbp_ray.evaluating import Evaluator, flat
+from flowbp_ray.interrupt import Interrupted, Interrupts
+from flowbp_ray.messages import Evaluated, Item, Scored, StepReport, Version, unpack_all
 from flowbp_ray.metrics import Tracker, step_metrics
 from flowbp_ray.progress import Progress
-from flowbp_ray.report import curves, grid, summarise
+from flowbp_ray.report import curves, summarise
 from flowbp_ray.rollouts import items_of_step
 from flowbp_ray.run import Run
+from flowbp_ray.selection import Selection, select
 
-INCARNATION = 0
+SKIPS = 10  # steps in a row without an update after which there is no point in going on
 
 
 def start_ray(config: RunConfig) -> None:
@@ -54,24 +59,27 @@ def check(config: RunConfig) -> tuple[list[prompts.PromptRecord], list[prompts.P
 
 
 def train(config: RunConfig, progress: Progress | None = None) -> tuple[Run, dict[str, Any]]:
-    """Run `config` from start to end on Ray; returns the run and its summary.
+    """Run `config` to its end on Ray; returns the run and its summary.
 
-    Raises ValueError for what the user must change, before any actor starts, and RunFailed for what broke later.
+    Raises ValueError for what the user must change, before any actor starts, RunFailed for what broke later, and
+    Interrupted after a Ctrl-C or a SIGTERM, once the step is done and saved.
     """
     records, held_out = check(config)
-    run = Run.create(config)
+    run = Run.resume(config) if config.resume == "auto" else Run.create(config)
     progress = progress or Progress(config.steps, quiet=True)
     progress.begin(run.folder, config)
-    tracker = Tracker(run.folder, config)
     joined = ray.is_initialized()
-    start_ray(config)
+    tracker = Tracker(run.folder, config)
     try:
-        texts = [r.text for r in (*records, *held_out)]
-        with Fleet(config, texts) as fleet:
-            loop = Loop(config, run, fleet, tracker, progress, len(records), held_out)
-            return run, loop.run_all()
+        with Interrupts(progress.note) as interrupts:
+            start_ray(config)
+            with Fleet(config, [r.text for r in (*records, *held_out)]) as fleet:
+                evaluator = Evaluator(config, run, held_out, len(records))
+                return run, Loop(config, run, fleet, tracker, progress, records, evaluator, interrupts).run_all()
     except RunFailed as error:
         run.logger().error("%s", error)
+        if isinstance(error, Stalled):
+            (run.folder / "stalled.json").write_text(json.dumps(error.state, indent=1) + "\n")
         raise
     finally:
         tracker.close()
@@ -81,7 +89,7 @@ def train(config: RunConfig, progress: Progress | None = None) -> tuple[Run, dic
 
 
 class Loop:
-    """The state of a run: published versions, evaluations, and where the time goes."""
+    """The state of a run: how far it is, which versions are published, which incarnation of the learners lives."""
 
     def __init__(
         self,
@@ -90,35 +98,61 @@ class Loop:
         fleet: Fleet,
         tracker: Tracker,
         progress: Progress,
-        prompt_count: int,
-        held_out: Sequence[prompts.PromptRecord],
+        records: Sequence[prompts.PromptRecord],
+        evaluator: Evaluator,
+        interrupts: Interrupts,
     ) -> None:
         self.config, self.run, self.fleet = config, run, fleet
-        self.tracker, self.progress = tracker, progress
-        self.prompt_count, self.held_out = prompt_count, held_out
+        self.tracker, self.progress, self.interrupts = tracker, progress, interrupts
+        self.records, self.evaluator = records, evaluator
         model = config.backbone
         self.sigmas = backbones.get(model.name, model.path).sigmas(model.num_steps, model.height, model.width)
         self.method = config.surrogate()
         self.published: dict[int, Published] = {}
-        self.evaluations: dict[int, dict[float, Evaluation]] = {}
-        self.first_pictures: dict[float, list[np.ndarray]] = {}
-        self.issued = 0
+        self.incarnation = self.done = self.issued = self.skipped = 0
         self.started = time.perf_counter()
         self.log = run.logger()
 
     def run_all(self) -> dict[str, Any]:
-        """Evaluate, train, evaluate, save."""
-        config, every = self.config, self.config.evaluation.every
-        self.published[0] = self.fleet.publish(Version(INCARNATION, 0))
-        self.evaluate(0)
-        for step in range(config.steps):
-            self.step(step)
-            done = step + 1
-            if done == config.steps or (every and done % every == 0):
-                self.evaluate(done)
-            if done == config.steps or (config.checkpoint.every and done % config.checkpoint.every == 0):
-                self.save(done)
-        return self.finish()
+        """Go on from the newest checkpoint, or evaluate and begin; a lost gang goes on from there too."""
+        attempt, furthest = 0, -1
+        while True:
+            try:
+                self.restore(self.run.checkpoints.steps())
+                while self.done < self.config.steps:
+                    self.step(self.done)
+                    self.done += 1
+                    self.after_step(self.done)
+                return self.finish()
+            except GangLost as error:
+                attempt, furthest = (1, self.done) if self.done > furthest else (attempt + 1, furthest)
+                if attempt > self.config.cluster.tries:
+                    raise RunFailed(f"{error}; {attempt} gangs were lost at step {self.done}") from error
+                self.log.warning("%s; building the learners again", error)
+                self.progress.note(f"{error}; building the learners again")
+                self.fleet.rebuild()
+                self.incarnation += 1
+
+    def restore(self, saved: Sequence[int]) -> None:
+        """Bring learners, published versions, evaluations and the log to the newest checkpoint, or to the start."""
+        step = saved[-1] if saved else 0
+        self.tracker.rewind(step if saved else -1)
+        self.done = self.issued = step
+        self.published = {}
+        if saved:
+            checkpoints = self.run.checkpoints
+            self.fleet.gang.load(str(checkpoints.path(step).resolve()))
+            self.evaluator.load(checkpoints.evaluations(step))
+            for version, tensors in checkpoints.versions(step).items():
+                self.published[version] = transport.restore(self.version(version), tensors)
+            self.log.info("going on from step %d, incarnation %d", step, self.incarnation)
+            self.progress.resumed(step)
+        self.published[step] = self.fleet.gang.publish(self.version(step))
+        if not saved:
+            self.evaluate(0)
+
+    def version(self, step: int, ema: bool = False) -> Version:
+        return Version(self.incarnation, step, ema)
 
     def step(self, step: int) -> None:
         """One optimizer step: a plan, rollouts, scores with their cotangents, the sweep, the new weights."""
@@ -128,26 +162,27 @@ class Loop:
         jobs = self.fleet.pipeline.collect("train", step)
         scored_at = time.perf_counter()
         self.progress.phase("learning")
-        reports = [job.report for job in jobs if job.report is not None]
-        kept, rows = sum(sum(r.kept) for r in reports), self.config.data.shape.batch
-        learners = self.fleet.step(step, jobs, rows / kept) if kept else []
+        drift = self.fleet.gang.drift(step, jobs) if self.config.drift.max is not None else []
+        chosen = select(self.config, jobs, drift)
+        self.report_faults(chosen)
+        learners = self.fleet.gang.step(step, jobs, chosen.factors) if chosen.kept else []
+        self.check_update(step, learners)
         learned_at = time.perf_counter()
         self.published = {v: ref for v, ref in self.published.items() if v > step - self.config.staleness}
-        self.published[step + 1] = self.fleet.publish(Version(INCARNATION, step + 1))
+        self.published[step + 1] = self.fleet.gang.publish(self.version(step + 1))
         ended = time.perf_counter()
-        if not learners:
-            self.log.warning("step %d skipped: no sample was kept", step)
-            return
         scored = [job.result for job in jobs if isinstance(job.result, Scored)]
-        metrics = step_metrics(reports, scored, learners) | {
+        reports = [job.report for job in jobs if job.report is not None]
+        metrics = step_metrics(self.config, reports, scored, learners, chosen, drift) | {
             "state_bytes_per_image_formula": state_bytes(self.config, jobs),
             "version": reports[0].version.step,
+            "incarnation": self.incarnation,
             "retries": self.fleet.pipeline.retries,
             "wait_s": scored_at - began,
             "learn_s": learned_at - scored_at,
             "publish_s": ended - learned_at,
             "step_s": ended - began,
-            "images_per_s": rows / (ended - began),
+            "images_per_s": self.config.data.shape.batch / (ended - began),
         }
         self.tracker.log(step, "train", metrics)
         self.progress.step(step + 1, metrics)
@@ -161,96 +196,94 @@ class Loop:
                 self.method,
                 self.sigmas,
                 config.data.shape,
-                self.prompt_count,
+                len(self.records),
                 config.seed,
                 self.issued,
                 config.backbone.guidance,
-                Version(INCARNATION, version),
+                self.version(version),
                 config.plan_seed,
             )
             self.fleet.pipeline.submit(items, self.published[version])
             self.issued += 1
 
+    def report_faults(self, chosen: Selection) -> None:
+        """Name what is not finite; stop where the config says so."""
+        texts = self.fleet.pipeline.prompts
+        for fault in chosen.faults:
+            self.log.warning("%s", fault.describe(texts))
+        if chosen.faults and self.config.nonfinite == "stop":
+            more = f" (and {len(chosen.faults) - 1} more, see log.txt)" if len(chosen.faults) > 1 else ""
+            raise RunFailed(f"{chosen.faults[0].describe(texts)}{more}; nonfinite=skip_sample would go on without it")
+
+    def check_update(self, step: int, learners: Sequence[StepReport]) -> None:
+        """A norm that is not finite updated nothing; name why. Too many steps without an update end the run."""
+        updated = bool(learners) and bool(np.isfinite(learners[0].grad_norm))
+        faults = [fault for report in learners for fault in report.faults]
+        for fault in faults:
+            self.log.warning("%s", fault.describe(self.fleet.pipeline.prompts))
+        if learners and not updated and self.config.nonfinite == "stop":
+            why = (
+                faults[0].describe(self.fleet.pipeline.prompts) if faults else f"gradient of step {step} is not finite"
+            )
+            raise RunFailed(f"{why}; nonfinite=skip_step would go on without the step")
+        self.skipped = 0 if updated else self.skipped + 1
+        if not updated:
+            self.log.warning("step %d changed nothing: %s", step, "bad gradient" if learners else "no sample was kept")
+        if self.skipped >= SKIPS:
+            raise RunFailed(f"{SKIPS} steps in a row changed nothing, the last was step {step}; see log.txt for why")
+
+    def after_step(self, done: int) -> None:
+        """Evaluate and save where it is time to; leave where somebody asked to."""
+        config, last = self.config, done == self.config.steps
+        every = config.evaluation.every
+        if last or (every and done % every == 0):
+            self.evaluate(done)
+        asked = self.interrupts.asked and not last
+        if last or asked or (config.checkpoint.every and done % config.checkpoint.every == 0):
+            self.save(done)
+        if asked:
+            self.log.info("stopped on request after step %d", done)
+            raise Interrupted(f"stopped after step {done}, saved in {self.run.folder}; resume=auto goes on from there")
+
     def evaluate(self, step: int) -> None:
-        """Held-out prompts with fixed noise, once per guidance; scores to the log, pictures to images/."""
-        if not self.held_out:
+        """Held-out prompts with the weights of `step`, or their average where one is kept."""
+        if not self.evaluator.held_out:
             return
-        settings, results = self.config.evaluation, {}
         self.progress.phase("evaluating")
-        ends = settings.guidance_ends if step in (0, self.config.steps) else []
-        for guidance in dict.fromkeys([*settings.guidance, *ends]):
-            purpose = f"evaluation at guidance {guidance:g}"
-            items = evaluation_items(self.config, purpose, step, guidance, self.prompt_count, len(self.held_out))
-            self.fleet.pipeline.submit(items, self.published[step])
-            jobs = self.fleet.pipeline.collect(purpose, step)
-            results[guidance] = self._measure(jobs)
-            self._pictures(jobs, step, guidance)
-            self.tracker.log(step, "evaluation", {"guidance": guidance, **flat(results[guidance])})
-        self.evaluations[step] = results
+        ema = self.config.learners.ema is not None
+        published = self.fleet.gang.publish(self.version(step, True)) if ema else self.published[step]
+        results = self.evaluator.evaluate(published.version, self.drawing(published))
+        for guidance, result in results.items():
+            self.tracker.log(step, "evaluation", {"guidance": guidance, **flat(result)})
         self.progress.evaluation(step, results)
 
-    def _measure(self, jobs: Sequence[Job]) -> Evaluation:
-        parts = [job.result for job in jobs if isinstance(job.result, Evaluated)]
-        scores = {name: [v for part in parts for v in part.scores[name]] for name in parts[0].scores}
-        images = [image for part in parts for image in part.images]
-        return measure(np.stack(images), self.held_out, scores)
+    def drawing(self, published: Published) -> Callable[[list[Item]], list[Evaluated]]:
+        """Items of an evaluation through samplers and reward servers."""
 
-    def _pictures(self, jobs: Sequence[Job], step: int, guidance: float) -> None:
-        """The same prompts with the same noise at every step: a spread over the whole list, and before above after."""
-        images = [image for job in jobs if isinstance(job.result, Evaluated) for image in job.result.images]
-        count = min(self.config.evaluation.pictures, len(images))
-        chosen = [i * len(images) // count for i in range(count)]
-        shown, captions = [images[i] for i in chosen], [self.held_out[i].text for i in chosen]
-        grid(shown, captions, self.run.images / f"step_{step:06d}_guidance_{guidance:g}.png")
-        before = self.first_pictures.setdefault(guidance, shown)
-        if step == self.config.steps:
-            few = range(0, count, max(1, count // 9))[:9]
-            pairs = [before[i] for i in few] + [shown[i] for i in few]
-            path = self.run.images / f"before_above_after_guidance_{guidance:g}.png"
-            grid(pairs, [captions[i] for i in few] * 2, path, columns=len(few))
+        def draw(items: list[Item]) -> list[Evaluated]:
+            self.fleet.pipeline.submit(items, published)
+            jobs = self.fleet.pipeline.collect(items[0].purpose, items[0].step)
+            return [job.result for job in jobs if isinstance(job.result, Evaluated)]
+
+        return draw
 
     def save(self, step: int) -> None:
-        """A checkpoint: the engine's state, then the published weights, whose presence marks it as finished."""
+        """A checkpoint: the engine's state, the published weights that are still needed, the evaluations."""
         self.progress.phase("saving")
-        self.fleet.save(str(self.run.checkpoint_dir(step).resolve()))
-        self.run.save_weights(step, unpack_all(load(self.published[step])), self.config.checkpoint.keep)
+        checkpoints = self.run.checkpoints
+        self.fleet.gang.save(str(checkpoints.begin(step).resolve()))
+        held = {v: unpack_all(transport.load(published.weights)) for v, published in self.published.items()}
+        current = held.pop(step)
+        checkpoints.finish(step, self.config.checkpoint.keep, current, held, self.evaluator.state())
 
     def finish(self) -> dict[str, Any]:
         """curves.png and summary.json."""
         seconds = time.perf_counter() - self.started
-        summary = summarise(self.config, self.run, self.evaluations, seconds, self.fleet.digest())
+        digest = self.fleet.gang.digest()
+        summary = summarise(self.config, self.run, self.evaluator.results, seconds, digest)
         self.run.write_summary(summary)
         curves(self.run)
         return summary
-
-
-def evaluation_items(
-    config: RunConfig, purpose: str, step: int, guidance: float, offset: int, count: int
-) -> list[Item]:
-    """Items over the held-out prompts, whose ids follow the training prompts'; the noise is the same at every step."""
-    items, size = [], config.evaluation.batch
-    for index, start in enumerate(range(0, count, size)):
-        part = range(start, min(start + size, count))
-        items.append(
-            Item(
-                purpose=purpose,
-                step=step,
-                index=index,
-                prompt_ids=tuple(offset + i for i in part),
-                samples=tuple(part),
-                plans=(),
-                seed=config.evaluation.seed,
-                num_steps=config.backbone.num_steps,
-                guidance=guidance,
-                version=Version(INCARNATION, step),
-            )
-        )
-    return items
-
-
-def flat(evaluation: Evaluation) -> dict[str, float]:
-    """Means and scalars of an evaluation by name."""
-    return {name: e.mean for name, e in evaluation.estimates().items()} | dict(evaluation.scalars)
 
 
 def state_bytes(config: RunConfig, jobs: Sequence[Job]) -> float:

@@ -1,16 +1,18 @@
-"""What turns summed gradients into a step: plain torch on one rank, or DeepSpeed ZeRO over several."""
+"""What turns summed gradients into a step: plain torch on one rank (here), or DeepSpeed ZeRO over several (`zero`)."""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from flowbp_ray.config import LearnersConfig, OptimizerConfig
-from flowbp_ray.weights import trained
+from flowbp_ray.ema import Ema
+from flowbp_ray.fingerprint import Part, checksum
+from flowbp_ray.weights import install, trained
 
 
 class Engine(Protocol):
@@ -19,16 +21,25 @@ class Engine(Protocol):
     module: nn.Module
     scale: float
     """What cotangents are multiplied by, so that an engine that averages over ranks gives their sum."""
+    ema: Ema | None
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """Accumulate the gradient of a scalar, unscaled: the gradient at the states is read too. `last` ends a step."""
 
-    def step(self) -> float:
-        """Clip, update, clear the gradients; returns the global gradient norm before clipping."""
+    def step(self, rate: float) -> float:
+        """Clip, update at this learning rate, average, clear the gradients.
+
+        Returns the global gradient norm before clipping, the same on all ranks. Where it is not finite nothing was
+        updated, the moments and the average included.
+        """
         ...
 
-    def weights(self) -> dict[str, Tensor]:
-        """The trained parameters, whole, in the module's dtype. Every rank calls it; rank 0's answer counts."""
+    def weights(self, ema: bool = False) -> dict[str, Tensor]:
+        """The trained parameters (or their average), whole, in the module's dtype. Every rank calls it."""
+        ...
+
+    def checksums(self, ema: bool = False) -> dict[str, Part]:
+        """This rank's share of the checksum of each trained parameter: from the masters, not from `weights`."""
         ...
 
     def save(self, folder: Path) -> None: ...
@@ -37,83 +48,71 @@ class Engine(Protocol):
 
 
 class TorchEngine:
-    """AdamW on one rank."""
+    """AdamW on one rank. Of a module in half precision it trains fp32 masters, and copies them back after a step."""
 
     scale = 1.0
 
-    def __init__(self, module: nn.Module, config: OptimizerConfig) -> None:
+    def __init__(self, module: nn.Module, config: LearnersConfig) -> None:
         self.module = module
-        self.max_grad_norm = config.max_grad_norm
-        self.parameters = list(trained(module).values())
-        self.optimizer = adamw(self.parameters, config)
+        self.max_grad_norm = config.optimizer.max_grad_norm
+        self.named = trained(module)
+        self.masters: dict[str, nn.Parameter] = {
+            name: p if p.dtype == torch.float32 else nn.Parameter(p.detach().float()) for name, p in self.named.items()
+        }
+        self.optimizer = adamw(list(self.masters.values()), config.optimizer)
+        self.ema = Ema(list(self.masters.values()), config.ema.decay) if config.ema else None
 
     def backward(self, loss: Tensor, last: bool) -> None:
         loss.backward()
 
-    def step(self) -> float:
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
-        self.optimizer.step()
+    def step(self, rate: float) -> float:
+        masters = list(self.masters.values())
+        for name, p in self.named.items():
+            if p is not self.masters[name]:
+                self.masters[name].grad = None if p.grad is None else p.grad.float()
+        norm = float(torch.nn.utils.clip_grad_norm_(masters, self.max_grad_norm))
+        if norm < float("inf"):
+            set_rate(self.optimizer, rate)
+            self.optimizer.step()
+            self._copy_back()
+            if self.ema is not None:
+                self.ema.update(masters)
         self.optimizer.zero_grad(set_to_none=True)
-        return float(norm)
+        self.module.zero_grad(set_to_none=True)
+        return norm
 
-    def weights(self) -> dict[str, Tensor]:
-        return {name: p.detach() for name, p in trained(self.module).items()}
+    @torch.no_grad()
+    def _copy_back(self) -> None:
+        for name, p in self.named.items():
+            if p is not self.masters[name]:
+                p.copy_(self.masters[name])
+
+    def weights(self, ema: bool = False) -> dict[str, Tensor]:
+        if not ema:
+            return {name: p.detach() for name, p in self.named.items()}
+        return {name: average.to(self.named[name].dtype) for name, average in self._masters(True).items()}
+
+    def checksums(self, ema: bool = False) -> dict[str, Part]:
+        cast = {name: m.detach().to(self.named[name].dtype) for name, m in self._masters(ema).items()}
+        return {name: Part.of(m, checksum(m)) for name, m in cast.items()}
+
+    def _masters(self, ema: bool) -> Mapping[str, Tensor]:
+        return dict(zip(self.masters, needed(self.ema).average, strict=True)) if ema else self.masters
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        state = {"weights": self.weights(), "optimizer": self.optimizer.state_dict()}
-        torch.save(state, folder / "engine.pt")
+        state = {"masters": {k: v.detach() for k, v in self.masters.items()}, "optimizer": self.optimizer.state_dict()}
+        torch.save(state | {"ema": self.ema.state() if self.ema else []}, folder / "engine.pt")
 
     def load(self, folder: Path) -> None:
-        from flowbp_ray.weights import install
-
         state = torch.load(folder / "engine.pt", weights_only=True)
-        install(self.module, state["weights"])
+        with torch.no_grad():
+            for name, master in self.masters.items():
+                master.copy_(state["masters"][name])
+        install(self.module, {name: m.to(self.named[name].dtype) for name, m in state["masters"].items()})
         self.optimizer.load_state_dict(state["optimizer"])
-
-
-class DeepSpeedEngine:
-    """ZeRO stage 0–3 over the ranks of an already initialised process group."""
-
-    def __init__(self, module: nn.Module, config: LearnersConfig, dtype: torch.dtype) -> None:
-        import deepspeed
-
-        self.module = module
-        self.stage = config.zero
-        self.scale = float(torch.distributed.get_world_size())
-        self.named = trained(module)
-        self.engine, *_ = deepspeed.initialize(
-            model=module,
-            optimizer=adamw(list(self.named.values()), config.optimizer),
-            config=deepspeed_config(config, dtype),
-            dist_init_required=False,
-        )
-        self.module = self.engine
-
-    def backward(self, loss: Tensor, last: bool) -> None:
-        self.engine.set_gradient_accumulation_boundary(last)
-        self.engine.backward(loss)
-
-    def step(self) -> float:
-        self.engine.step()
-        norm = self.engine.get_global_grad_norm()
-        return float(norm) if norm is not None else float("nan")
-
-    def weights(self) -> dict[str, Tensor]:
-        if self.stage < 3:
-            return {name: p.detach() for name, p in self.named.items()}
-        import deepspeed
-
-        with deepspeed.zero.GatheredParameters(list(self.named.values())):
-            return {name: p.detach().clone() for name, p in self.named.items()}
-
-    def save(self, folder: Path) -> None:
-        self.engine.save_checkpoint(str(folder), tag="engine")
-
-    def load(self, folder: Path) -> None:
-        path, _ = self.engine.load_checkpoint(str(folder), tag="engine")
-        if path is None:
-            raise ValueError(f"no DeepSpeed checkpoint in {folder}")
+        if self.ema is not None:
+            self.ema.load(state["ema"])
 
 
 def adamw(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:
@@ -122,42 +121,22 @@ def adamw(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.opti
     )
 
 
-def deepspeed_config(config: LearnersConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """DeepSpeed's own settings; the batch is ours, so it is told one row per accumulation step."""
-    return {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": config.optimizer.max_grad_norm,
-        "zero_optimization": {"stage": config.zero},
-        "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": dtype == torch.bfloat16},
-        "steps_per_print": 10**9,
-    }
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
 
 
-def init_gang(rank: int, ranks: int, address: str, port: int) -> None:
-    """Join the learners' process group: gloo on CPU, NCCL where there are GPUs. Before any DeepSpeed engine."""
-    os.environ |= {
-        "RANK": str(rank),
-        "WORLD_SIZE": str(ranks),
-        "LOCAL_RANK": "0",
-        "LOCAL_SIZE": "1",
-        "MASTER_ADDR": address,
-        "MASTER_PORT": str(port),
-    }
-    on_gpu = torch.cuda.is_available()
-    if not on_gpu:
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    import deepspeed
-    from deepspeed.ops import __compatible_ops__
-
-    if not on_gpu:
-        __compatible_ops__["deepspeed_shm_comm"] = False  # would compile for a minute, for one host's collectives
-    deepspeed.init_distributed("nccl" if on_gpu else "gloo")
+def needed(ema: Ema | None) -> Ema:
+    """The average, where the config asked for one."""
+    if ema is None:
+        raise ValueError("no average is kept: write learners.ema.decay, such as 0.999")
+    return ema
 
 
 def make_engine(module: nn.Module, config: LearnersConfig, dtype: torch.dtype) -> Engine:
     """The engine that `learners.engine` names."""
     if config.engine == "torch":
-        return TorchEngine(module, config.optimizer)
+        return TorchEngine(module, config)
+    from flowbp_ray.zero import DeepSpeedEngine
+
     return DeepSpeedEngine(module, config, dtype)

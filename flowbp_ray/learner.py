@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from flowbp_ray import backbones, weights
+from flowbp_ray import backbones, rate, weights
 from flowbp_ray.backbones import Embeddings
-from flowbp_ray.backbones.guidance import trained_velocity
+from flowbp_ray.backbones.guidance import VelocityFn, trained_velocity
 from flowbp_ray.config import RunConfig
 from flowbp_ray.engine import Engine, make_engine
-from flowbp_ray.messages import Packed, Rollout, StepReport, pack_all, unpack
+from flowbp_ray.fingerprint import Part
+from flowbp_ray.messages import Fault, Item, Packed, Rollout, StepReport, pack_all, unpack
+from flowbp_ray.surrogate import Plan
 from flowbp_ray.surrogate.backward import sweep
+from flowbp_ray.watch import Watch
 
 
 class Learner:
@@ -38,57 +43,108 @@ class Learner:
         self.engine: Engine = make_engine(transformer, learners, model.torch_dtype)
 
     def step(
-        self, step: int, rollouts: Sequence[Rollout], cotangents: Sequence[Packed], factor: float = 1.0
+        self, step: int, rollouts: Sequence[Rollout], cotangents: Sequence[Packed], factors: Sequence[float]
     ) -> StepReport:
         """Sum one VJP per active node of this rank's items, then update.
 
-        cotangents: dL/dtarget of each item, [rows, branches, ...] fp32. factor: B/kept where samples were masked.
+        cotangents: dL/dtarget of each item, [rows, branches, ...] fp32. factors: what each row's cotangent is
+        multiplied by: 1, or 0 for a masked row and batch / kept for the others.
         """
         started = time.perf_counter()
+        learners, optimizer = self.config.learners, self.config.learners.optimizer
         items = [r.item for r in rollouts]
-        plans = [plan for item in items for plan in item.plans]
         states = torch.cat([unpack(r.states) for r in rollouts])
-        pull = torch.cat([unpack(c) for c in cotangents]) * (factor * self.engine.scale)
-        rows = [prompt for item in items for prompt in item.prompt_ids]
-        velocity = trained_velocity(
-            self.backbone,
-            self.engine.module,
-            self.sigmas,
-            self.embeddings.rows(rows),
-            self.embeddings.negative(len(rows)),
-            items[0].guidance,
-            self.config.backbone.detach_negative,
-        )
-        learners = self.config.learners
+        pull = torch.cat([unpack(c) for c in cotangents])
+        scale = torch.tensor(factors, dtype=torch.float32) * self.engine.scale
+        pull = pull * scale.view(-1, *(1,) * (pull.dim() - 1))
+        watch = Watch(items, self.sigmas, self._cached(rollouts))
         swept = sweep(
-            velocity,
-            plans,
+            self._velocity(items),
+            plans_of(items),
             states,
             pull,
             micro_batch=learners.micro_batch,
             fuse=learners.fuse,
             backward=self.engine.backward,
             terms_per_sample=self.terms,
+            observe=watch,
         )
         backward_done = time.perf_counter()
-        norm = self.engine.step()
+        lr = optimizer.lr * rate.factor(optimizer.schedule, step, self.config.steps)
+        norm = self.engine.step(lr)
+        faults = tuple(watch.faults)
+        if not math.isfinite(norm) and not faults:
+            faults = self._bad_gradients(items, states, pull)
         ended = time.perf_counter()
         return StepReport(
             step=step,
             rank=self.rank,
             grad_norm=norm,
-            learning_rate=learners.optimizer.lr,
+            learning_rate=lr,
             forwards=swept.forwards,
             rows=swept.rows,
             padding=swept.padding,
             seconds=ended - started,
+            drift=watch.drift(),
+            faults=faults,
             timings={"sweep_s": backward_done - started, "optimizer_s": ended - backward_done},
         )
 
-    def publish(self) -> dict[str, Packed] | None:
-        """The trained weights for the samplers; all ranks call it, rank 0 answers."""
-        tensors = self.engine.weights()
+    @torch.no_grad()
+    def drift(self, rollouts: Sequence[Rollout]) -> tuple[float, ...]:
+        """The drift of each row, from a pass over the active nodes without gradient."""
+        items = [r.item for r in rollouts]
+        states = torch.cat([unpack(r.states) for r in rollouts])
+        watch = Watch(items, self.sigmas, self._cached(rollouts))
+        velocity, places = self._velocity(items), torch.tensor(watch.places)
+        # ZeRO-3 needs as many forwards on every rank as on the one with the most states: repeat the last one.
+        most = len(plans_of(items)) * (self.terms + 1)
+        padded = torch.arange(most).clamp(max=len(places) - 1)
+        for part in padded.split(self.config.learners.micro_batch * self.config.learners.fuse):
+            sample, node = places[part].unbind(1)
+            watch(part, velocity(states[part], node, sample))
+        return watch.drift()
+
+    def _velocity(self, items: Sequence[Item]) -> VelocityFn:
+        """The velocity that is differentiated, at the prompts of these items."""
+        prompts = [prompt for item in items for prompt in item.prompt_ids]
+        return trained_velocity(
+            self.backbone,
+            self.engine.module,
+            self.sigmas,
+            self.embeddings.rows(prompts),
+            self.embeddings.negative(len(prompts)),
+            items[0].guidance,
+            self.config.backbone.detach_negative,
+        )
+
+    def _cached(self, rollouts: Sequence[Rollout]) -> Tensor | None:
+        """The samplers' velocities at the states, where the drift meter is on."""
+        parts = [unpack(r.velocities) for r in rollouts if r.velocities is not None]
+        return torch.cat(parts) if parts else None
+
+    def _bad_gradients(self, items: Sequence[Item], states: Tensor, pull: Tensor) -> tuple[Fault, ...]:
+        """After a norm that is not finite: which samples' gradients are to blame, one at a time. Nothing is kept."""
+        if self.config.learners.engine == "deepspeed" and self.config.learners.zero == 3:
+            return ()  # the parameters are apart; the driver names the step
+        watch, velocity = Watch(items, self.sigmas), self._velocity(items)
+        parameters = list(weights.trained(self.engine.module).values())
+        bad: dict[tuple[int, int], Fault] = {}
+        for place, (b, node) in enumerate(watch.places):
+            v = velocity(states[place : place + 1], torch.tensor([node]), torch.tensor([b]))
+            found = torch.autograd.grad((v.float() * pull[b].sum(0)).sum(), parameters, allow_unused=True)
+            if not all(torch.isfinite(g).all() for g in found if g is not None):
+                bad.setdefault((b, node), watch.fault("gradient", b, node))
+        return tuple(bad.values())
+
+    def publish(self, ema: bool = False) -> dict[str, Packed] | None:
+        """The trained weights (or their average) for the samplers; all ranks call it, rank 0 answers."""
+        tensors = self.engine.weights(ema)
         return pack_all(tensors) if self.rank == 0 else None
+
+    def checksums(self, ema: bool = False) -> dict[str, Part]:
+        """This rank's part of the fingerprint of its fp32 masters, cast to what is published."""
+        return self.engine.checksums(ema)
 
     def digest(self) -> str:
         """sha256 of the trained weights."""
@@ -99,3 +155,7 @@ class Learner:
 
     def load(self, folder: str) -> None:
         self.engine.load(Path(folder))
+
+
+def plans_of(items: Sequence[Item]) -> list[Plan]:
+    return [plan for item in items for plan in item.plans]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,16 +13,26 @@ from flowbp_ray import backbones, prompts, weights
 from flowbp_ray.backbones import Embeddings, encode_all
 from flowbp_ray.config import RunConfig
 from flowbp_ray.learner import Learner
-from flowbp_ray.messages import Item, StepReport, Version, pack_all, unpack
+from flowbp_ray.messages import Item, RolloutReport, Scored, StepReport, Version, pack_all, unpack
 from flowbp_ray.rollouts import items_of_step
 from flowbp_ray.run import Run
 from flowbp_ray.sampling import Sampler
 from flowbp_ray.scoring import Scorer
+from flowbp_ray.selection import select
 
 
 def encode(config: RunConfig, texts: Sequence[str]) -> Embeddings:
     """Embeddings of the empty prompt and `texts`, in this process."""
     return encode_all(backbones.get(config.backbone.name, config.backbone.path).load_encoder(), texts)
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What `select` reads of an item."""
+
+    item: Item
+    report: RolloutReport
+    result: Scored
 
 
 class LocalLoop:
@@ -36,12 +47,10 @@ class LocalLoop:
         self.learner = Learner(config, embeddings)
         self.method = config.surrogate()
 
-    def step(self, step: int) -> StepReport:
-        """One optimizer step of the same maths as the loop on Ray."""
+    def items(self, step: int) -> list[Item]:
+        """The items of a step, at version `step`."""
         config = self.config
-        published = pack_all(self.learner.engine.weights())
-        rollouts, cotangents = [], []
-        for item in items_of_step(
+        return items_of_step(
             self.method,
             self.learner.sigmas,
             config.data.shape,
@@ -51,13 +60,22 @@ class LocalLoop:
             config.backbone.guidance,
             Version(0, step),
             config.plan_seed,
-        ):
+        )
+
+    def step(self, step: int) -> StepReport:
+        """One optimizer step of the same maths as the loop on Ray."""
+        config = self.config
+        published = pack_all(self.learner.engine.weights())
+        rollouts, cotangents, jobs = [], [], []
+        for item in self.items(step):
             report, rollout, target = self.sampler.rollout(item, lambda: published)
             texts = [self.texts[i] for i in item.prompt_ids]
-            _, cotangent = self.scorer.score(item, texts, report, target)
+            scored, cotangent = self.scorer.score(item, texts, report, target)
             rollouts.append(rollout)
             cotangents.append(cotangent)
-        return self.learner.step(step, rollouts, cotangents)
+            jobs.append(_Done(item, report, scored))
+        drift = self.learner.drift(rollouts) if config.drift.max is not None else ()
+        return self.learner.step(step, rollouts, cotangents, select(config, jobs, drift).factors)
 
 
 def draw(
@@ -65,7 +83,7 @@ def draw(
 ) -> tuple[int, list[np.ndarray]]:
     """Pictures [H, W, 3] uint8 of prompts with a run's checkpoint; also says which step's."""
     config = run.config()
-    used, tensors = run.load_weights(step)
+    used, tensors = run.checkpoints.weights(step)
     sampler = Sampler(config, encode(config, texts))
     weights.install(sampler.transformer, tensors)
     sampler.version = Version(0, used)

@@ -6,9 +6,8 @@ Ray moves numpy arrays without a copy. bf16 has no numpy dtype, so it travels as
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -54,10 +53,29 @@ def unpack_all(tensors: Mapping[str, Packed]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True, order=True)
 class Version:
-    """Which weights: `step` optimizer steps of learner incarnation `incarnation`."""
+    """Which weights: those after `step` optimizer steps of learner incarnation `incarnation`, or their average."""
 
     incarnation: int
     step: int
+    ema: bool = False
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A value that is not finite. what: velocity, learner velocity, score, cotangent or gradient."""
+
+    what: str
+    step: int
+    sample: int  # global index in the step's batch
+    prompt: int  # prompt id
+    node: int | None = None
+    reward: str | None = None
+
+    def describe(self, prompts: Sequence[str]) -> str:
+        """One line that names what is known."""
+        where = ("" if self.node is None else f" at node {self.node}") + (f" of {self.reward}" if self.reward else "")
+        who = f"step {self.step}, sample {self.sample}, prompt {prompts[self.prompt]!r}"
+        return f"{self.what}{where} is not finite: {who}"
 
 
 @dataclass(frozen=True)
@@ -86,15 +104,22 @@ class Item:
 
 @dataclass(frozen=True)
 class Rollout:
-    """What a learner needs of an item: states [R, ...] sample-major, as `gather_states` lays them out."""
+    """What a learner needs of an item: states [R, ...] sample-major, as `gather_states` lays them out.
+
+    velocities: where the drift meter is on, the cached velocities at those states that the learner's compare with.
+    """
 
     item: Item
     states: Packed
+    velocities: Packed | None = None
 
 
 @dataclass(frozen=True)
 class RolloutReport:
-    """The small part of a rollout, read by the driver. omega, residuals and kept have one entry per row."""
+    """The small part of a rollout, read by the driver. omega, residuals and kept have one entry per row.
+
+    fingerprint: of the weights that the sampler held (see `fingerprint`). A row with a fault is not kept.
+    """
 
     step: int
     index: int
@@ -106,12 +131,16 @@ class RolloutReport:
     target_bytes: int
     seconds: float
     load_seconds: float
-    host: str = ""
+    fingerprint: str = ""
+    faults: tuple[Fault, ...] = ()
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores of one item. scores[name] is [rows][branches]; clipped[name] the share of rows without gradient."""
+    """Scores of one item. scores[name] is [rows][branches]; clipped[name] the share of rows without gradient.
+
+    The cotangent of a row with a fault is zero.
+    """
 
     step: int
     index: int
@@ -120,6 +149,7 @@ class Scored:
     clipped: Mapping[str, float]
     cotangent_bytes: int
     seconds: float
+    faults: tuple[Fault, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -134,7 +164,10 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class StepReport:
-    """Numbers of one optimizer step on one rank."""
+    """Numbers of one optimizer step on one rank.
+
+    grad_norm: global, before clipping; where it is not finite nothing was updated. drift: per row, where metered.
+    """
 
     step: int
     rank: int
@@ -144,7 +177,6 @@ class StepReport:
     rows: int
     padding: int
     seconds: float
+    drift: tuple[float, ...] = ()
+    faults: tuple[Fault, ...] = ()
     timings: Mapping[str, float] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "timings"} | dict(self.timings)

@@ -12,24 +12,42 @@ import numpy as np
 
 from flowbp_ray.config import RunConfig
 from flowbp_ray.messages import RolloutReport, Scored, StepReport
+from flowbp_ray.selection import Selection
 
 
 def step_metrics(
-    reports: Sequence[RolloutReport], scored: Sequence[Scored], learners: Sequence[StepReport]
+    config: RunConfig,
+    reports: Sequence[RolloutReport],
+    scored: Sequence[Scored],
+    learners: Sequence[StepReport],
+    chosen: Selection,
+    drift: Sequence[float] = (),
 ) -> dict[str, float]:
-    """Means over the batch, sums over the pools. Bytes are per image; seconds are per step."""
-    rows = sum(len(r.omega) for r in reports)
+    """Means over the batch, sums over the pools. Bytes are per image; seconds are per step.
+
+    learners: empty where no sample was kept. drift: per row, where it was measured before the step; else the
+    learners' own. updated: 1 where the weights changed. grad_clipped: 1 where the norm was above the limit.
+    """
+    rows, limit = sum(len(r.omega) for r in reports), config.learners.optimizer.max_grad_norm
+    norm = learners[0].grad_norm if learners else float("nan")
+    aged = drift or [value for r in learners for value in r.drift]
     flat: dict[str, float] = {"loss": float(np.mean([loss for s in scored for loss in s.losses]))}
     for name in scored[0].scores:
-        flat[f"reward/{name}"] = float(np.mean([v for s in scored for row in s.scores[name] for v in row]))
+        values = np.array([v for s in scored for row in s.scores[name] for v in row])
+        flat[f"reward/{name}"] = float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
         flat[f"clipped/{name}"] = float(np.mean([s.clipped[name] for s in scored]))
-    flat |= {
-        "kept": sum(sum(r.kept) for r in reports) / rows,
+    if aged:
+        flat |= {"drift": float(np.mean(aged)), "drift_max": float(np.max(aged))}
+    return flat | {
+        "kept": chosen.kept / rows,
+        "faults": float(len(chosen.faults) + sum(len(r.faults) for r in learners)),
+        "updated": float(np.isfinite(norm)),
         "omega": float(np.mean([w for r in reports for w in r.omega])),
         "d_j": float(np.mean([d for r in reports for d, _ in r.residuals])),
         "d_0": float(np.mean([d for r in reports for _, d in r.residuals])),
-        "grad_norm": learners[0].grad_norm,
-        "learning_rate": learners[0].learning_rate,
+        "grad_norm": norm,
+        "grad_clipped": float(norm > limit),
+        "learning_rate": learners[0].learning_rate if learners else 0.0,
         "forwards": sum(r.forwards for r in learners),
         "padding_rows": sum(r.padding for r in learners),
         "state_bytes_per_image": sum(r.state_bytes for r in reports) / rows,
@@ -38,16 +56,16 @@ def step_metrics(
         "sampler_s": sum(r.seconds for r in reports),
         "load_s": sum(r.load_seconds for r in reports),
         "reward_s": sum(s.seconds for s in scored),
-        "learner_s": max(r.seconds for r in learners),
+        "learner_s": max((r.seconds for r in learners), default=0.0),
     }
-    return flat
 
 
 class Tracker:
     """One line per step in metrics.jsonl; the same numbers to wandb where `tracking.wandb` is on."""
 
     def __init__(self, folder: Path, config: RunConfig) -> None:
-        self.file = (folder / "metrics.jsonl").open("a", buffering=1)
+        self.path = folder / "metrics.jsonl"
+        self.file = self.path.open("a", buffering=1)
         self.wandb: Any = None
         if config.tracking.wandb:
             import wandb
@@ -56,6 +74,8 @@ class Tracker:
             self.wandb = wandb.init(
                 project=config.tracking.project,
                 name=folder.name,
+                id=folder.name,
+                resume="allow",
                 dir=str(folder),
                 config=config.model_dump(mode="json"),
                 mode=mode,
@@ -68,6 +88,22 @@ class Tracker:
         self.file.write(json.dumps({"step": step, "kind": kind, **clean}) + "\n")
         if self.wandb is not None:
             self.wandb.log({f"{kind}/{k}": v for k, v in clean.items() if isinstance(v, int | float)}, step=step)
+
+    def rewind(self, step: int) -> None:
+        """Forget what was logged after the checkpoint of `step` (-1: everything); a line torn by a kill goes too."""
+        kept = []
+        for line in self.path.read_text().splitlines():
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if entry["step"] < step or (entry["kind"] == "evaluation" and entry["step"] == step):
+                kept.append(line + "\n")
+        self.file.close()
+        partial = self.path.with_suffix(".partial")
+        partial.write_text("".join(kept))
+        partial.rename(self.path)
+        self.file = self.path.open("a", buffering=1)
 
     def close(self) -> None:
         self.file.close()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
@@ -51,6 +52,14 @@ class Progress:
             self.live.start()
         else:
             self.console.print("starting Ray and the actors ...")
+
+    def note(self, text: str) -> None:
+        """A line beside the bar: something that a person should know happened."""
+        self.console.print(escape(text))
+
+    def resumed(self, step: int) -> None:
+        self.bar.update(self.task, completed=step)
+        self.note(f"going on from the checkpoint of step {step}")
 
     def phase(self, name: str) -> None:
         self.bar.update(self.task, description=name)

@@ -11,8 +11,19 @@ from torch import Tensor
 
 from flowbp_ray import prompts, streams
 from flowbp_ray.backbones.guidance import VelocityFn
-from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport, Version, pack
-from flowbp_ray.surrogate import Cache, Method, Plan, gather_states, keep, omega, renoise, residuals, targets
+from flowbp_ray.messages import Fault, Item, Packed, Rollout, RolloutReport, Version, pack
+from flowbp_ray.surrogate import (
+    Cache,
+    Method,
+    Plan,
+    gather_states,
+    gather_velocities,
+    keep,
+    omega,
+    renoise,
+    residuals,
+    targets,
+)
 from flowbp_ray.trajectory import rollout
 
 
@@ -82,30 +93,44 @@ def noise_of(item: Item, latent_shape: Sequence[int]) -> Tensor:
 
 
 def run_item(
-    item: Item, velocity: VelocityFn, sigmas: Tensor, latent_shape: Sequence[int], dtype: torch.dtype
+    item: Item,
+    velocity: VelocityFn,
+    sigmas: Tensor,
+    latent_shape: Sequence[int],
+    dtype: torch.dtype,
+    compared: list[Tensor] | None = None,
 ) -> tuple[RolloutReport, Rollout, Packed]:
     """Roll out a training item; keep what its plans name. Returns the report, the learner's part, and the targets.
 
-    targets: [rows, branches, ...]: what the reward sees.
+    compared: the list to which `velocity` appends what the drift meter compares with, call by call; None: no meter.
+    targets: [rows, branches, ...]: what the reward sees. Rows with a value that is not finite become zeros, carry a
+    fault and are not kept.
     """
     started = time.perf_counter()
     cache = _cache(item, velocity, sigmas, latent_shape, dtype)
+    faults = _faults(item, cache)
+    bad = torch.tensor([any(f.sample == sample for f in faults) for sample in item.samples])
+    if faults:
+        cache = _without(cache, bad)
     states = pack(gather_states(item.plans, cache))
     target = pack(targets(item.plans, cache))
     distances = residuals(item.plans, cache)
+    kept = keep(item.plans, distances) & ~bad
     report = RolloutReport(
         step=item.step,
         index=item.index,
         version=item.version,
         omega=tuple(omega(item.plans, cache).tolist()),
         residuals=tuple((float(a), float(b)) for a, b in distances.tolist()),
-        kept=tuple(bool(k) for k in keep(item.plans, distances).tolist()),
+        kept=tuple(bool(k) for k in kept.tolist()),
         state_bytes=states.nbytes,
         target_bytes=target.nbytes,
         seconds=time.perf_counter() - started,
         load_seconds=0.0,
+        faults=faults,
     )
-    return report, Rollout(item, states), target
+    meter = None if compared is None else pack(gather_velocities(item.plans, _compared(cache, compared)))
+    return report, Rollout(item, states, meter), target
 
 
 def finish_item(
@@ -120,7 +145,7 @@ def _cache(item: Item, velocity: VelocityFn, sigmas: Tensor, latent_shape: Seque
     """Roll out, and where the plans name fresh states (DRaFT-LV) draw those and evaluate the last velocity there."""
     path = rollout(velocity, noise_of(item, latent_shape).to(dtype), sigmas)
     cache = Cache(sigmas, path.x, path.v)
-    fresh = sum(branch.target.kind == "renoised" for branch in item.plans[0].branches)
+    fresh = item.plans[0].renoised
     if not fresh:
         return cache
     eps = streams.normal((fresh, *latent_shape), item.seed, "renoise", item.step, item.samples)  # [rows, n, ...]
@@ -128,3 +153,33 @@ def _cache(item: Item, velocity: VelocityFn, sigmas: Tensor, latent_shape: Seque
     row = torch.arange(item.rows)
     node = torch.full_like(row, item.num_steps - 1)
     return replace(cache, y=y, v_y=torch.stack([velocity(state, node, row) for state in y]))
+
+
+def _compared(cache: Cache, compared: Sequence[Tensor]) -> Cache:
+    """The cache with the velocities that the drift meter compares with: N of the rollout, then the fresh ones."""
+    steps = cache.num_steps
+    fresh = torch.stack(list(compared[steps:])) if len(compared) > steps else None
+    return replace(cache, v=torch.stack(list(compared[:steps])), v_y=fresh)
+
+
+def _faults(item: Item, cache: Cache) -> tuple[Fault, ...]:
+    """Per row with a value that is not finite: the first node whose velocity is bad."""
+    velocities = cache.v if cache.v_y is None else torch.cat([cache.v, cache.v_y])
+    bad = ~torch.isfinite(velocities).flatten(2).all(dim=2)  # [N (+ fresh), rows]
+    bad[-1] |= ~torch.isfinite(cache.x[-1]).flatten(1).all(dim=1)
+    faults = []
+    for row in bad.any(dim=0).nonzero().flatten().tolist():
+        node = min(int(bad[:, row].int().argmax()), cache.num_steps - 1)  # a fresh state is evaluated at the last node
+        faults.append(Fault("velocity", item.step, item.samples[row], item.prompt_ids[row], node))
+    return tuple(faults)
+
+
+def _without(cache: Cache, bad: Tensor) -> Cache:
+    """Zeros in the bad rows, so that nothing that is not finite travels."""
+
+    def clean(values: Tensor | None) -> Tensor | None:
+        return None if values is None else values.masked_fill(bad.view(1, -1, *(1,) * (values.dim() - 2)), 0.0)
+
+    x, v = clean(cache.x), clean(cache.v)
+    assert x is not None and v is not None
+    return replace(cache, x=x, v=v, y=clean(cache.y), v_y=clean(cache.v_y))

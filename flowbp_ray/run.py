@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-
+from flowbp_ray.checkpoint import Checkpoints
 from flowbp_ray.config import RunConfig
 from flowbp_ray.loading import ConfigError, dump, load
+
+# What may differ between a run and its continuation: where and with how many processes, not what is computed.
+FREE = {"output", "resume", "cluster", "samplers", "tracking", "checkpoint"}
+FREE_IN = {"rewards": {"count", "threads", "cpus", "gpus"}, "learners": {"threads", "cpus", "gpus"}}
 
 
 class Run:
@@ -21,7 +22,7 @@ class Run:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.images = folder / "images"
-        self.checkpoints = folder / "checkpoints"
+        self.checkpoints = Checkpoints(folder / "checkpoints")
 
     @classmethod
     def create(cls, config: RunConfig) -> Run:
@@ -31,8 +32,24 @@ class Run:
             folder, number = config.run_dir.with_name(f"{config.name}-{number}"), number + 1
         run = cls(folder)
         run.images.mkdir(parents=True)
-        run.checkpoints.mkdir()
+        run.checkpoints.folder.mkdir()
         (folder / "config.yaml").write_text(dump(config))
+        return run
+
+    @classmethod
+    def resume(cls, config: RunConfig) -> Run:
+        """The folder output/name if it is a run, a new one if not. Raises ConfigError where it is another run's."""
+        if not (config.run_dir / "config.yaml").is_file():
+            return cls.create(config)
+        run = cls(config.run_dir)
+        old, new = run.config().model_dump(mode="json"), config.model_dump(mode="json")
+        if different := differences(old, new):
+            raise ConfigError(
+                f"{run.folder} is a run of another configuration ({', '.join(different[:3])} differ); write the old "
+                "values, another name=, or resume=never"
+            )
+        run.images.mkdir(exist_ok=True)
+        run.checkpoints.folder.mkdir(exist_ok=True)
         return run
 
     @classmethod
@@ -64,28 +81,14 @@ class Run:
         path = self.folder / "metrics.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
-    def checkpoint_dir(self, step: int) -> Path:
-        return self.checkpoints / f"step_{step:06d}"
 
-    def saved_steps(self) -> list[int]:
-        """Steps of the finished checkpoints, oldest first. One is finished once its weights are in place."""
-        finished = self.checkpoints.glob("step_*/weights.safetensors")
-        return sorted(int(path.parent.name.removeprefix("step_")) for path in finished)
-
-    def save_weights(self, step: int, tensors: dict[str, Tensor], keep: int) -> None:
-        """Finish the checkpoint of `step` with the published weights; remove all but the newest `keep`."""
-        folder = self.checkpoint_dir(step)
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / "weights.partial"
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
-        partial.rename(folder / "weights.safetensors")
-        for old in self.saved_steps()[:-keep]:
-            shutil.rmtree(self.checkpoint_dir(old))
-
-    def load_weights(self, step: int | None = None) -> tuple[int, dict[str, Tensor]]:
-        """Published weights of a checkpoint (the newest one by default)."""
-        steps = self.saved_steps()
-        if not steps or (step is not None and step not in steps):
-            raise ConfigError(f"no checkpoint of step {step} in {self.folder}; there are: {steps or 'none'}")
-        step = steps[-1] if step is None else step
-        return step, load_file(self.checkpoint_dir(step) / "weights.safetensors")
+def differences(old: dict[str, Any], new: dict[str, Any], free: set[str] = FREE, prefix: str = "") -> list[str]:
+    """Dotted keys whose values differ, without those that change no result."""
+    found = []
+    for key in sorted((old.keys() | new.keys()) - free):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += differences(a, b, FREE_IN.get(key, set()) if not prefix else set(), f"{prefix}{key}.")
+        elif a != b:
+            found.append(prefix + key)
+    return found

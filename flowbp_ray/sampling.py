@@ -12,6 +12,7 @@ from flowbp_ray import backbones, weights
 from flowbp_ray.backbones import Embeddings
 from flowbp_ray.backbones.guidance import VelocityFn, full_velocity
 from flowbp_ray.config import RunConfig
+from flowbp_ray.fingerprint import fingerprint
 from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport, Version, unpack_all
 from flowbp_ray.rollouts import finish_item, run_item
 
@@ -30,6 +31,7 @@ class Sampler:
         self.transformer = self.backbone.load_transformer(model.torch_dtype)
         weights.prepare(self.transformer, config.learners.lora, config.seed)
         self.version: Version | None = None
+        self.fingerprint = ""
 
     def require(self, version: Version, fetch: FetchWeights) -> float:
         """Hold `version`, fetching it only if another one is held; returns the seconds that took."""
@@ -37,15 +39,17 @@ class Sampler:
             return 0.0
         started = time.perf_counter()
         weights.install(self.transformer, unpack_all(fetch()))
-        self.version = version
+        self.version, self.fingerprint = version, fingerprint(weights.trained(self.transformer))
         return time.perf_counter() - started
 
     def rollout(self, item: Item, fetch: FetchWeights) -> tuple[RolloutReport, Rollout, Packed]:
         """Roll out a training item: the report, the learner's part, the targets [rows, branches, ...]."""
         load_seconds = self.require(item.version, fetch)
-        velocity, sigmas = self._velocity(item)
-        report, kept, target = run_item(item, velocity, sigmas, self.latent_shape, self.config.backbone.torch_dtype)
-        return replace(report, load_seconds=load_seconds), kept, target
+        compared: list[Tensor] | None = [] if self.config.drift.on else None
+        velocity, sigmas = self._velocity(item, None if compared is None else compared.append)
+        dtype = self.config.backbone.torch_dtype
+        report, kept, target = run_item(item, velocity, sigmas, self.latent_shape, dtype, compared)
+        return replace(report, load_seconds=load_seconds, fingerprint=self.fingerprint), kept, target
 
     def finish(self, item: Item, fetch: FetchWeights) -> Packed:
         """Finished latents [rows, ...] of an evaluation item."""
@@ -57,7 +61,7 @@ class Sampler:
         """sha256 of the trained weights that this sampler holds."""
         return weights.digest(weights.trained(self.transformer))
 
-    def _velocity(self, item: Item) -> tuple[VelocityFn, Tensor]:
+    def _velocity(self, item: Item, observe: Callable[[Tensor], None] | None = None) -> tuple[VelocityFn, Tensor]:
         model = self.config.backbone
         assert self.embeddings is not None
         sigmas = self.backbone.sigmas(item.num_steps, model.height, model.width)
@@ -68,5 +72,6 @@ class Sampler:
             self.embeddings.rows(item.prompt_ids),
             self.embeddings.negative(item.rows),
             item.guidance,
+            observe,
         )
         return velocity, sigmas

@@ -10,7 +10,7 @@ import torch
 
 from flowbp_ray import backbones
 from flowbp_ray.config import RunConfig
-from flowbp_ray.messages import Evaluated, Item, Packed, RolloutReport, Scored, pack, unpack
+from flowbp_ray.messages import Evaluated, Fault, Item, Packed, RolloutReport, Scored, pack, unpack
 from flowbp_ray.rewards.base import build
 from flowbp_ray.rewards.jitter import KeyedJitter
 from flowbp_ray.rewards.objective import RewardTerm, score_and_cotangent
@@ -52,6 +52,10 @@ class Scorer:
             clipped=result.clipped,
             cotangent_bytes=cotangent.nbytes,
             seconds=time.perf_counter() - started,
+            faults=tuple(
+                Fault(what, item.step, item.samples[row], item.prompt_ids[row], reward=name)
+                for row, what, name in result.bad
+            ),
         )
         return scored, cotangent
 

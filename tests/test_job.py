@@ -90,7 +90,7 @@ def test_a_submitted_job_trains(cluster: tuple[str, Path], tmp_path: Path) -> No
     assert done.returncode == 0, done.stdout + done.stderr
     assert "step 2/2" in done.stdout and "succeeded" in done.stdout + done.stderr
     run = Run.open(tmp_path / "job")
-    assert [line["step"] for line in run.metrics()] == [0, 1] and run.saved_steps() == [2]
+    assert [line["step"] for line in run.metrics()] == [0, 1] and run.checkpoints.steps() == [2]
     refused = submit(address, token, "train", "shapes_flowbp_sparse", "method.k=99")
     assert refused.returncode != 0 and "active steps k must be in [1, 16], got 99" in refused.stdout
     wrong = tmp_path / "wrong"

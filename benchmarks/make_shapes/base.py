@@ -22,11 +22,13 @@ from flowbp_ray.shapes.text import embed, encode_prompts, tokenize
 from .architecture import build_text_encoder, build_tokenizer, build_transformer, write_folder
 from .facts import record
 from .latents import CAPTIONS, load_latents
+from .reading import learn_to_read
+from .rewards_helper import Helper
 from .sampling import decode, sample_latents, score, sigma_grid
 
 SEED = 31
 BATCH = 128
-PHASES = (2700, 3900)  # the rate is annealed towards the end of each: the first was found to stop too early
+PHASES = (2700, 3900, 7800)  # the rate is annealed towards the end of each: the first two were found to stop too early
 RATE = 1.5e-3
 WARMUP = 100
 ANNEAL = 0.3  # the rate falls linearly to zero over the last 0.3 * (end of the phase) steps
@@ -35,6 +37,9 @@ CAPTION_DROPOUT = 0.1
 EMA = 0.998
 SHIFT = 1.0  # static shift of the sampling grid; training draws sigma logit-normally, without a shift
 EVERY = 200
+READING = 5200  # the step at which the text model is taught to read: until then no two things had been told apart
+READING_STEPS = 1200
+READING_RATE = 1e-3
 
 
 class Base(nn.Module):
@@ -81,6 +86,23 @@ def optimizer_of(model: Base) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.98), fused=True)
 
 
+def read(model: Base, average: Base, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Teach the text model what captions state, read off its pooled output; the average takes the result as it is."""
+    text = model.text_encoder
+    helper = Helper(1, text.config.projection_dim)
+
+    def encode(texts: list[str]) -> Tensor:
+        return embed(tokenize(texts, tokenizer), text)[1]
+
+    def log(line: str) -> None:
+        print(line, flush=True)
+
+    parameters = [*text.parameters(), *helper.parameters()]
+    rng = np.random.default_rng((SEED, READING, 1))
+    learn_to_read(encode, parameters, helper, rng, READING_RATE, READING_STEPS, log)
+    average.text_encoder.load_state_dict(text.state_dict())
+
+
 def quick_look(model: Base, tokenizer: PreTrainedTokenizerBase, vae: AutoencoderKL, every: int = 2) -> str:
     """The verifier's pass rate on part of the dev prompts, without guidance."""
     prompts = load_prompts("dev")[::every]
@@ -114,6 +136,8 @@ def main(args: argparse.Namespace) -> None:
         first, spent = state["step"], state["cpu"]
     start = time.process_time() - spent
     for step in range(first, steps):
+        if step == READING:
+            read(model, average, tokenizer)
         for group in optimizer.param_groups:
             group["lr"] = RATE * rate(step, phases)
         x, sigma, words, target = batch(step, latents, ids, empty)

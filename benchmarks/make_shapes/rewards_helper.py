@@ -1,4 +1,4 @@
-"""What the renderer knows, asked of the towers while they train: labels of cells, scenes, places and captions."""
+"""What the renderer knows, asked of the towers while they train: labels of cells, factors of scenes and captions."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowbp_ray.shapes.combinations import COLOURS, SHAPES
-from flowbp_ray.shapes.world import CANVAS, Claim, Scene, fact, scene_combinations
+from flowbp_ray.shapes.combinations import COLOURS, SHAPES, is_held_out
+from flowbp_ray.shapes.world import CANVAS, Claim, Scene
 
 _SHAPE = {name: i for i, name in enumerate(SHAPES)}
 _COLOUR = {name: i for i, name in enumerate(COLOURS)}
 CELL_LABELS = len(SHAPES) + len(COLOURS)
-SCENE_LABELS = len(SHAPES) * len(COLOURS) + 2 * len(SHAPES) ** 2 + 4  # coloured shapes, left / above facts, number
-CLAIM_LABELS = len(SHAPES) * len(COLOURS) + 2 * len(SHAPES) ** 2 + 4 * len(SHAPES)  # the same, number by shape
+MOST = 4  # things of one shape
+PLACES = 2 * len(SHAPES)  # x, then y of each shape
+FACTORS = PLACES + MOST * len(SHAPES) + len(COLOURS) * len(SHAPES)  # places, number by shape, colours by shape
 
 
 class Helper(nn.Module):
-    """Linear read-outs that exist during training only: what is in each cell, and what the whole scene shows.
+    """Linear read-outs that exist during training only: what is in each cell, and the factors of picture and caption.
 
-    They hand the image tower the labels that the renderer knows anyway, so that shapes and colours need not be
-    found through captions alone.
+    One read-out serves pictures and captions. Where "a left of b" reads x_a = -1, x_b = +1 and a picture reads the
+    coordinates, their inner product is x_b - x_a: a cosine can hold the relation, also of two shapes that were never
+    seen in it. Questions about whole facts ("a left of b": yes or no) taught neither tower that.
     """
 
-    def __init__(self, width: int, projection: int, guided: bool) -> None:
+    def __init__(self, width: int, projection: int) -> None:
         super().__init__()
         self.cell = nn.Linear(width, CELL_LABELS)
-        self.scene = nn.Linear(projection, SCENE_LABELS)
+        self.factors = nn.Linear(projection, FACTORS)
         self.scale = nn.Parameter(torch.tensor(math.log(10.0)))
         self.bias = nn.Parameter(torch.tensor(-5.0))
-        self.place = nn.Linear(projection, 3 * len(SHAPES)) if guided else None
-        self.claim = nn.Linear(projection, CLAIM_LABELS) if guided else None
 
     def loss(self, cells: Tensor, embedding: Tensor, scenes: list[Scene], side: int) -> Tensor:
-        """Cross-entropy of shape and colour in each cell, "nothing" weighing a fifth, and of the scene's labels.
+        """Cross-entropy of shape and colour in each cell, "nothing" weighing a fifth, and the scene's factors.
 
         As 14 yes-or-no questions a cell, most of them no, the same labels taught next to nothing in the same time.
         """
-        cell_truth, scene_truth = cell_labels(scenes, side), scene_labels(scenes)
+        cell_truth = cell_labels(scenes, side)
         nothing = cells.new_zeros(*cells.shape[:2], 1)
         shape, colour = self.cell(cells).split([len(SHAPES), len(COLOURS)], dim=-1)
         total = cells.new_zeros(())
@@ -51,37 +51,74 @@ class Helper(nn.Module):
             weight[kinds] = 0.2
             choices = torch.cat([logits, nothing], dim=-1)
             total = total + F.cross_entropy(choices.flatten(0, 1), label.flatten(), weight=weight)
-        total = total + 8.0 * F.binary_cross_entropy_with_logits(self.scene(embedding), scene_truth)
-        if self.place is not None:
-            where, known = place_labels(scenes)
-            total = total + 1.5 * ((self.place(embedding) - where).pow(2) * known).sum() / known.sum()
-        return total
+        return total + self._factor_loss(embedding, *scene_factors(scenes))
 
     def text_loss(self, embedding: Tensor, claims: list[Claim]) -> Tensor:
-        """Cross-entropy of what each caption states, read from its embedding [B, D].
+        """How well the factors of what each caption states are read from its embedding [B, D].
 
-        Meant against a text tower that is a bag of words: while "a left of b" and "b left of a" have one embedding,
-        the pictures have no reason to tell them apart either. 900 steps with it were too few to cure that.
+        Against a text tower that is a bag of words: while "a left of b" and "b left of a" have one embedding, the
+        pictures have no reason to tell them apart either.
         """
-        if self.claim is None:
-            return embedding.new_zeros(())
-        return 8.0 * F.binary_cross_entropy_with_logits(self.claim(embedding), claim_labels(claims))
+        return self._factor_loss(embedding, *claim_factors(claims))
+
+    def _factor_loss(self, embedding: Tensor, truth: Tensor, known: Tensor) -> Tensor:
+        """Squared error of the places and binary cross-entropy of the rest, over what is known."""
+        read = self.factors(embedding)
+        apart = (read - truth)[:, :PLACES].square() * known[:, :PLACES]
+        doubt = F.binary_cross_entropy_with_logits(read[:, PLACES:], truth[:, PLACES:], reduction="none")
+        doubt = doubt * known[:, PLACES:]
+        return 1.5 * apart.sum() / known[:, :PLACES].sum() + 8.0 * doubt.sum() / known[:, PLACES:].sum()
 
 
-def claim_labels(claims: list[Claim]) -> Tensor:
-    """[B, 144]: the coloured shapes, the facts (left / above) and the number of each shape that captions state."""
-    labels = np.zeros((len(claims), CLAIM_LABELS), np.float32)
-    kinds = len(SHAPES) * len(COLOURS)
+def _blank(rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Truth (all zero) and what is known of it: nobody may learn that a held-out colour of a shape never occurs."""
+    truth, known = np.zeros((2, rows, FACTORS), np.float32)
+    known[:, PLACES:] = 1.0
+    for shape in SHAPES:
+        for colour in COLOURS:
+            if is_held_out(("colour", shape, colour)):
+                known[:, _colour_column(shape, colour)] = 0.0
+    return truth, known
+
+
+def _number_column(shape: str, count: int) -> int:
+    return PLACES + MOST * _SHAPE[shape] + min(count, MOST) - 1
+
+
+def _colour_column(shape: str, colour: str) -> int:
+    return PLACES + MOST * len(SHAPES) + len(COLOURS) * _SHAPE[shape] + _COLOUR[colour]
+
+
+def claim_factors(claims: list[Claim]) -> tuple[Tensor, Tensor]:
+    """Truth and known, [B, 84] each: the side of a relation that a shape is on, numbers and colours by shape."""
+    truth, known = _blank(len(claims))
+    known[:, :PLACES] = 1.0
     for row, claim in enumerate(claims):
         for part in claim.parts:
+            truth[row, _number_column(part.shape, part.count)] = 1.0
             if part.colour is not None:
-                labels[row, _SHAPE[part.shape] * len(COLOURS) + _COLOUR[part.colour]] = 1.0
-            labels[row, kinds + 2 * len(SHAPES) ** 2 + 4 * _SHAPE[part.shape] + part.count - 1] = 1.0
+                truth[row, _colour_column(part.shape, part.colour)] = 1.0
         if claim.relation is not None:
-            _, axis, first, second = fact(claim.relation, claim.parts[0].shape, claim.parts[1].shape)
-            offset = kinds + (0 if axis == "left" else len(SHAPES) ** 2)
-            labels[row, offset + _SHAPE[first] * len(SHAPES) + _SHAPE[second]] = 1.0
-    return torch.from_numpy(labels)
+            axis = 0 if claim.relation in ("left of", "right of") else len(SHAPES)
+            side = -1.0 if claim.relation in ("left of", "above") else 1.0
+            truth[row, axis + _SHAPE[claim.parts[0].shape]] = side
+            truth[row, axis + _SHAPE[claim.parts[1].shape]] = -side
+    return torch.from_numpy(truth), torch.from_numpy(known)
+
+
+def scene_factors(scenes: list[Scene]) -> tuple[Tensor, Tensor]:
+    """Truth and known, [B, 84] each: mean x and y (-2..2) of each shape that is there, numbers and colours by shape."""
+    truth, known = _blank(len(scenes))
+    for row, scene in enumerate(scenes):
+        for shape in {thing.shape for thing in scene.things}:
+            mine = [thing for thing in scene.things if thing.shape == shape]
+            for axis, centre in enumerate((np.mean([t.x for t in mine]), np.mean([t.y for t in mine]))):
+                truth[row, axis * len(SHAPES) + _SHAPE[shape]] = centre / 16 - 2
+                known[row, axis * len(SHAPES) + _SHAPE[shape]] = 1.0
+            truth[row, _number_column(shape, len(mine))] = 1.0
+            for thing in mine:
+                truth[row, _colour_column(shape, thing.colour)] = 1.0
+    return torch.from_numpy(truth), torch.from_numpy(known)
 
 
 def cell_labels(scenes: list[Scene], side: int) -> Tensor:
@@ -96,34 +133,3 @@ def cell_labels(scenes: list[Scene], side: int) -> Tensor:
             labels[row, mine, _SHAPE[thing.shape]] = 1.0
             labels[row, mine, len(SHAPES) + _COLOUR[thing.colour]] = 1.0
     return torch.from_numpy(labels).flatten(1, 2)
-
-
-def scene_labels(scenes: list[Scene]) -> Tensor:
-    """[B, 124]: which coloured shapes are there, which is left of or above which, and how many things."""
-    labels = np.zeros((len(scenes), SCENE_LABELS), np.float32)
-    kinds = len(SHAPES) * len(COLOURS)
-    for row, scene in enumerate(scenes):
-        for key in scene_combinations(scene):
-            if key[0] == "colour":
-                labels[row, _SHAPE[key[1]] * len(COLOURS) + _COLOUR[key[2]]] = 1.0
-            elif key[0] == "fact":
-                axis = 0 if key[1] == "left" else len(SHAPES) ** 2
-                labels[row, kinds + axis + _SHAPE[key[2]] * len(SHAPES) + _SHAPE[key[3]]] = 1.0
-        labels[row, SCENE_LABELS - 4 + min(len(scene.things), 4) - 1] = 1.0
-    return torch.from_numpy(labels)
-
-
-def place_labels(scenes: list[Scene]) -> tuple[Tensor, Tensor]:
-    """[B, 18] twice: mean x, mean y and number of each shape, and which of them are defined.
-
-    "a left of b" is a difference of two coordinates, which a cosine could read off.
-    """
-    labels, known = np.zeros((2, len(scenes), 3, len(SHAPES)), np.float32)
-    known[:, 2] = 1.0
-    for row, scene in enumerate(scenes):
-        for thing in scene.things:
-            column = _SHAPE[thing.shape]
-            labels[row, :, column] += (thing.x / 16 - 2, thing.y / 16 - 2, 1.0)
-            known[row, :, column] = 1.0
-    labels[:, :2] /= np.maximum(labels[:, 2:], 1.0)
-    return torch.from_numpy(labels).flatten(1), torch.from_numpy(known).flatten(1)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.make_shapes.reading import learn_to_read
 from benchmarks.make_shapes.rewards_damage import augment
 from benchmarks.make_shapes.rewards_data import Batch, make_batch
 from benchmarks.make_shapes.rewards_helper import Helper
@@ -26,8 +27,8 @@ MAX_SCALE = 40.0
 class Recipe:
     """How one model is trained.
 
-    adversary: largest L2 norm of the perturbation in the second pass over a batch. guided: whether the helper also
-    asks where each shape is and what each caption states.
+    adversary: largest L2 norm of the perturbation in the second pass over a batch. reading: steps in which the text
+    tower alone learns to read, before the pictures come.
     """
 
     architecture: str
@@ -42,7 +43,7 @@ class Recipe:
     wrong: int = 3
     rate: float = 1.5e-3
     adversary: float = 0.0
-    guided: bool = True
+    reading: int = 1500
 
 
 def contrast(seen: Tensor, said: Tensor, wrong: Tensor, batch: Batch, helper: Helper, kind: str) -> Tensor:
@@ -91,7 +92,7 @@ def train(
     torch.manual_seed(recipe.seed)
     rng = np.random.default_rng([recipe.seed, 0])
     model = build_towers(recipe.architecture, recipe.options)
-    helper = Helper(recipe.width, recipe.options["projection"], recipe.guided)
+    helper = Helper(recipe.width, recipe.options["projection"])
     decay = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in (*model.parameters(), *helper.parameters()) if all(p is not q for q in decay)]
     optimizer = torch.optim.AdamW(
@@ -100,6 +101,11 @@ def train(
         betas=(0.9, 0.98),
     )
     started, recent = time.process_time(), []
+
+    def encode(texts: list[str]) -> Tensor:
+        return F.normalize(model.encode_texts(torch.tensor([words(text) for text in texts])), dim=-1) * 8.0
+
+    learn_to_read(encode, [*model.parameters(), *helper.parameters()], helper, rng, recipe.rate, recipe.reading, log)
     batch, pixels = None, torch.empty(0)
     for step in range(recipe.steps):
         progress = step / recipe.steps

@@ -23,17 +23,26 @@ def full_velocity(
     conditioning: Conditioning,
     negative: Conditioning,
     guidance: float,
+    observe: Callable[[Tensor], None] | None = None,
 ) -> VelocityFn:
-    """The guided velocity, conditional and negative rows in one forward; one branch alone where guidance is 1."""
+    """The guided velocity, conditional and negative rows in one forward; one branch alone where guidance is 1.
+
+    observe: is given what `trained_velocity` with a detached negative returns at the same state, for the drift meter.
+    """
 
     def velocity(x: Tensor, node: Tensor, row: Tensor) -> Tensor:
         sigma = sigmas[node]
         cond = {name: tensor[row] for name, tensor in conditioning.items()}
         if guidance == 1.0:
-            return backbone.predict(transformer, x, sigma, cond)
+            v = backbone.predict(transformer, x, sigma, cond)
+            if observe is not None:
+                observe(v)
+            return v
         both = {name: torch.cat([tensor, negative[name][row]]) for name, tensor in cond.items()}
         v = backbone.predict(transformer, torch.cat([x, x]), torch.cat([sigma, sigma]), both)
         v_cond, v_neg = v.chunk(2)
+        if observe is not None:
+            observe(guidance * v_cond)
         return v_neg + guidance * (v_cond - v_neg)
 
     return velocity

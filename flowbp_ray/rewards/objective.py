@@ -43,12 +43,14 @@ class Objective:
     losses:    [B] fp32; L is their sum over the whole batch divided by global_batch
     cotangent: dL/dtarget, fp32, shaped like target; [M, *target.shape], one per term, where `separate` was asked for
     clipped:   name -> share of scores at or above clip (these rows give that reward no gradient)
+    bad:       (row, "score" | "cotangent", reward or None) of what is not finite; the row's loss and cotangent are zero
     """
 
     scores: dict[str, Tensor]
     losses: Tensor
     cotangent: Tensor
     clipped: dict[str, float]
+    bad: tuple[tuple[int, str, str | None], ...] = ()
 
 
 def unit_images(decoded: Tensor) -> Tensor:
@@ -92,11 +94,17 @@ def score_and_cotangent(
     cotangent = torch.cat([c for _, c in parts], dim=1).unflatten(1, (batch, branches))  # [M or 1, B, branches, ...]
     gaps = torch.stack([t.weight * t.scale * torch.relu(t.clip - s) for (t, _), s in zip(rewards, scores, strict=True)])
     losses = (gaps.sum(0) * factor).unflatten(0, (batch, branches)).sum(1) * global_batch
+    bad = _bad(rewards, scores, cotangent, where)
+    spoiled = torch.zeros(batch, dtype=torch.bool, device=cotangent.device)
+    spoiled[[row for row, _, _ in bad]] = True
+    losses = losses.masked_fill(spoiled, 0.0)
+    cotangent = cotangent.masked_fill(spoiled.view(1, -1, *(1,) * (cotangent.dim() - 2)), 0.0)
     return Objective(
         scores={t.name: s.unflatten(0, (batch, branches)) for (t, _), s in zip(rewards, scores, strict=True)},
         losses=losses,
         cotangent=cotangent if separate else cotangent[0],
         clipped={t.name: (s >= t.clip).float().mean().item() for (t, _), s in zip(rewards, scores, strict=True)},
+        bad=bad,
     )
 
 
@@ -124,7 +132,8 @@ def _part(
         scores, gradients = [], []
         for term, reward in rewards:
             score = reward.score(seen, texts).float()
-            _check_scores(term, score, where)
+            if score.shape != (len(where),):
+                raise ValueError(f"reward {term.name!r} must return one score per image, got {tuple(score.shape)}")
             loss = (factor * term.weight * term.scale * torch.relu(term.clip - score)).sum()
             scores.append(score.detach())
             gradients.append(torch.autograd.grad(loss, seen)[0])
@@ -162,10 +171,21 @@ def _check(
         raise ValueError(f"micro_batch must be at least 1 (or None for all rows), got {micro_batch}")
 
 
-def _check_scores(term: RewardTerm, score: Tensor, where: list[tuple[int, int]]) -> None:
-    """A failed score is an error, never a zero."""
-    if score.shape != (len(where),):
-        raise ValueError(f"reward {term.name!r} must return one score per image, got {tuple(score.shape)}")
-    if not torch.isfinite(score).all():
-        bad = [where[i] for i in torch.nonzero(~torch.isfinite(score)).flatten().tolist()]
-        raise ValueError(f"reward {term.name!r} returned a score that is not finite for (row, branch) {bad}")
+def _bad(
+    rewards: Sequence[tuple[RewardTerm, Reward]],
+    scores: Tensor,  # [M, R]
+    cotangent: Tensor,  # [M or 1, B, branches, ...]
+    where: list[tuple[int, int]],
+) -> tuple[tuple[int, str, str | None], ...]:
+    """Rows that are not finite, with the reward where it is known. A failed score is never a zero: it has a name."""
+    found: dict[tuple[int, str, str | None], None] = {}
+    for (term, _), score in zip(rewards, scores, strict=True):
+        for i in (~torch.isfinite(score)).nonzero().flatten().tolist():
+            found[where[i][0], "score", term.name] = None
+    rows = {row for row, _, _ in found}
+    for m, part in enumerate(cotangent):
+        name = rewards[m][0].name if len(cotangent) > 1 else None
+        for row in (~torch.isfinite(part)).flatten(1).any(1).nonzero().flatten().tolist():
+            if row not in rows:  # a bad score has a bad gradient; once is enough
+                found[row, "cotangent", name] = None
+    return tuple(found)

@@ -70,20 +70,19 @@ def targets(plans: Sequence[Plan], cache: Cache) -> Tensor:
 
 def gather_states(plans: Sequence[Plan], cache: Cache) -> Tensor:
     """The states that the learner needs, sample-major: for each sample its `plan.states` in order [R, …]."""
-    rows = [
-        cache.x[node][b] if fresh is None else _needed(cache.y, "y")[fresh][b]
-        for b, plan in enumerate(plans)
-        for node, fresh in plan.states
-    ]
-    return torch.stack(rows)
+    return _gather(plans, cache.x, cache.y, "y")
 
 
 def gather_velocities(plans: Sequence[Plan], cache: Cache) -> Tensor:
     """The cached velocities at the same states and in the same order as `gather_states` [R, …]."""
+    return _gather(plans, cache.v, cache.v_y, "v_y")
+
+
+def _gather(plans: Sequence[Plan], cached: Tensor, fresh: Tensor | None, name: str) -> Tensor:
     rows = [
-        cache.v[node][b] if fresh is None else _needed(cache.v_y, "v_y")[fresh][b]
+        cached[node][b] if index is None else _needed(fresh, name)[index][b]
         for b, plan in enumerate(plans)
-        for node, fresh in plan.states
+        for node, index in plan.states
     ]
     return torch.stack(rows)
 

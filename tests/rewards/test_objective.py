@@ -113,10 +113,22 @@ def test_jitter_differs_by_step_and_sample_and_is_differentiable() -> None:
     assert images.grad is not None and images.grad.sum().item() == pytest.approx(images.numel())
 
 
-def test_a_failed_score_is_an_error(target: Tensor, decoder: nn.Module, omega: Tensor) -> None:
-    broken = Bumpy("broken", float("nan"))
-    with pytest.raises(ValueError, match="'broken' returned a score that is not finite"):
-        score_and_cotangent(target, decoder, [(RewardTerm("broken"), broken)], PROMPTS, omega, ROWS)
+def test_a_failed_score_is_named_and_gives_no_gradient(target: Tensor, decoder: nn.Module, omega: Tensor) -> None:
+    """Only its own row: the others are those of a batch without the failure."""
+
+    class Failing(Bumpy):
+        def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+            good = super().score(images, prompts)
+            return good * torch.tensor([float("nan") if p == PROMPTS[1] else 1.0 for p in prompts])
+
+    clean, broken = (
+        score_and_cotangent(target, decoder, [(RewardTerm("r"), kind("r", 0.3))], PROMPTS, omega, ROWS)
+        for kind in (Bumpy, Failing)
+    )
+    assert clean.bad == () and set(broken.bad) == {(1, "score", "r")}
+    assert not broken.cotangent[1].any() and torch.isfinite(broken.cotangent).all()
+    others = [row for row in range(ROWS) if row != 1]
+    assert torch.equal(broken.cotangent[others], clean.cotangent[others])
 
 
 @pytest.mark.parametrize(

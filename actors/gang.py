@@ -1,0 +1,137 @@
+"""The learner ranks: placed together, built together, lost together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from actors import transport
+from actors.learner import RemoteLearner
+from actors.pipeline import Job, RunFailed, cause
+from actors.process import actor_options
+from flowbp_ray.config import RunConfig
+from flowbp_ray.messages import StepReport, Version
+
+PLACEMENT_TIMEOUT = 30.0
+
+
+class GangLost(RunFailed):
+    """A rank died or does not answer; what the gang held since the last checkpoint is gone."""
+
+
+class Gang:
+    """All ranks at one time. Any rank that fails or stalls makes the whole gang worthless: kill it, build it again."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.ranks: list[Any] = []
+        self.timeout = config.cluster.stall_timeout
+        learners = config.learners
+        bundle = {"CPU": learners.cpus} | ({"GPU": learners.gpus} if learners.gpus else {})
+        self.group: Any = placement_group([bundle] * learners.count, strategy="PACK")
+        if not ray.wait([self.group.ready()], timeout=PLACEMENT_TIMEOUT)[0]:
+            total = ray.cluster_resources()
+            there = ", ".join(f"{total.get(key, 0):g} {key}" for key in ("CPU", "GPU"))
+            remove_placement_group(self.group)
+            raise RunFailed(
+                f"{learners.count} learners with {bundle} each cannot be placed within {PLACEMENT_TIMEOUT:.0f} s; "
+                f"the cluster has {there}; write a smaller learners.count, learners.cpus or learners.gpus"
+            )
+
+    def launch(self, embeddings: Any) -> list[Any]:
+        """Start the processes; returns what to wait for. Rank 0 names the rendezvous before the others join it."""
+        learners = self.config.learners
+        self.ranks = [
+            RemoteLearner.options(
+                **actor_options(learners, restarts=0),
+                scheduling_strategy=PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=rank),
+            ).remote()
+            for rank in range(learners.count)
+        ]
+        [(address, port)] = self._get([self.ranks[0].rendezvous.remote()], "starting", 0)
+        return [
+            rank.build.remote(self.config, embeddings, number, address, port) for number, rank in enumerate(self.ranks)
+        ]
+
+    def rebuild(self, embeddings: Any) -> None:
+        """Kill what is left and start again; the placement stays."""
+        self.kill()
+        self._get(self.launch(embeddings), "being built again")
+
+    def share(self, jobs: Sequence[Job]) -> list[Sequence[Job]]:
+        """Each rank's consecutive part of the items."""
+        size = len(jobs) // len(self.ranks)
+        return [jobs[i * size : (i + 1) * size] for i in range(len(self.ranks))]
+
+    def step(self, step: int, jobs: Sequence[Job], factors: Sequence[float]) -> list[StepReport]:
+        """One optimizer step: each rank gets its share by reference. factors: one per row of the batch."""
+        refs, first = [], 0
+        for rank, mine in zip(self.ranks, self.share(jobs), strict=True):
+            rows = sum(job.item.rows for job in mine)
+            parts = [*(j.rollout for j in mine), *(j.cotangent for j in mine)]
+            refs.append(rank.step.remote(step, list(factors[first : first + rows]), *parts))
+            first += rows
+        return self._get(refs, f"in step {step}")
+
+    def drift(self, step: int, jobs: Sequence[Job]) -> list[float]:
+        """The drift of every row of the batch."""
+        pairs = zip(self.ranks, self.share(jobs), strict=True)
+        refs = [rank.drift.remote(*[j.rollout for j in mine]) for rank, mine in pairs]
+        return [value for part in self._get(refs, f"measuring drift in step {step}") for value in part]
+
+    def publish(self, version: Version) -> transport.Published:
+        """The weights of `version`, as a reference for whoever needs them."""
+        published = transport.publish(self.ranks, version)
+        self._get(published.acks, f"publishing version {version.step}")
+        self._get(published.checks, f"publishing version {version.step}")
+        return published
+
+    def save(self, folder: str) -> None:
+        self._get([rank.save.remote(folder) for rank in self.ranks], "saving")
+
+    def load(self, folder: str) -> None:
+        self._get([rank.load.remote(folder) for rank in self.ranks], f"loading {folder}")
+
+    def digest(self) -> str:
+        """sha256 of the weights."""
+        return str(self._get([rank.digest.remote() for rank in self.ranks], "computing its digest")[0])
+
+    def kill(self) -> None:
+        for rank in self.ranks:
+            ray.kill(rank)
+        self.ranks = []
+
+    def stop(self) -> None:
+        self.kill()
+        if self.group is not None:
+            remove_placement_group(self.group)
+            self.group = None
+
+    def _get(self, refs: Sequence[Any], doing: str, first_rank: int = 0) -> list[Any]:
+        """All answers, as soon as they are there; the first failure or a stall raises GangLost.
+
+        A ValueError is what the user must change, and would come again: RunFailed.
+        """
+        left, until = list(refs), time.monotonic() + self.timeout
+        values: dict[Any, Any] = {}
+        while left:
+            ready, left = ray.wait(left, timeout=max(0.0, until - time.monotonic()))
+            if not ready:
+                silent = ", ".join(str(first_rank + list(refs).index(ref)) for ref in left)
+                raise GangLost(f"learner {silent} did not answer within {self.timeout:.0f} s while {doing}")
+            for ref in ready:
+                try:
+                    values[ref] = ray.get(ref, timeout=self.timeout)
+                except (RayError, GetTimeoutError) as error:
+                    rank = first_rank + list(refs).index(ref)
+                    wrong = isinstance(error, RayTaskError) and isinstance(error.cause, ValueError)
+                    raise (RunFailed if wrong else GangLost)(
+                        f"learner {rank} failed {doing}: {cause(error)}"
+                    ) from error
+        return [values[ref] for ref in refs]

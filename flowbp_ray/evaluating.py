@@ -1,0 +1,107 @@
+"""Evaluations in the course of a run: held-out prompts with fixed noise, scores to the log, pictures to images/."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from flowbp_ray.config import RunConfig
+from flowbp_ray.evaluate import Evaluation, measure
+from flowbp_ray.messages import Evaluated, Item, Version
+from flowbp_ray.prompts import PromptRecord
+from flowbp_ray.report import grid
+from flowbp_ray.run import Run
+
+Draw = Callable[[list[Item]], list[Evaluated]]  # items of an evaluation through samplers and reward servers, in order
+
+
+class Evaluator:
+    """All evaluations of a run so far, and the first pictures, for before above after."""
+
+    def __init__(self, config: RunConfig, run: Run, held_out: Sequence[PromptRecord], offset: int) -> None:
+        """offset: id of the first held-out prompt; they follow the training prompts."""
+        self.config, self.run, self.held_out, self.offset = config, run, held_out, offset
+        self.results: dict[int, dict[float, Evaluation]] = {}
+        self.first_pictures: dict[float, np.ndarray] = {}  # [n, H, W, 3] uint8
+
+    def evaluate(self, version: Version, draw: Draw) -> dict[float, Evaluation]:
+        """Once per guidance, with the weights of `version`; before and after the run also at `guidance_ends`."""
+        settings, step = self.config.evaluation, version.step
+        ends = settings.guidance_ends if step in (0, self.config.steps) else []
+        results = {}
+        for guidance in dict.fromkeys([*settings.guidance, *ends]):
+            parts = draw(self._items(version, guidance))
+            images = np.concatenate([part.images for part in parts])
+            scores = {name: [v for part in parts for v in part.scores[name]] for name in parts[0].scores}
+            results[guidance] = measure(images, self.held_out, scores)
+            self._pictures(images, step, guidance)
+        self.results[step] = results
+        return results
+
+    def _items(self, version: Version, guidance: float) -> list[Item]:
+        """Items over the held-out prompts; the noise is the same at every step."""
+        settings, items = self.config.evaluation, []
+        for index, start in enumerate(range(0, len(self.held_out), settings.batch)):
+            part = range(start, min(start + settings.batch, len(self.held_out)))
+            items.append(
+                Item(
+                    purpose=f"evaluation at guidance {guidance:g}",
+                    step=version.step,
+                    index=index,
+                    prompt_ids=tuple(self.offset + i for i in part),
+                    samples=tuple(part),
+                    plans=(),
+                    seed=settings.seed,
+                    num_steps=self.config.backbone.num_steps,
+                    guidance=guidance,
+                    version=version,
+                )
+            )
+        return items
+
+    def _pictures(self, images: np.ndarray, step: int, guidance: float) -> None:
+        """The same prompts with the same noise at every step: a spread over the whole list, and before above after."""
+        count = min(self.config.evaluation.pictures, len(images))
+        chosen = [i * len(images) // count for i in range(count)]
+        shown, captions = images[chosen], [self.held_out[i].text for i in chosen]
+        grid(list(shown), captions, self.run.images / f"step_{step:06d}_guidance_{guidance:g}.png")
+        before = self.first_pictures.setdefault(guidance, shown)
+        if step == self.config.steps:
+            few = list(range(0, count, max(1, count // 9)))[:9]
+            pairs = [*before[few], *shown[few]]
+            path = self.run.images / f"before_above_after_guidance_{guidance:g}.png"
+            grid(pairs, [captions[i] for i in few] * 2, path, columns=len(few))
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything as arrays by name, for a checkpoint."""
+        arrays: dict[str, np.ndarray] = {f"picture|{g!r}": shown for g, shown in self.first_pictures.items()}
+        for step, results in self.results.items():
+            for guidance, evaluation in results.items():
+                key = f"|{step}|{guidance!r}|"
+                arrays |= {f"values{key}{name}": v for name, v in evaluation.values.items()}
+                arrays |= {f"scalar{key}{name}": np.array(v) for name, v in evaluation.scalars.items()}
+        return arrays
+
+    def load(self, arrays: dict[str, np.ndarray]) -> None:
+        """The inverse of `state`."""
+        skills = tuple(str(record.extra.get("skill", "")) for record in self.held_out)
+        found: dict[tuple[int, float], tuple[dict[str, np.ndarray], dict[str, float]]] = {}
+        self.results, self.first_pictures = {}, {}
+        for key, array in arrays.items():
+            kind, *rest = key.split("|", 3)
+            if kind == "picture":
+                self.first_pictures[float(rest[0])] = array
+                continue
+            values, scalars = found.setdefault((int(rest[0]), float(rest[1])), ({}, {}))
+            if kind == "values":
+                values[rest[2]] = array
+            else:
+                scalars[rest[2]] = float(array)
+        for (step, guidance), (values, scalars) in found.items():
+            self.results.setdefault(step, {})[guidance] = Evaluation(values, scalars, skills)
+
+
+def flat(evaluation: Evaluation) -> dict[str, float]:
+    """Means and scalars of an evaluation by name."""
+    return {name: e.mean for name, e in evaluation.estimates().items()} | dict(evaluation.scalars)

@@ -1,0 +1,57 @@
+"""A checksum of weights that shards can add up, so that learners can state theirs without gathering anything.
+
+Of a tensor with bits b[i] (its elements read as signed integers of their width): sum of b[i] · (2·i + 1) modulo 2^64.
+The sum over fragments, each with its own offset, is the sum over the whole. An element that is moved, missing, stale or
+averaged changes it. It guards against mistakes, not against an adversary; `weights.digest` is the sha256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_CHUNK = 1 << 22
+
+
+@torch.no_grad()
+def checksum(fragment: Tensor, start: int = 0) -> int:
+    """The sum over elements start, start + 1, ... of the flat whole that `fragment` is a piece of; 64 bits, signed."""
+    flat = fragment.detach().reshape(-1)
+    bits = flat.view(_BITS[flat.element_size()])
+    total = torch.zeros((), dtype=torch.int64, device=bits.device)
+    for at in range(0, len(bits), _CHUNK):
+        part = bits[at : at + _CHUNK].to(torch.int64)
+        total += (part * (2 * torch.arange(start + at, start + at + len(part), device=bits.device) + 1)).sum()
+    return int(total)
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """The fingerprint of whole tensors by name: 16 hex digits."""
+    return combine([{name: Part.of(tensor, checksum(tensor)) for name, tensor in tensors.items()}])
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one rank knows of one tensor: the whole's shape and dtype, and the checksum of its own fragments."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    value: int
+
+    @classmethod
+    def of(cls, tensor: Tensor, value: int) -> Part:
+        return cls(tuple(tensor.shape), str(tensor.dtype), value)
+
+
+def combine(ranks: Sequence[Mapping[str, Part]]) -> str:
+    """The fingerprint from what each rank holds; the order of the names does not matter."""
+    lines = []
+    for name, first in sorted(ranks[0].items()):
+        value = (sum(rank[name].value for rank in ranks) + (1 << 63)) % (1 << 64) - (1 << 63)
+        lines.append(f"{name} {first.shape} {first.dtype} {value}")
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

@@ -1,0 +1,37 @@
+"""Ctrl-C: once means finish the step, save and leave; twice means leave at once."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+
+class Interrupted(RuntimeError):
+    """The run was asked to stop, and did after saving; the message says where it can go on."""
+
+
+class Interrupts:
+    """SIGINT and SIGTERM while it is entered. Outside the main thread nothing is caught: Python would not allow it."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self.asked = False
+        self.tell = tell
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is threading.main_thread():
+            self.before = {number: signal.signal(number, self._caught) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _caught(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        self.tell("finishing the step and saving; once more to stop at once")

@@ -1,0 +1,40 @@
+"""Which samples of a batch count, and by how much: the mean of the loss is taken over those that are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flowbp_ray.config import RunConfig
+from flowbp_ray.messages import Fault
+
+
+@dataclass(frozen=True)
+class Selection:
+    """factors: what each row's cotangent is multiplied by, 0 or batch / kept. faults: what was not finite so far."""
+
+    factors: tuple[float, ...]
+    kept: int
+    faults: tuple[Fault, ...]
+
+
+def select(config: RunConfig, jobs: Sequence[Any], drift: Sequence[float]) -> Selection:
+    """Leave out rows beyond their method's `max_distance`, with a fault, or that aged beyond `drift.max`.
+
+    jobs: in the order of their items; each has the `report` and the `result` of its item. drift: one per row, or
+    empty. With `nonfinite: skip_step` one fault leaves out all rows.
+    """
+    faults = tuple(f for job in jobs for part in (job.report, job.result) for f in part.faults)
+    spoiled = {fault.sample for fault in faults}
+    kept = [
+        flag and sample not in spoiled
+        for job in jobs
+        for flag, sample in zip(job.report.kept, job.item.samples, strict=True)
+    ]
+    if drift and config.drift.max is not None:
+        kept = [flag and aged <= config.drift.max for flag, aged in zip(kept, drift, strict=True)]
+    if faults and config.nonfinite == "skip_step":
+        kept = [False] * len(kept)
+    count = sum(kept)
+    return Selection(tuple(len(kept) / count if flag else 0.0 for flag in kept), count, faults)

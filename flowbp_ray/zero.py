@@ -1,0 +1,163 @@
+"""The DeepSpeed engine: ZeRO stage 0–3 over the ranks of a process group, without DeepSpeed's launcher."""
+
+from __future__ import annotations
+
+import os
+from contextlib import nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowbp_ray.config import LearnersConfig
+from flowbp_ray.ema import Ema
+from flowbp_ray.engine import adamw, needed, set_rate
+from flowbp_ray.fingerprint import Part, checksum
+from flowbp_ray.weights import trained
+
+
+class DeepSpeedEngine:
+    """ZeRO stage 0–3 over the ranks of an already initialised process group."""
+
+    def __init__(self, module: nn.Module, config: LearnersConfig, dtype: torch.dtype) -> None:
+        import deepspeed
+
+        self.stage, self.rank = config.zero, torch.distributed.get_rank()
+        self.scale = float(torch.distributed.get_world_size())
+        self.named = trained(module)
+        self.shapes = {name: p.shape for name, p in self.named.items()}  # stage 3 leaves empty tensors behind
+        self.max_grad_norm = config.optimizer.max_grad_norm
+        self.optimizer = adamw(list(self.named.values()), config.optimizer)
+        self.engine, *_ = deepspeed.initialize(
+            model=module,
+            optimizer=self.optimizer,
+            config=deepspeed_config(config, dtype),
+            dist_init_required=False,
+        )
+        self.module: nn.Module = self.engine
+        self.dtype = dtype
+        self.ema = Ema(self._shards(), config.ema.decay) if config.ema else None
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        self.engine.set_gradient_accumulation_boundary(last)
+        self.engine.backward(loss)
+
+    def step(self, rate: float) -> float:
+        set_rate(self.optimizer, rate)
+        norm = self._plain_norm() if self.stage == 0 else None
+        self.engine.step()
+        if norm is None:
+            norm = float(self.engine.get_global_grad_norm())
+        if norm < float("inf") and self.ema is not None:
+            self.ema.update(self._shards())
+        return norm
+
+    def _plain_norm(self) -> float:
+        """Stage 0 has the whole gradient on every rank, and DeepSpeed neither tells its norm nor skips a bad one."""
+        parameters = [p for p in self.named.values() if p.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+        if not norm < float("inf"):
+            for p in parameters:
+                p.grad = None
+        return norm
+
+    def weights(self, ema: bool = False) -> dict[str, Tensor]:
+        with needed(self.ema).swapped(self._shards()) if ema else nullcontext():
+            return self._gather_masters() if ema else self._gather()
+
+    def _gather(self) -> dict[str, Tensor]:
+        """The parameters that the forward uses."""
+        if self.stage < 3:
+            return {name: p.detach() for name, p in self.named.items()}
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(list(self.named.values())):
+            return {name: p.detach().clone() for name, p in self.named.items()}
+
+    def _gather_masters(self) -> dict[str, Tensor]:
+        """The fp32 masters, each put together from the ranks' shards and cast."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        if self.stage == 0:
+            return {name: p.detach().clone() for name, p in self.named.items()}
+        return {name: safe_get_full_fp32_param(p).to(self.dtype) for name, p in self.named.items()}
+
+    def checksums(self, ema: bool = False) -> dict[str, Part]:
+        with needed(self.ema).swapped(self._shards()) if ema else nullcontext():
+            own = {
+                name: sum(checksum(piece.to(self.dtype), start) for start, piece in self._fragments(p))
+                for name, p in self.named.items()
+            }
+        return {name: Part(tuple(self.shapes[name]), str(self.dtype), value) for name, value in own.items()}
+
+    def _shards(self) -> list[Tensor]:
+        """This rank's fp32 masters: whole at stage 0, flat partitions above."""
+        if self.stage == 0:
+            return list(self.named.values())
+        optimizer = self.engine.optimizer
+        flat = optimizer.fp32_partitioned_groups_flat if self.stage == 3 else optimizer.single_partition_of_fp32_groups
+        return list(flat)
+
+    def _fragments(self, p: Any) -> list[tuple[int, Tensor]]:
+        """What this rank holds of a parameter's master: (first flat index, fp32 values), or nothing."""
+        if self.stage == 0:
+            return [(0, p.detach())] if self.rank == 0 else []
+        if self.stage == 3:
+            from deepspeed.utils import safe_get_local_fp32_param
+
+            piece = safe_get_local_fp32_param(p)
+            start = self.rank * p.partition_numel()
+            return [(start, piece[: max(0, p.ds_numel - start)])]  # the last shard is padded
+        mapping = p._hp_mapping
+        return [] if mapping is None else [(mapping.lp_fragment_address.start, mapping.get_hp_fragment())]
+
+    def save(self, folder: Path) -> None:
+        self.engine.save_checkpoint(str(folder), tag="engine")
+        if self.ema is not None:
+            torch.save(self.ema.state(), folder / f"ema_rank_{self.rank}.pt")
+
+    def load(self, folder: Path) -> None:
+        path, _ = self.engine.load_checkpoint(str(folder), tag="engine")
+        if path is None:
+            raise ValueError(f"no DeepSpeed checkpoint in {folder}")
+        if self.ema is not None:
+            self.ema.load(torch.load(folder / f"ema_rank_{self.rank}.pt", weights_only=True))
+
+
+def deepspeed_config(config: LearnersConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """DeepSpeed's own settings; the batch is ours, so it is told one row per accumulation step."""
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.optimizer.max_grad_norm,
+        "zero_optimization": {"stage": config.zero},
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": dtype == torch.bfloat16},
+        "steps_per_print": 10**9,
+    }
+
+
+def init_gang(rank: int, ranks: int, address: str, port: int, timeout: float) -> None:
+    """Join the learners' process group: gloo on CPU, NCCL where there are GPUs. Before any DeepSpeed engine.
+
+    timeout: seconds after which a collective without an answer fails.
+    """
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_RANK": "0",
+        "LOCAL_SIZE": "1",
+        "MASTER_ADDR": address,
+        "MASTER_PORT": str(port),
+    }
+    on_gpu = torch.cuda.is_available()
+    if not on_gpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed
+    from deepspeed.ops import __compatible_ops__
+
+    if not on_gpu:
+        __compatible_ops__["deepspeed_shm_comm"] = False  # would compile for a minute, for one host's collectives
+    deepspeed.init_distributed("nccl" if on_gpu else "gloo", timeout=timedelta(seconds=timeout))

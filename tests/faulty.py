@@ -1,0 +1,147 @@
+"""Actors that misbehave on purpose: real ones with one thing broken. Tests put them in the place of the real ones."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+import torch
+from torch import Tensor
+
+from actors import fleet, gang
+from actors.learner import LearnerActor
+from actors.reward import RewardActor
+from actors.sampler import SamplerActor
+from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport, pack, unpack
+
+BAD_SAMPLE, BAD_NODE = 2, 3
+
+
+@contextmanager
+def instead(module: Any, name: str, actor: type) -> Iterator[None]:
+    """Put `actor` in the place of a remote class, e.g. instead(fleet, "RemoteSampler", SleepySampler)."""
+    original = getattr(module, name)
+    setattr(module, name, ray.remote(actor))
+    try:
+        yield
+    finally:
+        setattr(module, name, original)
+
+
+class SleepySampler(SamplerActor):
+    """Answers after a random while."""
+
+    def rollout(self, item: Item, *rest: Any) -> tuple[RolloutReport, Rollout, Packed]:
+        time.sleep(random.random() * 0.5)
+        return super().rollout(item, *rest)
+
+
+class SleepyReward(RewardActor):
+    """Answers after a random while."""
+
+    def score(self, *arguments: Any) -> Any:
+        time.sleep(random.random() * 0.5)
+        return super().score(*arguments)
+
+
+class NanVelocitySampler(SamplerActor):
+    """The velocity of sample BAD_SAMPLE of step 1 is NaN at node BAD_NODE."""
+
+    def rollout(self, item: Item, *rest: Any) -> tuple[RolloutReport, Rollout, Packed]:
+        backbone = self.sampler.backbone
+        predict, calls = type(backbone).predict, [0]
+
+        def broken(transformer: Any, x: Tensor, sigma: Tensor, conditioning: Any) -> Tensor:
+            v = predict(backbone, transformer, x, sigma, conditioning)
+            if item.step == 1 and BAD_SAMPLE in item.samples and calls[0] == BAD_NODE:
+                v[item.samples.index(BAD_SAMPLE)] = float("nan")
+            calls[0] += 1
+            return v
+
+        backbone.predict = broken  # type: ignore[method-assign]
+        return super().rollout(item, *rest)
+
+
+class NanScoreReward(RewardActor):
+    """The score of sample BAD_SAMPLE of step 1 is NaN."""
+
+    def score(self, item: Item, prompts: list[str], report: RolloutReport, target: Packed) -> Any:
+        _, reward = self.scorer.trained[0]
+        score = type(reward).score
+
+        def broken(images: Tensor, texts: Sequence[str]) -> Tensor:
+            values = score(reward, images, texts)
+            factors = torch.ones_like(values)
+            if item.step == 1 and BAD_SAMPLE in item.samples:
+                factors[item.samples.index(BAD_SAMPLE)] = float("nan")
+            return values * factors
+
+        reward.score = broken  # type: ignore[method-assign]
+        return super().score(item, prompts, report, target)
+
+
+class InfiniteCotangentReward(RewardActor):
+    """The score of sample BAD_SAMPLE of step 1 is finite, its gradient is not (a root at zero)."""
+
+    def score(self, item: Item, prompts: list[str], report: RolloutReport, target: Packed) -> Any:
+        _, reward = self.scorer.trained[0]
+        score = type(reward).score
+
+        def broken(images: Tensor, texts: Sequence[str]) -> Tensor:
+            values = score(reward, images, texts)
+            if item.step == 1 and BAD_SAMPLE in item.samples:
+                row = item.samples.index(BAD_SAMPLE)
+                zero = (images[row] * 0.0).sum().sqrt()
+                values = torch.stack([v + zero if i == row else v for i, v in enumerate(values)])
+            return values
+
+        reward.score = broken  # type: ignore[method-assign]
+        return super().score(item, prompts, report, target)
+
+
+class OverflowingLearner(LearnerActor):
+    """In step 1 the gradient of the first row overflows fp32: its cotangent is huge."""
+
+    def step(self, step: int, factors: Sequence[float], *messages: Any) -> Any:
+        half = len(messages) // 2
+        if step == 1:
+            first = unpack(messages[half]).clone()
+            first[0] *= 1e36
+            messages = (*messages[:half], pack(first), *messages[half + 1 :])
+        return super().step(step, factors, *messages)
+
+
+class ForgetfulLearner(LearnerActor):
+    """A bucket of what it publishes is that of the first version."""
+
+    kept: Any = None
+
+    def publish(self, ema: bool = False) -> Any:
+        ack, tensors = super().publish(ema)
+        assert tensors is not None
+        name = sorted(tensors)[len(tensors) // 2]
+        self.kept = self.kept or pack(unpack(tensors[name]).clone())
+        return ack, {**tensors, name: self.kept}
+
+
+class DroppingLearner(LearnerActor):
+    """A tensor is missing from what it publishes."""
+
+    def publish(self, ema: bool = False) -> Any:
+        ack, tensors = super().publish(ema)
+        assert tensors is not None
+        return ack, dict(list(tensors.items())[1:])
+
+
+class AveragingLearner(LearnerActor):
+    """Publishes the average where the weights were asked for."""
+
+    def publish(self, ema: bool = False) -> Any:
+        return super().publish(True)
+
+
+SAMPLERS, REWARDS, LEARNERS = (fleet, "RemoteSampler"), (fleet, "RemoteReward"), (gang, "RemoteLearner")

@@ -1,0 +1,212 @@
+"""Stop, kill, stall and go on: the weights and the log are those of the undisturbed run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+
+from actors.pipeline import RunFailed
+from flowbp_ray import driver, loading
+from flowbp_ray.driver import Loop
+from flowbp_ray.run import Run
+from tests.chaos import before_step, during
+from tests.small import small_config, small_overrides
+
+pytestmark = pytest.mark.ray
+
+TIMED = ("_s", "per_s", "retries", "incarnation")
+FULL = ["learners.ema.decay=0.9", "learners.optimizer.schedule={name: cosine, warmup: 1}"]
+EVALUATED = ["evaluation.prompts=shapes:dev", "evaluation.limit=4", "evaluation.every=2", "evaluation.pictures=4"]
+ZERO2 = ["learners.engine=deepspeed", "learners.count=2", "learners.zero=2"]
+LORA = ["learners.lora={rank: 4, alpha: 8}"]
+
+
+class Crash(Exception):
+    """Stands for whatever ends a driver without warning."""
+
+
+def crash(_: Loop) -> None:
+    raise Crash
+
+
+def undisturbed(tmp_path: Path, *overrides: str) -> tuple[list[dict[str, Any]], str]:
+    run, summary = driver.train(small_config(tmp_path, "flowbp_bridge", *overrides, "name=undisturbed"))
+    return facts(run), summary["weights_sha256"]
+
+
+def facts(run: Run) -> list[dict[str, Any]]:
+    """metrics.jsonl without what a clock or a retry put there."""
+    return [{k: v for k, v in line.items() if not k.endswith(TIMED)} for line in run.metrics()]
+
+
+@pytest.mark.parametrize(
+    ("stop", "settings"),
+    [
+        (1, ["staleness=0", *FULL]),
+        (3, ["staleness=1", *FULL, *EVALUATED]),
+        (2, ["staleness=1", *LORA, *FULL]),
+        (3, ["staleness=1", *ZERO2, *FULL]),
+    ],
+    ids=["S=0, before any checkpoint", "S=1, evaluated", "S=1, LoRA", "S=1, ZeRO-2 on two ranks"],
+)
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(
+    local_ray: Any, tmp_path: Path, stop: int, settings: list[str]
+) -> None:
+    shared = ["steps=4", "checkpoint.every=2", "resume=auto", *settings]
+    want, digest = undisturbed(tmp_path, *shared)
+    config = small_config(tmp_path, "flowbp_bridge", *shared, "name=stopped")
+    with before_step(stop, crash), pytest.raises(Crash):
+        driver.train(config)
+    run, summary = driver.train(config)
+    assert run.folder.name == "stopped" and summary["weights_sha256"] == digest
+    assert facts(run) == want
+    assert [line["step"] for line in want if line["kind"] == "train"] == [0, 1, 2, 3]
+
+
+def test_another_configuration_does_not_go_on(tmp_path: Path) -> None:
+    config = small_config(tmp_path, "flowbp_sparse", "name=mine", "resume=auto")
+    Run.create(config)
+    assert Run.resume(config).folder.name == "mine"
+    other = small_config(tmp_path, "flowbp_sparse", "name=mine", "resume=auto", "learners.optimizer.lr=3e-4")
+    with pytest.raises(ValueError, match=r"another configuration \(learners.optimizer.lr differ\)"):
+        Run.resume(other)
+    wider = small_config(tmp_path, "flowbp_sparse", "name=mine", "samplers.count=3", "rewards.count=2")
+    assert Run.resume(wider).folder.name == "mine"
+
+
+def strike_rank(rank: int, number: signal.Signals, pids: list[int]) -> Callable[[Any], None]:
+    return lambda _gang: os.kill(pids[rank], number)
+
+
+@pytest.mark.parametrize(
+    ("method", "turn", "number", "stall"),
+    [("step", 3, signal.SIGKILL, 240), ("publish", 4, signal.SIGKILL, 240), ("step", 3, signal.SIGSTOP, 15)],
+    ids=["killed in a backward", "killed in a publish", "stalled in a backward"],
+)
+def test_a_lost_rank_is_replaced_from_the_last_checkpoint(
+    local_ray: Any, tmp_path: Path, method: str, turn: int, number: signal.Signals, stall: int
+) -> None:
+    """Step 2 (after the checkpoint of step 2) loses rank 1; the gang is built again, samplers and servers stay."""
+    shared = ["steps=4", "checkpoint.every=2", "staleness=1", *ZERO2, *FULL]
+    want, digest = undisturbed(tmp_path, *shared)
+    config = small_config(tmp_path, "flowbp_bridge", *shared, "name=struck", f"cluster.stall_timeout={stall}")
+    pids: list[int] = []
+    samplers: list[list[int]] = []
+
+    def note(loop: Loop) -> None:
+        pids.extend(ray.get([rank.pid.remote() for rank in loop.fleet.gang.ranks]))
+        samplers.append(ray.get([s.pid.remote() for s in loop.fleet.pipeline.samplers.handles]))
+
+    def note_again(loop: Loop) -> None:
+        samplers.append(ray.get([s.pid.remote() for s in loop.fleet.pipeline.samplers.handles]))
+
+    moment = 0.05 if method == "step" else 0.0
+    with before_step(2, note), before_step(3, note_again), during(method, turn, moment, strike_rank(1, number, pids)):
+        run, summary = driver.train(config)
+    assert summary["weights_sha256"] == digest
+    assert facts(run) == want
+    assert run.metrics()[-1]["incarnation"] == 1
+    assert samplers[0] == samplers[1]  # the samplers stayed
+    assert "building the learners again" in (run.folder / "log.txt").read_text()
+    assert not psutil.pid_exists(pids[1]) or psutil.Process(pids[1]).status() == psutil.STATUS_ZOMBIE
+
+
+def test_work_that_does_not_move_is_dumped_and_ends_the_run(local_ray: Any, tmp_path: Path) -> None:
+    """Every sampler stopped (SIGSTOP): nothing fails, nothing moves."""
+    config = small_config(tmp_path, "flowbp_sparse", "steps=3", "cluster.stall_timeout=12")
+    stopped: list[int] = []
+
+    def stop_samplers(loop: Loop) -> None:
+        for sampler in loop.fleet.pipeline.samplers.handles:
+            stopped.append(ray.get(sampler.pid.remote()))
+            os.kill(stopped[-1], signal.SIGSTOP)
+
+    with before_step(1, stop_samplers), pytest.raises(RunFailed, match="nothing moved for 12 s: items"):
+        driver.train(config)
+    for pid in stopped:
+        if psutil.pid_exists(pid):
+            os.kill(pid, signal.SIGKILL)
+    state = json.loads((config.run_dir / "stalled.json").read_text())
+    assert {item["stage"] for item in state["items"]} == {"rolling"}
+    assert [line["step"] for line in Run.open(config.run_dir).metrics()] == [0]
+
+
+def start(tmp_path: Path, *overrides: str) -> tuple[subprocess.Popen[str], Path]:
+    """`flowbp-ray train` in a process of its own, as a user starts it; returns when two steps are logged."""
+    folder = tmp_path / "mine"
+    command = [sys.executable, "-m", "flowbp_ray", "train", "shapes_flowbp_sparse", *small_overrides(tmp_path)]
+    process = subprocess.Popen(
+        [*command, "name=mine", "steps=40", "resume=auto", *overrides],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    until = time.monotonic() + 240
+    metrics = folder / "metrics.jsonl"
+    while not metrics.is_file() or len(metrics.read_text().splitlines()) < 2:
+        assert time.monotonic() < until and process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    return process, folder
+
+
+def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Every process that the driver started, daemons and workers: they share its session or descend from it."""
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def gone(processes: list[psutil.Process]) -> bool:
+    _, alive = psutil.wait_procs(processes, timeout=30)
+    return not alive
+
+
+def test_ctrl_c_once_finishes_the_step_saves_and_leaves_nothing(tmp_path: Path) -> None:
+    """Then the run goes on where it stopped, also after a SIGKILL of the driver."""
+    process, folder = start(tmp_path)
+    others = family(process)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert len(others) >= 4 and gone(others)
+    steps = [line["step"] for line in Run.open(folder).metrics()]
+    assert steps == list(range(len(steps)))
+    assert Run.open(folder).checkpoints.steps() == [len(steps)]
+    assert f"stopped after step {len(steps)}, saved in {folder}" in output
+
+    process, folder = start(tmp_path, "checkpoint.every=1")
+    others = family(process)
+    before = len(Run.open(folder).metrics())
+    while len(Run.open(folder).metrics()) <= before:
+        time.sleep(0.05)
+    process.kill()
+    process.communicate(timeout=60)
+    assert gone(others)
+    saved = Run.open(folder).checkpoints.steps()
+    assert saved and saved[-1] >= len(steps)
+
+    config = loading.load("shapes_flowbp_sparse", [*small_overrides(tmp_path), "steps=40", "name=mine", "resume=auto"])
+    assert Run.resume(config).folder == folder
+
+
+def test_ctrl_c_twice_stops_at_once(tmp_path: Path) -> None:
+    process, folder = start(tmp_path)
+    others = family(process)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert gone(others)
+    assert "once more to stop at once" in output and "Traceback" not in output
+    assert folder.is_dir()
