@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from actors.pool import Pool
 from actors.transport import Published, Reference
@@ -164,8 +164,9 @@ class Pipeline:
         job.tries += 1
         self.retries += 1
         job.failed_on = worker
-        if job.tries >= self.tries:
-            what = f"item {job.item.index} of step {job.item.step} failed {job.tries} times at a {pool.name}"
+        if job.tries >= self.tries or wrong_for_good(error):
+            times = f"{job.tries} time{'s' * (job.tries > 1)}"
+            what = f"item {job.item.index} of step {job.item.step} failed {times} at a {pool.name}"
             raise RunFailed(f"{what}; the last time: {cause(error)}") from error
         lost_rollout = job.stage == "scoring" and not isinstance(error, RayActorError)
         job.stage = "queued" if job.stage == "rolling" or lost_rollout else "rolled"
@@ -196,6 +197,11 @@ class Pipeline:
             "calls in flight": {pool.name: list(pool.load) for pool in pools},
             "do not answer": down,
         }
+
+
+def wrong_for_good(error: Exception) -> bool:
+    """Whether doing it again would fail again: what the user must change is a ValueError."""
+    return isinstance(error, RayTaskError) and isinstance(error.cause, ValueError)
 
 
 def cause(error: Exception) -> str:

@@ -133,7 +133,8 @@ class Learner:
         for place, (b, node) in enumerate(watch.places):
             v = velocity(states[place : place + 1], torch.tensor([node]), torch.tensor([b]))
             found = torch.autograd.grad((v.float() * pull[b].sum(0)).sum(), parameters, allow_unused=True)
-            if not all(torch.isfinite(g).all() for g in found if g is not None):
+            norm = torch.nn.utils.get_total_norm([g for g in found if g is not None])
+            if not torch.isfinite(norm):  # the norm's squares may overflow where the values do not
                 bad.setdefault((b, node), watch.fault("gradient", b, node))
         return tuple(bad.values())
 
