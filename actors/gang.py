@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors import transport
 from actors.learner import RemoteLearner
-from actors.pipeline import Job, RunFailed, cause
+from actors.pipeline import Job, RunFailed, cause, wrong_for_good
 from actors.process import actor_options
 from flowbp_ray.config import RunConfig
 from flowbp_ray.messages import StepReport, Version
@@ -130,8 +130,6 @@ class Gang:
                     values[ref] = ray.get(ref, timeout=self.timeout)
                 except (RayError, GetTimeoutError) as error:
                     rank = first_rank + list(refs).index(ref)
-                    wrong = isinstance(error, RayTaskError) and isinstance(error.cause, ValueError)
-                    raise (RunFailed if wrong else GangLost)(
-                        f"learner {rank} failed {doing}: {cause(error)}"
-                    ) from error
+                    kind = RunFailed if wrong_for_good(error) else GangLost
+                    raise kind(f"learner {rank} failed {doing}: {cause(error)}") from error
         return [values[ref] for ref in refs]

@@ -34,6 +34,7 @@ SKIPS = 10  # steps in a row without an update after which there is no point in 
 
 def start_ray(config: RunConfig) -> None:
     """Join the cluster of the job that we are in, or the one that the config names, or start a private one."""
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # a failed call has three results; we read the first
     address = os.environ.get("RAY_ADDRESS") or config.cluster.address
     if ray.is_initialized():
         return
