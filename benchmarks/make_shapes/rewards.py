@@ -46,7 +46,7 @@ CONV_OPTIONS: dict[str, Any] = {
 RECIPES = {
     "shapes_clip": Recipe("clip", CLIP_OPTIONS, 31, 3600, "softmax", 8, 128, rate=2e-3, adversary=2.0),
     "shapes_clip_heldout": Recipe(
-        "conv", CONV_OPTIONS, 77, 900, "sigmoid", 4, 96, pairs=24, damaged=16, rate=2e-3, adversary=1.0
+        "conv", CONV_OPTIONS, 77, 1900, "sigmoid", 4, 96, pairs=24, damaged=16, rate=2e-3, adversary=1.0
     ),
 }
 
