@@ -11,22 +11,12 @@ from .active import (
     Supports,
     UniformPair,
 )
-from .backward import (
-    Cache,
-    SweepReport,
-    endpoint,
-    gather_states,
-    gather_velocities,
-    keep,
-    omega,
-    renoise,
-    residuals,
-    sweep,
-    targets,
-)
+from .backward import SweepReport, endpoint, sweep
+from .cache import Cache, gather_states, gather_velocities, renoise, targets
 from .methods import METHODS, Draw, EarlyStop, LatePosterior, Method, TermBudget, WithRenoised
 from .plan import Branch, Plan, PosteriorMean, Renoised, Sample, Segment, Similarity, Term
 from .quadrature import AdamsBashforth, Euler, Lagrange, Uniform
+from .weighting import keep, omega, residuals
 
 __all__ = [
     "METHODS",

@@ -13,25 +13,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .cache import Cache, gather_states, gather_velocities, groups, renoise, state_value, target_value, targets
+from .cache import Cache, groups, state_value, target_value
 from .plan import Branch, Plan, Renoised, Segment, Term
-from .weighting import keep, omega, residuals
-
-__all__ = [
-    "Backward",
-    "Cache",
-    "SweepReport",
-    "Velocity",
-    "endpoint",
-    "gather_states",
-    "gather_velocities",
-    "keep",
-    "omega",
-    "renoise",
-    "residuals",
-    "sweep",
-    "targets",
-]
 
 Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
 Backward = Callable[[Tensor, bool], None]

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
-from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 
+from benchmarks.models import SavedBytes
 from flowbp_ray.streams import stream
 from flowbp_ray.surrogate import METHODS, endpoint, gather_states, sweep
 
@@ -17,37 +14,14 @@ from .networks import Network, make_cache
 STEPS = 12
 
 
-class Meter:
-    """Bytes of the tensors that live graphs have saved, and their peak."""
-
-    def __init__(self) -> None:
-        self.live = self.peak = 0
-
-    def measure(self, work: Callable[[], object]) -> int:
-        meter = self
-
-        class Box:
-            def __init__(self, tensor: Tensor) -> None:
-                self.tensor, self.bytes = tensor, tensor.nbytes
-                meter.live += self.bytes
-                meter.peak = max(meter.peak, meter.live)
-
-            def __del__(self) -> None:
-                meter.live -= self.bytes
-
-        with saved_tensors_hooks(Box, lambda box: box.tensor):
-            work()
-        return self.peak
-
-
 def peaks(name: str, k: int) -> tuple[int, int]:
     """(sweep, endpoint) in bytes for k active nodes of a method."""
     network = Network(2, STEPS, 0)
     cache = make_cache(network, 2, STEPS, 0, 0)
     plans = [METHODS[name](k, 1.0).plan(cache.sigmas, stream(0, "plan", 0))] * 2
     states, u = gather_states(plans, cache), torch.ones(2, 1, 3, dtype=torch.float64)
-    by_sweep = Meter().measure(lambda: sweep(network, plans, states, u))
-    by_definition = Meter().measure(lambda: (endpoint(network, plans, cache) * u).sum().backward())
+    by_sweep = SavedBytes().measure(lambda: sweep(network, plans, states, u))
+    by_definition = SavedBytes().measure(lambda: (endpoint(network, plans, cache) * u).sum().backward())
     return by_sweep, by_definition
 
 
@@ -72,7 +46,7 @@ def test_fuse_trades_memory_for_forwards() -> None:
         def work(fuse: int = fuse, reports: list[int] = reports) -> None:
             reports.append(sweep(network, plans, states, u, fuse=fuse).forwards)
 
-        bytes_.append(Meter().measure(work))
+        bytes_.append(SavedBytes().measure(work))
         forwards += reports
     assert forwards == [8, 4, 2]
     assert bytes_[0] < bytes_[1] < bytes_[2]
