@@ -128,8 +128,9 @@ def main(args: argparse.Namespace) -> None:
         *training_table(args.work),
         f"\nThe base saw {recall(args.work, 'base')['scenes']:,.0f} scenes, encoded once, each with four paraphrases:"
         " flow matching with logit-normal sigmas in fp32, AdamW at 1.5e-3 with decay, one caption in ten empty, an"
-        " average of the weights. Its rate was annealed twice: at 2,700 steps it was still weak, and was trained on to"
-        " 3,900. The encoder is trained with the decoder (stage vae), then frozen while the decoder is trained further"
+        " average of the weights. Its rate was annealed at 2,700 and 3,900 steps, where it was still weak; at 5,200 its"
+        " text model was taught to read captions on its own (1,200 batches of text), and both were trained on to 7,800."
+        " The encoder is trained with the decoder (stage vae), then frozen while the decoder is trained further"
         " on slightly noisy latents (stage decoder).",
         f"\n## Scores\n\nVAE: PSNR {psnr:.1f} dB; the verifier passes {100 * passed:.1f} % of 500 reconstructions.\n"
         f"Base: the verifier's pass rate in percent, one picture a prompt, {STEPS} Euler steps, 360 prompts (60 a"
