@@ -15,6 +15,7 @@ from flowbp_ray.backbones.guidance import full_velocity
 from flowbp_ray.trajectory import rollout
 
 from . import tiny
+from .conftest import Saved
 
 PROMPTS = ["a red circle", "two blue squares above the green circle", "", "a circle of green and of red on blue"]
 GUIDANCE = {"sd35": "guidance_scale", "flux1": "guidance_scale", "flux2": "guidance_scale"}  # qwen_image: true_cfg
@@ -66,9 +67,8 @@ class Family:
 
 
 @pytest.fixture(scope="module", params=tiny.NAMES)
-def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
-    folder = tmp_path_factory.mktemp(request.param)
-    pipe = tiny.save(request.param, folder)
+def family(request: pytest.FixtureRequest, saved: Saved) -> Family:
+    folder, pipe = saved(request.param)
     backbone = backbones.get(request.param, str(folder))
     embeddings = encode_all(backbone.load_encoder(), PROMPTS, chunk=2)
     return Family(request.param, pipe, backbone, backbone.load_transformer(torch.float32), embeddings)
