@@ -86,11 +86,11 @@ class RewardsConfig(PoolConfig):
 
 
 class LoraConfig(Strict):
-    """Train low-rank adapters instead of all weights (peft)."""
+    """Train low-rank adapters instead of all weights (peft). targets: None means the backbone's own choice."""
 
     rank: int = Field(16, ge=1)
     alpha: int = Field(16, ge=1)
-    targets: list[str] = ["to_q", "to_k", "to_v", "to_out.0"]
+    targets: list[str] | None = None
 
 
 class ScheduleConfig(Strict):
