@@ -86,11 +86,11 @@ class RewardsConfig(PoolConfig):
 
 
 class LoraConfig(Strict):
-    """Train low-rank adapters instead of all weights (peft)."""
+    """Train low-rank adapters instead of all weights (peft). targets: None means the backbone's own choice."""
 
     rank: int = Field(16, ge=1)
     alpha: int = Field(16, ge=1)
-    targets: list[str] = ["to_q", "to_k", "to_v", "to_out.0"]
+    targets: list[str] | None = None
 
 
 class ScheduleConfig(Strict):
@@ -134,13 +134,14 @@ class LearnersConfig(PoolConfig):
 class EvaluationConfig(Strict):
     """Every `every` steps (0: only before and after), the same noise and prompts each time, once per guidance.
 
-    `guidance` is measured every time, `guidance_ends` only before and after.
+    `guidance` is measured every time, `guidance_ends` only before and after. num_steps: None means backbone.num_steps.
     """
 
     prompts: str | None = None
     every: int = Field(0, ge=0)
     limit: int | None = Field(None, ge=1)
     batch: int = Field(30, ge=1)
+    num_steps: int | None = Field(None, ge=1)
     guidance: list[float] = [1.0]
     guidance_ends: list[float] = []
     pictures: int = Field(36, ge=1)

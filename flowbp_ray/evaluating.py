@@ -53,7 +53,7 @@ class Evaluator:
                     samples=tuple(part),
                     plans=(),
                     seed=settings.seed,
-                    num_steps=self.config.backbone.num_steps,
+                    num_steps=settings.num_steps or self.config.backbone.num_steps,
                     guidance=guidance,
                     version=version,
                 )

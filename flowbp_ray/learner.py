@@ -36,7 +36,7 @@ class Learner:
         self.sigmas = self.backbone.sigmas(model.num_steps, model.height, model.width)
         self.terms = config.surrogate().max_terms(model.num_steps).terms
         transformer: Any = self.backbone.load_transformer(model.torch_dtype)
-        weights.prepare(transformer, learners.lora, config.seed)
+        weights.prepare(transformer, learners.lora, config.seed, self.backbone.lora_targets)
         if learners.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
         transformer.train()

@@ -29,7 +29,7 @@ class Sampler:
         self.backbone = backbones.get(model.name, model.path)
         self.latent_shape = self.backbone.latent_shape(model.height, model.width)
         self.transformer = self.backbone.load_transformer(model.torch_dtype)
-        weights.prepare(self.transformer, config.learners.lora, config.seed)
+        weights.prepare(self.transformer, config.learners.lora, config.seed, self.backbone.lora_targets)
         self.version: Version | None = None
         self.fingerprint = ""
 

@@ -30,7 +30,7 @@ def flux1_mu(
 ) -> float:
     """FLUX.1's mu: linear in the number of image tokens."""
     slope = (max_shift - base_shift) / (max_tokens - base_tokens)
-    return tokens * slope + base_shift - slope * base_tokens
+    return tokens * slope + (base_shift - slope * base_tokens)  # in this order: bit for bit the pipeline's
 
 
 def flux2_mu(tokens: int, num_steps: int) -> float:
@@ -40,7 +40,7 @@ def flux2_mu(tokens: int, num_steps: int) -> float:
         return at_200
     at_10 = 8.73809524e-05 * tokens + 1.89833333
     slope = (at_200 - at_10) / 190.0
-    return slope * num_steps + at_200 - 200.0 * slope
+    return slope * num_steps + (at_200 - 200.0 * slope)
 
 
 def _linear(num_steps: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,9 +11,15 @@ from torch import Tensor, nn
 
 from flowbp_ray.config import LoraConfig
 
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
-def prepare(transformer: Any, lora: LoraConfig | None, seed: int) -> nn.Module:
+
+def prepare(
+    transformer: Any, lora: LoraConfig | None, seed: int, default_targets: Sequence[str] = ATTENTION
+) -> nn.Module:
     """Mark what is trained. With `lora` the base is frozen and adapters are added, initialised from `seed`.
+
+    default_targets: where adapters go if `lora.targets` does not say.
 
     Raises ValueError where the targets match no module.
     """
@@ -22,17 +28,15 @@ def prepare(transformer: Any, lora: LoraConfig | None, seed: int) -> nn.Module:
     import peft
 
     transformer.requires_grad_(False)
-    settings = peft.LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets), init_lora_weights="gaussian"
-    )
+    targets = list(lora.targets or default_targets)
+    settings = peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, init_lora_weights="gaussian")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
             transformer.add_adapter(settings)
         except ValueError as error:
             raise ValueError(
-                f"learners.lora.targets={list(lora.targets)} match no module of the model; "
-                "write module names such as to_q"
+                f"learners.lora.targets={targets} match no module of the model; write module names such as to_q"
             ) from error
     return transformer
 

@@ -5,9 +5,16 @@ from __future__ import annotations
 import difflib
 
 from flowbp_ray.backbones.base import Backbone, Conditioning, Embeddings, encode_all
+from flowbp_ray.backbones.flux1 import Flux1Backbone
+from flowbp_ray.backbones.flux2 import Flux2Backbone
+from flowbp_ray.backbones.qwen_image import QwenImageBackbone
+from flowbp_ray.backbones.sd35 import SD35Backbone
 from flowbp_ray.backbones.shapes import ShapesBackbone
 
-BACKBONES: dict[str, type[Backbone]] = {"shapes": ShapesBackbone}
+BACKBONES: dict[str, type[Backbone]] = {
+    backbone.name: backbone
+    for backbone in (ShapesBackbone, SD35Backbone, Flux1Backbone, Flux2Backbone, QwenImageBackbone)
+}
 """A new family is one file and one line here."""
 
 __all__ = ["BACKBONES", "Backbone", "Conditioning", "Embeddings", "encode_all", "get"]

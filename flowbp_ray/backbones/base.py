@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -34,21 +35,46 @@ class Embeddings:
 def encode_all(encode: Callable[[list[str]], Conditioning], prompts: Sequence[str], chunk: int = 256) -> Embeddings:
     """Encode the empty prompt and `prompts`, `chunk` at a time: whoever does it gets the same bits."""
     texts = ["", *prompts]
-    parts = [encode(texts[i : i + chunk]) for i in range(0, len(texts), chunk)]
-    return Embeddings({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+    return Embeddings(joined([encode(texts[i : i + chunk]) for i in range(0, len(texts), chunk)]))
+
+
+def joined(parts: Sequence[Conditioning]) -> Conditioning:
+    """Parts one below the other; where they differ in length (axis 1), zeros follow the shorter ones."""
+
+    def stack(tensors: list[Tensor]) -> Tensor:
+        if tensors[0].dim() < 2:
+            return torch.cat(tensors)
+        longest = max(t.shape[1] for t in tensors)
+        padded = [torch.cat([t, t.new_zeros(len(t), longest - t.shape[1], *t.shape[2:])], dim=1) for t in tensors]
+        return torch.cat(padded)
+
+    return {name: stack([part[name] for part in parts]) for name in parts[0]}
 
 
 class Backbone(abc.ABC):
-    """One family of flow models. Loading is by part, so that a process holds only what its role needs."""
+    """One family of flow models. Loading is by part, so that a process holds only what its role needs.
 
-    name: str
+    How a family is guided is said here, so that nothing else names a family: `embedded_guidance`, `guide` and
+    `linear_guidance`.
+    """
+
+    name: ClassVar[str]
+    lora_targets: ClassVar[tuple[str, ...]]
+    """The modules that low-rank adapters go to by default, as peft spells them."""
+    embedded_guidance: ClassVar[bool] = False
+    """The guidance is an input of the model, `conditioning["guidance"]` [R] fp32, and there is no negative branch."""
+    linear_guidance: ClassVar[bool] = True
+    """`guide` is linear in v_cond with slope g, so that a detached v_neg need not be known for a gradient."""
 
     def __init__(self, path: str | None = None) -> None:
         self.path = path
 
     @abc.abstractmethod
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
-        """Shape of one latent (without the batch) for an image of height × width pixels."""
+        """Shape of one latent (without the batch) for an image of height × width pixels.
+
+        Raises ValueError where the family cannot draw that size.
+        """
 
     @abc.abstractmethod
     def sigmas(self, num_steps: int, height: int, width: int) -> Tensor:
@@ -56,7 +82,7 @@ class Backbone(abc.ABC):
 
     @abc.abstractmethod
     def load_transformer(self, dtype: torch.dtype) -> nn.Module:
-        """The velocity model alone, in eval mode, on the CPU."""
+        """The velocity model alone, in eval mode, on the CPU. Raises ValueError where its weights are not usable."""
 
     @abc.abstractmethod
     def load_encoder(self) -> Callable[[list[str]], Conditioning]:
@@ -68,4 +94,11 @@ class Backbone(abc.ABC):
 
     @abc.abstractmethod
     def predict(self, transformer: nn.Module, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        """Velocity of states x [R, ...] at noise levels sigma [R] (fp32), without guidance."""
+        """Velocity of states x [R, ...] at noise levels sigma [R] (fp32): one branch, in the shape and dtype of x.
+
+        conditioning: [R, ...] each, cast to the dtype of x; with `embedded_guidance` also `guidance` [R].
+        """
+
+    def guide(self, v_cond: Tensor, v_neg: Tensor, guidance: float) -> Tensor:
+        """v_neg + g·(v_cond − v_neg), all [R, ...]."""
+        return v_neg + guidance * (v_cond - v_neg)

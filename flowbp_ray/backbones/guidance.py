@@ -1,7 +1,8 @@
-"""Velocity closures with classifier-free guidance: v = v_neg + g·(v_cond − v_neg) (2207.12598).
+"""Velocity closures with guidance, for every family: what they differ in is said by `Backbone`, never by its name.
 
-The surrogate asks for `velocity(x [R, ...], node [R], row [R])`; these functions bind a transformer, a sigma grid and
-the rows' conditioning to it.
+Real guidance is v = v_neg + g·(v_cond − v_neg) (2207.12598), or what the family's `guide` makes of it; with embedded
+guidance g is an input of the model and there is one branch. The surrogate asks for `velocity(x [R, ...], node [R],
+row [R])`; these functions bind a transformer, a sigma grid and the rows' conditioning to it.
 """
 
 from __future__ import annotations
@@ -25,25 +26,26 @@ def full_velocity(
     guidance: float,
     observe: Callable[[Tensor], None] | None = None,
 ) -> VelocityFn:
-    """The guided velocity, conditional and negative rows in one forward; one branch alone where guidance is 1.
+    """The guided velocity, conditional and negative rows in one forward; one branch alone where that is all there is.
 
     observe: is given what `trained_velocity` with a detached negative returns at the same state, for the drift meter.
     """
+    alone = one_branch(backbone, guidance)
 
     def velocity(x: Tensor, node: Tensor, row: Tensor) -> Tensor:
-        sigma = sigmas[node]
-        cond = {name: tensor[row] for name, tensor in conditioning.items()}
-        if guidance == 1.0:
+        sigma, cond = sigmas[node], _rows(backbone, conditioning, row, guidance)
+        if alone:
             v = backbone.predict(transformer, x, sigma, cond)
             if observe is not None:
                 observe(v)
             return v
         both = {name: torch.cat([tensor, negative[name][row]]) for name, tensor in cond.items()}
-        v = backbone.predict(transformer, torch.cat([x, x]), torch.cat([sigma, sigma]), both)
-        v_cond, v_neg = v.chunk(2)
+        v_both = backbone.predict(transformer, torch.cat([x, x]), torch.cat([sigma, sigma]), both)
+        v_cond, v_neg = v_both.chunk(2)
+        v = backbone.guide(v_cond, v_neg, guidance)
         if observe is not None:
-            observe(guidance * v_cond)
-        return v_neg + guidance * (v_cond - v_neg)
+            observe(guidance * v_cond if backbone.linear_guidance else v)
+        return v
 
     return velocity
 
@@ -59,13 +61,31 @@ def trained_velocity(
 ) -> VelocityFn:
     """What a learner differentiates. With a detached negative branch that is g·v_cond: the rest has no gradient.
 
-    Its *value* is then not the guided velocity; a vector–Jacobian product does not need the value.
+    Its *value* is then not the guided velocity; a vector–Jacobian product does not need the value. Where guidance is
+    not linear in v_cond the product does need v_neg, which is then run without gradient.
     """
-    if not detach_negative or guidance == 1.0:
+    if not detach_negative or one_branch(backbone, guidance):
         return full_velocity(backbone, transformer, sigmas, conditioning, negative, guidance)
 
     def velocity(x: Tensor, node: Tensor, row: Tensor) -> Tensor:
-        cond = {name: tensor[row] for name, tensor in conditioning.items()}
-        return guidance * backbone.predict(transformer, x, sigmas[node], cond)
+        sigma, cond = sigmas[node], _rows(backbone, conditioning, row, guidance)
+        if backbone.linear_guidance:
+            return guidance * backbone.predict(transformer, x, sigma, cond)
+        with torch.no_grad():
+            v_neg = backbone.predict(transformer, x, sigma, {name: t[row] for name, t in negative.items()})
+        return backbone.guide(backbone.predict(transformer, x, sigma, cond), v_neg, guidance)
 
     return velocity
+
+
+def one_branch(backbone: Backbone, guidance: float) -> bool:
+    """Whether the velocity is a single forward without a negative branch."""
+    return backbone.embedded_guidance or guidance == 1.0
+
+
+def _rows(backbone: Backbone, conditioning: Conditioning, row: Tensor, guidance: float) -> Conditioning:
+    """The rows' conditioning, with the guidance [R] where the model takes it as an input."""
+    cond = {name: tensor[row] for name, tensor in conditioning.items()}
+    if backbone.embedded_guidance:
+        cond["guidance"] = torch.full((len(row),), guidance, dtype=torch.float32)
+    return cond

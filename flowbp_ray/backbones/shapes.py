@@ -16,6 +16,7 @@ class ShapesBackbone(Backbone):
     """SD3 classes of diffusers at toy size. `path` may name any diffusers folder of the same layout."""
 
     name = "shapes"
+    lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
 
     def __init__(self, path: str | None = None) -> None:
         super().__init__(path)

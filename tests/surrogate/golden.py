@@ -1,8 +1,9 @@
-"""Read the recorded cases, and call the three diffusers transformers as their pipelines do."""
+"""Read the recorded cases, and call their transformers through the backbone classes."""
 
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from flowbp_ray import backbones
+from flowbp_ray.backbones import Backbone, Conditioning, tokens
+from flowbp_ray.backbones.guidance import full_velocity, trained_velocity
 from flowbp_ray.surrogate import (
     METHODS,
     AdamsBashforth,
@@ -46,6 +50,7 @@ class Golden:
     name: str
     case: dict[str, Any]
     tensors: dict[str, Tensor]
+    backbone: Backbone
     model: torch.nn.Module
 
     @staticmethod
@@ -53,45 +58,44 @@ class Golden:
         metadata, tensors = _read(f"{name}.safetensors")
         case = json.loads(metadata["case"])
         head, weights = _read(case["model_file"])
-        model = getattr(diffusers, head["class_name"])(**json.loads(head["config"])).eval()
-        model.load_state_dict(weights)
-        return Golden(name, case, tensors, model)
+        recorded = getattr(diffusers, head["class_name"])(**json.loads(head["config"]))
+        recorded.load_state_dict(weights)
+        with tempfile.TemporaryDirectory() as folder:
+            recorded.save_pretrained(Path(folder) / "transformer")
+            backbone = backbones.get(case["backbone"], folder)
+            model = backbone.load_transformer(torch.float32)
+        if case["backbone"] != "sd35":  # recorded packed [..., 16, C]; our states are [..., C, 4, 4]
+            for key in {"latents", "velocities", "renoise", "target"} & tensors.keys():
+                lead, flat = tensors[key].shape[:-2], tensors[key].flatten(0, -3)
+                tensors[key] = tokens.unflatten(flat, 4, 4).unflatten(0, lead)
+        return Golden(name, case, tensors, backbone, model)
 
-    def call(self, x: Tensor, node: Tensor, row: Tensor, negative: bool = False) -> Tensor:
-        """One branch of the transformer at rows of the batch."""
+    def conditioning(self, negative: bool = False) -> Conditioning:
+        """The recorded embeddings of both rows; FLUX.1 has no negative ones."""
+        names = ("prompt_embeds", "pooled_prompt_embeds")
         prefix = "cond.negative_" if negative else "cond."
-        embeds = self.tensors[f"{prefix}prompt_embeds"].expand(2, -1, -1)[row]
-        t = self.tensors["timesteps"][node]
-        if self.case["backbone"] == "sd35":
-            pooled = self.tensors[f"{prefix}pooled_prompt_embeds"][row]
-            return self.model(
-                x, encoder_hidden_states=embeds, pooled_projections=pooled, timestep=t, return_dict=False
-            )[0]
-        kwargs: dict[str, Any] = {"encoder_hidden_states": embeds, "timestep": t / 1000, "return_dict": False}
-        grid, zero = torch.arange(4), torch.arange(1)
-        if self.case["backbone"] == "flux1":
-            kwargs |= {"img_ids": torch.cartesian_prod(zero, grid, grid).float(), "txt_ids": torch.zeros(5, 3)}
-            kwargs |= {"pooled_projections": self.tensors["cond.pooled_prompt_embeds"][row]}
-            return self.model(x, guidance=torch.full((len(x),), self.case["guidance_scale"]), **kwargs)[0]
-        kwargs["img_ids"] = torch.cartesian_prod(zero, grid, grid, zero).expand(len(x), -1, -1)
-        kwargs["txt_ids"] = torch.cartesian_prod(zero, zero, zero, torch.arange(5)).expand(len(x), -1, -1)
-        return self.model(x, guidance=None, **kwargs)[0]
+        found = {name: self.tensors[prefix + name] for name in names if prefix + name in self.tensors}
+        return {name: tensor.expand(2, *tensor.shape[1:]) for name, tensor in found.items()}
+
+    def bind(self, function: Any, **keywords: Any) -> Any:
+        """`full_velocity` or `trained_velocity` of the library at the recorded case."""
+        cond, negative = self.conditioning(), self.conditioning(negative=True)
+        g = self.case["guidance_scale"]
+        return function(self.backbone, self.model, self.tensors["sigmas"], cond, negative, g, **keywords)
 
     def velocity(self, x: Tensor, node: Tensor, row: Tensor) -> Tensor:
         """v with guidance; a detached negative branch carries no gradient."""
-        positive = self.call(x, node, row)
-        if self.case["backbone"] == "flux1":
-            return positive
-        g = self.case["guidance_scale"]
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.case["cfg_detach_negative"]):
-            negative = self.call(x, node, row, negative=True)
-        return negative + g * (positive - negative)
+        if self.backbone.embedded_guidance or not self.case["cfg_detach_negative"]:
+            return self.bind(full_velocity)(x, node, row)
+        sigma, cond, negative = self.tensors["sigmas"][node], self.conditioning(), self.conditioning(negative=True)
+        with torch.no_grad():
+            v_neg = self.backbone.predict(self.model, x, sigma, {name: t[row] for name, t in negative.items()})
+        v_cond = self.backbone.predict(self.model, x, sigma, {name: t[row] for name, t in cond.items()})
+        return self.backbone.guide(v_cond, v_neg, self.case["guidance_scale"])
 
     def learner_velocity(self, x: Tensor, node: Tensor, row: Tensor) -> Tensor:
         """What a learner runs: g·v_cond alone where the negative branch is detached."""
-        if self.case["backbone"] == "flux1" or not self.case["cfg_detach_negative"]:
-            return self.velocity(x, node, row)
-        return self.case["guidance_scale"] * self.call(x, node, row)
+        return self.bind(trained_velocity, detach_negative=self.case["cfg_detach_negative"])(x, node, row)
 
     @cached_property
     def cache(self) -> Cache:
@@ -107,11 +111,12 @@ class Golden:
 
     def rollout(self) -> Tensor:
         """The latents [N+1, B, …] that the library's rollout reaches from the recorded noise."""
-        return rollout(self.velocity, self.tensors["latents"][0], self.tensors["sigmas"]).x
+        return rollout(self.bind(full_velocity), self.tensors["latents"][0], self.tensors["sigmas"]).x
 
     def loss(self, target: Tensor) -> tuple[Tensor, Tensor]:
         """(rewards, relu(clip − r)) of targets [B, branches, …], both [branches·B] in the order of the file."""
-        flat = target.transpose(0, 1).flatten(0, 1).flatten(1)
+        rows = target.transpose(0, 1).flatten(0, 1)
+        flat = (rows if self.case["backbone"] == "sd35" else tokens.flatten(rows)).flatten(1)
         rewards = torch.tanh(flat @ self.tensors["reward_projection"] / 8) + 0.05 * (flat**2).mean(1)
         return rewards, torch.relu(self.case["loss_clip"] - rewards)
 

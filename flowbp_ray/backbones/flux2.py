@@ -1,0 +1,85 @@
+"""FLUX.2-klein-base (Flux2KleinPipeline): empirical shift, real guidance, three hidden layers of Qwen3."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from flowbp_ray.backbones import tokens
+from flowbp_ray.backbones.base import Conditioning
+from flowbp_ray.backbones.pipeline import PipelineBackbone, timestep
+from flowbp_ray.schedule import flux2_mu
+
+
+class Flux2Backbone(PipelineBackbone):
+    """States are [128, H/16, W/16], standardised by the VAE's batch-norm statistics, as the pipeline takes them."""
+
+    name = "flux2"
+    lora_targets = (
+        *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+        "to_qkv_mlp_proj",  # the single-stream blocks fuse attention and MLP
+    )
+    text_layers: ClassVar[tuple[int, ...]] = (9, 18, 27)
+    pipeline_class = "Flux2KleinPipeline"
+    transformer_class = "Flux2Transformer2DModel"
+    vae_class = "AutoencoderKLFlux2"
+    encoder_classes: ClassVar[dict[str, str]] = {"text_encoder": "Qwen3ForCausalLM"}
+    tokenizer_classes: ClassVar[dict[str, str]] = {"tokenizer": "Qwen2TokenizerFast"}
+
+    def __init__(self, path: str | None = None) -> None:
+        super().__init__(path)
+        index = self.folder.path / "model_index.json"
+        distilled = index.is_file() and json.loads(index.read_text()).get("is_distilled", False)
+        if distilled or self.transformer_config.get("guidance_embeds", False):
+            raise ValueError(
+                f"{self.folder.path} is a distilled FLUX.2, which ignores guidance; use a klein-base model"
+            )
+
+    def mu(self, tokens: int, num_steps: int) -> float:
+        return flux2_mu(tokens, num_steps)
+
+    def text_pipeline(self) -> Any:
+        depth, deepest = self.folder.config("text_encoder")["num_hidden_layers"], max(self.text_layers)
+        if depth < deepest:
+            raise ValueError(
+                f"{self.folder.path} has a text_encoder of {depth} layers; its hidden states "
+                f"{', '.join(map(str, self.text_layers))} are needed"
+            )
+        return super().text_pipeline()
+
+    def encode(self, pipe: Any, prompts: list[str]) -> Conditioning:
+        embeds, _ = pipe.encode_prompt(prompts, text_encoder_out_layers=self.text_layers)
+        return {"prompt_embeds": embeds}
+
+    def load_decoder(self) -> Callable[[Tensor], Tensor]:
+        from flowbp_ray.rewards.objective import unit_images
+
+        vae = self.load_vae()
+        mean = vae.bn.running_mean.view(1, -1, 1, 1)
+        std = torch.sqrt(vae.bn.running_var.view(1, -1, 1, 1) + vae.config.batch_norm_eps)
+
+        def decode(latents: Tensor) -> Tensor:
+            z = tokens.unpatchify(latents.float() * std + mean)
+            return unit_images(vae.decode(z, return_dict=False)[0])
+
+        return decode
+
+    def predict(self, transformer: nn.Module, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        rows, columns = x.shape[2:]
+        embeds = conditioning["prompt_embeds"].to(x)
+        places = tokens.positions(rows, columns, x.device)
+        words = torch.arange(embeds.shape[1], dtype=torch.float32, device=x.device)
+        v = transformer(
+            hidden_states=tokens.flatten(x),
+            timestep=timestep(x, sigma),
+            guidance=None,
+            encoder_hidden_states=embeds,
+            txt_ids=torch.nn.functional.pad(words[:, None], (3, 0)),  # [T, 4]: (0, 0, 0, word)
+            img_ids=torch.nn.functional.pad(places, (1, 1)),  # [L, 4]: (0, row, column, 0)
+            return_dict=False,
+        )[0]
+        return tokens.unflatten(v, rows, columns)

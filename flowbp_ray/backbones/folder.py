@@ -1,0 +1,87 @@
+"""Open one component of a diffusers folder, and say in one line what is wrong with it. Nothing is ever downloaded."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+CONFIG_FILES = {"scheduler": "scheduler_config.json"}  # the others are called config.json
+
+
+class Folder:
+    """A folder as `DiffusionPipeline.save_pretrained` writes it: one subfolder per component."""
+
+    def __init__(self, path: str | None, backbone: str) -> None:
+        """Raises ValueError where there is no path, or no such folder."""
+        if not path:
+            raise ValueError(f"backbone {backbone!r} needs its weights; write backbone.path: a diffusers folder")
+        self.path, self.backbone = Path(path), backbone
+        if not self.path.is_dir():
+            raise ValueError(f"there is no folder {self.path}; write backbone.path: a diffusers folder")
+
+    def config(self, component: str, class_name: str | None = None) -> dict[str, Any]:
+        """The component's configuration.
+
+        Raises ValueError where its file is missing or is not JSON, or (with class_name) where it is of another class.
+        """
+        file = self.path / component / CONFIG_FILES.get(component, "config.json")
+        if not file.is_file():
+            raise ValueError(f"{self.path} has no {component}: {component}/{file.name} is missing")
+        try:
+            config = json.loads(file.read_text())
+        except ValueError as error:
+            raise ValueError(f"{self.path} has a broken {component}: {file.name} is not JSON ({error})") from error
+        names = [config["_class_name"]] if "_class_name" in config else config.get("architectures") or []
+        if class_name is not None and class_name not in names:
+            found = ", ".join(names) or "a class that it does not name"
+            raise ValueError(
+                f"{self.path} is no {self.backbone} folder: its {component} is {found}, expected {class_name}"
+            )
+        return config
+
+    def model(self, component: str, class_name: str, dtype: torch.dtype | None) -> nn.Module:
+        """The component as a diffusers or transformers model in eval mode on the CPU; dtype None: as it was stored.
+
+        Raises ValueError where the class is another one, where weights are missing or unreadable, and where one of
+        them is not finite.
+        """
+        library = "diffusers" if "_class_name" in self.config(component, class_name) else "transformers"
+        cls = getattr(importlib.import_module(library), class_name)
+        precision = {"torch_dtype": dtype} if library == "diffusers" else {"dtype": dtype or "auto"}
+        _quiet(library)
+        try:
+            model, info = cls.from_pretrained(
+                self.path / component, local_files_only=True, output_loading_info=True, **precision
+            )
+        except Exception as error:  # whatever a broken file makes the libraries raise, the user wants one line
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"{self.path} has a broken {component}: its weights cannot be read ({reason})") from error
+        if info["missing_keys"]:
+            example = sorted(info["missing_keys"])[0]
+            count = len(info["missing_keys"])
+            raise ValueError(f"{self.path} has a broken {component}: {count} weights are missing, e.g. {example}")
+        for name, tensor in model.state_dict().items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise ValueError(f"{self.path} has a broken {component}: {name} has values that are not finite")
+        return model.eval()
+
+    def tokenizer(self, component: str, class_name: str) -> Any:
+        """The component as a tokenizer of transformers. Raises ValueError where it is missing or cannot be read."""
+        if not (self.path / component).is_dir():
+            raise ValueError(f"{self.path} has no {component}: the folder {component}/ is missing")
+        cls = getattr(importlib.import_module("transformers"), class_name)
+        try:
+            return cls.from_pretrained(self.path / component, local_files_only=True)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"{self.path} has a broken {component}: it cannot be read ({reason})") from error
+
+
+def _quiet(library: str) -> None:
+    """No progress bars over the loading of weights."""
+    importlib.import_module(f"{library}.utils.logging").disable_progress_bar()

@@ -1,0 +1,136 @@
+"""What the families that come as diffusers pipelines share: opening the folder, the scheduler, the text encoders."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flowbp_ray.backbones.base import Backbone, Conditioning, joined
+from flowbp_ray.backbones.folder import Folder
+from flowbp_ray.schedule import flux1_mu
+
+ENCODED_AT_ONCE = 8  # prompts per forward of a text encoder, whose hidden states are larger than its answers
+
+
+class PipelineBackbone(Backbone):
+    """A family with a pipeline in diffusers. A subclass names the classes and calls the transformer.
+
+    States are [in_channels, rows, columns] of tokens, see `tokens`; `pixels_per_token` on a side is the VAE's factor
+    times the patch of 2.
+    """
+
+    pipeline_class: ClassVar[str]
+    transformer_class: ClassVar[str]
+    vae_class: ClassVar[str]
+    encoder_classes: ClassVar[dict[str, str]]
+    tokenizer_classes: ClassVar[dict[str, str]]
+
+    def __init__(self, path: str | None = None) -> None:
+        """Raises ValueError where `path` is no diffusers folder whose transformer is of this family."""
+        super().__init__(path)
+        self.folder = Folder(path, self.name)
+        self.transformer_config = self.folder.config("transformer", self.transformer_class)
+
+    @cached_property
+    def vae_config(self) -> dict[str, Any]:
+        return self.folder.config("vae", self.vae_class)
+
+    @property
+    def vae_factor(self) -> int:
+        """Pixels per latent on a side."""
+        return 2 ** (len(self.vae_config["block_out_channels"]) - 1)
+
+    @property
+    def pixels_per_token(self) -> int:
+        return 2 * self.vae_factor
+
+    def token_grid(self, height: int, width: int) -> tuple[int, int]:
+        """(rows, columns) of tokens. Raises ValueError where a side is not a multiple of a token."""
+        side = self.pixels_per_token
+        for name, value in (("height", height), ("width", width)):
+            if value < side or value % side:
+                lower = max(side, value // side * side)
+                near = lower if value <= lower else f"{lower} or {lower + side}"
+                raise ValueError(f"{self.name} needs a {name} divisible by {side}: write {name}: {near}, got {value}")
+        return height // side, width // side
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+        return (self.transformer_config["in_channels"], *self.token_grid(height, width))
+
+    def sigmas(self, num_steps: int, height: int, width: int) -> Tensor:
+        rows, columns = self.token_grid(height, width)
+        return self.scheduled(num_steps, self.mu(rows * columns, num_steps))
+
+    def mu(self, tokens: int, num_steps: int) -> float:
+        """The dynamic shift for an image of so many tokens; schedulers with a static shift ignore it."""
+        config = self.scheduler.config
+        return flux1_mu(
+            tokens, config.base_image_seq_len, config.max_image_seq_len, config.base_shift, config.max_shift
+        )
+
+    def scheduled(self, num_steps: int, mu: float) -> Tensor:
+        """Sigmas [num_steps + 1] of the folder's scheduler for t = 1, 1 − 1/N, …, 1/N, as the FLUX pipelines ask."""
+        return self.checked(num_steps, lambda n: {"sigmas": np.linspace(1.0, 1.0 / n, n).tolist(), "mu": mu})
+
+    def checked(self, num_steps: int, arguments: Callable[[int], dict[str, Any]]) -> Tensor:
+        """The scheduler's sigmas after `set_timesteps(**arguments(num_steps))`.
+
+        Raises ValueError for a number of steps that it has no grid for.
+        """
+        least = 2 if self.scheduler.config.shift_terminal else 1  # one step has no last one to stretch to
+        if num_steps < least:
+            raise ValueError(f"num_steps must be at least {least}, got {num_steps}")
+        self.scheduler.set_timesteps(**arguments(num_steps))
+        return self.scheduler.sigmas.clone()
+
+    @cached_property
+    def scheduler(self) -> Any:
+        """The folder's scheduler. Raises ValueError where it is not a plain Euler one, which is all a rollout does."""
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        config = self.folder.config("scheduler", "FlowMatchEulerDiscreteScheduler")
+        for key in ("stochastic_sampling", "invert_sigmas"):
+            if config.get(key):
+                raise ValueError(f"{self.folder.path}: a scheduler with {key}: true is not supported; write false")
+        return FlowMatchEulerDiscreteScheduler.from_config(config)
+
+    def load_transformer(self, dtype: torch.dtype) -> nn.Module:
+        return self.folder.model("transformer", self.transformer_class, dtype)
+
+    def load_vae(self) -> Any:
+        """The VAE in fp32 without gradients of its own: what arrives at the latents is the gradient of the pixels."""
+        return self.folder.model("vae", self.vae_class, torch.float32).requires_grad_(False)
+
+    def load_encoder(self) -> Callable[[list[str]], Conditioning]:
+        pipe = self.text_pipeline()
+
+        @torch.no_grad()
+        def encode(prompts: list[str]) -> Conditioning:
+            parts = range(0, len(prompts), ENCODED_AT_ONCE)
+            return joined([self.encode(pipe, prompts[i : i + ENCODED_AT_ONCE]) for i in parts])
+
+        return encode
+
+    def text_pipeline(self) -> Any:
+        """The family's pipeline with its text encoders, in the precision they were stored in, and nothing else."""
+        parts: dict[str, Any] = dict.fromkeys(("transformer", "vae", "scheduler"))
+        for name, cls in self.tokenizer_classes.items():
+            parts[name] = self.folder.tokenizer(name, cls)
+        for name, cls in self.encoder_classes.items():
+            parts[name] = self.folder.model(name, cls, None).requires_grad_(False)
+        return getattr(importlib.import_module("diffusers"), self.pipeline_class)(**parts)
+
+    def encode(self, pipe: Any, prompts: list[str]) -> Conditioning:
+        """Conditioning [len(prompts), ...] by the pipeline's own `encode_prompt`."""
+        raise NotImplementedError
+
+
+def timestep(x: Tensor, sigma: Tensor) -> Tensor:
+    """Times [R] in 0..1 as the FLUX and Qwen pipelines hand them over: rounded at 1000·sigma to the states' dtype."""
+    return (sigma.to(x.device) * 1000.0).to(x.dtype) / 1000.0

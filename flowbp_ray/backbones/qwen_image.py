@@ -1,0 +1,73 @@
+"""Qwen-Image (QwenImagePipeline): dynamic shift, real guidance that keeps token norms, Qwen2.5-VL, a video VAE."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from flowbp_ray.backbones import tokens
+from flowbp_ray.backbones.base import Conditioning
+from flowbp_ray.backbones.pipeline import PipelineBackbone, timestep
+
+
+class QwenImageBackbone(PipelineBackbone):
+    """States are [64, H/16, W/16], which the pipeline packs to [H/16·W/16, 64]. Prompts differ in length: a mask."""
+
+    name = "qwen_image"
+    linear_guidance = False
+    lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    pipeline_class = "QwenImagePipeline"
+    transformer_class = "QwenImageTransformer2DModel"
+    vae_class = "AutoencoderKLQwenImage"
+    encoder_classes: ClassVar[dict[str, str]] = {"text_encoder": "Qwen2_5_VLForConditionalGeneration"}
+    tokenizer_classes: ClassVar[dict[str, str]] = {"tokenizer": "Qwen2Tokenizer"}
+
+    def __init__(self, path: str | None = None) -> None:
+        super().__init__(path)
+        if self.transformer_config.get("guidance_embeds", False):
+            raise ValueError(f"{self.folder.path} is a guidance-distilled Qwen-Image, which is not supported")
+
+    @property
+    def vae_factor(self) -> int:
+        return 2 ** len(self.vae_config["temperal_downsample"])
+
+    def encode(self, pipe: Any, prompts: list[str]) -> Conditioning:
+        embeds, mask = pipe.encode_prompt(prompts)  # mask None: all tokens are words
+        words = torch.ones(embeds.shape[:2]) if mask is None else mask
+        return {"prompt_embeds": embeds, "prompt_embeds_mask": words.to(torch.uint8)}
+
+    def load_decoder(self) -> Callable[[Tensor], Tensor]:
+        from flowbp_ray.rewards.objective import unit_images
+
+        vae = self.load_vae()
+        mean = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1)
+        std = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1)
+
+        def decode(latents: Tensor) -> Tensor:
+            z = tokens.unpatchify(latents.float()) * std + mean
+            return unit_images(vae.decode(z.unsqueeze(2), return_dict=False)[0][:, :, 0])  # a video of one frame
+
+        return decode
+
+    def guide(self, v_cond: Tensor, v_neg: Tensor, guidance: float) -> Tensor:
+        """c·|v_cond|/|c| with c = v_neg + g·(v_cond − v_neg) and norms over each token's channels."""
+        combined = super().guide(v_cond, v_neg, guidance)
+        return combined * (v_cond.norm(dim=1, keepdim=True) / combined.norm(dim=1, keepdim=True))
+
+    def predict(self, transformer: nn.Module, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        rows, columns = x.shape[2:]
+        embeds, mask = conditioning["prompt_embeds"].to(x), conditioning["prompt_embeds_mask"].to(x.device).bool()
+        longest = int(mask.sum(dim=1).max())  # words come first: what is padding in every row is left out
+        embeds, mask = embeds[:, :longest], mask[:, :longest]
+        v = transformer(
+            hidden_states=tokens.flatten(x),
+            timestep=timestep(x, sigma),
+            encoder_hidden_states=embeds,
+            encoder_hidden_states_mask=None if mask.all() else mask,
+            img_shapes=[[(1, rows, columns)]] * len(x),
+            return_dict=False,
+        )[0]
+        return tokens.unflatten(v, rows, columns)

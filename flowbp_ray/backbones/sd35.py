@@ -1,0 +1,73 @@
+"""Stable Diffusion 3.5 (StableDiffusion3Pipeline): static shift, real guidance, CLIP-L + CLIP-G + T5."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from flowbp_ray.backbones.base import Conditioning
+from flowbp_ray.backbones.pipeline import PipelineBackbone
+
+
+class SD35Backbone(PipelineBackbone):
+    """The transformer cuts its own patches: states are the VAE's latents [16, H/8, W/8]."""
+
+    name = "sd35"
+    lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    pipeline_class = "StableDiffusion3Pipeline"
+    transformer_class = "SD3Transformer2DModel"
+    vae_class = "AutoencoderKL"
+    encoder_classes: ClassVar[dict[str, str]] = {
+        "text_encoder": "CLIPTextModelWithProjection",
+        "text_encoder_2": "CLIPTextModelWithProjection",
+        "text_encoder_3": "T5EncoderModel",
+    }
+    tokenizer_classes: ClassVar[dict[str, str]] = {
+        "tokenizer": "CLIPTokenizer",
+        "tokenizer_2": "CLIPTokenizer",
+        "tokenizer_3": "T5TokenizerFast",
+    }
+
+    @property
+    def pixels_per_token(self) -> int:
+        return self.transformer_config["patch_size"] * self.vae_factor
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """[in_channels, H/8, W/8]. Raises ValueError for sides that do not divide, or beyond the position table."""
+        most = self.transformer_config["pos_embed_max_size"]
+        for name, count in zip(("height", "width"), self.token_grid(height, width), strict=True):
+            if count > most:
+                limit = most * self.pixels_per_token
+                raise ValueError(f"{self.folder.path} draws at most {limit} pixels a side: write {name}: {limit}")
+        return (self.transformer_config["in_channels"], height // self.vae_factor, width // self.vae_factor)
+
+    def scheduled(self, num_steps: int, mu: float) -> Tensor:
+        """The scheduler's own grid: this pipeline passes no sigmas, so the last step starts at a noise of 0.009."""
+        return self.checked(num_steps, lambda n: {"num_inference_steps": n, "mu": mu})
+
+    def encode(self, pipe: Any, prompts: list[str]) -> Conditioning:
+        embeds, _, pooled, _ = pipe.encode_prompt(prompts, None, None, do_classifier_free_guidance=False)
+        return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+
+    def load_decoder(self) -> Callable[[Tensor], Tensor]:
+        from flowbp_ray.rewards.objective import unit_images
+
+        vae = self.load_vae()
+        scale, shift = vae.config.scaling_factor, vae.config.shift_factor
+
+        def decode(latents: Tensor) -> Tensor:
+            return unit_images(vae.decode(latents.float() / scale + shift, return_dict=False)[0])
+
+        return decode
+
+    def predict(self, transformer: nn.Module, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        return transformer(
+            hidden_states=x,
+            timestep=(sigma * 1000.0).to(x.device, torch.float32),
+            encoder_hidden_states=conditioning["prompt_embeds"].to(x),
+            pooled_projections=conditioning["pooled_prompt_embeds"].to(x),
+            return_dict=False,
+        )[0]

@@ -1,0 +1,106 @@
+"""What a learner differentiates against the written-out formula; what the classes say about guidance; LoRA targets."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from flowbp_ray import backbones, weights
+from flowbp_ray.backbones import Conditioning, encode_all
+from flowbp_ray.backbones.guidance import full_velocity, trained_velocity
+from flowbp_ray.config import LoraConfig
+
+from . import tiny
+from .conftest import Saved
+
+SIZE, G = (32, 48), 3.5
+
+
+class Setting:
+    """A loaded family with a batch of two states at different nodes and their prompts."""
+
+    def __init__(self, name: str, saved: Saved) -> None:
+        self.name, self.backbone = name, backbones.get(name, str(saved(name)[0]))
+        self.transformer = self.backbone.load_transformer(torch.float32)
+        table = encode_all(self.backbone.load_encoder(), ["a red circle", "two blue squares"])
+        self.cond, self.negative = table.rows([0, 1]), table.negative(2)
+        self.sigmas = self.backbone.sigmas(6, *SIZE)
+        generator = torch.Generator().manual_seed(0)
+        self.x, self.u = torch.randn(2, 2, *self.backbone.latent_shape(*SIZE), generator=generator)
+        self.node, self.row = torch.tensor([1, 4]), torch.tensor([0, 1])
+
+    def branch(self, x: Tensor, conditioning: Conditioning) -> Tensor:
+        return self.backbone.predict(self.transformer, x, self.sigmas[self.node], conditioning)
+
+    def wanted(self, x: Tensor, detach: bool) -> Tensor:
+        """The formulas of METHODS §1 and of QwenImagePipeline, in the layout [B, C, rows, columns]."""
+        if self.name == "flux1":
+            return self.branch(x, self.cond | {"guidance": torch.full((2,), G)})
+        one, two = self.branch(x, self.cond), self.branch(x, self.negative)
+        if detach:
+            two = two.detach()
+        v = two + G * (one - two)
+        if self.name == "qwen_image":
+            v = v * (one.square().sum(1, keepdim=True).sqrt() / v.square().sum(1, keepdim=True).sqrt())
+        return v
+
+    def gradients(self, v: Tensor, x: Tensor) -> Tensor:
+        """VJP with u to the weights and to x, all in one vector."""
+        wrt = [x, *(p for p in self.transformer.parameters())]
+        found = torch.autograd.grad((v * self.u).sum(), wrt, allow_unused=True)
+        return torch.cat([g.flatten() for g in found if g is not None])
+
+
+@pytest.fixture(scope="module", params=tiny.NAMES)
+def setting(request: pytest.FixtureRequest, saved: Saved) -> Setting:
+    return Setting(request.param, saved)
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_a_learner_s_products_are_those_of_the_guided_velocity(setting: Setting, detach: bool) -> None:
+    s, x = setting, setting.x.clone().requires_grad_()
+    expected = s.gradients(s.wanted(x, detach), x)
+    bound = trained_velocity(s.backbone, s.transformer, s.sigmas, s.cond, s.negative, G, detach_negative=detach)
+    value = s.gradients(bound(x, s.node, s.row), x)
+    assert value.shape == expected.shape
+    assert float((value - expected).norm() / expected.norm()) < 1e-5
+    other = s.gradients(s.wanted(x, not detach), x)
+    assert s.backbone.embedded_guidance or float((other - expected).norm() / expected.norm()) > 1e-3
+
+
+def test_the_meter_sees_what_the_learner_runs(setting: Setting) -> None:
+    s, seen = setting, []
+    arguments = (s.backbone, s.transformer, s.sigmas, s.cond, s.negative, G)
+    with torch.no_grad():
+        full_velocity(*arguments, observe=seen.append)(s.x, s.node, s.row)
+        run = trained_velocity(*arguments, detach_negative=True)(s.x, s.node, s.row)
+    assert torch.allclose(seen[0], run, rtol=1e-4, atol=1e-5)
+
+
+def test_a_sampler_asks_once_and_an_embedded_guidance_has_no_second_branch(setting: Setting) -> None:
+    s, rows = setting, []
+    hook = s.transformer.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(len(kwargs["hidden_states"])), with_kwargs=True
+    )
+    with torch.no_grad():
+        for g in (G, 1.0):
+            full_velocity(s.backbone, s.transformer, s.sigmas, s.cond, s.negative, g)(s.x, s.node, s.row)
+    hook.remove()
+    assert rows == ([2, 2] if s.name == "flux1" else [4, 2])
+
+
+def test_the_lora_targets_are_all_there_and_train(setting: Setting) -> None:
+    s = setting
+    transformer = s.backbone.load_transformer(torch.float32)
+    modules = [name for name, _ in transformer.named_modules()]
+    for target in s.backbone.lora_targets:
+        assert any(name == target or name.endswith(f".{target}") for name in modules), target
+    weights.prepare(transformer, LoraConfig(rank=2, alpha=2), 0, s.backbone.lora_targets)
+    trained = weights.trained(transformer)
+    blocks = sum(len(getattr(transformer, key, ())) for key in ("transformer_blocks", "single_transformer_blocks"))
+    assert len(trained) >= 2 * 3 * blocks or s.name == "flux2"
+    assert all("lora_" in name for name in trained)
+    bound = trained_velocity(s.backbone, transformer, s.sigmas, s.cond, s.negative, G, detach_negative=True)
+    (bound(s.x, s.node, s.row) * s.u).sum().backward()
+    assert any(p.grad is not None and p.grad.any() for p in trained.values())
