@@ -109,7 +109,8 @@ def table(summary: Mapping[str, Any], guidance: str) -> Table:
     part = summary["guidance"][guidance]
     result = Table(title=f"held-out prompts, guidance {guidance} (95 % intervals)")
     for column in ("metric", "before", "after", "change"):
-        result.add_column(column, justify="left" if column == "metric" else "right")
+        first = column == "metric"
+        result.add_column(column, justify="left" if first else "right", min_width=26 if first else None)
     for name, before in part["before"].items():
         after, change = part["after"][name], part["change"].get(name)
         if not isinstance(before, Mapping):

@@ -16,6 +16,7 @@ from tests.faulty import BAD_NODE, BAD_SAMPLE, LEARNERS, REWARDS, SAMPLERS, inst
 from tests.small import small_config
 
 pytestmark = pytest.mark.ray
+long = pytest.mark.long
 
 LORA = "learners.lora={rank: 4, alpha: 8}"
 
@@ -28,7 +29,9 @@ def local_digest(config: Any) -> str:
     return loop.learner.digest()
 
 
-@pytest.mark.parametrize(("samplers", "rewards"), [(1, 2), (3, 1), (2, 2)])
+@pytest.mark.parametrize(
+    ("samplers", "rewards"), [(3, 1), *(pytest.param(*pools, marks=long) for pools in ((1, 2), (2, 2)))]
+)
 def test_one_digest_with_sleeps_and_kills(local_ray: Any, tmp_path: Path, samplers: int, rewards: int) -> None:
     pools = [f"samplers.count={samplers}", f"rewards.count={rewards}", "cluster.tries=8", "data.rollout_batch=1"]
     config = small_config(tmp_path, "flowbp_bridge", "steps=4", *pools)
@@ -56,6 +59,7 @@ def test_staleness_is_exact_and_its_drift_is_metered(local_ray: Any, tmp_path: P
         assert drift[0] < 1e-5 and min(drift[staleness:]) > 1e-3
 
 
+@long
 def test_drift_grows_with_staleness_and_drift_max_masks(local_ray: Any, tmp_path: Path) -> None:
     """drift.max leaves out the rows above it; timing changes nothing: a sleepy fleet gives the same digest."""
     shared = ["steps=5", "learners.optimizer.lr=1e-3", "data.rollout_batch=1"]
@@ -84,7 +88,9 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("what", FAULTS)
+@pytest.mark.parametrize(
+    "what", ["velocity", "gradient", *(pytest.param(w, marks=long) for w in ("score", "cotangent"))]
+)
 def test_what_is_not_finite_is_named_and_stops_the_run(local_ray: Any, tmp_path: Path, what: str) -> None:
     place, actor, message = FAULTS[what]
     with instead(*place, actor), pytest.raises(RunFailed, match=message) as found:
@@ -93,7 +99,7 @@ def test_what_is_not_finite_is_named_and_stops_the_run(local_ray: Any, tmp_path:
     assert f"sample {who}, prompt 'a" in str(found.value)
 
 
-@pytest.mark.parametrize("policy", ["skip_sample", "skip_step"])
+@pytest.mark.parametrize("policy", ["skip_sample", pytest.param("skip_step", marks=long)])
 def test_a_bad_sample_or_its_step_can_be_skipped(local_ray: Any, tmp_path: Path, policy: str) -> None:
     config = small_config(tmp_path, "flowbp_sparse", "steps=3", f"nonfinite={policy}")
     with instead(*SAMPLERS, faulty.NanVelocitySampler):
@@ -104,6 +110,7 @@ def test_a_bad_sample_or_its_step_can_be_skipped(local_ray: Any, tmp_path: Path,
     assert "velocity at node 3 is not finite" in (run.folder / "log.txt").read_text()
 
 
+@long
 def test_a_bad_gradient_costs_its_step_only(local_ray: Any, tmp_path: Path) -> None:
     with instead(*LEARNERS, faulty.OverflowingLearner):
         run, _ = driver.train(small_config(tmp_path, "flowbp_sparse", "steps=3", "nonfinite=skip_sample"))
@@ -118,7 +125,7 @@ LIES = {
 }
 
 
-@pytest.mark.parametrize("lie", LIES)
+@pytest.mark.parametrize("lie", ["a stale bucket", *(pytest.param(lie, marks=long) for lie in list(LIES)[1:])])
 def test_weights_that_do_not_arrive_stop_the_run(local_ray: Any, tmp_path: Path, lie: str) -> None:
     actor, message = LIES[lie]
     config = small_config(tmp_path, "flowbp_sparse", "steps=3", "learners.ema.decay=0.9")

@@ -24,6 +24,7 @@ from tests.chaos import before_step, during
 from tests.small import small_config, small_overrides
 
 pytestmark = pytest.mark.ray
+long = pytest.mark.long
 
 TIMED = ("_s", "per_s", "retries", "incarnation")
 FULL = ["learners.ema.decay=0.9", "learners.optimizer.schedule={name: cosine, warmup: 1}"]
@@ -53,9 +54,9 @@ def facts(run: Run) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("stop", "settings"),
     [
-        (1, ["staleness=0", *FULL]),
-        (3, ["staleness=1", *FULL, *EVALUATED]),
-        (2, ["staleness=1", *LORA, *FULL]),
+        pytest.param(1, ["staleness=0", *FULL], marks=long),
+        pytest.param(3, ["staleness=1", *FULL, *EVALUATED], marks=long),
+        pytest.param(2, ["staleness=1", *LORA, *FULL], marks=long),
         (3, ["staleness=1", *ZERO2, *FULL]),
     ],
     ids=["S=0, before any checkpoint", "S=1, evaluated", "S=1, LoRA", "S=1, ZeRO-2 on two ranks"],
@@ -91,7 +92,11 @@ def strike_rank(rank: int, number: signal.Signals, pids: list[int]) -> Callable[
 
 @pytest.mark.parametrize(
     ("method", "turn", "number", "stall"),
-    [("step", 3, signal.SIGKILL, 240), ("publish", 4, signal.SIGKILL, 240), ("step", 3, signal.SIGSTOP, 15)],
+    [
+        ("step", 3, signal.SIGKILL, 240),
+        pytest.param("publish", 4, signal.SIGKILL, 240, marks=long),
+        pytest.param("step", 3, signal.SIGSTOP, 15, marks=long),
+    ],
     ids=["killed in a backward", "killed in a publish", "stalled in a backward"],
 )
 def test_a_lost_rank_is_replaced_from_the_last_checkpoint(
@@ -122,6 +127,7 @@ def test_a_lost_rank_is_replaced_from_the_last_checkpoint(
     assert not psutil.pid_exists(pids[1]) or psutil.Process(pids[1]).status() == psutil.STATUS_ZOMBIE
 
 
+@long
 def test_work_that_does_not_move_is_dumped_and_ends_the_run(local_ray: Any, tmp_path: Path) -> None:
     """Every sampler stopped (SIGSTOP): nothing fails, nothing moves."""
     config = small_config(tmp_path, "flowbp_sparse", "steps=3", "cluster.stall_timeout=12")
@@ -199,6 +205,7 @@ def test_ctrl_c_once_finishes_the_step_saves_and_leaves_nothing(tmp_path: Path) 
     assert Run.resume(config).folder == folder
 
 
+@long
 def test_ctrl_c_twice_stops_at_once(tmp_path: Path) -> None:
     process, folder = start(tmp_path)
     others = family(process)

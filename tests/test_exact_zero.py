@@ -72,13 +72,14 @@ CASES = [
     Case(0, 2, False, True, 1, BRIDGE, "per_sample"),
     Case(2, 2, False, False, ALL, LAGRANGE, "per_batch"),
 ]
+SHORT = [CASES[i] for i in (3, 5, 7)]
 
 
 def whole(tensors: dict[str, Tensor]) -> Tensor:
     return torch.cat([tensors[name].double().flatten() for name in sorted(tensors)])
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [c if c in SHORT else pytest.param(c, marks=pytest.mark.long) for c in CASES], ids=str)
 def test_zero_equals_one_process(local_ray: Any, tmp_path: Path, case: Case) -> None:
     """Five steps: within 1e-6 of plain torch relative to the weights, and moved by far more than that."""
     run, _ = driver.train(small_config(tmp_path, case.method, *case.shared, *case.own))
@@ -91,12 +92,13 @@ def test_zero_equals_one_process(local_ray: Any, tmp_path: Path, case: Case) -> 
     assert float((start - want).norm()) > 1e-3 * float(want.norm())
 
 
+@pytest.mark.long
 def test_two_seeds_differ(local_ray: Any, tmp_path: Path) -> None:
     digests = {driver.train(small_config(tmp_path, BRIDGE, f"seed={s}"))[1]["weights_sha256"] for s in (1, 2)}
     assert len(digests) == 2
 
 
-@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+@pytest.mark.parametrize("zero", [2, *(pytest.param(z, marks=pytest.mark.long) for z in (0, 1, 3))])
 def test_the_sharded_average_is_the_average_of_what_was_published(local_ray: Any, tmp_path: Path, zero: int) -> None:
     """ema[n] = d·ema[n−1] + (1−d)·w[n], from the published weights; and the masters' fingerprint is the published."""
     config = small_config(
