@@ -42,7 +42,7 @@ def test_one_digest_with_sleeps_and_kills(local_ray: Any, tmp_path: Path, sample
     assert summary["weights_sha256"] == local_digest(config)
 
 
-@pytest.mark.parametrize("staleness", [0, 1, 2])
+@pytest.mark.parametrize("staleness", [1, pytest.param(0, marks=long), pytest.param(2, marks=long)])
 def test_staleness_is_exact_and_its_drift_is_metered(local_ray: Any, tmp_path: Path, staleness: int) -> None:
     """Each batch used version max(0, b − S); drift is noise at 0 and real above."""
     limits = ["drift.max=100"] if staleness == 2 else ["drift.meter=true"]

@@ -15,7 +15,6 @@ from flowbp_ray.config import RunConfig
 from flowbp_ray.local import LocalLoop
 from flowbp_ray.messages import Version, unpack_all
 from flowbp_ray.run import Run
-from tests.chaos import before_step, kill_pools
 from tests.small import small_config
 
 pytestmark = pytest.mark.ray
@@ -61,22 +60,6 @@ def test_state_bytes_per_image_are_the_formula(local_ray: Any, tmp_path: Path) -
     assert line["state_bytes_per_image"] == 3 * latent == line["state_bytes_per_image_formula"]
     assert line["target_bytes_per_image"] == latent
     assert line["cotangent_bytes_per_image"] == latent
-
-
-def test_staleness_one_uses_the_version_before(local_ray: Any, tmp_path: Path) -> None:
-    run, _, _ = trained(small_config(tmp_path, "flowbp_sparse", "staleness=1", "steps=4"))
-    assert [line["version"] for line in run.metrics()] == [0, 0, 1, 2]
-
-
-def test_a_killed_sampler_and_reward_server_change_nothing(local_ray: Any, tmp_path: Path) -> None:
-    """SIGKILL in the middle: items are issued again, and the weights are the undisturbed ones."""
-    config = small_config(tmp_path, "flowbp_sparse", "steps=6", "samplers.count=2", "cluster.tries=6")
-    with before_step(1, kill_pools) as called:
-        run, summary, _ = trained(config)
-    assert called == [1]
-    assert summary["retries"] >= 1
-    assert summary["weights_sha256"] == local_weights(config)[0]
-    assert [line["step"] for line in run.metrics()] == list(range(6))
 
 
 def test_the_learner_process_has_neither_decoder_nor_reward(local_ray: Any, tmp_path: Path) -> None:
