@@ -169,6 +169,8 @@ class Pipeline:
             what = f"item {job.item.index} of step {job.item.step} failed {times} at a {pool.name}"
             raise RunFailed(f"{what}; the last time: {cause(error)}") from error
         lost_rollout = job.stage == "scoring" and not isinstance(error, RayActorError)
+        if lost_rollout:
+            job.failed_on = None  # it names a reward server, and a sampler is next
         job.stage = "queued" if job.stage == "rolling" or lost_rollout else "rolled"
 
     def _check_weights(self, job: Job, worker: int, held: str) -> None:

@@ -3,6 +3,7 @@
     step_000040/
         engine…                  what the engine wrote: masters, moments, average, by rank
         weights.safetensors      the published weights of version 40
+        average.safetensors      their average, where one is kept
         version_39.safetensors   older versions that batches of a stale run still need
         evaluations.npz          the evaluations so far and the first pictures
 
@@ -23,6 +24,7 @@ from torch import Tensor
 from flowbp_ray.loading import ConfigError
 
 WEIGHTS = "weights.safetensors"
+AVERAGE = "average.safetensors"
 
 
 class Checkpoints:
@@ -42,7 +44,8 @@ class Checkpoints:
     def begin(self, step: int) -> Path:
         """An empty folder to write into; what a killed run left half-written is removed."""
         partial = self.path(step).with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
+        for torn in self.folder.glob("step_*.partial"):
+            shutil.rmtree(torn, ignore_errors=True)
         partial.mkdir(parents=True)
         return partial
 
@@ -53,12 +56,15 @@ class Checkpoints:
         weights: Mapping[str, Tensor],
         versions: Mapping[int, Mapping[str, Tensor]],
         evaluations: Mapping[str, np.ndarray],
+        average: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Add the published weights and the evaluations, give the folder its name, remove all but the newest `keep`."""
         partial, final = self.path(step).with_suffix(".partial"), self.path(step)
         for version, tensors in versions.items():
             _save(tensors, partial / f"version_{version}.safetensors")
-        np.savez(partial / "evaluations.npz", allow_pickle=False, **dict(evaluations))
+        np.savez(partial / "evaluations.npz", **dict(evaluations))  # type: ignore[arg-type]
+        if average is not None:
+            _save(average, partial / AVERAGE)
         _save(weights, partial / WEIGHTS)
         for path in sorted(partial.rglob("*")):
             _sync(path)
@@ -69,13 +75,17 @@ class Checkpoints:
         for old in self.steps()[:-keep]:
             shutil.rmtree(self.path(old))
 
-    def weights(self, step: int | None = None) -> tuple[int, dict[str, Tensor]]:
-        """Published weights of a checkpoint (the newest one by default), and its step."""
+    def weights(self, step: int | None = None, average: bool = False) -> tuple[int, dict[str, Tensor]]:
+        """Published weights of a checkpoint (the newest one by default), and its step.
+
+        average: the average of the weights where the checkpoint has one: what evaluations measured.
+        """
         steps = self.steps()
         if not steps or (step is not None and step not in steps):
             raise ConfigError(f"no checkpoint of step {step} in {self.folder}; there are: {steps or 'none'}")
         step = steps[-1] if step is None else step
-        return step, load_file(self.path(step) / WEIGHTS)
+        has = average and (self.path(step) / AVERAGE).is_file()
+        return step, load_file(self.path(step) / (AVERAGE if has else WEIGHTS))
 
     def versions(self, step: int) -> dict[int, dict[str, Tensor]]:
         """The older versions that a checkpoint holds."""

@@ -122,6 +122,9 @@ def guarded(command: Callable[[], object]) -> None:
     except Interrupted as error:
         print(f"flowbp-ray: {error}", file=sys.stderr)
         sys.exit(130)
+    except OSError as error:
+        print(f"flowbp-ray: {error}", file=sys.stderr)
+        sys.exit(2)
     except RuntimeError as error:
         if not any(kind.__name__ == "RunFailed" for kind in type(error).__mro__):
             raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -18,7 +18,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class Strict(BaseModel):
     """Unknown keys are refused; values cannot be changed after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class BackboneConfig(Strict):
@@ -111,7 +111,7 @@ class OptimizerConfig(Strict):
     """AdamW, clipping by the global gradient norm."""
 
     lr: float = Field(1e-5, gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(1e-4, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
@@ -196,9 +196,9 @@ class RunConfig(Strict):
     sample, or the step, with a NaN or an infinity in it (a bad gradient always costs the whole step).
     """
 
-    name: str
-    seed: int = 42
-    plan_seed: int = 114
+    name: str = Field(pattern=r"^[\w.+-]*\w[\w.+-]*$")
+    seed: int = Field(42, ge=0)
+    plan_seed: int = Field(114, ge=0)
     steps: int = Field(ge=1)
     staleness: int = Field(0, ge=0)
     output: str = "runs"

@@ -15,14 +15,14 @@ import ray
 from actors import transport
 from actors.fleet import Fleet
 from actors.gang import GangLost
-from actors.pipeline import Job, RunFailed, Stalled
+from actors.pipeline import RunFailed, Stalled
 from actors.transport import Published
 from flowbp_ray import backbones, prompts
 from flowbp_ray.config import RunConfig
 from flowbp_ray.evaluating import Evaluator, flat
 from flowbp_ray.interrupt import Interrupted, Interrupts
 from flowbp_ray.messages import Evaluated, Item, Scored, StepReport, Version, unpack_all
-from flowbp_ray.metrics import Tracker, step_metrics
+from flowbp_ray.metrics import Tracker, state_bytes, step_metrics
 from flowbp_ray.progress import Progress
 from flowbp_ray.report import curves, summarise
 from flowbp_ray.rollouts import items_of_step
@@ -67,18 +67,19 @@ def train(config: RunConfig, progress: Progress | None = None) -> tuple[Run, dic
     """
     records, held_out = check(config)
     run = Run.resume(config) if config.resume == "auto" else Run.create(config)
+    run.same_prompts([r.text for r in (*records, *held_out)])
     progress = progress or Progress(config.steps, quiet=True)
     progress.begin(run.folder, config)
     joined = ray.is_initialized()
     tracker = Tracker(run.folder, config)
     try:
-        with Interrupts(progress.note) as interrupts:
+        with Interrupts() as interrupts:
             start_ray(config)
             with Fleet(config, [r.text for r in (*records, *held_out)]) as fleet:
                 evaluator = Evaluator(config, run, held_out, len(records))
                 return run, Loop(config, run, fleet, tracker, progress, records, evaluator, interrupts).run_all()
-    except RunFailed as error:
-        run.logger().error("%s", error)
+    except (RunFailed, ValueError) as error:
+        run.logger().error("%s", error, exc_info=not isinstance(error, RunFailed))
         if isinstance(error, Stalled):
             (run.folder / "stalled.json").write_text(json.dumps(error.state, indent=1) + "\n")
         raise
@@ -116,9 +117,12 @@ class Loop:
 
     def run_all(self) -> dict[str, Any]:
         """Go on from the newest checkpoint, or evaluate and begin; a lost gang goes on from there too."""
-        attempt, furthest = 0, -1
+        attempt, furthest, lost = 0, -1, False
         while True:
             try:
+                if lost:
+                    self.fleet.rebuild()
+                    self.incarnation += 1
                 self.restore(self.run.checkpoints.steps())
                 while self.done < self.config.steps:
                     self.step(self.done)
@@ -127,18 +131,18 @@ class Loop:
                 return self.finish()
             except GangLost as error:
                 attempt, furthest = (1, self.done) if self.done > furthest else (attempt + 1, furthest)
-                if attempt > self.config.cluster.tries:
+                if attempt >= self.config.cluster.tries:
                     raise RunFailed(f"{error}; {attempt} gangs were lost at step {self.done}") from error
                 self.log.warning("%s; building the learners again", error)
                 self.progress.note(f"{error}; building the learners again")
-                self.fleet.rebuild()
-                self.incarnation += 1
+                lost = True
 
     def restore(self, saved: Sequence[int]) -> None:
         """Bring learners, published versions, evaluations and the log to the newest checkpoint, or to the start."""
         step = saved[-1] if saved else 0
         self.tracker.rewind(step if saved else -1)
         self.done = self.issued = step
+        self.skipped = 0
         self.published = {}
         if saved:
             checkpoints = self.run.checkpoints
@@ -175,7 +179,9 @@ class Loop:
         scored = [job.result for job in jobs if isinstance(job.result, Scored)]
         reports = [job.report for job in jobs if job.report is not None]
         metrics = step_metrics(self.config, reports, scored, learners, chosen, drift) | {
-            "state_bytes_per_image_formula": state_bytes(self.config, jobs),
+            "state_bytes_per_image_formula": state_bytes(
+                self.config, [plan for job in jobs for plan in job.item.plans]
+            ),
             "version": reports[0].version.step,
             "incarnation": self.incarnation,
             "retries": self.fleet.pipeline.retries,
@@ -244,7 +250,8 @@ class Loop:
             self.save(done)
         if asked:
             self.log.info("stopped on request after step %d", done)
-            raise Interrupted(f"stopped after step {done}, saved in {self.run.folder}; resume=auto goes on from there")
+            again = f"name={self.run.folder.name} resume=auto goes on from there"
+            raise Interrupted(f"stopped after step {done}, saved in {self.run.folder}; {again}")
 
     def evaluate(self, step: int) -> None:
         """Held-out prompts with the weights of `step`, or their average where one is kept."""
@@ -275,7 +282,11 @@ class Loop:
         self.fleet.gang.save(str(checkpoints.begin(step).resolve()))
         held = {v: unpack_all(transport.load(published.weights)) for v, published in self.published.items()}
         current = held.pop(step)
-        checkpoints.finish(step, self.config.checkpoint.keep, current, held, self.evaluator.state())
+        average = None
+        if self.config.learners.ema is not None:
+            published = self.fleet.gang.publish(self.version(step, True))
+            average = unpack_all(transport.load(published.weights))
+        checkpoints.finish(step, self.config.checkpoint.keep, current, held, self.evaluator.state(), average)
 
     def finish(self) -> dict[str, Any]:
         """curves.png and summary.json."""
@@ -285,12 +296,3 @@ class Loop:
         self.run.write_summary(summary)
         curves(self.run)
         return summary
-
-
-def state_bytes(config: RunConfig, jobs: Sequence[Job]) -> float:
-    """Bytes of states per image by formula: states of the plan × elements of a latent × itemsize, averaged."""
-    model = config.backbone
-    shape = backbones.get(model.name, model.path).latent_shape(model.height, model.width)
-    plans = [plan for job in jobs for plan in job.item.plans]
-    states = sum(len(plan.states) for plan in plans) / len(plans)
-    return states * int(np.prod(shape)) * model.torch_dtype.itemsize

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
-from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -16,9 +16,8 @@ class Interrupted(RuntimeError):
 class Interrupts:
     """SIGINT and SIGTERM while it is entered. Outside the main thread nothing is caught: Python would not allow it."""
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
+    def __init__(self) -> None:
         self.asked = False
-        self.tell = tell
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
@@ -34,4 +33,4 @@ class Interrupts:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        self.tell("finishing the step and saving; once more to stop at once")
+        os.write(2, b"\nfinishing the step and saving; once more to stop at once\n")  # print may not be re-entered

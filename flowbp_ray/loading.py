@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
@@ -29,7 +29,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
             raise ConfigError(f"override {override!r} is not key=value; write for example learners.optimizer.lr=1e-4")
         try:
             tree = OmegaConf.merge(tree, OmegaConf.from_dotlist([_null(override)]))
-        except OmegaConfBaseException as error:
+        except (OmegaConfBaseException, TypeError, IndexError, ValueError, yaml.YAMLError) as error:
             raise ConfigError(f"override {override!r} cannot be applied: {str(error).splitlines()[0]}") from error
     plain = OmegaConf.to_container(tree, resolve=True)
     assert isinstance(plain, dict)
@@ -69,10 +69,16 @@ def _read(path: Path, seen: tuple[Path, ...]) -> Any:
     if path in seen:
         raise ConfigError(f"{path.name} extends itself through {' -> '.join(p.name for p in seen)}; remove one")
     try:
-        tree = OmegaConf.create(yaml.safe_load(path.read_text()) or {})
-    except yaml.YAMLError as error:
+        plain = yaml.safe_load(path.read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    parents = tree.pop("extends", None) or []
+    if not isinstance(plain, dict):
+        raise ConfigError(f"{path} holds a {type(plain).__name__}, not keys with values; write for example steps: 60")
+    tree = OmegaConf.create(plain)
+    parents = plain.get("extends") or []
+    if not isinstance(parents, str | list) or not all(isinstance(parent, str) for parent in parents):
+        raise ConfigError(f"{path.name}: extends must be a file name or a list of them, got {parents!r}")
+    tree.pop("extends", None)
     result: Any = OmegaConf.create({})
     for parent in [parents] if isinstance(parents, str) else parents:
         other = path.parent / parent
@@ -84,7 +90,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> Any:
 
 def _override_method(merged: Any, tree: Any) -> Any:
     """A file that names another method replaces the inherited one: the arguments of two methods do not mix."""
-    if "method" in tree and "name" in tree.method:
+    if isinstance(tree.get("method"), DictConfig) and "name" in tree.method:
         merged.method = tree.method
     return merged
 

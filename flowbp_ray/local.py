@@ -83,7 +83,7 @@ def draw(
 ) -> tuple[int, list[np.ndarray]]:
     """Pictures [H, W, 3] uint8 of prompts with a run's checkpoint; also says which step's."""
     config = run.config()
-    used, tensors = run.checkpoints.weights(step)
+    used, tensors = run.checkpoints.weights(step, average=True)
     sampler = Sampler(config, encode(config, texts))
     weights.install(sampler.transformer, tensors)
     sampler.version = Version(0, used)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -10,9 +11,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from flowbp_ray import backbones
 from flowbp_ray.config import RunConfig
 from flowbp_ray.messages import RolloutReport, Scored, StepReport
 from flowbp_ray.selection import Selection
+from flowbp_ray.surrogate import Plan
 
 
 def step_metrics(
@@ -31,7 +34,8 @@ def step_metrics(
     rows, limit = sum(len(r.omega) for r in reports), config.learners.optimizer.max_grad_norm
     norm = learners[0].grad_norm if learners else float("nan")
     aged = drift or [value for r in learners for value in r.drift]
-    flat: dict[str, float] = {"loss": float(np.mean([loss for s in scored for loss in s.losses]))}
+    losses = np.array([loss for s in scored for loss in s.losses])
+    flat: dict[str, float] = {"loss": float(losses @ np.array(chosen.factors) / rows)}
     for name in scored[0].scores:
         values = np.array([v for s in scored for row in s.scores[name] for v in row])
         flat[f"reward/{name}"] = float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
@@ -60,6 +64,14 @@ def step_metrics(
     }
 
 
+def state_bytes(config: RunConfig, plans: Sequence[Plan]) -> float:
+    """Bytes of states per image by formula: states of the plan × elements of a latent × itemsize, averaged."""
+    model = config.backbone
+    shape = backbones.get(model.name, model.path).latent_shape(model.height, model.width)
+    states = sum(len(plan.states) for plan in plans) / len(plans)
+    return states * int(np.prod(shape)) * model.torch_dtype.itemsize
+
+
 class Tracker:
     """One line per step in metrics.jsonl; the same numbers to wandb where `tracking.wandb` is on."""
 
@@ -74,7 +86,7 @@ class Tracker:
             self.wandb = wandb.init(
                 project=config.tracking.project,
                 name=folder.name,
-                id=folder.name,
+                id=hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16],
                 resume="allow",
                 dir=str(folder),
                 config=config.model_dump(mode="json"),

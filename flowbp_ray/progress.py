@@ -25,6 +25,7 @@ class Progress:
         self.steps, self.quiet = steps, quiet
         self.console = console or Console(quiet=quiet, highlight=False, soft_wrap=True)
         self.began = time.perf_counter()
+        self.seen = 0  # steps of this session
         self.step_seconds = 0.0  # running mean of the last steps, without start-up and evaluations
         self.live: Live | None = None
         self.bar = Bar(
@@ -69,7 +70,8 @@ class Progress:
         rewards = ", ".join(f"{name.removeprefix('reward/')} {metrics[name]:.4f}" for name in names)
         numbers = f"{metrics['images_per_s']:.1f} images/s, {rewards}"
         self.bar.update(self.task, completed=done, numbers=numbers)
-        self.step_seconds += (metrics["step_s"] - self.step_seconds) / min(done, EVERY)
+        self.seen += 1
+        self.step_seconds += (metrics["step_s"] - self.step_seconds) / min(self.seen, EVERY)
         if self.live is None and (done % EVERY == 0 or done in (1, self.steps)):
             elapsed = time.perf_counter() - self.began
             left = self.step_seconds * (self.steps - done)

@@ -30,7 +30,10 @@ def load(source: str) -> list[PromptRecord]:
         lines = [line.strip() for line in path.read_text().splitlines()]
         rows: list[dict[str, Any]] = [{"prompt": line} for line in lines if line]
     elif path.suffix == ".jsonl":
-        rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+        try:
+            rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+        except ValueError as error:
+            raise ValueError(f"prompts file {source} is not JSON lines: {error}") from error
     elif path.suffix == ".parquet":
         import pyarrow.parquet as parquet
 
@@ -40,8 +43,9 @@ def load(source: str) -> list[PromptRecord]:
     if not rows:
         raise ValueError(f"prompts file {source} holds no prompt")
     for number, row in enumerate(rows, 1):
-        if not isinstance(row.get("prompt"), str):
-            raise ValueError(f"prompts file {source}, entry {number}: no text under 'prompt', only {sorted(row)}")
+        if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
+            found = sorted(row) if isinstance(row, dict) else row
+            raise ValueError(f"prompts file {source}, entry {number}: no text under 'prompt', only {found}")
     return [PromptRecord(row["prompt"], {k: v for k, v in row.items() if k != "prompt"}) for row in rows]
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ from flowbp_ray.checkpoint import Checkpoints
 from flowbp_ray.config import RunConfig
 from flowbp_ray.loading import ConfigError, dump, load
 
-# What may differ between a run and its continuation: where and with how many processes, not what is computed.
+# What may differ between a run and its continuation: where and with how many processes, not what is computed. (Torch
+# gives the same bits for one and for several threads only where its kernels do.)
 FREE = {"output", "resume", "cluster", "samplers", "tracking", "checkpoint"}
 FREE_IN = {"rewards": {"count", "threads", "cpus", "gpus"}, "learners": {"threads", "cpus", "gpus"}}
 
@@ -30,17 +33,29 @@ class Run:
         folder, number = config.run_dir, 2
         while folder.exists():
             folder, number = config.run_dir.with_name(f"{config.name}-{number}"), number + 1
-        run = cls(folder)
-        run.images.mkdir(parents=True)
-        run.checkpoints.folder.mkdir()
-        (folder / "config.yaml").write_text(dump(config))
-        return run
+        return cls(folder)._begin(config)
+
+    def _begin(self, config: RunConfig) -> Run:
+        """Write the folder, config.yaml last and at once: a folder without it is no run."""
+        self.images.mkdir(parents=True, exist_ok=True)
+        self.checkpoints.folder.mkdir(exist_ok=True)
+        partial = self.folder / "config.partial"
+        partial.write_text(dump(config.model_copy(update={"name": self.folder.name})))
+        partial.rename(self.folder / "config.yaml")
+        return self
+
+    def same_prompts(self, texts: Sequence[str]) -> None:
+        """Raises ConfigError where the prompts are not those that the run began with; their digest is kept."""
+        file, digest = self.folder / "prompts.sha256", hashlib.sha256("\n".join(texts).encode()).hexdigest()
+        if file.is_file() and file.read_text().strip() != digest:
+            raise ConfigError(f"the prompts of {self.folder} have changed since it began; write another name=")
+        file.write_text(digest + "\n")
 
     @classmethod
     def resume(cls, config: RunConfig) -> Run:
         """The folder output/name if it is a run, a new one if not. Raises ConfigError where it is another run's."""
         if not (config.run_dir / "config.yaml").is_file():
-            return cls.create(config)
+            return cls(config.run_dir)._begin(config)
         run = cls(config.run_dir)
         old, new = run.config().model_dump(mode="json"), config.model_dump(mode="json")
         if different := differences(old, new):

@@ -38,6 +38,7 @@ class Sampler:
         if self.version == version:
             return 0.0
         started = time.perf_counter()
+        self.version = None  # a half install is no version
         weights.install(self.transformer, unpack_all(fetch()))
         self.version, self.fingerprint = version, fingerprint(weights.trained(self.transformer))
         return time.perf_counter() - started

@@ -33,7 +33,8 @@ def select(config: RunConfig, jobs: Sequence[Any], drift: Sequence[float]) -> Se
         for flag, sample in zip(job.report.kept, job.item.samples, strict=True)
     ]
     if drift and config.drift.max is not None:
-        kept = [flag and aged <= config.drift.max for flag, aged in zip(kept, drift, strict=True)]
+        # a drift that is not a number stays: the sweep meets that velocity again, and names it
+        kept = [flag and not aged > config.drift.max for flag, aged in zip(kept, drift, strict=True)]
     if faults and config.nonfinite == "skip_step":
         kept = [False] * len(kept)
     count = sum(kept)

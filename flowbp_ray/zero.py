@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from contextlib import nullcontext
 from datetime import timedelta
@@ -47,21 +48,21 @@ class DeepSpeedEngine:
     def step(self, rate: float) -> float:
         set_rate(self.optimizer, rate)
         norm = self._plain_norm() if self.stage == 0 else None
+        if norm is not None and not math.isfinite(norm):
+            self.engine.zero_grad()
+            return norm
         self.engine.step()
         if norm is None:
             norm = float(self.engine.get_global_grad_norm())
-        if norm < float("inf") and self.ema is not None:
+        if norm < 0:  # how older versions say that it is not finite
+            norm = float("inf")
+        if math.isfinite(norm) and self.ema is not None:
             self.ema.update(self._shards())
         return norm
 
     def _plain_norm(self) -> float:
         """Stage 0 has the whole gradient on every rank, and DeepSpeed neither tells its norm nor skips a bad one."""
-        parameters = [p for p in self.named.values() if p.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
-        if not norm < float("inf"):
-            for p in parameters:
-                p.grad = None
-        return norm
+        return float(torch.nn.utils.get_total_norm([p.grad for p in self.named.values() if p.grad is not None]))
 
     def weights(self, ema: bool = False) -> dict[str, Tensor]:
         with needed(self.ema).swapped(self._shards()) if ema else nullcontext():

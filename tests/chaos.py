@@ -61,20 +61,6 @@ def send(actor: Any, number: signal.Signals) -> int:
     return pid
 
 
-def kill_rank(rank: int, number: signal.Signals = signal.SIGKILL) -> Callable[[Loop], Callable[[Gang], None]]:
-    """Pids must be known beforehand: a busy rank does not answer. Call with the loop, then with the gang."""
-
-    def prepare(loop: Loop) -> Callable[[Gang], None]:
-        pid: int = ray.get(loop.fleet.gang.ranks[rank].pid.remote())
-
-        def strike(gang: Gang) -> None:
-            os.kill(pid, number)
-
-        return strike
-
-    return prepare
-
-
 def kill_pools(loop: Loop) -> None:
     """SIGKILL the first sampler and the first reward server, a moment apart."""
     for pool in (loop.fleet.pipeline.samplers, loop.fleet.pipeline.scorers):

@@ -188,7 +188,7 @@ def test_ctrl_c_once_finishes_the_step_saves_and_leaves_nothing(tmp_path: Path) 
     steps = [line["step"] for line in Run.open(folder).metrics()]
     assert steps == list(range(len(steps)))
     assert Run.open(folder).checkpoints.steps() == [len(steps)]
-    assert f"stopped after step {len(steps)}, saved in {folder}" in output
+    assert f"stopped after step {len(steps)}, saved in {folder}; name=mine resume=auto" in output
 
     process, folder = start(tmp_path, "checkpoint.every=1")
     others = family(process)
@@ -215,5 +215,6 @@ def test_ctrl_c_twice_stops_at_once(tmp_path: Path) -> None:
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
     assert gone(others)
-    assert "once more to stop at once" in output and "Traceback" not in output
+    assert "stopped at once" in output and "Traceback" not in output
+    assert not Run.open(folder).checkpoints.steps()
     assert folder.is_dir()

@@ -38,8 +38,8 @@ class Case:
     def shared(self) -> list[str]:
         """What the process without Ray is given too."""
         lora = ["learners.lora={rank: 4, alpha: 8}", "learners.optimizer.lr=1e-3"] if self.lora else []
-        count = "method.k=3"
-        return ["steps=5", f"method.draws={self.draws}", f"seed={40 + self.zero}", "nonfinite=stop", count, *lora]
+        count = ["method.k=3"] if self.method == BRIDGE else []
+        return ["steps=5", f"method.draws={self.draws}", f"seed={40 + self.zero}", *count, *lora]
 
     @property
     def own(self) -> list[str]:
