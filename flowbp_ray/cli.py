@@ -35,7 +35,11 @@ def train(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     from flowbp_ray.progress import Progress
 
     settings = loading.load(config, overrides or [])
-    run, summary = run_training(settings, Progress(settings.steps, console=console))
+    try:
+        run, summary = run_training(settings, Progress(settings.steps, console=console))
+    except KeyboardInterrupt:  # here, because click would answer it without a word
+        print("flowbp-ray: stopped at once; resume=auto goes on from the last checkpoint", file=sys.stderr)
+        raise typer.Exit(130) from None
     show(run.folder, summary)
 
 
