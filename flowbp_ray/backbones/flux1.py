@@ -18,7 +18,6 @@ class Flux1Backbone(PipelineBackbone):
 
     name = "flux1"
     embedded_guidance = True
-    lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
     pipeline_class = "FluxPipeline"
     transformer_class = "FluxTransformer2DModel"
     vae_class = "AutoencoderKL"

@@ -20,7 +20,7 @@ class Flux2Backbone(PipelineBackbone):
 
     name = "flux2"
     lora_targets = (
-        *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+        *PipelineBackbone.lora_targets,
         "to_qkv_mlp_proj",  # the single-stream blocks fuse attention and MLP
     )
     text_layers: ClassVar[tuple[int, ...]] = (9, 18, 27)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import importlib
 from collections.abc import Callable
 from functools import cached_property
@@ -25,6 +26,7 @@ class PipelineBackbone(Backbone):
     times the patch of 2.
     """
 
+    lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
     pipeline_class: ClassVar[str]
     transformer_class: ClassVar[str]
     vae_class: ClassVar[str]
@@ -126,9 +128,9 @@ class PipelineBackbone(Backbone):
             parts[name] = self.folder.model(name, cls, None).requires_grad_(False)
         return getattr(importlib.import_module("diffusers"), self.pipeline_class)(**parts)
 
+    @abc.abstractmethod
     def encode(self, pipe: Any, prompts: list[str]) -> Conditioning:
         """Conditioning [len(prompts), ...] by the pipeline's own `encode_prompt`."""
-        raise NotImplementedError
 
 
 def timestep(x: Tensor, sigma: Tensor) -> Tensor:

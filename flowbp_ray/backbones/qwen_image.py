@@ -18,7 +18,6 @@ class QwenImageBackbone(PipelineBackbone):
 
     name = "qwen_image"
     linear_guidance = False
-    lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
     pipeline_class = "QwenImagePipeline"
     transformer_class = "QwenImageTransformer2DModel"
     vae_class = "AutoencoderKLQwenImage"

@@ -16,7 +16,6 @@ class SD35Backbone(PipelineBackbone):
     """The transformer cuts its own patches: states are the VAE's latents [16, H/8, W/8]."""
 
     name = "sd35"
-    lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
     pipeline_class = "StableDiffusion3Pipeline"
     transformer_class = "SD3Transformer2DModel"
     vae_class = "AutoencoderKL"
