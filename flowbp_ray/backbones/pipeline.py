@@ -26,7 +26,16 @@ class PipelineBackbone(Backbone):
     times the patch of 2.
     """
 
-    lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    lora_targets: ClassVar[tuple[str, ...]] = (
+        "to_q",
+        "to_k",
+        "to_v",
+        "to_out.0",
+        "add_q_proj",
+        "add_k_proj",
+        "add_v_proj",
+        "to_add_out",
+    )
     pipeline_class: ClassVar[str]
     transformer_class: ClassVar[str]
     vae_class: ClassVar[str]
