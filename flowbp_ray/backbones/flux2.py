@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -55,18 +54,10 @@ class Flux2Backbone(PipelineBackbone):
         embeds, _ = pipe.encode_prompt(prompts, text_encoder_out_layers=self.text_layers)
         return {"prompt_embeds": embeds}
 
-    def load_decoder(self) -> Callable[[Tensor], Tensor]:
-        from flowbp_ray.rewards.objective import unit_images
-
-        vae = self.load_vae()
-        mean = vae.bn.running_mean.view(1, -1, 1, 1)
-        std = torch.sqrt(vae.bn.running_var.view(1, -1, 1, 1) + vae.config.batch_norm_eps)
-
-        def decode(latents: Tensor) -> Tensor:
-            z = tokens.unpatchify(latents.float() * std + mean)
-            return unit_images(vae.decode(z, return_dict=False)[0])
-
-        return decode
+    def decode(self, vae: Any, latents: Tensor) -> Tensor:
+        mean, variance = (t.view(1, -1, 1, 1) for t in (vae.bn.running_mean, vae.bn.running_var))
+        std = torch.sqrt(variance + vae.config.batch_norm_eps)
+        return vae.decode(tokens.unpatchify(latents * std + mean), return_dict=False)[0]
 
     def predict(self, transformer: nn.Module, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         rows, columns = x.shape[2:]

@@ -118,6 +118,16 @@ class PipelineBackbone(Backbone):
         """The VAE in fp32 without gradients of its own: what arrives at the latents is the gradient of the pixels."""
         return self.folder.model("vae", self.vae_class, torch.float32).requires_grad_(False)
 
+    def load_decoder(self) -> Callable[[Tensor], Tensor]:
+        from flowbp_ray.rewards.objective import unit_images
+
+        vae = self.load_vae()
+        return lambda latents: unit_images(self.decode(vae, latents.float()))
+
+    @abc.abstractmethod
+    def decode(self, vae: Any, latents: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in -1..1 of states [B, ...] fp32, differentiable: as the end of the pipeline's call."""
+
     def load_encoder(self) -> Callable[[list[str]], Conditioning]:
         pipe = self.text_pipeline()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -38,18 +37,10 @@ class QwenImageBackbone(PipelineBackbone):
         words = torch.ones(embeds.shape[:2]) if mask is None else mask
         return {"prompt_embeds": embeds, "prompt_embeds_mask": words.to(torch.uint8)}
 
-    def load_decoder(self) -> Callable[[Tensor], Tensor]:
-        from flowbp_ray.rewards.objective import unit_images
-
-        vae = self.load_vae()
-        mean = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1)
-        std = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1)
-
-        def decode(latents: Tensor) -> Tensor:
-            z = tokens.unpatchify(latents.float()) * std + mean
-            return unit_images(vae.decode(z.unsqueeze(2), return_dict=False)[0][:, :, 0])  # a video of one frame
-
-        return decode
+    def decode(self, vae: Any, latents: Tensor) -> Tensor:
+        mean, std = (latents.new_tensor(v).view(1, -1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
+        z = tokens.unpatchify(latents) * std + mean
+        return vae.decode(z.unsqueeze(2), return_dict=False)[0][:, :, 0]  # a video of one frame
 
     def guide(self, v_cond: Tensor, v_neg: Tensor, guidance: float) -> Tensor:
         """c·|v_cond|/|c| with c = v_neg + g·(v_cond − v_neg) and norms over each token's channels."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -51,16 +50,9 @@ class SD35Backbone(PipelineBackbone):
         embeds, _, pooled, _ = pipe.encode_prompt(prompts, None, None, do_classifier_free_guidance=False)
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
 
-    def load_decoder(self) -> Callable[[Tensor], Tensor]:
-        from flowbp_ray.rewards.objective import unit_images
-
-        vae = self.load_vae()
-        scale, shift = vae.config.scaling_factor, vae.config.shift_factor
-
-        def decode(latents: Tensor) -> Tensor:
-            return unit_images(vae.decode(latents.float() / scale + shift, return_dict=False)[0])
-
-        return decode
+    def decode(self, vae: Any, latents: Tensor) -> Tensor:
+        z = latents / vae.config.scaling_factor + vae.config.shift_factor
+        return vae.decode(z, return_dict=False)[0]
 
     def predict(self, transformer: nn.Module, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         return transformer(
