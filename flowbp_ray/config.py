@@ -8,11 +8,12 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from flowbp_ray.consistency import check_batch, check_engine
 from flowbp_ray.rollouts import BatchShape
 from flowbp_ray.spelling import build_method
 from flowbp_ray.surrogate import Method
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Strict(BaseModel):
@@ -22,7 +23,10 @@ class Strict(BaseModel):
 
 
 class BackboneConfig(Strict):
-    """Which model, and how it is sampled. guidance 1 means none; detach_negative: no gradient through v_neg."""
+    """Which model, and how it is sampled. guidance 1 means none; detach_negative: no gradient through v_neg.
+
+    dtype: of the weights that compute; the masters are fp32. There is no float16: gradients would need loss scaling.
+    """
 
     name: str
     path: str | None = None
@@ -31,7 +35,7 @@ class BackboneConfig(Strict):
     num_steps: int = Field(25, ge=1)
     guidance: float = Field(1.0, ge=1.0)
     detach_negative: bool = True
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -83,6 +87,13 @@ class RewardsConfig(PoolConfig):
     monitors: list[str] = []
     jitter: JitterConfig = JitterConfig()
     micro_batch: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _distinct(self) -> RewardsConfig:
+        names = [t.name for t in self.terms] + self.monitors
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"{twice[0]} is named twice among terms and monitors; write it once")
+        return self
 
 
 class LoraConfig(Strict):
@@ -236,51 +247,3 @@ class RunConfig(Strict):
     @property
     def run_dir(self) -> Path:
         return Path(self.output) / self.name
-
-
-def check_batch(config: RunConfig) -> None:
-    """What must divide what; the message says which number to write."""
-    data, learners = config.data, config.learners
-    batch, ranks, size = data.shape.batch, learners.count, data.rollout_batch
-    if batch % size:
-        raise ValueError(
-            f"the batch of {batch} rows (prompts_per_step x images_per_prompt) is not divisible by "
-            f"data.rollout_batch={size}; write data.rollout_batch={_divisor(batch, size)}"
-        )
-    if learners.engine == "torch" and ranks != 1:
-        raise ValueError(f"learners.engine=torch runs on one rank, got learners.count={ranks}; write learners.count=1")
-    if batch // size % ranks:
-        items = -(-(batch // size) // ranks) * ranks
-        raise ValueError(
-            f"{batch // size} items of {size} rows cannot be shared by learners.count={ranks}; write "
-            f"learners.count={_divisor(batch // size, ranks)}, or a batch of {items * size} rows"
-        )
-    rows = batch // ranks
-    if rows % learners.micro_batch:
-        raise ValueError(
-            f"a learner's {rows} rows are not divisible by learners.micro_batch={learners.micro_batch}; "
-            f"write learners.micro_batch={_divisor(rows, learners.micro_batch)}"
-        )
-
-
-def check_engine(config: RunConfig) -> None:
-    """What the engine cannot do, and staleness without its meter."""
-    learners = config.learners
-    if learners.engine == "deepspeed" and learners.zero == 0 and config.backbone.dtype != "float32":
-        raise ValueError(
-            f"learners.zero=0 keeps no fp32 masters of {config.backbone.dtype} weights; write learners.zero=1"
-        )
-    if config.staleness > 1 and config.drift.max is None:
-        raise ValueError(
-            f"staleness={config.staleness} needs drift.max (samples that aged more are masked); "
-            "write drift.max=0.05, or staleness=1"
-        )
-    if learners.optimizer.schedule.warmup >= config.steps:
-        raise ValueError(
-            f"learners.optimizer.schedule.warmup={learners.optimizer.schedule.warmup} is not below steps={config.steps}"
-        )
-
-
-def _divisor(number: int, near: int) -> int:
-    """The largest divisor of `number` that is at most `near`."""
-    return max(d for d in range(1, min(number, near) + 1) if number % d == 0)

@@ -18,6 +18,7 @@ from actors.gang import GangLost
 from actors.pipeline import RunFailed, Stalled
 from actors.transport import Published
 from flowbp_ray import backbones, prompts
+from flowbp_ray.checks import check
 from flowbp_ray.config import RunConfig
 from flowbp_ray.evaluating import Evaluator, flat
 from flowbp_ray.interrupt import Interrupted, Interrupts
@@ -42,21 +43,6 @@ def start_ray(config: RunConfig) -> None:
         ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     else:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-
-
-def check(config: RunConfig) -> tuple[list[prompts.PromptRecord], list[prompts.PromptRecord]]:
-    """Everything that can be wrong before an actor starts; returns the training and the evaluation prompts."""
-    model = config.backbone
-    backbone = backbones.get(model.name, model.path)
-    backbone.latent_shape(model.height, model.width)
-    train = prompts.load(config.data.prompts)
-    held_out = prompts.load(config.evaluation.prompts)[: config.evaluation.limit] if config.evaluation.prompts else []
-    known = [t.name for t in config.rewards.terms] + config.rewards.monitors
-    from flowbp_ray.rewards.base import check_name
-
-    for name in known:
-        check_name(name)
-    return train, held_out
 
 
 def train(config: RunConfig, progress: Progress | None = None) -> tuple[Run, dict[str, Any]]:

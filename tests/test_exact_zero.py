@@ -14,6 +14,7 @@ from torch import Tensor
 from actors.fleet import Fleet
 from actors.transport import load
 from flowbp_ray import driver
+from flowbp_ray.checks import check
 from flowbp_ray.fingerprint import fingerprint
 from flowbp_ray.local import LocalLoop
 from flowbp_ray.messages import Version, unpack_all
@@ -110,7 +111,7 @@ def test_the_sharded_average_is_the_average_of_what_was_published(local_ray: Any
         "learners.ema.decay=0.7",
         "learners.optimizer.lr=1e-3",
     )
-    records, _ = driver.check(config)
+    records, _ = check(config)
     loop = LocalLoop(config.model_copy(update={"learners": config.learners.model_copy(update={"engine": "torch"})}))
     with Fleet(config, [r.text for r in records]) as fleet:
 

@@ -81,6 +81,10 @@ class Backbone(abc.ABC):
         """The noise levels [num_steps + 1], fp32, falling to 0, after the family's shift."""
 
     @abc.abstractmethod
+    def skeleton(self) -> nn.Module:
+        """The velocity model on the meta device: all modules and shapes, from its configuration alone, no weights."""
+
+    @abc.abstractmethod
     def load_transformer(self, dtype: torch.dtype) -> nn.Module:
         """The velocity model alone, in eval mode, on the CPU. Raises ValueError where its weights are not usable."""
 

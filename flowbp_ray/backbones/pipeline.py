@@ -111,6 +111,11 @@ class PipelineBackbone(Backbone):
                 raise ValueError(f"{self.folder.path}: a scheduler with {key}: true is not supported; write false")
         return FlowMatchEulerDiscreteScheduler.from_config(config)
 
+    def skeleton(self) -> nn.Module:
+        with torch.device("meta"):
+            model: nn.Module = diffusers_class(self.transformer_class).from_config(self.transformer_config)
+        return model
+
     def load_transformer(self, dtype: torch.dtype) -> nn.Module:
         return self.folder.model("transformer", self.transformer_class, dtype)
 
@@ -145,11 +150,15 @@ class PipelineBackbone(Backbone):
             parts[name] = self.folder.tokenizer(name, cls)
         for name, cls in self.encoder_classes.items():
             parts[name] = self.folder.model(name, cls, None).requires_grad_(False)
-        return getattr(importlib.import_module("diffusers"), self.pipeline_class)(**parts)
+        return diffusers_class(self.pipeline_class)(**parts)
 
     @abc.abstractmethod
     def encode(self, pipe: Any, prompts: list[str]) -> Conditioning:
         """Conditioning [len(prompts), ...] by the pipeline's own `encode_prompt`."""
+
+
+def diffusers_class(name: str) -> Any:
+    return getattr(importlib.import_module("diffusers"), name)
 
 
 def timestep(x: Tensor, sigma: Tensor) -> Tensor:

@@ -40,6 +40,14 @@ class ShapesBackbone(Backbone):
         scheduler = json.loads((self.folder / "scheduler" / "scheduler_config.json").read_text())
         return static_shift(num_steps, float(scheduler["shift"])).float()
 
+    def skeleton(self) -> nn.Module:
+        from diffusers import SD3Transformer2DModel
+
+        with torch.device("meta"):
+            config = SD3Transformer2DModel.load_config(self.folder / "transformer")
+            model: nn.Module = SD3Transformer2DModel.from_config(config)
+        return model
+
     def load_transformer(self, dtype: torch.dtype) -> nn.Module:
         from diffusers import SD3Transformer2DModel
 

@@ -1,0 +1,56 @@
+"""What a configuration's numbers must be to each other; each message says which one to write."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flowbp_ray.config import RunConfig
+
+
+def check_batch(config: RunConfig) -> None:
+    """What must divide what; the message says which number to write."""
+    data, learners = config.data, config.learners
+    batch, ranks, size = data.shape.batch, learners.count, data.rollout_batch
+    if batch % size:
+        raise ValueError(
+            f"the batch of {batch} rows (prompts_per_step x images_per_prompt) is not divisible by "
+            f"data.rollout_batch={size}; write data.rollout_batch={_divisor(batch, size)}"
+        )
+    if learners.engine == "torch" and ranks != 1:
+        raise ValueError(f"learners.engine=torch runs on one rank, got learners.count={ranks}; write learners.count=1")
+    if batch // size % ranks:
+        items = -(-(batch // size) // ranks) * ranks
+        raise ValueError(
+            f"{batch // size} items of {size} rows cannot be shared by learners.count={ranks}; write "
+            f"learners.count={_divisor(batch // size, ranks)}, or a batch of {items * size} rows"
+        )
+    rows = batch // ranks
+    if rows % learners.micro_batch:
+        raise ValueError(
+            f"a learner's {rows} rows are not divisible by learners.micro_batch={learners.micro_batch}; "
+            f"write learners.micro_batch={_divisor(rows, learners.micro_batch)}"
+        )
+
+
+def check_engine(config: RunConfig) -> None:
+    """What the engine cannot do, and staleness without its meter."""
+    learners = config.learners
+    if learners.engine == "deepspeed" and learners.zero == 0 and config.backbone.dtype != "float32":
+        raise ValueError(
+            f"learners.zero=0 keeps no fp32 masters of {config.backbone.dtype} weights; write learners.zero=1"
+        )
+    if config.staleness > 1 and config.drift.max is None:
+        raise ValueError(
+            f"staleness={config.staleness} needs drift.max (samples that aged more are masked); "
+            "write drift.max=0.05, or staleness=1"
+        )
+    if learners.optimizer.schedule.warmup >= config.steps:
+        raise ValueError(
+            f"learners.optimizer.schedule.warmup={learners.optimizer.schedule.warmup} is not below steps={config.steps}"
+        )
+
+
+def _divisor(number: int, near: int) -> int:
+    """The largest divisor of `number` that is at most `near`."""
+    return max(d for d in range(1, min(number, near) + 1) if number % d == 0)
