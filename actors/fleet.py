@@ -9,13 +9,16 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 
 from actors.encoder import RemoteEncoder
+from actors.errors import cause
 from actors.gang import Gang
-from actors.pipeline import Pipeline, RunFailed, cause
+from actors.pipeline import Pipeline
+from actors.placement import free, place
 from actors.pool import Pool
 from actors.process import actor_options, thread_env
 from actors.reward import RemoteReward
 from actors.sampler import RemoteSampler
 from flowbp_ray.config import PoolConfig, RunConfig
+from flowbp_ray.failure import RunFailed
 
 RESTARTS = -1  # samplers and reward servers hold nothing that cannot be built again
 
@@ -29,6 +32,7 @@ class Fleet:
     def __init__(self, config: RunConfig, prompts: Sequence[str]) -> None:
         self.config = config
         self.handles: list[Any] = []
+        self.groups: list[Any] = []
         self._gang: Gang | None = None
         try:
             self._start(config, list(prompts))
@@ -41,8 +45,8 @@ class Fleet:
         encoder = RemoteEncoder.options(num_cpus=0.1, runtime_env={"env_vars": thread_env(1)}).remote(config)
         self.handles.append(encoder)
         self.embeddings = encoder.encode.remote(prompts)
-        samplers = self._pool("sampler", RemoteSampler, config.samplers)
-        scorers = self._pool("reward server", RemoteReward, config.rewards)
+        samplers = self._pool("sampler", "samplers", RemoteSampler, config.samplers)
+        scorers = self._pool("reward server", "rewards", RemoteReward, config.rewards)
         built = self.gang.launch(self.embeddings)
         for what, refs in (
             ("the encoder", [self.embeddings]),
@@ -56,8 +60,12 @@ class Fleet:
         limits = (config.cluster.tries, config.cluster.stall_timeout)
         self.pipeline = Pipeline(samplers, scorers, [self.embeddings], prompts, *limits)
 
-    def _pool(self, name: str, remote: Any, pool: PoolConfig) -> Pool:
-        handles = [remote.options(**actor_options(pool, RESTARTS)).remote(self.config) for _ in range(pool.count)]
+    def _pool(self, name: str, key: str, remote: Any, pool: PoolConfig) -> Pool:
+        group = place(pool, f"{name}s", key)
+        self.groups.append(group)
+        handles = [
+            remote.options(**actor_options(pool, RESTARTS, group, i)).remote(self.config) for i in range(pool.count)
+        ]
         self.handles += handles
         return Pool(name, handles)
 
@@ -70,7 +78,9 @@ class Fleet:
         """End every actor and give the placement back."""
         for handle in self.handles:
             ray.kill(handle)
-        self.handles = []
+        for group in self.groups:
+            free(group)
+        self.handles, self.groups = [], []
         if self._gang is not None:
             self._gang.stop()
             self._gang = None

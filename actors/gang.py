@@ -8,17 +8,16 @@ from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
-from ray.util.placement_group import placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors import transport
+from actors.errors import cause, wrong_for_good
 from actors.learner import RemoteLearner
-from actors.pipeline import Job, RunFailed, cause, wrong_for_good
+from actors.pipeline import Job
+from actors.placement import free, place
 from actors.process import actor_options
 from flowbp_ray.config import RunConfig
+from flowbp_ray.failure import RunFailed
 from flowbp_ray.messages import StepReport, Version
-
-PLACEMENT_TIMEOUT = 30.0
 
 
 class GangLost(RunFailed):
@@ -32,26 +31,13 @@ class Gang:
         self.config = config
         self.ranks: list[Any] = []
         self.timeout = config.cluster.stall_timeout
-        learners = config.learners
-        bundle = {"CPU": learners.cpus} | ({"GPU": learners.gpus} if learners.gpus else {})
-        self.group: Any = placement_group([bundle] * learners.count, strategy="PACK")
-        if not ray.wait([self.group.ready()], timeout=PLACEMENT_TIMEOUT)[0]:
-            total = ray.cluster_resources()
-            there = ", ".join(f"{total.get(key, 0):g} {key}" for key in ("CPU", "GPU"))
-            remove_placement_group(self.group)
-            raise RunFailed(
-                f"{learners.count} learners with {bundle} each cannot be placed within {PLACEMENT_TIMEOUT:.0f} s; "
-                f"the cluster has {there}; write a smaller learners.count, learners.cpus or learners.gpus"
-            )
+        self.group = place(config.learners, "learners", "learners")
 
     def launch(self, embeddings: Any) -> list[Any]:
         """Start the processes; returns what to wait for. Rank 0 names the rendezvous before the others join it."""
         learners = self.config.learners
         self.ranks = [
-            RemoteLearner.options(
-                **actor_options(learners, restarts=0),
-                scheduling_strategy=PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=rank),
-            ).remote()
+            RemoteLearner.options(**actor_options(learners, 0, self.group, rank)).remote()
             for rank in range(learners.count)
         ]
         [(address, port)] = self._get([self.ranks[0].rendezvous.remote()], "starting", 0)
@@ -109,9 +95,8 @@ class Gang:
 
     def stop(self) -> None:
         self.kill()
-        if self.group is not None:
-            remove_placement_group(self.group)
-            self.group = None
+        free(self.group)
+        self.group = None
 
     def _get(self, refs: Sequence[Any], doing: str, first_rank: int = 0) -> list[Any]:
         """All answers, as soon as they are there; the first failure or a stall raises GangLost.

@@ -11,23 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError
 
+from actors.errors import cause, wrong_for_good
 from actors.pool import Pool
 from actors.transport import Published, Reference
+from flowbp_ray.failure import RunFailed, Stalled
 from flowbp_ray.messages import Evaluated, Item, RolloutReport, Scored
-
-
-class RunFailed(RuntimeError):
-    """The run cannot go on; the message names the cause."""
-
-
-class Stalled(RunFailed):
-    """Work is left and nothing moves. state: every item and actor, for whoever looks into it."""
-
-    def __init__(self, message: str, state: dict[str, Any]) -> None:
-        super().__init__(message)
-        self.state = state
 
 
 @dataclass
@@ -199,14 +189,3 @@ class Pipeline:
             "calls in flight": {pool.name: list(pool.load) for pool in pools},
             "do not answer": down,
         }
-
-
-def wrong_for_good(error: Exception) -> bool:
-    """Whether doing it again would fail again: what the user must change is a ValueError."""
-    return isinstance(error, RayTaskError) and isinstance(error.cause, ValueError)
-
-
-def cause(error: Exception) -> str:
-    """The last line that says something, without Ray's remote traceback."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

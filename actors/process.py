@@ -6,6 +6,8 @@ import os
 import signal
 from typing import Any
 
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
 from flowbp_ray.config import PoolConfig, RunConfig
 
 
@@ -25,11 +27,14 @@ def thread_env(count: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(count), "MKL_NUM_THREADS": str(count), "TOKENIZERS_PARALLELISM": "false"}
 
 
-def actor_options(pool: PoolConfig, restarts: int) -> dict[str, Any]:
-    """Ray's options of one actor of a pool."""
-    return {
+def actor_options(pool: PoolConfig, restarts: int, group: Any, index: int) -> dict[str, Any]:
+    """Ray's options of actor `index` of a pool that was placed as `group`."""
+    options = {
         "num_cpus": pool.cpus,
         "num_gpus": pool.gpus,
         "max_restarts": restarts,
         "runtime_env": {"env_vars": thread_env(pool.threads)},
     }
+    if group is not None:
+        options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
+    return options

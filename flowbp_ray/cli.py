@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flowbp_ray import loading
+from flowbp_ray.failure import RunFailed
 from flowbp_ray.interrupt import Interrupted
 from flowbp_ray.surrogate.methods import METHODS
 
@@ -129,9 +130,7 @@ def guarded(command: Callable[[], object]) -> None:
     except OSError as error:
         print(f"flowbp-ray: {error}", file=sys.stderr)
         sys.exit(2)
-    except RuntimeError as error:
-        if not any(kind.__name__ == "RunFailed" for kind in type(error).__mro__):
-            raise
+    except RunFailed as error:
         print(f"flowbp-ray: {error}", file=sys.stderr)
         sys.exit(1)
 

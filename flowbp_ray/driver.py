@@ -15,12 +15,12 @@ import ray
 from actors import transport
 from actors.fleet import Fleet
 from actors.gang import GangLost
-from actors.pipeline import RunFailed, Stalled
 from actors.transport import Published
 from flowbp_ray import backbones, prompts
 from flowbp_ray.checks import check
 from flowbp_ray.config import RunConfig
 from flowbp_ray.evaluating import Evaluator, flat
+from flowbp_ray.failure import RunFailed, Stalled
 from flowbp_ray.interrupt import Interrupted, Interrupts
 from flowbp_ray.messages import Evaluated, Item, Scored, StepReport, Version, unpack_all
 from flowbp_ray.metrics import Tracker, state_bytes, step_metrics
@@ -28,7 +28,7 @@ from flowbp_ray.progress import Progress
 from flowbp_ray.report import curves, summarise
 from flowbp_ray.rollouts import items_of_step
 from flowbp_ray.run import Run
-from flowbp_ray.selection import Selection, select
+from flowbp_ray.selection import select
 
 SKIPS = 10  # steps in a row without an update after which there is no point in going on
 
@@ -155,7 +155,7 @@ class Loop:
         self.progress.phase("learning")
         drift = self.fleet.gang.drift(step, jobs) if self.config.drift.max is not None else []
         chosen = select(self.config, jobs, drift)
-        self.report_faults(chosen)
+        self.stop_or_warn([fault.describe(self.fleet.pipeline.prompts) for fault in chosen.faults])
         learners = self.fleet.gang.step(step, jobs, chosen.factors) if chosen.kept else []
         self.check_update(step, learners)
         learned_at = time.perf_counter()
@@ -199,14 +199,13 @@ class Loop:
             self.fleet.pipeline.submit(items, self.published[version])
             self.issued += 1
 
-    def report_faults(self, chosen: Selection) -> None:
+    def stop_or_warn(self, faults: Sequence[str]) -> None:
         """Name what is not finite; stop where the config says so."""
-        texts = self.fleet.pipeline.prompts
-        for fault in chosen.faults:
-            self.log.warning("%s", fault.describe(texts))
-        if chosen.faults and self.config.nonfinite == "stop":
-            more = f" (and {len(chosen.faults) - 1} more, see log.txt)" if len(chosen.faults) > 1 else ""
-            raise RunFailed(f"{chosen.faults[0].describe(texts)}{more}; nonfinite=skip_sample would go on without it")
+        for fault in faults:
+            self.log.warning("%s", fault)
+        if faults and self.config.nonfinite == "stop":
+            more = f" (and {len(faults) - 1} more, see log.txt)" if len(faults) > 1 else ""
+            raise RunFailed(f"{faults[0]}{more}; nonfinite=skip_sample would go on without it")
 
     def check_update(self, step: int, learners: Sequence[StepReport]) -> None:
         """A norm that is not finite updated nothing; name why. Too many steps without an update end the run."""
@@ -247,6 +246,7 @@ class Loop:
         ema = self.config.learners.ema is not None
         published = self.fleet.gang.publish(self.version(step, True)) if ema else self.published[step]
         results = self.evaluator.evaluate(published.version, self.drawing(published))
+        self.stop_or_warn(self.evaluator.faults)
         for guidance, result in results.items():
             self.tracker.log(step, "evaluation", {"guidance": guidance, **flat(result)})
         self.progress.evaluation(step, results)

@@ -15,11 +15,11 @@ Z = 1.959963984540054  # two-sided 95 %
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over `count` pictures with its 95 % interval."""
+    """A mean over `count` pictures with its 95 % interval, which a single picture does not have."""
 
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     count: int
 
 
@@ -45,21 +45,28 @@ class Evaluation:
 
 
 def estimate(values: np.ndarray) -> Estimate:
-    """Mean and 95 % interval: Wilson's for zeros and ones (1927), the normal one otherwise."""
+    """Mean and 95 % interval of the finite ones: Wilson's for zeros and ones (1927), the normal one otherwise."""
+    values = values[np.isfinite(values)]
     n, mean = len(values), float(np.mean(values))
     if set(np.unique(values)) <= {0.0, 1.0}:
         centre = (mean + Z * Z / (2 * n)) / (1 + Z * Z / n)
         half = Z / (1 + Z * Z / n) * float(np.sqrt(mean * (1 - mean) / n + Z * Z / (4 * n * n)))
         return Estimate(mean, centre - half, centre + half, n)
-    half = Z * float(np.std(values, ddof=1)) / float(np.sqrt(n)) if n > 1 else float("nan")
-    return Estimate(mean, mean - half, mean + half, n)
+    return _normal(values)
 
 
 def paired(before: np.ndarray, after: np.ndarray) -> Estimate:
     """The mean difference of the same prompts with the same noise, with its 95 % interval (paired, normal)."""
     delta = np.asarray(after, float) - np.asarray(before, float)
-    half = Z * float(np.std(delta, ddof=1)) / float(np.sqrt(len(delta)))
-    return Estimate(float(delta.mean()), float(delta.mean()) - half, float(delta.mean()) + half, len(delta))
+    return _normal(delta[np.isfinite(delta)])
+
+
+def _normal(values: np.ndarray) -> Estimate:
+    n, mean = len(values), float(np.mean(values))
+    if n < 2:
+        return Estimate(mean, None, None, n)
+    half = Z * float(np.std(values, ddof=1)) / float(np.sqrt(n))
+    return Estimate(mean, mean - half, mean + half, n)
 
 
 def measure(

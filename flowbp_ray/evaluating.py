@@ -8,7 +8,8 @@ import numpy as np
 
 from flowbp_ray.config import RunConfig
 from flowbp_ray.evaluate import Evaluation, measure
-from flowbp_ray.messages import Evaluated, Item, Version
+from flowbp_ray.failure import RunFailed
+from flowbp_ray.messages import Evaluated, Fault, Item, Version
 from flowbp_ray.prompts import PromptRecord
 from flowbp_ray.report import grid
 from flowbp_ray.run import Run
@@ -23,21 +24,37 @@ class Evaluator:
         """offset: id of the first held-out prompt; they follow the training prompts."""
         self.config, self.run, self.held_out, self.offset = config, run, held_out, offset
         self.results: dict[int, dict[float, Evaluation]] = {}
+        self.faults: list[str] = []
         self.first_pictures: dict[float, np.ndarray] = {}  # [n, H, W, 3] uint8
 
     def evaluate(self, version: Version, draw: Draw) -> dict[float, Evaluation]:
-        """Once per guidance, with the weights of `version`; before and after the run also at `guidance_ends`."""
+        """Once per guidance, with the weights of `version`; before and after the run also at `guidance_ends`.
+
+        `faults` then names the scores that are not finite; the means are over the others.
+        """
         settings, step = self.config.evaluation, version.step
         ends = settings.guidance_ends if step in (0, self.config.steps) else []
-        results = {}
+        results, self.faults = {}, list[str]()
         for guidance in dict.fromkeys([*settings.guidance, *ends]):
             parts = draw(self._items(version, guidance))
             images = np.concatenate([part.images for part in parts])
             scores = {name: [v for part in parts for v in part.scores[name]] for name in parts[0].scores}
+            self._check(scores, step)
             results[guidance] = measure(images, self.held_out, scores)
             self._pictures(images, step, guidance)
         self.results[step] = results
         return results
+
+    def _check(self, scores: dict[str, list[float]], step: int) -> None:
+        """Collect the faults. Raises RunFailed where a reward has no finite score at all."""
+        texts = [record.text for record in self.held_out]
+        for name, values in scores.items():
+            bad = [i for i, value in enumerate(values) if not np.isfinite(value)]
+            if len(bad) == len(values):
+                raise RunFailed(f"no score of {name} in the evaluation after step {step} is finite")
+            self.faults += [
+                f"in the evaluation: {Fault('score', step, i, i, reward=name).describe(texts)}" for i in bad
+            ]
 
     def _items(self, version: Version, guidance: float) -> list[Item]:
         """Items over the held-out prompts; the noise is the same at every step."""

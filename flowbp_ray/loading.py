@@ -28,7 +28,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         if "=" not in override:
             raise ConfigError(f"override {override!r} is not key=value; write for example learners.optimizer.lr=1e-4")
         try:
-            tree = OmegaConf.merge(tree, OmegaConf.from_dotlist([_null(override)]))
+            change = OmegaConf.from_dotlist([_null(override)])
+            same = OmegaConf.select(change, "method.name") == OmegaConf.select(tree, "method.name")
+            tree = OmegaConf.merge(tree, change) if same else _override_method(OmegaConf.merge(tree, change), change)
         except (OmegaConfBaseException, TypeError, IndexError, ValueError, yaml.YAMLError) as error:
             raise ConfigError(f"override {override!r} cannot be applied: {str(error).splitlines()[0]}") from error
     plain = OmegaConf.to_container(tree, resolve=True)
@@ -89,7 +91,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> Any:
 
 
 def _override_method(merged: Any, tree: Any) -> Any:
-    """A file that names another method replaces the inherited one: the arguments of two methods do not mix."""
+    """What names another method replaces the inherited one: the arguments of two methods do not mix."""
     if isinstance(tree.get("method"), DictConfig) and "name" in tree.method:
         merged.method = tree.method
     return merged

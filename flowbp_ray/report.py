@@ -97,6 +97,7 @@ def summarise(config: RunConfig, run: Run, evaluations: Evaluations, seconds: fl
                 "change": {
                     name: asdict(paired(v, evaluations[last][g].values[name]))
                     for name, v in evaluations[first][g].values.items()
+                    if np.isfinite(v - evaluations[last][g].values[name]).any()
                 },
             }
             for g in evaluations[first]
@@ -122,11 +123,11 @@ def table(summary: Mapping[str, Any], guidance: str) -> Table:
     return result
 
 
-def _percent(e: Mapping[str, float], sign: bool = False) -> str:
+def _percent(e: Mapping[str, Any], sign: bool = False) -> str:
     mean = f"{100 * e['mean']:+.1f}" if sign else f"{100 * e['mean']:.1f} %"
-    return mean + (f" [{100 * e['low']:.1f}, {100 * e['high']:.1f}]" if "low" in e else "")
+    return mean + (f" [{100 * e['low']:.1f}, {100 * e['high']:.1f}]" if e.get("low") is not None else "")
 
 
-def _plain(e: Mapping[str, float], sign: bool = False) -> str:
+def _plain(e: Mapping[str, Any], sign: bool = False) -> str:
     mean = f"{e['mean']:+.4f}" if sign else f"{e['mean']:.4f}"
-    return mean + (f" [{e['low']:.4f}, {e['high']:.4f}]" if "low" in e else "")
+    return mean + (f" [{e['low']:.4f}, {e['high']:.4f}]" if e.get("low") is not None else "")

@@ -60,11 +60,16 @@ class Scorer:
         return scored, cotangent
 
     def evaluate(self, item: Item, prompts: Sequence[str], latents: Packed) -> Evaluated:
-        """Scores of finished latents by every reward and monitor, and the pictures as uint8; no gradient."""
+        """Scores of finished latents by every reward and monitor, and the pictures as uint8; no gradient.
+
+        A latent that is not finite scores NaN and is decoded as zeros.
+        """
         started = time.perf_counter()
+        finished = unpack(latents)
+        good = torch.isfinite(finished).flatten(1).all(dim=1)
         with torch.no_grad():
-            images = self.decode(unpack(latents))
+            images = self.decode(finished.where(good.view(-1, *(1,) * (finished.dim() - 1)), 0.0))
             rewards = [reward for _, reward in self.trained] + self.monitors
-            scores = {r.name: tuple(r.score(images, prompts).tolist()) for r in rewards}
+            scores = {r.name: tuple(r.score(images, prompts).where(good, torch.nan).tolist()) for r in rewards}
         pixels = (images.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
         return Evaluated(item.index, scores, np.ascontiguousarray(pixels), time.perf_counter() - started)

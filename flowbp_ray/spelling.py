@@ -27,7 +27,8 @@ def build_method(spec: dict[str, Any]) -> Method:
 
     {name: flowbp_sparse, k: 3, draws: per_sample}   or   {target: {kind: early_stop}, active: {kind: strided, k: 3}}
     """
-    fields = typing.get_type_hints(Method)
+    hints = typing.get_type_hints(Method)
+    fields = {name: hints[name] for name in _names(Method)}
     name = spec.get("name")
     base: Callable[..., Method]
     arguments: dict[str, Any] = {}

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
-import ray
+import psutil
 
 from actors.gang import Gang
 from flowbp_ray.driver import Loop
@@ -54,15 +54,36 @@ def during(method: str, turn: int, delay: float, action: Callable[[Gang], None])
         setattr(Gang, method, original)
 
 
-def send(actor: Any, number: signal.Signals) -> int:
-    """Send a signal to an actor's process on this machine; returns its pid."""
-    pid: int = ray.get(actor.pid.remote())
-    os.kill(pid, number)
-    return pid
+class Killer(threading.Thread):
+    """SIGKILL at random moments, each time to a process that is in the call that is next in `calls`.
+
+    Ray names a worker's process after its call, such as `ray::SleepySampler.rollout`. killed: the calls that were hit.
+    """
+
+    def __init__(self, calls: Sequence[str], seed: int = 0) -> None:
+        super().__init__(daemon=True)
+        self.left, self.killed, self.ended = list(calls), list[str](), threading.Event()
+        self.random = random.Random(seed)
+
+    def run(self) -> None:
+        while self.left and not self.ended.wait(self.random.uniform(0.1, 0.6)):
+            at_work = [p for p in psutil.Process().children(recursive=True) if self.left[0] in title(p)]
+            if at_work:
+                with suppress(ProcessLookupError):
+                    os.kill(self.random.choice(at_work).pid, signal.SIGKILL)
+                    self.killed.append(self.left.pop(0))
+
+    def __enter__(self) -> Killer:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        self.join()
 
 
-def kill_pools(loop: Loop) -> None:
-    """SIGKILL the first sampler and the first reward server, a moment apart."""
-    for pool in (loop.fleet.pipeline.samplers, loop.fleet.pipeline.scorers):
-        send(pool.handles[0], signal.SIGKILL)
-        time.sleep(0.5)
+def title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline()[:1])
+    except psutil.Error:
+        return ""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from flowbp_ray import loading
 from flowbp_ray.config import RunConfig
+from flowbp_ray.local import LocalLoop
 
 
 def small_overrides(tmp_path: Path) -> list[str]:
@@ -31,3 +32,11 @@ def small_config(tmp_path: Path, method: str = "flowbp_sparse", *overrides: str)
     """`configs/runs/shapes_<method>.yaml`, reduced."""
     short = {"refl": ["method.last=3"], "flowbp_lagrange": ["method.max_j_rev=4"]}
     return loading.load(f"shapes_{method}", [*small_overrides(tmp_path), *short.get(method, []), *overrides])
+
+
+def local_digest(config: RunConfig) -> str:
+    """Digest of the weights that one process without Ray computes."""
+    loop = LocalLoop(config)
+    for step in range(config.steps):
+        loop.step(step)
+    return loop.learner.digest()

@@ -87,3 +87,15 @@ def test_bad_input_is_one_line_that_says_what_to_write(case: str) -> None:
 def test_an_unknown_config_offers_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"did you mean 'shapes_refl'\?"):
         loading.load("shapes_ref")
+
+
+def test_naming_another_method_leaves_the_old_ones_arguments_behind() -> None:
+    config = loading.load("shapes_flowbp_sparse", ["method.name=refl", "method.last=3"])
+    assert config.method == {"name": "refl", "last": 3}
+    kept = loading.load("shapes_flowbp_sparse", ["method.name=flowbp_sparse"])
+    assert kept.method == loading.load("shapes_flowbp_sparse").method
+
+
+def test_a_reward_is_named_once() -> None:
+    with pytest.raises(ValueError, match="shapes_clip is named twice"):
+        loading.load("shapes_flowbp_sparse", ["rewards.monitors=[shapes_clip]"])

@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 
-from actors.pipeline import RunFailed
 from flowbp_ray import driver
-from flowbp_ray.local import LocalLoop
+from flowbp_ray.failure import RunFailed
 from tests import faulty
-from tests.chaos import before_step, kill_pools
+from tests.chaos import Killer
 from tests.faulty import BAD_NODE, BAD_SAMPLE, LEARNERS, REWARDS, SAMPLERS, instead
-from tests.small import small_config
+from tests.small import local_digest, small_config
 
 pytestmark = pytest.mark.ray
 long = pytest.mark.long
@@ -21,24 +20,19 @@ long = pytest.mark.long
 LORA = "learners.lora={rank: 4, alpha: 8}"
 
 
-def local_digest(config: Any) -> str:
-    """What one process without Ray computes."""
-    loop = LocalLoop(config)
-    for step in range(config.steps):
-        loop.step(step)
-    return loop.learner.digest()
-
-
 @pytest.mark.parametrize(
     ("samplers", "rewards"), [(3, 1), *(pytest.param(*pools, marks=long) for pools in ((1, 2), (2, 2)))]
 )
 def test_one_digest_with_sleeps_and_kills(local_ray: Any, tmp_path: Path, samplers: int, rewards: int) -> None:
+    """Every call takes a random while, and processes are killed in the middle of one: the work is done again."""
     pools = [f"samplers.count={samplers}", f"rewards.count={rewards}", "cluster.tries=8", "data.rollout_batch=1"]
     config = small_config(tmp_path, "flowbp_bridge", "steps=4", *pools)
+    calls = ["SleepySampler.rollout", "SleepyReward.score", "SleepySampler.rollout"]
     sleepy = (instead(*SAMPLERS, faulty.SleepySampler), instead(*REWARDS, faulty.SleepyReward))
-    with sleepy[0], sleepy[1], before_step(1, kill_pools) as first:
-        _, summary = driver.train(config)
-    assert first == [1]
+    with sleepy[0], sleepy[1], Killer(calls, seed=samplers) as killer:
+        run, summary = driver.train(config)
+    assert len(killer.killed) == 3
+    assert run.metrics()[-1]["retries"] >= 3
     assert summary["weights_sha256"] == local_digest(config)
 
 

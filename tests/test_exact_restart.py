@@ -16,12 +16,12 @@ import psutil
 import pytest
 import ray
 
-from actors.pipeline import RunFailed
 from flowbp_ray import driver, loading
 from flowbp_ray.driver import Loop
+from flowbp_ray.failure import RunFailed
 from flowbp_ray.run import Run
 from tests.chaos import before_step, during
-from tests.small import small_config, small_overrides
+from tests.small import local_digest, small_config, small_overrides
 
 pytestmark = pytest.mark.ray
 long = pytest.mark.long
@@ -149,8 +149,9 @@ def test_work_that_does_not_move_is_dumped_and_ends_the_run(local_ray: Any, tmp_
 
 
 def start(tmp_path: Path, *overrides: str) -> tuple[subprocess.Popen[str], Path]:
-    """`flowbp-ray train` in a process of its own, as a user starts it; returns when two steps are logged."""
+    """`flowbp-ray train` in a process of its own, as a user starts it; returns when two steps more are logged."""
     folder = tmp_path / "mine"
+    before = lines_of(folder)
     command = [sys.executable, "-m", "flowbp_ray", "train", "shapes_flowbp_sparse", *small_overrides(tmp_path)]
     process = subprocess.Popen(
         [*command, "name=mine", "steps=40", "resume=auto", *overrides],
@@ -160,11 +161,15 @@ def start(tmp_path: Path, *overrides: str) -> tuple[subprocess.Popen[str], Path]
         start_new_session=True,
     )
     until = time.monotonic() + 240
-    metrics = folder / "metrics.jsonl"
-    while not metrics.is_file() or len(metrics.read_text().splitlines()) < 2:
+    while lines_of(folder) < before + 2:
         assert time.monotonic() < until and process.poll() is None, process.communicate()
         time.sleep(0.1)
     return process, folder
+
+
+def lines_of(folder: Path) -> int:
+    file = folder / "metrics.jsonl"
+    return len(file.read_text().splitlines()) if file.is_file() else 0
 
 
 def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
@@ -177,41 +182,48 @@ def gone(processes: list[psutil.Process]) -> bool:
     return not alive
 
 
-def test_ctrl_c_once_finishes_the_step_saves_and_leaves_nothing(tmp_path: Path) -> None:
-    """Then the run goes on where it stopped, also after a SIGKILL of the driver."""
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda pid: os.killpg(pid, signal.SIGINT),  # a terminal sends it to everything that it started
+        pytest.param(lambda pid: os.kill(pid, signal.SIGTERM), marks=long),
+    ],
+    ids=["Ctrl-C", "SIGTERM"],
+)
+def test_asked_once_it_finishes_the_step_saves_and_leaves_nothing(tmp_path: Path, ask: Callable[[int], None]) -> None:
     process, folder = start(tmp_path)
     others = family(process)
-    process.send_signal(signal.SIGINT)
+    ask(process.pid)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output
     assert len(others) >= 4 and gone(others)
     steps = [line["step"] for line in Run.open(folder).metrics()]
-    assert steps == list(range(len(steps)))
+    assert steps == list(range(len(steps))) and len(steps) < 40
     assert Run.open(folder).checkpoints.steps() == [len(steps)]
     assert f"stopped after step {len(steps)}, saved in {folder}; name=mine resume=auto" in output
 
-    process, folder = start(tmp_path, "checkpoint.every=1")
+
+@long
+def test_a_killed_driver_leaves_nothing_and_goes_on_as_if_it_had_not_been(local_ray: Any, tmp_path: Path) -> None:
+    settings = ["steps=8", "checkpoint.every=2", "name=mine", "resume=auto"]
+    process, _ = start(tmp_path, *settings)
     others = family(process)
-    before = len(Run.open(folder).metrics())
-    while len(Run.open(folder).metrics()) <= before:
-        time.sleep(0.05)
     process.kill()
     process.communicate(timeout=60)
-    assert gone(others)
-    saved = Run.open(folder).checkpoints.steps()
-    assert saved and saved[-1] >= len(steps)
-
-    config = loading.load("shapes_flowbp_sparse", [*small_overrides(tmp_path), "steps=40", "name=mine", "resume=auto"])
-    assert Run.resume(config).folder == folder
+    assert len(others) >= 4 and gone(others)
+    config = loading.load("shapes_flowbp_sparse", [*small_overrides(tmp_path), *settings])
+    run, summary = driver.train(config)
+    assert [line["step"] for line in run.metrics()] == list(range(8))
+    assert summary["weights_sha256"] == local_digest(config)
 
 
 @long
 def test_ctrl_c_twice_stops_at_once(tmp_path: Path) -> None:
     process, folder = start(tmp_path, "data.prompts_per_step=96")  # steps of many seconds
     others = family(process)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)
     time.sleep(2.0)  # signals that come within one wait of Ray are one
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
     assert gone(others)

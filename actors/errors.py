@@ -1,0 +1,16 @@
+"""What is made of Ray's errors."""
+
+from __future__ import annotations
+
+from ray.exceptions import RayTaskError
+
+
+def wrong_for_good(error: Exception) -> bool:
+    """Whether doing it again would fail again: what the user must change is a ValueError."""
+    return isinstance(error, RayTaskError) and isinstance(error.cause, ValueError)
+
+
+def cause(error: Exception) -> str:
+    """The last line that says something, without Ray's remote traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

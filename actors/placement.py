@@ -1,0 +1,42 @@
+"""Reserve room on the cluster before anything starts there, and say so at once where there is none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+
+from flowbp_ray.config import PoolConfig
+from flowbp_ray.failure import RunFailed
+
+TIMEOUT = 30.0
+
+
+def place(pool: PoolConfig, name: str, key: str) -> Any:
+    """A placement group with one bundle per actor of `pool`, close together where possible; None if they need nothing.
+
+    Raises RunFailed where it cannot be placed within 30 s. key: the pool's section of the configuration.
+    """
+    bundle = {kind: amount for kind, amount in (("CPU", pool.cpus), ("GPU", pool.gpus)) if amount}
+    if not bundle:
+        return None
+    group = placement_group([bundle] * pool.count, strategy="PACK")
+    if not ray.wait([group.ready()], timeout=TIMEOUT)[0]:
+        remove_placement_group(group)
+        there, free = _resources(ray.cluster_resources()), _resources(ray.available_resources())
+        needs = " and ".join(f"{amount:g} {kind}" for kind, amount in bundle.items())
+        raise RunFailed(
+            f"{pool.count} {name} with {needs} each cannot be placed within {TIMEOUT:.0f} s; the cluster has {there} "
+            f"({free} free); write a smaller {key}.count, {key}.cpus or {key}.gpus"
+        )
+    return group
+
+
+def free(group: Any) -> None:
+    if group is not None:
+        remove_placement_group(group)
+
+
+def _resources(amounts: dict[str, float]) -> str:
+    return ", ".join(f"{amounts.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU"))
