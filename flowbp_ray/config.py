@@ -63,6 +63,11 @@ class PoolConfig(Strict):
     cpus: float = Field(0.1, ge=0)
     gpus: float = Field(0.0, ge=0)
 
+    @property
+    def device(self) -> str:
+        """Where an actor of the pool computes: on the GPU that Ray gives it, if it asks for one."""
+        return "cuda" if self.gpus else "cpu"
+
 
 class TermConfig(Strict):
     """One summand of the loss: weight · scale · relu(clip − r)."""

@@ -105,7 +105,7 @@ class TorchEngine:
         torch.save(state | {"ema": self.ema.state() if self.ema else []}, folder / "engine.pt")
 
     def load(self, folder: Path) -> None:
-        state = torch.load(folder / "engine.pt", weights_only=True)
+        state = torch.load(folder / "engine.pt", weights_only=True, map_location="cpu")
         with torch.no_grad():
             for name, master in self.masters.items():
                 master.copy_(state["masters"][name])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ class Learner:
         weights.prepare(transformer, learners.lora, config.seed, self.backbone.lora_targets)
         if learners.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
-        transformer.train()
+        transformer.train().to(learners.device)
         self.engine: Engine = make_engine(transformer, learners, model.torch_dtype)
 
     def step(
@@ -53,9 +53,9 @@ class Learner:
         started = time.perf_counter()
         learners, optimizer = self.config.learners, self.config.learners.optimizer
         items = [r.item for r in rollouts]
-        states = torch.cat([unpack(r.states) for r in rollouts])
-        pull = torch.cat([unpack(c) for c in cotangents])
-        scale = torch.tensor(factors, dtype=torch.float32) * self.engine.scale
+        states = self._here(r.states for r in rollouts)
+        pull = self._here(cotangents)
+        scale = torch.tensor(factors, dtype=torch.float32, device=pull.device) * self.engine.scale
         pull = pull * scale.view(-1, *(1,) * (pull.dim() - 1))
         watch = Watch(items, self.sigmas, self._cached(rollouts))
         swept = sweep(
@@ -94,16 +94,20 @@ class Learner:
     def drift(self, rollouts: Sequence[Rollout]) -> tuple[float, ...]:
         """The drift of each row, from a pass over the active nodes without gradient."""
         items = [r.item for r in rollouts]
-        states = torch.cat([unpack(r.states) for r in rollouts])
+        states = self._here(r.states for r in rollouts)
         watch = Watch(items, self.sigmas, self._cached(rollouts))
-        velocity, places = self._velocity(items), torch.tensor(watch.places)
+        velocity, places = self._velocity(items), torch.tensor(watch.places, device=states.device)
         # ZeRO-3 needs as many forwards on every rank as on the one with the most states: repeat the last one.
         most = len(plans_of(items)) * (self.terms + 1)
-        padded = torch.arange(most).clamp(max=len(places) - 1)
+        padded = torch.arange(most, device=states.device).clamp(max=len(places) - 1)
         for part in padded.split(self.config.learners.micro_batch * self.config.learners.fuse):
             sample, node = places[part].unbind(1)
             watch(part, velocity(states[part], node, sample))
         return watch.drift()
+
+    def _here(self, parts: Iterable[Packed]) -> Tensor:
+        """The rows of all parts, one below the other, on this learner's device."""
+        return torch.cat([unpack(part) for part in parts]).to(self.config.learners.device)
 
     def _velocity(self, items: Sequence[Item]) -> VelocityFn:
         """The velocity that is differentiated, at the prompts of these items."""
@@ -131,7 +135,8 @@ class Learner:
         parameters = list(weights.trained(self.engine.module).values())
         bad: dict[tuple[int, int], Fault] = {}
         for place, (b, node) in enumerate(watch.places):
-            v = velocity(states[place : place + 1], torch.tensor([node]), torch.tensor([b]))
+            at = [torch.tensor([i], device=states.device) for i in (node, b)]
+            v = velocity(states[place : place + 1], *at)
             found = torch.autograd.grad((v.float() * pull[b].sum(0)).sum(), parameters, allow_unused=True)
             norm = torch.nn.utils.get_total_norm([g for g in found if g is not None])
             if not torch.isfinite(norm):  # the norm's squares may overflow where the values do not

@@ -93,21 +93,17 @@ def noise_of(item: Item, latent_shape: Sequence[int]) -> Tensor:
 
 
 def run_item(
-    item: Item,
-    velocity: VelocityFn,
-    sigmas: Tensor,
-    latent_shape: Sequence[int],
-    dtype: torch.dtype,
-    compared: list[Tensor] | None = None,
+    item: Item, velocity: VelocityFn, sigmas: Tensor, noise: Tensor, compared: list[Tensor] | None = None
 ) -> tuple[RolloutReport, Rollout, Packed]:
     """Roll out a training item; keep what its plans name. Returns the report, the learner's part, and the targets.
 
+    noise: x[0] [rows, ...] on the device and in the dtype of the model; what comes back is on the host.
     compared: the list to which `velocity` appends what the drift meter compares with, call by call; None: no meter.
     targets: [rows, branches, ...]: what the reward sees. Rows with a value that is not finite become zeros, carry a
     fault and are not kept.
     """
     started = time.perf_counter()
-    cache = _cache(item, velocity, sigmas, latent_shape, dtype)
+    cache = _cache(item, velocity, sigmas, noise)
     faults = _faults(item, cache)
     bad = torch.tensor([any(f.sample == sample for f in faults) for sample in item.samples])
     if faults:
@@ -133,33 +129,34 @@ def run_item(
     return report, Rollout(item, states, meter), target
 
 
-def finish_item(
-    item: Item, velocity: VelocityFn, sigmas: Tensor, latent_shape: Sequence[int], dtype: torch.dtype
-) -> Packed:
-    """The finished latents [rows, ...] of an evaluation item, without a cache."""
-    return pack(rollout(velocity, noise_of(item, latent_shape).to(dtype), sigmas).x[-1])
+def finish_item(velocity: VelocityFn, sigmas: Tensor, noise: Tensor) -> Packed:
+    """The finished latents [rows, ...] of an evaluation item from its noise, without a cache."""
+    return pack(rollout(velocity, noise, sigmas).x[-1])
 
 
 @torch.no_grad()
-def _cache(item: Item, velocity: VelocityFn, sigmas: Tensor, latent_shape: Sequence[int], dtype: torch.dtype) -> Cache:
-    """Roll out, and where the plans name fresh states (DRaFT-LV) draw those and evaluate the last velocity there."""
-    path = rollout(velocity, noise_of(item, latent_shape).to(dtype), sigmas)
-    cache = Cache(sigmas, path.x, path.v)
+def _cache(item: Item, velocity: VelocityFn, sigmas: Tensor, noise: Tensor) -> Cache:
+    """Roll out, and where the plans name fresh states (DRaFT-LV) draw those and evaluate the last velocity there.
+
+    The model runs where the noise is; the cache is on the host, where it is cut up and sent from.
+    """
+    path = rollout(velocity, noise, sigmas)
+    cache = Cache(sigmas, path.x.cpu(), path.v.cpu())
     fresh = item.plans[0].renoised
     if not fresh:
         return cache
-    eps = streams.normal((fresh, *latent_shape), item.seed, "renoise", item.step, item.samples)  # [rows, n, ...]
+    eps = streams.normal((fresh, *noise.shape[1:]), item.seed, "renoise", item.step, item.samples)  # [rows, n, ...]
     y = renoise(cache, eps.transpose(0, 1))
-    row = torch.arange(item.rows)
+    row = torch.arange(item.rows, device=noise.device)
     node = torch.full_like(row, item.num_steps - 1)
-    return replace(cache, y=y, v_y=torch.stack([velocity(state, node, row) for state in y]))
+    return replace(cache, y=y, v_y=torch.stack([velocity(state.to(noise), node, row).cpu() for state in y]))
 
 
 def _compared(cache: Cache, compared: Sequence[Tensor]) -> Cache:
     """The cache with the velocities that the drift meter compares with: N of the rollout, then the fresh ones."""
     steps = cache.num_steps
-    fresh = torch.stack(list(compared[steps:])) if len(compared) > steps else None
-    return replace(cache, v=torch.stack(list(compared[:steps])), v_y=fresh)
+    fresh = torch.stack(list(compared[steps:])).cpu() if len(compared) > steps else None
+    return replace(cache, v=torch.stack(list(compared[:steps])).cpu(), v_y=fresh)
 
 
 def _faults(item: Item, cache: Cache) -> tuple[Fault, ...]:

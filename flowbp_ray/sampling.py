@@ -14,7 +14,7 @@ from flowbp_ray.backbones.guidance import VelocityFn, full_velocity
 from flowbp_ray.config import RunConfig
 from flowbp_ray.fingerprint import fingerprint
 from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport, Version, unpack_all
-from flowbp_ray.rollouts import finish_item, run_item
+from flowbp_ray.rollouts import finish_item, noise_of, run_item
 
 FetchWeights = Callable[[], dict[str, Packed]]
 
@@ -30,6 +30,7 @@ class Sampler:
         self.latent_shape = self.backbone.latent_shape(model.height, model.width)
         self.transformer = self.backbone.load_transformer(model.torch_dtype)
         weights.prepare(self.transformer, config.learners.lora, config.seed, self.backbone.lora_targets)
+        self.transformer.to(config.samplers.device)
         self.version: Version | None = None
         self.fingerprint = ""
 
@@ -48,19 +49,22 @@ class Sampler:
         load_seconds = self.require(item.version, fetch)
         compared: list[Tensor] | None = [] if self.config.drift.on else None
         velocity, sigmas = self._velocity(item, None if compared is None else compared.append)
-        dtype = self.config.backbone.torch_dtype
-        report, kept, target = run_item(item, velocity, sigmas, self.latent_shape, dtype, compared)
+        report, kept, target = run_item(item, velocity, sigmas, self._noise(item), compared)
         return replace(report, load_seconds=load_seconds, fingerprint=self.fingerprint), kept, target
 
     def finish(self, item: Item, fetch: FetchWeights) -> Packed:
         """Finished latents [rows, ...] of an evaluation item."""
         self.require(item.version, fetch)
         velocity, sigmas = self._velocity(item)
-        return finish_item(item, velocity, sigmas, self.latent_shape, self.config.backbone.torch_dtype)
+        return finish_item(velocity, sigmas, self._noise(item))
 
     def digest(self) -> str:
         """sha256 of the trained weights that this sampler holds."""
         return weights.digest(weights.trained(self.transformer))
+
+    def _noise(self, item: Item) -> Tensor:
+        """x[0] [rows, ...] in the model's dtype, where the transformer is."""
+        return noise_of(item, self.latent_shape).to(self.config.samplers.device, self.config.backbone.torch_dtype)
 
     def _velocity(self, item: Item, observe: Callable[[Tensor], None] | None = None) -> tuple[VelocityFn, Tensor]:
         model = self.config.backbone

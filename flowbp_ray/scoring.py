@@ -21,10 +21,10 @@ class Scorer:
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
-        self.decode = backbones.get(config.backbone.name, config.backbone.path).load_decoder()
-        settings = config.rewards
-        self.trained = [(RewardTerm(t.name, t.weight, t.clip, t.scale), build(t.name)) for t in settings.terms]
-        self.monitors = [build(name) for name in settings.monitors]
+        settings, device = config.rewards, config.rewards.device
+        self.decode = backbones.get(config.backbone.name, config.backbone.path).load_decoder(device)
+        self.trained = [(RewardTerm(t.name, t.weight, t.clip, t.scale), build(t.name, device)) for t in settings.terms]
+        self.monitors = [build(name, device) for name in settings.monitors]
 
     def score(self, item: Item, prompts: Sequence[str], report: RolloutReport, target: Packed) -> tuple[Scored, Packed]:
         """Scores of target [rows, branches, ...] and dL/dtarget in fp32. Rows that were masked have omega 0."""
@@ -34,7 +34,7 @@ class Scorer:
         if settings.jitter.noise or settings.jitter.shift:
             jitter = KeyedJitter(item.seed, item.step, settings.jitter.noise, settings.jitter.shift, item.samples)
         result = score_and_cotangent(
-            unpack(target),
+            unpack(target).to(settings.device),
             self.decode,
             self.trained,
             prompts,
@@ -65,11 +65,11 @@ class Scorer:
         A latent that is not finite scores NaN and is decoded as zeros.
         """
         started = time.perf_counter()
-        finished = unpack(latents)
+        finished = unpack(latents).to(self.config.rewards.device)
         good = torch.isfinite(finished).flatten(1).all(dim=1)
         with torch.no_grad():
             images = self.decode(finished.where(good.view(-1, *(1,) * (finished.dim() - 1)), 0.0))
             rewards = [reward for _, reward in self.trained] + self.monitors
             scores = {r.name: tuple(r.score(images, prompts).where(good, torch.nan).tolist()) for r in rewards}
-        pixels = (images.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
+        pixels = (images.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).cpu().numpy()
         return Evaluated(item.index, scores, np.ascontiguousarray(pixels), time.perf_counter() - started)

@@ -124,7 +124,7 @@ class DeepSpeedEngine:
         if path is None:
             raise ValueError(f"no DeepSpeed checkpoint in {folder}")
         if self.ema is not None:
-            self.ema.load(torch.load(folder / f"ema_rank_{self.rank}.pt", weights_only=True))
+            self.ema.load(torch.load(folder / f"ema_rank_{self.rank}.pt", weights_only=True, map_location="cpu"))
 
 
 def deepspeed_config(config: LearnersConfig, dtype: torch.dtype) -> dict[str, Any]:

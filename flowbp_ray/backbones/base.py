@@ -93,8 +93,8 @@ class Backbone(abc.ABC):
         """A function from prompts to conditioning [len(prompts), ...]."""
 
     @abc.abstractmethod
-    def load_decoder(self) -> Callable[[Tensor], Tensor]:
-        """A differentiable function from latents [B, C, h, w] to images [B, 3, H, W] in 0..1."""
+    def load_decoder(self, device: str = "cpu") -> Callable[[Tensor], Tensor]:
+        """A differentiable function from latents [B, C, h, w] to images [B, 3, H, W] in 0..1, both on `device`."""
 
     @abc.abstractmethod
     def predict(self, transformer: nn.Module, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:

@@ -31,6 +31,7 @@ def full_velocity(
     observe: is given what `trained_velocity` with a detached negative returns at the same state, for the drift meter.
     """
     alone = one_branch(backbone, guidance)
+    sigmas, conditioning, negative = _beside(transformer, sigmas, conditioning, negative)
 
     def velocity(x: Tensor, node: Tensor, row: Tensor) -> Tensor:
         sigma, cond = sigmas[node], _rows(backbone, conditioning, row, guidance)
@@ -66,6 +67,7 @@ def trained_velocity(
     """
     if not detach_negative or one_branch(backbone, guidance):
         return full_velocity(backbone, transformer, sigmas, conditioning, negative, guidance)
+    sigmas, conditioning, negative = _beside(transformer, sigmas, conditioning, negative)
 
     def velocity(x: Tensor, node: Tensor, row: Tensor) -> Tensor:
         sigma, cond = sigmas[node], _rows(backbone, conditioning, row, guidance)
@@ -83,9 +85,18 @@ def one_branch(backbone: Backbone, guidance: float) -> bool:
     return backbone.embedded_guidance or guidance == 1.0
 
 
+def _beside(
+    transformer: nn.Module, sigmas: Tensor, *conditionings: Conditioning
+) -> tuple[Tensor, Conditioning, Conditioning]:
+    """The grid and the conditionings on the transformer's device."""
+    device = next(transformer.parameters()).device
+    cond, negative = ({name: tensor.to(device) for name, tensor in c.items()} for c in conditionings)
+    return sigmas.to(device), cond, negative
+
+
 def _rows(backbone: Backbone, conditioning: Conditioning, row: Tensor, guidance: float) -> Conditioning:
     """The rows' conditioning, with the guidance [R] where the model takes it as an input."""
     cond = {name: tensor[row] for name, tensor in conditioning.items()}
     if backbone.embedded_guidance:
-        cond["guidance"] = torch.full((len(row),), guidance, dtype=torch.float32)
+        cond["guidance"] = torch.full((len(row),), guidance, dtype=torch.float32, device=row.device)
     return cond

@@ -123,10 +123,10 @@ class PipelineBackbone(Backbone):
         """The VAE in fp32 without gradients of its own: what arrives at the latents is the gradient of the pixels."""
         return self.folder.model("vae", self.vae_class, torch.float32).requires_grad_(False)
 
-    def load_decoder(self) -> Callable[[Tensor], Tensor]:
+    def load_decoder(self, device: str = "cpu") -> Callable[[Tensor], Tensor]:
         from flowbp_ray.rewards.objective import unit_images
 
-        vae = self.load_vae()
+        vae = self.load_vae().to(device)
         return lambda latents: unit_images(self.decode(vae, latents.float()))
 
     @abc.abstractmethod

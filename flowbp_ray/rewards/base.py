@@ -32,8 +32,13 @@ REWARDS: dict[str, str] = {
 """Name -> "module:factory". Strings, so that the packages one reward needs are imported only by who asks for it."""
 
 
-def build(name: str, **options: Any) -> Reward:
-    """Build the reward registered as `name`; "package.module:Factory" names one that lives outside the library."""
+def build(name: str, device: str = "cpu", **options: Any) -> Reward:
+    """Build the reward registered as `name`; "package.module:Factory" names one that lives outside the library.
+
+    Where images and models are on a GPU the factory is given `device`.
+    """
+    if device != "cpu":
+        options["device"] = device
     target = REWARDS.get(name, name)
     if ":" not in target:
         near = difflib.get_close_matches(name, REWARDS, n=1)
