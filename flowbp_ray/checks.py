@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from flowbp_ray import backbones, prompts, weights
 from flowbp_ray.config import RunConfig
 from flowbp_ray.rewards.base import check_name
 
 
-def check(config: RunConfig) -> tuple[list[prompts.PromptRecord], list[prompts.PromptRecord]]:
-    """Read what the configuration names; returns the training and the evaluation prompts.
+@dataclass(frozen=True)
+class Checked:
+    """Training and evaluation prompts, and what is trained, in words."""
+
+    training: list[prompts.PromptRecord]
+    held_out: list[prompts.PromptRecord]
+    trains: str
+
+
+def check(config: RunConfig) -> Checked:
+    """Read what the configuration names, without loading weights.
 
     Raises ValueError for what the user must change.
     """
     model, lora = config.backbone, config.learners.lora
     backbone = backbones.get(model.name, model.path)
     backbone.latent_shape(model.height, model.width)
-    if lora is not None:
-        weights.prepare(backbone.skeleton(), lora, config.seed, backbone.lora_targets)
+    prepared = weights.prepare(backbone.skeleton(), lora, config.seed, backbone.lora_targets)
     train = prompts.load(config.data.prompts)
     held_out = prompts.load(config.evaluation.prompts)[: config.evaluation.limit] if config.evaluation.prompts else []
     for name in [t.name for t in config.rewards.terms] + config.rewards.monitors:
         check_name(name)
-    return train, held_out
+    return Checked(train, held_out, weights.describe(prepared, lora))

@@ -135,10 +135,14 @@ class OptimizerConfig(Strict):
 
 
 class LearnersConfig(PoolConfig):
-    """engine `torch` is plain AdamW on one rank; `deepspeed` shards over `count` ranks at ZeRO stage `zero`."""
+    """engine `torch` is plain AdamW on one rank; `deepspeed` shards over `count` ranks at ZeRO stage `zero`.
+
+    offload: masters and moments stay in host memory and AdamW runs there: slower, 12 bytes a parameter less on the GPU.
+    """
 
     engine: Literal["torch", "deepspeed"] = "deepspeed"
     zero: Literal[0, 1, 2, 3] = 2
+    offload: bool = False
     micro_batch: int = Field(ge=1)
     fuse: int = Field(1, ge=1)
     gradient_checkpointing: bool = False

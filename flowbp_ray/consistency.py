@@ -40,6 +40,8 @@ def check_engine(config: RunConfig) -> None:
         raise ValueError(
             f"learners.zero=0 keeps no fp32 masters of {config.backbone.dtype} weights; write learners.zero=1"
         )
+    if learners.offload and (learners.engine == "torch" or learners.zero == 0):
+        raise ValueError("learners.offload needs shards: write learners.engine=deepspeed and learners.zero=1 or more")
     if config.staleness > 1 and config.drift.max is None:
         raise ValueError(
             f"staleness={config.staleness} needs drift.max (samples that aged more are masked); "

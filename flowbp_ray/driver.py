@@ -51,11 +51,13 @@ def train(config: RunConfig, progress: Progress | None = None) -> tuple[Run, dic
     Raises ValueError for what the user must change, before any actor starts, RunFailed for what broke later, and
     Interrupted after a Ctrl-C or a SIGTERM, once the step is done and saved.
     """
-    records, held_out = check(config)
+    checked = check(config)
+    records, held_out = checked.training, checked.held_out
     run = Run.resume(config) if config.resume == "auto" else Run.create(config)
     run.same_prompts([r.text for r in (*records, *held_out)])
     progress = progress or Progress(config.steps, quiet=True)
-    progress.begin(run.folder, config)
+    progress.begin(run.folder, config, checked.trains)
+    run.logger().info("training %s", checked.trains)
     joined = ray.is_initialized()
     tracker = Tracker(run.folder, config)
     try:

@@ -40,7 +40,7 @@ class Progress:
         )
         self.task = self.bar.add_task("starting", total=steps, numbers="")
 
-    def begin(self, folder: Path, config: RunConfig) -> None:
+    def begin(self, folder: Path, config: RunConfig, trains: str) -> None:
         data, learners = config.data.shape, config.learners
         engine = "plain torch" if learners.engine == "torch" else f"DeepSpeed ZeRO-{learners.zero}"
         self.console.print(
@@ -48,6 +48,7 @@ class Progress:
             f"{config.steps} steps of {data.batch} images; {config.samplers.count} samplers, "
             f"{config.rewards.count} reward servers, {learners.count} learners ({engine}), staleness {config.staleness}"
         )
+        self.console.print(f"training {trains}")
         if self.console.is_terminal and not self.quiet:
             self.live = Live(self.bar, console=self.console, refresh_per_second=4)
             self.live.start()

@@ -35,15 +35,41 @@ def prepare(
         try:
             transformer.add_adapter(settings)
         except ValueError as error:
-            raise ValueError(
-                f"learners.lora.targets={targets} match no module of the model; write module names such as to_q"
-            ) from error
+            raise ValueError(_no_module(targets)) from error
+    if odd := [target for target in lora.targets or [] if not matched(target, adapted(transformer))]:
+        raise ValueError(_no_module(odd))
     return transformer
+
+
+def _no_module(targets: Sequence[str]) -> str:
+    return f"learners.lora.targets={list(targets)} match no module of the model; write module names such as to_q"
 
 
 def trained(transformer: nn.Module) -> dict[str, nn.Parameter]:
     """The trained parameters by name, in the module's order."""
     return {name: p for name, p in transformer.named_parameters() if p.requires_grad}
+
+
+def describe(transformer: nn.Module, lora: LoraConfig | None) -> str:
+    """How much of a prepared module is trained, and where its adapters are."""
+    total, count = (sum(p.numel() for p in ps) for ps in (transformer.parameters(), trained(transformer).values()))
+    if lora is None:
+        return f"all {total:,} parameters"
+    places = adapted(transformer)
+    kinds = sorted(t for t in transformer.peft_config["default"].target_modules if matched(t, places))  # type: ignore[operator, index, union-attr]
+    return (
+        f"adapters of rank {lora.rank} (alpha {lora.alpha}) on {len(places)} modules: {count:,} parameters beside "
+        f"{total - count:,}; targets {', '.join(kinds)}"
+    )
+
+
+def adapted(transformer: nn.Module) -> list[str]:
+    """Names of the modules that carry an adapter."""
+    return [name.split(".lora_A.")[0] for name in trained(transformer) if ".lora_A." in name]
+
+
+def matched(target: str, places: Sequence[str]) -> bool:
+    return any(place == target or place.endswith(f".{target}") for place in places)
 
 
 def install(transformer: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -129,11 +129,14 @@ class DeepSpeedEngine:
 
 def deepspeed_config(config: LearnersConfig, dtype: torch.dtype) -> dict[str, Any]:
     """DeepSpeed's own settings; the batch is ours, so it is told one row per accumulation step."""
+    sharding: dict[str, Any] = {"stage": config.zero}
+    if config.offload:
+        sharding["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": config.optimizer.max_grad_norm,
-        "zero_optimization": {"stage": config.zero},
+        "zero_optimization": sharding,
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": dtype == torch.bfloat16},
         "steps_per_print": 10**9,

@@ -34,6 +34,7 @@ class Case:
     fuse: int
     method: str
     draws: str
+    offload: bool = False
 
     @property
     def shared(self) -> list[str]:
@@ -50,12 +51,14 @@ class Case:
             f"learners.zero={self.zero}",
             f"learners.gradient_checkpointing={str(self.checkpointing).lower()}",
             f"learners.fuse={self.fuse}",
+            f"learners.offload={str(self.offload).lower()}",
         ]
 
     def __str__(self) -> str:
         kind = "lora" if self.lora else "full"
         again = "checkpointing" if self.checkpointing else "plain"
-        return f"zero{self.zero}-{self.ranks}ranks-{kind}-{again}-fuse{self.fuse}-{self.method}-{self.draws}"
+        where = "-offload" if self.offload else ""
+        return f"zero{self.zero}-{self.ranks}ranks-{kind}-{again}-fuse{self.fuse}-{self.method}-{self.draws}{where}"
 
 
 ALL = 64  # fuse: more than there are nodes
@@ -72,6 +75,9 @@ CASES = [
     Case(3, 2, True, False, 1, BRIDGE, "per_sample"),
     Case(0, 2, False, True, 1, BRIDGE, "per_sample"),
     Case(2, 2, False, False, ALL, LAGRANGE, "per_batch"),
+    Case(1, 2, False, False, 1, BRIDGE, "per_batch", offload=True),
+    Case(2, 2, True, False, ALL, LAGRANGE, "per_sample", offload=True),
+    Case(3, 2, False, True, ALL, BRIDGE, "per_sample", offload=True),
 ]
 SHORT = [CASES[i] for i in (3, 5, 7)]
 
@@ -111,7 +117,7 @@ def test_the_sharded_average_is_the_average_of_what_was_published(local_ray: Any
         "learners.ema.decay=0.7",
         "learners.optimizer.lr=1e-3",
     )
-    records, _ = check(config)
+    records = check(config).training
     loop = LocalLoop(config.model_copy(update={"learners": config.learners.model_copy(update={"engine": "torch"})}))
     with Fleet(config, [r.text for r in records]) as fleet:
 

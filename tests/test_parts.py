@@ -127,3 +127,15 @@ def test_lora_publishes_adapters_only_and_a_sampler_takes_them() -> None:
         weights.install(sampler, {"x": torch.zeros(1)})
     with pytest.raises(ValueError, match="match no module"):
         weights.prepare(backbones.get("shapes").load_transformer(torch.float32), LoraConfig(targets=["nope"]), 0)
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=4, alpha=8), LoraConfig(rank=2, targets=["ff.net.2"])])
+def test_what_is_trained_is_told_from_the_skeleton_as_from_the_weights(lora: LoraConfig | None) -> None:
+    backbone = backbones.get("shapes")
+    real = weights.prepare(backbone.load_transformer(torch.float32), lora, 1, backbone.lora_targets)
+    told = weights.describe(weights.prepare(backbone.skeleton(), lora, 1, backbone.lora_targets), lora)
+    assert told == weights.describe(real, lora)
+    assert f"{sum(p.numel() for p in weights.trained(real).values()):,} parameters" in told
+    if lora is not None:
+        modules = {name.rsplit(".lora_", 1)[0] for name in weights.trained(real)}
+        assert f"on {len(modules)} modules" in told and all(t in told for t in lora.targets or backbone.lora_targets)
