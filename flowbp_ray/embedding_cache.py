@@ -5,8 +5,8 @@
     <cache>/files/                             digests of large files, by path, size, inode and times
 
 <encoder> is the sha256 over all that decides the bits: the contents of every file of the encoders and tokenizers (not
-their path), the family's settings, the threads, and the versions of the libraries that compute. <prompt> is the prompt's
-sha256. Files get their name once they are written, so that runs can fill one cache at the same time.
+their path), the family's settings, the threads, and the versions of the libraries that compute. <prompt> is the sha256
+of the prompt. Files get their name once they are written, so that runs can fill one cache at the same time.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 def cache_folder(cache: str | None) -> Path | None:
-    """The folder that `encoder.cache` means; None where there is no cache. Raises ValueError where it cannot be made."""
+    """The folder that `encoder.cache` means, made; None for no cache. Raises ValueError where it cannot be made."""
     if cache is None:
         return None
     folder = _default() if cache == "auto" else Path(cache)
@@ -72,7 +72,8 @@ class EmbeddingCache:
         try:
             with safe_open(path, "pt") as file:
                 stated: dict[str, str] = file.metadata() or {}
-                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118: no dict; no map stays
+                names = list(file.keys())
+                tensors = {name: file.get_tensor(name).clone() for name in names}  # the file is not held
         except (SafetensorError, OSError) as error:
             why = str(error)
         else:
@@ -150,4 +151,6 @@ def _statement(prompt: str, tensors: Conditioning) -> dict[str, str]:
 
 
 def _unusable(folder: Path, error: Exception) -> str:
-    return f"the embedding cache {folder} cannot be written ({error}); write another encoder.cache, or encoder.cache=null"
+    return (
+        f"the embedding cache {folder} cannot be written ({error}); write another encoder.cache, or encoder.cache=null"
+    )

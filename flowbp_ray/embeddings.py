@@ -1,7 +1,7 @@
 """Prompts to embeddings: each distinct text once, by itself, from the cache on disk where it is there.
 
-A text shares its forward with no other: in a batch its bits would depend on its neighbours (already the embedded model's
-pooled embeddings do), and a run would then depend on what its cache happened to hold.
+A text shares its forward with no other: in a batch its bits would depend on its neighbours (those of the embedded
+model's pooled embeddings do), and a run would then depend on what its cache happened to hold.
 """
 
 from __future__ import annotations

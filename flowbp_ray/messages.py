@@ -118,9 +118,9 @@ class Rollout:
 class RolloutReport:
     """The small part of a rollout, read by the driver. omega, residuals and kept have one entry per row.
 
-    fingerprint: of the weights that the sampler held (see `fingerprint`). A row with a fault is not kept. Bytes are of what
-    travels: the item itself (pickled), its states, the drift meter's velocities, its targets; and what had reached the
-    sampler since its last report: published weights, and embeddings, which come once and never with an item.
+    fingerprint: of the weights that the sampler held (see `fingerprint`). A row with a fault is not kept.
+    Bytes are of what travels: the item itself (pickled), its states, the drift meter's velocities, its targets; and of
+    what reached the sampler since its last report: weights, and embeddings, which come once and never with an item.
     """
 
     step: int

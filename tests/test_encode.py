@@ -64,12 +64,10 @@ def test_two_processes_fill_one_cache_and_a_third_finds_all_of_it(
     cached = encode(small_config(tmp_path, "refl", *settings), texts)
     assert cached.places == fresh.places
     assert all(torch.equal(cached.tensors[name], fresh.tensors[name]) for name in fresh.tensors)
-    code, output = ended(started("shapes_refl", "encoder.cache=null"))
-    assert code == 2 and "write encoder.cache=auto" in output and "Traceback" not in output
 
 
-def test_a_neighbour_in_the_batch_changes_bits() -> None:
-    """Why each prompt is encoded by itself: the embedded model's own encoder, one and two at a time."""
+def test_each_prompt_has_the_bits_that_it_has_alone() -> None:
+    """Those of the embedded model's own encoder, one at a time: 64 at a time they are only close."""
     from flowbp_ray.shapes import text
 
     tokenizer, model = text.load_text()
@@ -140,11 +138,15 @@ def test_what_travels_is_independent_of_the_images_per_prompt_and_holds_no_embed
         one_prompt = sum(tensor[:1].nbytes for tensor in table.tensors.values())
         for step in (first, second):
             blob = b"".join(step.pickled)
-            assert len(blob) - step.tensors < one_prompt  # all messages but their tensors, against one prompt's embedding
+            assert (
+                len(blob) - step.tensors < one_prompt
+            )  # all messages but their tensors, against one prompt's embedding
             for item in step.items:
                 for tensor in table.rows(item.prompt_ids).values():
                     assert tensor[0].flatten()[-16:].numpy().tobytes() not in blob
-        assert first.metrics()["embedding_bytes"] == PackedEmbeddings.of(table).nbytes  # once, when they are handed over
+        assert (
+            first.metrics()["embedding_bytes"] == PackedEmbeddings.of(table).nbytes
+        )  # once, when they are handed over
         assert second.metrics()["embedding_bytes"] == 0
         measured[images] = second.metrics()
     for name in ("state", "velocity", "target", "cotangent"):

@@ -36,7 +36,7 @@ def trained(config: RunConfig) -> tuple[Run, dict[str, Any], dict[str, torch.Ten
 
 @pytest.mark.parametrize("method", ["flowbp_sparse", "flowbp_bridge"])
 def test_bit_for_bit_with_one_process(local_ray: Any, tmp_path: Path, method: str) -> None:
-    """S = 0, one learner, plain torch; two samplers and two reward servers change nothing, nor does an embedding cache."""
+    """S = 0, one learner, plain torch; more pools and an embedding cache change nothing."""
     pools = ["samplers.count=2", "rewards.count=2"]
     config = small_config(tmp_path, method, *pools)
     _, summary, _ = trained(small_config(tmp_path, method, *pools, "name=ray", "encoder.cache=null"))

@@ -198,7 +198,7 @@ def test_the_encoders_are_freed_and_the_threads_given_back(saved: Saved, tmp_pat
 
     def alive() -> int:
         gc.collect()
-        return sum(isinstance(thing, T5EncoderModel) for thing in gc.get_objects())
+        return sum(type(thing) is T5EncoderModel for thing in gc.get_objects())
 
     folder, threads = saved("sd35")[0], torch.get_num_threads()
     before = alive()
