@@ -6,7 +6,7 @@ import os
 import signal
 from typing import Any
 
-from flowbp_ray.config import PoolConfig, RunConfig
+from flowbp_ray.config import ProcessConfig, RunConfig
 
 
 def prepare(config: RunConfig, threads: int) -> None:
@@ -25,8 +25,8 @@ def thread_env(count: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(count), "MKL_NUM_THREADS": str(count), "TOKENIZERS_PARALLELISM": "false"}
 
 
-def actor_options(pool: PoolConfig, restarts: int) -> dict[str, Any]:
-    """Ray's options of one actor of a pool."""
+def actor_options(pool: ProcessConfig, restarts: int) -> dict[str, Any]:
+    """Ray's options of one actor."""
     return {
         "num_cpus": pool.cpus,
         "num_gpus": pool.gpus,

@@ -33,12 +33,12 @@ class Sampler:
         weights.prepare(self.transformer, config.learners.lora, config.seed, self.backbone.lora_targets)
         self.version: Version | None = None
         self.fingerprint = ""
-        self._arrived = {"weight_bytes": 0, "embedding_bytes": 0}  # since the last report
+        self.weight_bytes = self.embedding_bytes = 0  # that arrived since the last report
 
     def hold(self, embeddings: PackedEmbeddings) -> None:
         """Take the embeddings of all prompts, once; items then name them by prompt id."""
         self.embeddings = embeddings.unpack()
-        self._arrived["embedding_bytes"] += embeddings.nbytes
+        self.embedding_bytes += embeddings.nbytes
 
     def require(self, version: Version, fetch: FetchWeights) -> float:
         """Hold `version`, fetching it only if another one is held; returns the seconds that took."""
@@ -47,7 +47,7 @@ class Sampler:
         started = time.perf_counter()
         self.version = None  # a half install is no version
         published = fetch()
-        self._arrived["weight_bytes"] += sum(packed.nbytes for packed in published.values())
+        self.weight_bytes += sum(packed.nbytes for packed in published.values())
         weights.install(self.transformer, unpack_all(published))
         self.version, self.fingerprint = version, fingerprint(weights.trained(self.transformer))
         return time.perf_counter() - started
@@ -59,8 +59,9 @@ class Sampler:
         velocity, sigmas = self._velocity(item, None if compared is None else compared.append)
         dtype = self.config.backbone.torch_dtype
         report, kept, target = run_item(item, velocity, sigmas, self.latent_shape, dtype, compared)
-        arrived, self._arrived = self._arrived, dict.fromkeys(self._arrived, 0)
-        return replace(report, load_seconds=load_seconds, fingerprint=self.fingerprint, **arrived), kept, target
+        report = replace(report, weight_bytes=self.weight_bytes, embedding_bytes=self.embedding_bytes)
+        self.weight_bytes = self.embedding_bytes = 0
+        return replace(report, load_seconds=load_seconds, fingerprint=self.fingerprint), kept, target
 
     def finish(self, item: Item, fetch: FetchWeights) -> Packed:
         """Finished latents [rows, ...] of an evaluation item."""

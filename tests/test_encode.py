@@ -15,6 +15,7 @@ import torch
 
 from flowbp_ray import prompts
 from flowbp_ray.backbones import ShapesBackbone
+from flowbp_ray.cli import app, guarded
 from flowbp_ray.config import RunConfig
 from flowbp_ray.embeddings import PackedEmbeddings, encode
 from flowbp_ray.local import LocalLoop
@@ -46,8 +47,8 @@ def counts(output: str) -> list[int]:
 
 
 @pytest.mark.slow
-def test_two_processes_fill_one_cache_and_a_third_finds_all_of_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_two_processes_fill_one_cache_and_another_finds_all_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     texts = [record.text for record in prompts.load("shapes:train")][:150]
     (tmp_path / "prompts.txt").write_text("\n".join([*texts, *texts[:50]]) + "\n")
@@ -55,8 +56,11 @@ def test_two_processes_fill_one_cache_and_a_third_finds_all_of_it(
     both = [started("shapes_refl", *settings) for _ in range(2)]
     for code, output in [ended(process) for process in both]:
         assert code == 0 and counts(output)[0] == 151 and str(tmp_path / "cache") in output
-    code, output = ended(started("shapes_refl", *settings))
-    assert code == 0 and counts(output) == [151, 151, 0] and "100%" in output
+    with pytest.raises(SystemExit) as stop:
+        guarded(lambda: app(["encode", "shapes_refl", *settings]))
+    assert stop.value.code == 0
+    output = capsys.readouterr().out
+    assert counts(output) == [151, 151, 0] and "100%" in output
     assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 151
     assert not list((tmp_path / "cache").rglob("*.partial"))
     fresh = encode(small_config(tmp_path, "refl", "encoder.cache=null"), texts)
