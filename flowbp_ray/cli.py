@@ -1,4 +1,4 @@
-"""The door: flowbp-ray train | encode | sample | plan | methods. What a user must change is 1 or 2 lines, exit code 2."""
+"""The door: flowbp-ray train | encode | sample | plan | methods. What a user must change is a line, and exit code 2."""
 
 from __future__ import annotations
 
