@@ -1,27 +1,37 @@
-"""The encoder process: encodes each prompt once, then goes."""
+"""The encoder process: encodes each distinct prompt once, or reads it from the cache, then goes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import ray
 
 from actors.process import prepare
-from flowbp_ray.backbones import encode_all, get
+from flowbp_ray.backbones import Conditioning, encode_all
 from flowbp_ray.config import RunConfig
-from flowbp_ray.messages import Packed, pack_all
+from flowbp_ray.embeddings import Encoded, Encoder, PackedEmbeddings
 
 
 class EncoderActor:
-    """Holds the text encoder only while it is needed."""
+    """Holds the text encoders only while they are needed, and not at all where the cache has every prompt."""
 
     def __init__(self, config: RunConfig) -> None:
-        prepare(config, 1)
-        self.encoder = get(config.backbone.name, config.backbone.path).load_encoder()
+        prepare(config, config.encoder.threads)
+        self.config = config
+        self.encoder: Encoder | None = None
+        self.done: dict[str, Conditioning] = {}
 
-    def encode(self, prompts: list[str]) -> dict[str, Packed]:
-        """Embeddings of ["" (the negative prompt), *prompts], stacked: name -> [1 + len(prompts), ...]."""
-        return pack_all(encode_all(self.encoder, prompts).tensors)
+    def add(self, texts: Sequence[str]) -> Encoded:
+        """Encode some distinct texts and keep them: a part of the work, so that a slow encoder is not a silent one."""
+        self.encoder = self.encoder or Encoder(self.config)  # here, where an error keeps its name
+        for text in texts:
+            self.done[text] = self.encoder(text)
+        return self.encoder.report()
+
+    def table(self, prompts: Sequence[str]) -> tuple[bool, PackedEmbeddings]:
+        """Of the empty prompt and `prompts`, which were added. The driver waits for the first and leaves the second."""
+        return True, PackedEmbeddings.of(encode_all(self.done.__getitem__, prompts))
 
 
 RemoteEncoder: Any = ray.remote(EncoderActor)

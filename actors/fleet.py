@@ -14,13 +14,16 @@ from actors.gang import Gang
 from actors.pipeline import Pipeline
 from actors.placement import free, place
 from actors.pool import Pool
-from actors.process import actor_options, thread_env
+from actors.process import actor_options
 from actors.reward import RemoteReward
 from actors.sampler import RemoteSampler
+from flowbp_ray.backbones import distinct
 from flowbp_ray.config import PoolConfig, RunConfig
+from flowbp_ray.embeddings import Encoded
 from flowbp_ray.failure import RunFailed
 
 RESTARTS = -1  # samplers and reward servers hold nothing that cannot be built again
+ENCODED_AT_ONCE = 32  # prompts per call of the encoder: cluster.stall_timeout is for these, not for all of them
 
 
 class Fleet:
@@ -28,6 +31,7 @@ class Fleet:
 
     gang: Gang
     pipeline: Pipeline
+    encoded: Encoded
 
     def __init__(self, config: RunConfig, prompts: Sequence[str]) -> None:
         self.config = config
@@ -42,23 +46,26 @@ class Fleet:
 
     def _start(self, config: RunConfig, prompts: list[str]) -> None:
         self.gang = self._gang = Gang(config)
-        encoder = RemoteEncoder.options(num_cpus=0.1, runtime_env={"env_vars": thread_env(1)}).remote(config)
+        encoder = RemoteEncoder.options(**actor_options(config.encoder, restarts=0)).remote(config)
         self.handles.append(encoder)
-        self.embeddings = encoder.encode.remote(prompts)
+        texts = distinct(prompts)
+        parts = [encoder.add.remote(texts[i : i + ENCODED_AT_ONCE]) for i in range(0, len(texts), ENCODED_AT_ONCE)]
+        whole, self.embeddings = encoder.table.options(num_returns=2).remote(prompts)
         samplers = self._pool("sampler", "samplers", RemoteSampler, config.samplers)
         scorers = self._pool("reward server", "rewards", RemoteReward, config.rewards)
         built = self.gang.launch(self.embeddings)
+        timeout = config.cluster.stall_timeout
+        self.encoded = [_get(part, "the encoder", timeout) for part in parts][-1]
+        _get(whole, "the encoder", timeout)
+        ray.kill(encoder)
         for what, refs in (
-            ("the encoder", [self.embeddings]),
             ("the learners", built),
             ("the samplers", [h.ready.remote() for h in samplers.handles]),
             ("the reward servers", [h.ready.remote() for h in scorers.handles]),
         ):
             for ref in refs:
-                _get(ref, what, config.cluster.stall_timeout)
-        ray.kill(encoder)
-        limits = (config.cluster.tries, config.cluster.stall_timeout)
-        self.pipeline = Pipeline(samplers, scorers, [self.embeddings], prompts, *limits)
+                _get(ref, what, timeout)
+        self.pipeline = Pipeline(samplers, scorers, [self.embeddings], prompts, config.cluster.tries, timeout)
 
     def _pool(self, name: str, key: str, remote: Any, pool: PoolConfig) -> Pool:
         group = place(pool, f"{name}s", key)

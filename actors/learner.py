@@ -11,8 +11,9 @@ from typing import Any
 import ray
 
 from flowbp_ray.config import RunConfig
+from flowbp_ray.embeddings import PackedEmbeddings
 from flowbp_ray.fingerprint import Part
-from flowbp_ray.messages import Packed, Rollout, StepReport, unpack_all
+from flowbp_ray.messages import Packed, Rollout, StepReport
 
 
 class LearnerActor:
@@ -24,9 +25,8 @@ class LearnerActor:
             probe.bind(("", 0))
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
-    def build(self, config: RunConfig, embeddings: dict[str, Packed], rank: int, address: str, port: int) -> bool:
+    def build(self, config: RunConfig, embeddings: PackedEmbeddings, rank: int, address: str, port: int) -> bool:
         from actors.process import prepare
-        from flowbp_ray.backbones import Embeddings
         from flowbp_ray.learner import Learner
 
         prepare(config, config.learners.threads)
@@ -34,7 +34,7 @@ class LearnerActor:
             from flowbp_ray.zero import init_gang
 
             init_gang(rank, config.learners.count, address, port, config.cluster.stall_timeout)
-        self.learner = Learner(config, Embeddings(unpack_all(embeddings)), rank)
+        self.learner = Learner(config, embeddings.unpack(), rank)
         return True
 
     def step(self, step: int, factors: Sequence[float], *messages: Rollout | Packed) -> StepReport:

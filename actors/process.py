@@ -8,7 +8,7 @@ from typing import Any
 
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from flowbp_ray.config import PoolConfig, RunConfig
+from flowbp_ray.config import ProcessConfig, RunConfig
 
 
 def prepare(config: RunConfig, threads: int) -> None:
@@ -27,8 +27,8 @@ def thread_env(count: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(count), "MKL_NUM_THREADS": str(count), "TOKENIZERS_PARALLELISM": "false"}
 
 
-def actor_options(pool: PoolConfig, restarts: int, group: Any, index: int) -> dict[str, Any]:
-    """Ray's options of actor `index` of a pool that was placed as `group`."""
+def actor_options(pool: ProcessConfig, restarts: int, group: Any = None, index: int = 0) -> dict[str, Any]:
+    """Ray's options of an actor; of number `index` in the bundles of `group` where there is one."""
     options = {
         "num_cpus": pool.cpus,
         "num_gpus": pool.gpus,

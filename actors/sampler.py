@@ -9,9 +9,8 @@ import ray
 
 from actors import transport
 from actors.process import prepare
-from flowbp_ray.backbones import Embeddings
 from flowbp_ray.config import RunConfig
-from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport, unpack_all
+from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport
 from flowbp_ray.sampling import Sampler
 
 
@@ -40,7 +39,7 @@ class SamplerActor:
     def _hold(self, embeddings: transport.Reference) -> None:
         """Read the embeddings once; they come with every call because a restarted process has none."""
         if self.sampler.embeddings is None:
-            self.sampler.embeddings = Embeddings(unpack_all(transport.load(embeddings)))
+            self.sampler.hold(transport.load(embeddings))
 
     def digest(self) -> str:
         return self.sampler.digest()

@@ -14,7 +14,7 @@ import ray
 from torch import Tensor
 
 from flowbp_ray.fingerprint import combine, fingerprint
-from flowbp_ray.messages import Packed, Version, pack_all
+from flowbp_ray.messages import Version, pack_all
 
 Reference = list[Any]
 """The object's reference inside a list: Ray then hands over the reference, and only `load` moves the bytes."""
@@ -48,7 +48,7 @@ def restore(version: Version, tensors: Mapping[str, Tensor]) -> Published:
     return Published(version, [ray.put(pack_all(tensors))], known=fingerprint(tensors))
 
 
-def load(weights: Reference) -> dict[str, Packed]:
-    """The weights; shared memory on this node, one transfer per node otherwise."""
-    reference: Any = weights[0]
+def load(held: Reference) -> Any:
+    """Packed weights, or embeddings: shared memory on this node, one transfer per node otherwise."""
+    reference: Any = held[0]
     return ray.get(reference)

@@ -1,4 +1,4 @@
-"""The door: flowbp-ray train | sample | plan | methods. What a user must change is one or two lines and exit code 2."""
+"""The door: flowbp-ray train | encode | sample | plan | methods. What a user must change is a line, and exit code 2."""
 
 from __future__ import annotations
 
@@ -53,6 +53,27 @@ def show(folder: Path, summary: dict[str, object]) -> None:
     console.print(f"{summary['steps']} steps in {summary['seconds']} s; summary: {folder / 'summary.json'}")
     for picture in [*sorted((folder / "images").glob("*.png")), folder / "curves.png"]:
         console.print(f"picture: {picture}")
+
+
+@app.command()
+def encode(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
+    """Fill the embedding cache with a run's prompts, in this process; the text encoders are gone when it ends."""
+    from rich.progress import Progress as Bar
+
+    from flowbp_ray.checks import read_prompts
+    from flowbp_ray.embeddings import fill
+
+    settings = loading.load(config, overrides or [])
+    train_prompts, held_out = read_prompts(settings)
+    texts = [record.text for record in (*train_prompts, *held_out)]
+    try:
+        with Bar(console=console) as bar:
+            task = bar.add_task("encoding", total=None)
+            encoded = fill(settings, texts, lambda done, total: bar.update(task, completed=done, total=total))
+    except KeyboardInterrupt:
+        print("flowbp-ray: stopped; what was encoded stays in the cache", file=sys.stderr)
+        raise typer.Exit(130) from None
+    console.print(escape(encoded.describe()))
 
 
 @app.command()

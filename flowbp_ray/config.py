@@ -55,10 +55,9 @@ class DataConfig(Strict):
         return BatchShape(self.prompts_per_step, self.images_per_prompt, self.rollout_batch)
 
 
-class PoolConfig(Strict):
-    """A pool of identical actors. cpus and gpus are Ray's logical resources per actor; threads are torch's."""
+class ProcessConfig(Strict):
+    """One actor. cpus and gpus are Ray's logical resources; threads are torch's."""
 
-    count: int = Field(1, ge=1)
     threads: int = Field(1, ge=1)
     cpus: float = Field(0.1, ge=0)
     gpus: float = Field(0.0, ge=0)
@@ -67,6 +66,28 @@ class PoolConfig(Strict):
     def device(self) -> str:
         """Where an actor of the pool computes: on the GPU that Ray gives it, if it asks for one."""
         return "cuda" if self.gpus else "cpu"
+
+
+class PoolConfig(ProcessConfig):
+    """A pool of identical actors."""
+
+    count: int = Field(1, ge=1)
+
+
+class EncoderConfig(ProcessConfig):
+    """Encodes the prompts before anything else, and ends.
+
+    cache: the folder of embeddings on disk that runs share, or null for none. auto: `embeddings` below
+    $FLOWBP_RAY_CACHE, where that is set, else below flowbp_ray in $XDG_CACHE_HOME or ~/.cache.
+    """
+
+    cache: str | None = Field("auto", min_length=1)
+
+    @field_validator("cache")
+    @classmethod
+    def _absolute(cls, value: str | None) -> str | None:
+        """Relative to where the command runs: actors run elsewhere."""
+        return value if value in (None, "auto") else str(Path(value).expanduser().absolute())
 
 
 class TermConfig(Strict):
@@ -227,6 +248,7 @@ class RunConfig(Strict):
     backbone: BackboneConfig
     method: dict[str, Any]
     data: DataConfig
+    encoder: EncoderConfig = EncoderConfig()
     samplers: PoolConfig = PoolConfig()
     rewards: RewardsConfig
     learners: LearnersConfig

@@ -64,6 +64,7 @@ def train(config: RunConfig, progress: Progress | None = None) -> tuple[Run, dic
         with Interrupts() as interrupts:
             start_ray(config)
             with Fleet(config, [r.text for r in (*records, *held_out)]) as fleet:
+                run.logger().info("embeddings: %s", fleet.encoded.describe())
                 evaluator = Evaluator(config, run, held_out, len(records))
                 return run, Loop(config, run, fleet, tracker, progress, records, evaluator, interrupts).run_all()
     except (RunFailed, ValueError) as error:

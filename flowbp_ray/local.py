@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from flowbp_ray import backbones, prompts, weights
-from flowbp_ray.backbones import Embeddings, encode_all
+from flowbp_ray import prompts, weights
 from flowbp_ray.config import RunConfig
+from flowbp_ray.embeddings import encode
 from flowbp_ray.learner import Learner
 from flowbp_ray.messages import Item, RolloutReport, Scored, StepReport, Version, pack_all, unpack
 from flowbp_ray.rollouts import items_of_step
@@ -19,11 +19,6 @@ from flowbp_ray.run import Run
 from flowbp_ray.sampling import Sampler
 from flowbp_ray.scoring import Scorer
 from flowbp_ray.selection import select
-
-
-def encode(config: RunConfig, texts: Sequence[str]) -> Embeddings:
-    """Embeddings of the empty prompt and `texts`, in this process."""
-    return encode_all(backbones.get(config.backbone.name, config.backbone.path).load_encoder(), texts)
 
 
 @dataclass(frozen=True)

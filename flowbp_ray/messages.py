@@ -119,6 +119,8 @@ class RolloutReport:
     """The small part of a rollout, read by the driver. omega, residuals and kept have one entry per row.
 
     fingerprint: of the weights that the sampler held (see `fingerprint`). A row with a fault is not kept.
+    Bytes are of what travels: the item itself (pickled), its states, the drift meter's velocities, its targets; and of
+    what reached the sampler since its last report: weights, and embeddings, which come once and never with an item.
     """
 
     step: int
@@ -127,10 +129,14 @@ class RolloutReport:
     omega: tuple[float, ...]
     residuals: tuple[tuple[float, float], ...]
     kept: tuple[bool, ...]
+    item_bytes: int
     state_bytes: int
+    velocity_bytes: int
     target_bytes: int
     seconds: float
     load_seconds: float
+    weight_bytes: int = 0
+    embedding_bytes: int = 0
     fingerprint: str = ""
     faults: tuple[Fault, ...] = ()
 

@@ -54,13 +54,33 @@ def step_metrics(
         "learning_rate": learners[0].learning_rate if learners else 0.0,
         "forwards": sum(r.forwards for r in learners),
         "padding_rows": sum(r.padding for r in learners),
-        "state_bytes_per_image": sum(r.state_bytes for r in reports) / rows,
-        "target_bytes_per_image": sum(r.target_bytes for r in reports) / rows,
-        "cotangent_bytes_per_image": sum(s.cotangent_bytes for s in scored) / rows,
+        **travel(reports, scored),
         "sampler_s": sum(r.seconds for r in reports),
         "load_s": sum(r.load_seconds for r in reports),
         "reward_s": sum(s.seconds for s in scored),
         "learner_s": max((r.seconds for r in learners), default=0.0),
+    }
+
+
+def travel(reports: Sequence[RolloutReport], scored: Sequence[Scored]) -> dict[str, float]:
+    """Bytes that travelled in a step, read off the messages.
+
+    Per image, what goes with the items: the item (to the sampler, to the reward server, and in the rollout to the
+    learner), states, the drift meter's velocities, targets and cotangents; `travel_bytes_per_image` is their sum. Per
+    step, what does not grow with the images: weights that samplers loaded, and embeddings that reached them.
+    """
+    rows = sum(len(r.omega) for r in reports)
+    per_image = {
+        "item": sum(3 * r.item_bytes for r in reports) / rows,
+        "state": sum(r.state_bytes for r in reports) / rows,
+        "velocity": sum(r.velocity_bytes for r in reports) / rows,
+        "target": sum(r.target_bytes for r in reports) / rows,
+        "cotangent": sum(s.cotangent_bytes for s in scored) / rows,
+    }
+    per_image["travel"] = sum(per_image.values())
+    return {f"{name}_bytes_per_image": value for name, value in per_image.items()} | {
+        "weight_bytes": sum(r.weight_bytes for r in reports),
+        "embedding_bytes": sum(r.embedding_bytes for r in reports),
     }
 
 

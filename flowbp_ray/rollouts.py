@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -110,6 +111,7 @@ def run_item(
         cache = _without(cache, bad)
     states = pack(gather_states(item.plans, cache))
     target = pack(targets(item.plans, cache))
+    meter = None if compared is None else pack(gather_velocities(item.plans, _compared(cache, compared)))
     distances = residuals(item.plans, cache)
     kept = keep(item.plans, distances) & ~bad
     report = RolloutReport(
@@ -119,13 +121,14 @@ def run_item(
         omega=tuple(omega(item.plans, cache).tolist()),
         residuals=tuple((float(a), float(b)) for a, b in distances.tolist()),
         kept=tuple(bool(k) for k in kept.tolist()),
+        item_bytes=len(pickle.dumps(item, pickle.HIGHEST_PROTOCOL)),
         state_bytes=states.nbytes,
+        velocity_bytes=0 if meter is None else meter.nbytes,
         target_bytes=target.nbytes,
         seconds=time.perf_counter() - started,
         load_seconds=0.0,
         faults=faults,
     )
-    meter = None if compared is None else pack(gather_velocities(item.plans, _compared(cache, compared)))
     return report, Rollout(item, states, meter), target
 
 

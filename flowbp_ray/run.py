@@ -15,7 +15,7 @@ from flowbp_ray.loading import ConfigError, dump, load
 
 # What may differ between a run and its continuation: where and with how many processes, not what is computed. (Torch
 # gives the same bits for one and for several threads only where its kernels do.)
-FREE = {"output", "resume", "cluster", "samplers", "tracking", "checkpoint"}
+FREE = {"output", "resume", "cluster", "samplers", "tracking", "checkpoint", "encoder"}
 FREE_IN = {"rewards": {"count", "threads", "cpus", "gpus"}, "learners": {"threads", "cpus", "gpus"}}
 
 

@@ -12,6 +12,7 @@ from flowbp_ray import backbones, weights
 from flowbp_ray.backbones import Embeddings
 from flowbp_ray.backbones.guidance import VelocityFn, full_velocity
 from flowbp_ray.config import RunConfig
+from flowbp_ray.embeddings import PackedEmbeddings
 from flowbp_ray.fingerprint import fingerprint
 from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport, Version, unpack_all
 from flowbp_ray.rollouts import finish_item, noise_of, run_item
@@ -33,6 +34,12 @@ class Sampler:
         self.transformer.to(config.samplers.device)
         self.version: Version | None = None
         self.fingerprint = ""
+        self.weight_bytes = self.embedding_bytes = 0  # that arrived since the last report
+
+    def hold(self, embeddings: PackedEmbeddings) -> None:
+        """Take the embeddings of all prompts, once; items then name them by prompt id."""
+        self.embeddings = embeddings.unpack()
+        self.embedding_bytes += embeddings.nbytes
 
     def require(self, version: Version, fetch: FetchWeights) -> float:
         """Hold `version`, fetching it only if another one is held; returns the seconds that took."""
@@ -40,7 +47,9 @@ class Sampler:
             return 0.0
         started = time.perf_counter()
         self.version = None  # a half install is no version
-        weights.install(self.transformer, unpack_all(fetch()))
+        published = fetch()
+        self.weight_bytes += sum(packed.nbytes for packed in published.values())
+        weights.install(self.transformer, unpack_all(published))
         self.version, self.fingerprint = version, fingerprint(weights.trained(self.transformer))
         return time.perf_counter() - started
 
@@ -50,6 +59,8 @@ class Sampler:
         compared: list[Tensor] | None = [] if self.config.drift.on else None
         velocity, sigmas = self._velocity(item, None if compared is None else compared.append)
         report, kept, target = run_item(item, velocity, sigmas, self._noise(item), compared)
+        report = replace(report, weight_bytes=self.weight_bytes, embedding_bytes=self.embedding_bytes)
+        self.weight_bytes = self.embedding_bytes = 0
         return replace(report, load_seconds=load_seconds, fingerprint=self.fingerprint), kept, target
 
     def finish(self, item: Item, fetch: FetchWeights) -> Packed:

@@ -20,6 +20,12 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """One embedding cache for all tests, and not that of the person who runs them."""
+    os.environ["FLOWBP_RAY_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[Any]:
     """A private Ray instance, ended with the module that asked for it."""

@@ -46,6 +46,8 @@ BAD = {
     "missing prompts": ["train", "shapes_refl", "data.prompts=/nowhere/prompts.txt"],
     "unknown key": ["train", "shapes_refl", "learners.optimiser.lr=1"],
     "unknown reward": ["train", "shapes_refl", "rewards.monitors=[shapes_clipp]"],
+    "cache": ["train", "shapes_refl", "encoder.cache=/dev/null/cache"],
+    "nothing to fill": ["encode", "shapes_refl", "encoder.cache=null"],
     "unknown backbone": ["train", "shapes_refl", "backbone.name=shape"],
     "no model": ["train", "shapes_refl", "backbone.path=/nowhere"],
     "no run": ["sample", "/nowhere", "-p", "a red circle"],

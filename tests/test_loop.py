@@ -10,8 +10,9 @@ import torch
 
 from actors.fleet import Fleet
 from actors.transport import load
-from flowbp_ray import driver
+from flowbp_ray import driver, prompts
 from flowbp_ray.config import RunConfig
+from flowbp_ray.embeddings import PackedEmbeddings, encode
 from flowbp_ray.local import LocalLoop
 from flowbp_ray.messages import Version, unpack_all
 from flowbp_ray.run import Run
@@ -35,9 +36,10 @@ def trained(config: RunConfig) -> tuple[Run, dict[str, Any], dict[str, torch.Ten
 
 @pytest.mark.parametrize("method", ["flowbp_sparse", "flowbp_bridge"])
 def test_bit_for_bit_with_one_process(local_ray: Any, tmp_path: Path, method: str) -> None:
-    """S = 0, one learner, plain torch; two samplers and two reward servers change nothing."""
-    config = small_config(tmp_path, method, "samplers.count=2", "rewards.count=2", "name=ray")
-    _, summary, _ = trained(config)
+    """S = 0, one learner, plain torch; more pools and an embedding cache change nothing."""
+    pools = ["samplers.count=2", "rewards.count=2"]
+    config = small_config(tmp_path, method, *pools)
+    _, summary, _ = trained(small_config(tmp_path, method, *pools, "name=ray", "encoder.cache=null"))
     digest, _ = local_weights(config)
     assert summary["weights_sha256"] == digest
     untrained = LocalLoop(config).learner.digest()
@@ -52,14 +54,24 @@ def test_every_other_method_runs_by_name(local_ray: Any, tmp_path: Path, method:
 
 
 def test_state_bytes_per_image_are_the_formula(local_ray: Any, tmp_path: Path) -> None:
-    """K states, one target and one cotangent per image: elements x itemsize, measured on what travelled."""
-    config = small_config(tmp_path, "flowbp_sparse", "method.k=3", "steps=1")
+    """K states, one target and one cotangent per image: elements x itemsize, measured on what travelled.
+
+    Embeddings come to a sampler once, and then with no item.
+    """
+    config = small_config(tmp_path, "flowbp_sparse", "method.k=3", "steps=2", "data.images_per_prompt=2")
     run, _, _ = trained(config)
-    line = run.metrics()[0]
+    first, line = run.metrics()
     latent = 8 * 8 * 8 * 4
     assert line["state_bytes_per_image"] == 3 * latent == line["state_bytes_per_image_formula"]
     assert line["target_bytes_per_image"] == latent
     assert line["cotangent_bytes_per_image"] == latent
+    assert line["travel_bytes_per_image"] == pytest.approx(5 * latent + line["item_bytes_per_image"])
+    texts = [record.text for record in prompts.load(config.data.prompts)]
+    table = PackedEmbeddings.of(encode(config, texts))
+    assert first["embedding_bytes"] == table.nbytes and line["embedding_bytes"] == 0
+    weights = run.checkpoints.weights()[1].values()
+    assert line["weight_bytes"] == sum(tensor.nbytes for tensor in weights)
+    assert f"embeddings: {len(set(texts)) + 1} distinct prompts" in (run.folder / "log.txt").read_text()
 
 
 def test_the_learner_process_has_neither_decoder_nor_reward(local_ray: Any, tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from scipy import stats
 from flowbp_ray import backbones, prompts, weights
 from flowbp_ray.backbones.guidance import full_velocity, trained_velocity
 from flowbp_ray.config import LoraConfig
+from flowbp_ray.embeddings import encode
 from flowbp_ray.evaluate import estimate, paired
-from flowbp_ray.local import encode
 from flowbp_ray.messages import Version, pack, unpack
 from flowbp_ray.rollouts import items_of_step
 from tests.small import small_config

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 
-from flowbp_ray.backbones.base import Backbone, Conditioning, Embeddings, encode_all
+from flowbp_ray.backbones.base import Backbone, Conditioning, Embeddings, Encode, distinct, encode_all
 from flowbp_ray.backbones.flux1 import Flux1Backbone
 from flowbp_ray.backbones.flux2 import Flux2Backbone
 from flowbp_ray.backbones.qwen_image import QwenImageBackbone
@@ -17,7 +17,7 @@ BACKBONES: dict[str, type[Backbone]] = {
 }
 """A new family is one file and one line here."""
 
-__all__ = ["BACKBONES", "Backbone", "Conditioning", "Embeddings", "encode_all", "get"]
+__all__ = ["BACKBONES", "Backbone", "Conditioning", "Embeddings", "Encode", "distinct", "encode_all", "get"]
 
 
 def get(name: str, path: str | None = None) -> Backbone:

@@ -5,26 +5,31 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 Conditioning = dict[str, Tensor]  # name -> [rows, ...]; what the transformer needs beside state and time
 
+Encode = Callable[[str], Conditioning]
+"""One prompt to its conditioning [1, ...]. One at a time: what shares a batch with a prompt changes its bits."""
+
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Encoded prompts: row 0 is the empty (negative) prompt, row i + 1 is prompt i of the run.
+    """Encoded prompts, each distinct text once. Row 0 is the empty (negative) prompt.
 
-    tensors: name -> [1 + prompts, ...]. Encoded once, stored once, read by reference.
+    tensors: name -> [distinct texts, ...]. places: the row of each prompt of the run, by prompt id.
     """
 
     tensors: Conditioning
+    places: tuple[int, ...]
 
     def rows(self, prompt_ids: Sequence[int]) -> Conditioning:
         """Conditioning of these prompts, [len(prompt_ids), ...] each."""
-        index = torch.tensor(prompt_ids, dtype=torch.long) + 1
+        index = torch.tensor([self.places[i] for i in prompt_ids], dtype=torch.long)
         return {name: tensor[index] for name, tensor in self.tensors.items()}
 
     def negative(self, rows: int) -> Conditioning:
@@ -32,21 +37,27 @@ class Embeddings:
         return {name: t[:1].expand(rows, *t.shape[1:]) for name, t in self.tensors.items()}
 
 
-def encode_all(encode: Callable[[list[str]], Conditioning], prompts: Sequence[str], chunk: int = 256) -> Embeddings:
-    """Encode the empty prompt and `prompts`, `chunk` at a time: whoever does it gets the same bits."""
-    texts = ["", *prompts]
-    return Embeddings(joined([encode(texts[i : i + chunk]) for i in range(0, len(texts), chunk)]))
+def encode_all(encode: Encode, prompts: Sequence[str]) -> Embeddings:
+    """Encode the empty prompt and `prompts`, each distinct text once: whoever does it gets the same bits."""
+    texts = distinct(prompts)
+    row = {text: i for i, text in enumerate(texts)}
+    return Embeddings(_stacked([encode(text) for text in texts]), tuple(row[prompt] for prompt in prompts))
 
 
-def joined(parts: Sequence[Conditioning]) -> Conditioning:
-    """Parts one below the other; where they differ in length (axis 1), zeros follow the shorter ones."""
+def distinct(prompts: Sequence[str]) -> list[str]:
+    """What is to be encoded: the empty prompt, then every other text once, in order."""
+    return list(dict.fromkeys(["", *prompts]))
+
+
+def _stacked(parts: Sequence[Conditioning]) -> Conditioning:
+    """Parts [1, ...] one below the other; where they differ in length (axis 1), zeros follow the shorter ones."""
 
     def stack(tensors: list[Tensor]) -> Tensor:
-        if tensors[0].dim() < 2:
-            return torch.cat(tensors)
         longest = max(t.shape[1] for t in tensors)
-        padded = [torch.cat([t, t.new_zeros(len(t), longest - t.shape[1], *t.shape[2:])], dim=1) for t in tensors]
-        return torch.cat(padded)
+        table = tensors[0].new_zeros(len(tensors), longest, *tensors[0].shape[2:])  # filled in place: it may be large
+        for row, tensor in zip(table, tensors, strict=True):
+            row[: tensor.shape[1]] = tensor[0]
+        return table
 
     return {name: stack([part[name] for part in parts]) for name in parts[0]}
 
@@ -89,8 +100,16 @@ class Backbone(abc.ABC):
         """The velocity model alone, in eval mode, on the CPU. Raises ValueError where its weights are not usable."""
 
     @abc.abstractmethod
-    def load_encoder(self) -> Callable[[list[str]], Conditioning]:
-        """A function from prompts to conditioning [len(prompts), ...]."""
+    def load_encoder(self) -> Encode:
+        """The family's text encoders and tokenizers as a function from one prompt to its conditioning [1, ...]."""
+
+    @abc.abstractmethod
+    def encoder_parts(self) -> tuple[Path, ...]:
+        """The folders that `load_encoder` reads: their contents decide the embeddings."""
+
+    def encoder_settings(self) -> dict[str, Any]:
+        """What else decides the embeddings, as JSON: it is part of a cached embedding's key."""
+        return {"family": self.name}
 
     @abc.abstractmethod
     def load_decoder(self, device: str = "cpu") -> Callable[[Tensor], Tensor]:

@@ -30,8 +30,8 @@ class Flux1Backbone(PipelineBackbone):
                 f"{self.folder.path} is no FLUX.1-dev: guidance_embeds is false, so that guidance would be ignored"
             )
 
-    def encode(self, pipe: Any, prompts: list[str]) -> Conditioning:
-        embeds, pooled, _ = pipe.encode_prompt(prompts)
+    def encode(self, pipe: Any, prompt: str) -> Conditioning:
+        embeds, pooled, _ = pipe.encode_prompt(prompt)
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
 
     def decode(self, vae: Any, latents: Tensor) -> Tensor:

@@ -50,8 +50,11 @@ class Flux2Backbone(PipelineBackbone):
             )
         return super().text_pipeline()
 
-    def encode(self, pipe: Any, prompts: list[str]) -> Conditioning:
-        embeds, _ = pipe.encode_prompt(prompts, text_encoder_out_layers=self.text_layers)
+    def encoder_settings(self) -> dict[str, Any]:
+        return super().encoder_settings() | {"text_layers": list(self.text_layers)}
+
+    def encode(self, pipe: Any, prompt: str) -> Conditioning:
+        embeds, _ = pipe.encode_prompt(prompt, text_encoder_out_layers=self.text_layers)
         return {"prompt_embeds": embeds}
 
     def decode(self, vae: Any, latents: Tensor) -> Tensor:

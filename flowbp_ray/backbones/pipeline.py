@@ -6,17 +6,16 @@ import abc
 import importlib
 from collections.abc import Callable
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flowbp_ray.backbones.base import Backbone, Conditioning, joined
+from flowbp_ray.backbones.base import Backbone, Conditioning, Encode
 from flowbp_ray.backbones.folder import Folder
 from flowbp_ray.schedule import flux1_mu
-
-ENCODED_AT_ONCE = 8  # prompts per forward of a text encoder, whose hidden states are larger than its answers
 
 
 class PipelineBackbone(Backbone):
@@ -133,15 +132,15 @@ class PipelineBackbone(Backbone):
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
         """Images [B, 3, H, W] in -1..1 of states [B, ...] fp32, differentiable: as the end of the pipeline's call."""
 
-    def load_encoder(self) -> Callable[[list[str]], Conditioning]:
+    def load_encoder(self) -> Encode:
         pipe = self.text_pipeline()
+        return torch.no_grad()(lambda prompt: self.encode(pipe, prompt))
 
-        @torch.no_grad()
-        def encode(prompts: list[str]) -> Conditioning:
-            parts = range(0, len(prompts), ENCODED_AT_ONCE)
-            return joined([self.encode(pipe, prompts[i : i + ENCODED_AT_ONCE]) for i in parts])
+    def encoder_parts(self) -> tuple[Path, ...]:
+        return tuple(self.folder.path / name for name in (*self.tokenizer_classes, *self.encoder_classes))
 
-        return encode
+    def encoder_settings(self) -> dict[str, Any]:
+        return super().encoder_settings() | {"pipeline": self.pipeline_class}
 
     def text_pipeline(self) -> Any:
         """The family's pipeline with its text encoders, in the precision they were stored in, and nothing else."""
@@ -153,8 +152,8 @@ class PipelineBackbone(Backbone):
         return diffusers_class(self.pipeline_class)(**parts)
 
     @abc.abstractmethod
-    def encode(self, pipe: Any, prompts: list[str]) -> Conditioning:
-        """Conditioning [len(prompts), ...] by the pipeline's own `encode_prompt`."""
+    def encode(self, pipe: Any, prompt: str) -> Conditioning:
+        """Conditioning [1, ...] by the pipeline's own `encode_prompt`."""
 
 
 def diffusers_class(name: str) -> Any:

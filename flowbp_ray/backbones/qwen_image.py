@@ -32,8 +32,8 @@ class QwenImageBackbone(PipelineBackbone):
     def vae_factor(self) -> int:
         return 2 ** len(self.vae_config["temperal_downsample"])
 
-    def encode(self, pipe: Any, prompts: list[str]) -> Conditioning:
-        embeds, mask = pipe.encode_prompt(prompts)  # mask None: all tokens are words
+    def encode(self, pipe: Any, prompt: str) -> Conditioning:
+        embeds, mask = pipe.encode_prompt(prompt)  # mask None: all tokens are words
         words = torch.ones(embeds.shape[:2]) if mask is None else mask
         return {"prompt_embeds": embeds, "prompt_embeds_mask": words.to(torch.uint8)}
 

@@ -46,8 +46,8 @@ class SD35Backbone(PipelineBackbone):
         """The scheduler's own grid: this pipeline passes no sigmas, so the last step starts at a noise of 0.009."""
         return self.checked(num_steps, lambda n: {"num_inference_steps": n, "mu": mu})
 
-    def encode(self, pipe: Any, prompts: list[str]) -> Conditioning:
-        embeds, _, pooled, _ = pipe.encode_prompt(prompts, None, None, do_classifier_free_guidance=False)
+    def encode(self, pipe: Any, prompt: str) -> Conditioning:
+        embeds, _, pooled, _ = pipe.encode_prompt(prompt, None, None, do_classifier_free_guidance=False)
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
 
     def decode(self, vae: Any, latents: Tensor) -> Tensor:

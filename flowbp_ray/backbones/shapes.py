@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from flowbp_ray.backbones.base import Backbone, Conditioning
+from flowbp_ray.backbones.base import Backbone, Conditioning, Encode
 from flowbp_ray.schedule import static_shift
 
 
@@ -53,7 +53,7 @@ class ShapesBackbone(Backbone):
 
         return SD3Transformer2DModel.from_pretrained(self.folder / "transformer", torch_dtype=dtype).eval()
 
-    def load_encoder(self) -> Callable[[list[str]], Conditioning]:
+    def load_encoder(self) -> Encode:
         from transformers.utils import logging
 
         from flowbp_ray.shapes import text
@@ -61,12 +61,15 @@ class ShapesBackbone(Backbone):
         logging.disable_progress_bar()
         tokenizer, model = text.load_text(self.folder)
 
-        def encode(prompts: list[str]) -> Conditioning:
+        def encode(prompt: str) -> Conditioning:
             with torch.no_grad():
-                embeds, pooled = text.encode_prompts(prompts, tokenizer, model)
+                embeds, pooled = text.encode_prompts([prompt], tokenizer, model)
             return {"prompt_embeds": embeds.float(), "pooled_prompt_embeds": pooled.float()}
 
         return encode
+
+    def encoder_parts(self) -> tuple[Path, ...]:
+        return (self.folder / "tokenizer", self.folder / "text_encoder")
 
     def load_decoder(self, device: str = "cpu") -> Callable[[Tensor], Tensor]:
         from diffusers import AutoencoderKL

@@ -70,7 +70,7 @@ class Family:
 def family(request: pytest.FixtureRequest, saved: Saved) -> Family:
     folder, pipe = saved(request.param)
     backbone = backbones.get(request.param, str(folder))
-    embeddings = encode_all(backbone.load_encoder(), PROMPTS, chunk=2)
+    embeddings = encode_all(backbone.load_encoder(), PROMPTS)
     return Family(request.param, pipe, backbone, backbone.load_transformer(torch.float32), embeddings)
 
 
@@ -151,20 +151,21 @@ def test_decoding_has_the_gradient_of_finite_differences(family: Family) -> None
 
 @torch.no_grad()
 def test_the_encoder_is_the_pipeline_s(family: Family) -> None:
-    """Row 0 is the empty prompt; padding beyond a prompt's own length is masked."""
-    mask = family.embeddings.tensors.get("prompt_embeds_mask")
-    for i, text in enumerate(["", *PROMPTS]):
+    """Bit for bit, the empty prompt's too; padding beyond a prompt's own length is masked."""
+    for i, text in enumerate([*PROMPTS, ""]):
+        found = family.embeddings.rows([i]) if i < len(PROMPTS) else family.embeddings.negative(1)
+        mask = found.get("prompt_embeds_mask")
         keywords = {"do_classifier_free_guidance": False} if family.name == "sd35" else {}
         others = (None, None) if family.name == "sd35" else ()
         answers = [a for a in family.pipe.encode_prompt([text], *others, **keywords) if a is not None]
         expected = answers[0]
-        value = family.embeddings.tensors["prompt_embeds"][i : i + 1]
+        value = found["prompt_embeds"]
         if mask is not None:
-            assert int(mask[i].sum()) == expected.shape[1]
+            assert int(mask.sum()) == int(mask[:, : expected.shape[1]].sum()) == expected.shape[1]
             value = value[:, : expected.shape[1]]
-        assert relative(value, expected) <= 1e-5
+        assert torch.equal(value, expected)
         if family.name in ("sd35", "flux1"):  # their second answer is the pooled embedding
-            assert relative(family.embeddings.tensors["pooled_prompt_embeds"][i : i + 1], answers[1]) <= 1e-5
+            assert torch.equal(found["pooled_prompt_embeds"], answers[1])
 
 
 def test_states_keep_the_dtype_of_the_model(family: Family) -> None:

@@ -1,0 +1,156 @@
+"""Embeddings on disk, shared by runs: one safetensors file per prompt, below a folder per encoder.
+
+    <cache>/<encoder>/<prompt>.safetensors     its tensors in their own dtype, with the prompt and their digest
+    <cache>/<encoder>/encoder.json             what <encoder> is the sha256 of
+    <cache>/files/                             digests of large files, by path, size, inode and times
+
+<encoder> is the sha256 over all that decides the bits: the contents of every file of the encoders and tokenizers (not
+their path), the family's settings, the threads, and the versions of the libraries that compute. <prompt> is the sha256
+of the prompt. Files get their name once they are written, so that runs can fill one cache at the same time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import secrets
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from flowbp_ray.backbones import Backbone, Conditioning
+from flowbp_ray.weights import digest
+
+LIBRARIES = ("torch", "transformers", "tokenizers", "diffusers")
+REMEMBERED = 1 << 26  # bytes; smaller files are hashed every time
+
+log = logging.getLogger(__name__)
+
+
+def cache_folder(cache: str | None) -> Path | None:
+    """The folder that `encoder.cache` means, made; None for no cache. Raises ValueError where it cannot be made."""
+    if cache is None:
+        return None
+    folder = _default() if cache == "auto" else Path(cache)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(_unusable(folder, error)) from error
+    return folder
+
+
+def _default() -> Path:
+    own = os.environ.get("FLOWBP_RAY_CACHE")
+    shared = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return (Path(own) if own else Path(shared) / "flowbp_ray") / "embeddings"
+
+
+class EmbeddingCache:
+    """The embeddings of one encoder by prompt."""
+
+    def __init__(self, root: Path, backbone: Backbone, threads: int) -> None:
+        """Hashes the encoders' files. Raises ValueError where one of their folders is missing."""
+        self.stated = identity(backbone, threads, root / "files")
+        self.folder = root / hashlib.sha256(self.stated.encode()).hexdigest()
+        self.broken: list[Path] = []
+
+    def path(self, prompt: str) -> Path:
+        return self.folder / f"{hashlib.sha256(prompt.encode()).hexdigest()}.safetensors"
+
+    def read(self, prompt: str) -> Conditioning | None:
+        """The prompt's conditioning [1, ...] as it was written; None where there is none, or where it is broken."""
+        path = self.path(prompt)
+        if not path.is_file():
+            return None
+        try:
+            with safe_open(path, "pt") as file:
+                stated: dict[str, str] = file.metadata() or {}
+                names = list(file.keys())
+                tensors = {name: file.get_tensor(name).clone() for name in names}  # the file is not held
+        except (SafetensorError, OSError) as error:
+            why = str(error)
+        else:
+            if stated == _statement(prompt, tensors):
+                return tensors
+            why = "its contents are not what it states"
+        self.broken.append(path)
+        log.warning("%s is broken and is encoded again: %s", path, why)
+        return None
+
+    def write(self, prompt: str, tensors: Conditioning) -> None:
+        """Add a prompt. Raises ValueError where the folder cannot be written."""
+        whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        try:
+            if not (self.folder / "encoder.json").is_file():
+                written(self.folder / "encoder.json", lambda path: path.write_text(self.stated))
+            written(self.path(prompt), lambda path: save_file(whole, path, _statement(prompt, whole)))
+        except (OSError, SafetensorError) as error:
+            raise ValueError(_unusable(self.folder, error)) from error
+
+
+def identity(backbone: Backbone, threads: int, memory: Path) -> str:
+    """All that decides the bits of an embedding but the prompt, as JSON. memory: where digests of files are kept."""
+    stated = {
+        "files": {
+            f"{part.name}/{file.relative_to(part)}": file_digest(file, memory)
+            for part in backbone.encoder_parts()
+            for file in _files(part)
+        },
+        "settings": backbone.encoder_settings(),
+        "threads": threads,
+        "versions": {library: version(library) for library in LIBRARIES},
+    }
+    return json.dumps(stated, indent=1, sort_keys=True)
+
+
+def file_digest(file: Path, memory: Path) -> str:
+    """sha256 of a file's contents. That of a large one is kept below `memory` until size, inode or times change."""
+    stat = file.stat()
+    who = (str(file.resolve()), stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns)
+    note = memory / hashlib.sha256(repr(who).encode()).hexdigest()
+    large = stat.st_size >= REMEMBERED
+    if large and note.is_file() and len(kept := note.read_text()) == 64:
+        return kept
+    seen = hashlib.sha256()
+    with file.open("rb") as stream:
+        while part := stream.read(1 << 22):
+            seen.update(part)
+    if large:
+        with contextlib.suppress(OSError):  # a cache that can only be read costs the hashing each time
+            written(note, lambda path: path.write_text(seen.hexdigest()))
+    return seen.hexdigest()
+
+
+def written(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file under another name and rename it, so that whoever finds `path` finds it whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.partial")
+    try:
+        write(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _files(part: Path) -> Sequence[Path]:
+    """All files of a component but hidden ones, in order."""
+    if not part.is_dir():
+        raise ValueError(f"{part.parent} has no {part.name}: the folder {part.name}/ is missing")
+    return sorted(p for p in part.rglob("*") if p.is_file() and not p.name.startswith("."))
+
+
+def _statement(prompt: str, tensors: Conditioning) -> dict[str, str]:
+    return {"prompt": prompt, "sha256": digest(tensors)}
+
+
+def _unusable(folder: Path, error: Exception) -> str:
+    return (
+        f"the embedding cache {folder} cannot be written ({error}); write another encoder.cache, or encoder.cache=null"
+    )

@@ -1,0 +1,127 @@
+"""Prompts to embeddings: each distinct text once, by itself, from the cache on disk where it is there.
+
+A text shares its forward with no other: in a batch its bits would depend on its neighbours (those of the embedded
+model's pooled embeddings do), and a run would then depend on what its cache happened to hold.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from flowbp_ray import backbones
+from flowbp_ray.backbones import Conditioning, Embeddings, Encode, distinct, encode_all
+from flowbp_ray.config import RunConfig
+from flowbp_ray.embedding_cache import EmbeddingCache, cache_folder
+from flowbp_ray.messages import Packed, pack_all, unpack_all
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What it took. found and encoded count texts, the empty prompt among them; nbytes: of both, in memory.
+
+    broken: files of the cache that had to be made again. folder: of the cache, None where there is none.
+    """
+
+    found: int
+    encoded: int
+    nbytes: int
+    broken: tuple[Path, ...] = ()
+    folder: Path | None = None
+
+    def describe(self) -> str:
+        """One line."""
+        again = f" ({len(self.broken)} of them in place of a broken file)" if self.broken else ""
+        where = "no cache" if self.folder is None else f"cache {self.folder}"
+        texts = f"{self.found + self.encoded} distinct prompts, {self.nbytes / 2**20:.1f} MiB"
+        return f"{texts}: {self.found} were there, {self.encoded} encoded{again}; {where}"
+
+
+class Encoder:
+    """Encodes one text after the other. The text encoders are loaded for the first one that the cache lacks."""
+
+    def __init__(self, config: RunConfig) -> None:
+        model, self.threads = config.backbone, config.encoder.threads
+        self.backbone = backbones.get(model.name, model.path)
+        root = cache_folder(config.encoder.cache)
+        self.cache = None if root is None else EmbeddingCache(root, self.backbone, self.threads)
+        self.loaded: Encode | None = None
+        self.found = self.encoded = self.nbytes = 0
+
+    def __call__(self, text: str) -> Conditioning:
+        """Conditioning [1, ...] of `text`, each tensor in the dtype that the encoders answer in."""
+        tensors = None if self.cache is None else self.cache.read(text)
+        if tensors is None:
+            tensors = self._encode(text)
+            self.encoded += 1
+            if self.cache is not None:
+                self.cache.write(text, tensors)
+        else:
+            self.found += 1
+        self.nbytes += sum(tensor.nbytes for tensor in tensors.values())
+        return tensors
+
+    def _encode(self, text: str) -> Conditioning:
+        with _threads(self.threads):
+            if self.loaded is None:
+                self.loaded = self.backbone.load_encoder()
+            return self.loaded(text)
+
+    def report(self) -> Encoded:
+        """What was done so far."""
+        broken, folder = ((), None) if self.cache is None else (tuple(self.cache.broken), self.cache.folder)
+        return Encoded(self.found, self.encoded, self.nbytes, broken, folder)
+
+
+def encode(config: RunConfig, texts: Sequence[str]) -> Embeddings:
+    """Embeddings of the empty prompt and `texts`, in this process; the text encoders are gone when it returns."""
+    return encode_all(Encoder(config), texts)
+
+
+def fill(config: RunConfig, texts: Sequence[str], advance: Callable[[int, int], None] | None = None) -> Encoded:
+    """Bring the empty prompt and `texts` into the cache, and keep none of them in memory.
+
+    advance: called after every text with how many are done, and of how many. Raises ValueError without a cache.
+    """
+    if config.encoder.cache is None:
+        raise ValueError("encoder.cache is null, so there is nothing to fill; write encoder.cache=auto, or a folder")
+    encoder, wanted = Encoder(config), distinct(texts)
+    for done, text in enumerate(wanted, 1):
+        encoder(text)
+        if advance is not None:
+            advance(done, len(wanted))
+    return encoder.report()
+
+
+@dataclass(frozen=True)
+class PackedEmbeddings:
+    """`Embeddings` on their way: one object, which is sent by reference."""
+
+    tensors: Mapping[str, Packed]
+    places: tuple[int, ...]
+
+    @classmethod
+    def of(cls, embeddings: Embeddings) -> PackedEmbeddings:
+        return cls(pack_all(embeddings.tensors), embeddings.places)
+
+    def unpack(self) -> Embeddings:
+        return Embeddings(unpack_all(self.tensors), self.places)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(packed.nbytes for packed in self.tensors.values())
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """So many torch threads meanwhile: they are part of what decides the bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
