@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flowbp_ray import backbones, prompts, weights
+from flowbp_ray import prompts, weights
 from flowbp_ray.config import RunConfig
 from flowbp_ray.embedding_cache import cache_folder
 from flowbp_ray.prompts import PromptRecord
@@ -26,7 +26,7 @@ def check(config: RunConfig) -> Checked:
     Raises ValueError for what the user must change.
     """
     model, lora = config.backbone, config.learners.lora
-    backbone = backbones.get(model.name, model.path)
+    backbone = model.open()
     backbone.latent_shape(model.height, model.width)
     prepared = weights.prepare(backbone.skeleton(), lora, config.seed, backbone.lora_targets)
     train, held_out = read_prompts(config)

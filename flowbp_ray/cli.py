@@ -103,12 +103,11 @@ def plan(
     step: Annotated[int, typer.Option(help="Which step.")] = 0,
 ) -> None:
     """Say what a step would do, without starting anything."""
-    from flowbp_ray import backbones
     from flowbp_ray.rollouts import plans_of_step
 
     settings = loading.load(config, overrides or [])
     model, method = settings.backbone, settings.surrogate()
-    sigmas = backbones.get(model.name, model.path).sigmas(model.num_steps, model.height, model.width)
+    sigmas = model.open().sigmas(model.num_steps, model.height, model.width)
     plans = plans_of_step(method, sigmas, settings.plan_seed, step, settings.data.shape.batch)
     budget = method.max_terms(model.num_steps)
     console.print(

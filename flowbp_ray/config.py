@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from flowbp_ray import backbones
+from flowbp_ray.backbones import Backbone
 from flowbp_ray.consistency import check_batch, check_engine
 from flowbp_ray.rollouts import BatchShape
 from flowbp_ray.spelling import build_method
@@ -26,6 +28,8 @@ class BackboneConfig(Strict):
     """Which model, and how it is sampled. guidance 1 means none; detach_negative: no gradient through v_neg.
 
     dtype: of the weights that compute; the masters are fp32. There is no float16: gradients would need loss scaling.
+    sigmas: `pipeline` is the grid of the family's pipeline in diffusers, `even` steps evenly before the shift. They
+    differ for sd35 only, whose published runs are even.
     """
 
     name: str
@@ -36,6 +40,14 @@ class BackboneConfig(Strict):
     guidance: float = Field(1.0, ge=1.0)
     detach_negative: bool = True
     dtype: Literal["float32", "bfloat16"] = "float32"
+
+    sigmas: Literal["pipeline", "even"] = "pipeline"
+
+    def open(self) -> Backbone:
+        """The family, which loads what it is asked for from `path`."""
+        backbone = backbones.get(self.name, self.path)
+        backbone.grid = self.sigmas
+        return backbone
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -16,7 +16,7 @@ from actors import transport
 from actors.fleet import Fleet
 from actors.gang import GangLost
 from actors.transport import Published
-from flowbp_ray import backbones, prompts
+from flowbp_ray import prompts
 from flowbp_ray.checks import check
 from flowbp_ray.config import RunConfig
 from flowbp_ray.evaluating import Evaluator, flat
@@ -97,7 +97,7 @@ class Loop:
         self.tracker, self.progress, self.interrupts = tracker, progress, interrupts
         self.records, self.evaluator = records, evaluator
         model = config.backbone
-        self.sigmas = backbones.get(model.name, model.path).sigmas(model.num_steps, model.height, model.width)
+        self.sigmas = model.open().sigmas(model.num_steps, model.height, model.width)
         self.method = config.surrogate()
         self.published: dict[int, Published] = {}
         self.incarnation = self.done = self.issued = self.skipped = 0

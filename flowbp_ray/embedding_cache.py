@@ -55,9 +55,9 @@ def _default() -> Path:
 class EmbeddingCache:
     """The embeddings of one encoder by prompt."""
 
-    def __init__(self, root: Path, backbone: Backbone, threads: int) -> None:
+    def __init__(self, root: Path, backbone: Backbone, threads: int, device: str = "cpu") -> None:
         """Hashes the encoders' files. Raises ValueError where one of their folders is missing."""
-        self.stated = identity(backbone, threads, root / "files")
+        self.stated = identity(backbone, threads, device, root / "files")
         self.folder = root / hashlib.sha256(self.stated.encode()).hexdigest()
         self.broken: list[Path] = []
 
@@ -95,7 +95,7 @@ class EmbeddingCache:
             raise ValueError(_unusable(self.folder, error)) from error
 
 
-def identity(backbone: Backbone, threads: int, memory: Path) -> str:
+def identity(backbone: Backbone, threads: int, device: str, memory: Path) -> str:
     """All that decides the bits of an embedding but the prompt, as JSON. memory: where digests of files are kept."""
     stated = {
         "files": {
@@ -105,6 +105,7 @@ def identity(backbone: Backbone, threads: int, memory: Path) -> str:
         },
         "settings": backbone.encoder_settings(),
         "threads": threads,
+        "device": device,
         "versions": {library: version(library) for library in LIBRARIES},
     }
     return json.dumps(stated, indent=1, sort_keys=True)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 
-from flowbp_ray import backbones
 from flowbp_ray.backbones import Conditioning, Embeddings, Encode, distinct, encode_all
 from flowbp_ray.config import RunConfig
 from flowbp_ray.embedding_cache import EmbeddingCache, cache_folder
@@ -45,10 +44,10 @@ class Encoder:
     """Encodes one text after the other. The text encoders are loaded for the first one that the cache lacks."""
 
     def __init__(self, config: RunConfig) -> None:
-        model, self.threads = config.backbone, config.encoder.threads
-        self.backbone = backbones.get(model.name, model.path)
+        model, self.threads, self.device = config.backbone, config.encoder.threads, config.encoder.device
+        self.backbone = model.open()
         root = cache_folder(config.encoder.cache)
-        self.cache = None if root is None else EmbeddingCache(root, self.backbone, self.threads)
+        self.cache = None if root is None else EmbeddingCache(root, self.backbone, self.threads, self.device)
         self.loaded: Encode | None = None
         self.found = self.encoded = self.nbytes = 0
 
@@ -68,7 +67,7 @@ class Encoder:
     def _encode(self, text: str) -> Conditioning:
         with _threads(self.threads):
             if self.loaded is None:
-                self.loaded = self.backbone.load_encoder()
+                self.loaded = self.backbone.load_encoder(self.device)
             return self.loaded(text)
 
     def report(self) -> Encoded:

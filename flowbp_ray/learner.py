@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowbp_ray import backbones, rate, weights
+from flowbp_ray import rate, weights
 from flowbp_ray.backbones import Embeddings
 from flowbp_ray.backbones.guidance import VelocityFn, trained_velocity
 from flowbp_ray.config import RunConfig
@@ -32,7 +32,7 @@ class Learner:
     def __init__(self, config: RunConfig, embeddings: Embeddings, rank: int = 0) -> None:
         model, learners = config.backbone, config.learners
         self.config, self.rank, self.embeddings = config, rank, embeddings
-        self.backbone = backbones.get(model.name, model.path)
+        self.backbone = model.open()
         self.sigmas = self.backbone.sigmas(model.num_steps, model.height, model.width)
         self.terms = config.surrogate().max_terms(model.num_steps).terms
         transformer: Any = self.backbone.load_transformer(model.torch_dtype)

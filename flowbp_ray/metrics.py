@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from flowbp_ray import backbones
 from flowbp_ray.config import RunConfig
 from flowbp_ray.messages import RolloutReport, Scored, StepReport
 from flowbp_ray.selection import Selection
@@ -87,7 +86,7 @@ def travel(reports: Sequence[RolloutReport], scored: Sequence[Scored]) -> dict[s
 def state_bytes(config: RunConfig, plans: Sequence[Plan]) -> float:
     """Bytes of states per image by formula: states of the plan × elements of a latent × itemsize, averaged."""
     model = config.backbone
-    shape = backbones.get(model.name, model.path).latent_shape(model.height, model.width)
+    shape = model.open().latent_shape(model.height, model.width)
     states = sum(len(plan.states) for plan in plans) / len(plans)
     return states * int(np.prod(shape)) * model.torch_dtype.itemsize
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from flowbp_ray import backbones, weights
+from flowbp_ray import weights
 from flowbp_ray.backbones import Embeddings
 from flowbp_ray.backbones.guidance import VelocityFn, full_velocity
 from flowbp_ray.config import RunConfig
@@ -27,7 +27,7 @@ class Sampler:
         """embeddings may be set later, before the first item."""
         model = config.backbone
         self.config, self.embeddings = config, embeddings
-        self.backbone = backbones.get(model.name, model.path)
+        self.backbone = model.open()
         self.latent_shape = self.backbone.latent_shape(model.height, model.width)
         self.transformer = self.backbone.load_transformer(model.torch_dtype)
         weights.prepare(self.transformer, config.learners.lora, config.seed, self.backbone.lora_targets)

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from flowbp_ray import backbones
 from flowbp_ray.config import RunConfig
 from flowbp_ray.messages import Evaluated, Fault, Item, Packed, RolloutReport, Scored, pack, unpack
 from flowbp_ray.rewards.base import build
@@ -22,7 +21,7 @@ class Scorer:
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         settings, device = config.rewards, config.rewards.device
-        self.decode = backbones.get(config.backbone.name, config.backbone.path).load_decoder(device)
+        self.decode = config.backbone.open().load_decoder(device)
         self.trained = [(RewardTerm(t.name, t.weight, t.clip, t.scale), build(t.name, device)) for t in settings.terms]
         self.monitors = [build(name, device) for name in settings.monitors]
 

@@ -15,6 +15,7 @@ def small_overrides(tmp_path: Path) -> list[str]:
         f"output={tmp_path}",
         "steps=2",
         "backbone.num_steps=6",
+        f"data.prompts={Path(__file__).parent / 'data' / 'few_prompts.txt'}",
         "data.prompts_per_step=4",
         "data.rollout_batch=2",
         "samplers.count=1",

@@ -76,6 +76,8 @@ class Backbone(abc.ABC):
     """The guidance is an input of the model, `conditioning["guidance"]` [R] fp32, and there is no negative branch."""
     linear_guidance: ClassVar[bool] = True
     """`guide` is linear in v_cond with slope g, so that a detached v_neg need not be known for a gradient."""
+    grid: str = "pipeline"
+    """Where the noise levels come from: the pipeline's own grid, or `even` steps before the shift."""
 
     def __init__(self, path: str | None = None) -> None:
         self.path = path
@@ -100,7 +102,7 @@ class Backbone(abc.ABC):
         """The velocity model alone, in eval mode, on the CPU. Raises ValueError where its weights are not usable."""
 
     @abc.abstractmethod
-    def load_encoder(self) -> Encode:
+    def load_encoder(self, device: str = "cpu") -> Encode:
         """The family's text encoders and tokenizers as a function from one prompt to its conditioning [1, ...]."""
 
     @abc.abstractmethod

@@ -132,9 +132,16 @@ class PipelineBackbone(Backbone):
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
         """Images [B, 3, H, W] in -1..1 of states [B, ...] fp32, differentiable: as the end of the pipeline's call."""
 
-    def load_encoder(self) -> Encode:
+    def load_encoder(self, device: str = "cpu") -> Encode:
         pipe = self.text_pipeline()
-        return torch.no_grad()(lambda prompt: self.encode(pipe, prompt))
+        for name in self.encoder_classes:
+            getattr(pipe, name).to(device)
+
+        @torch.no_grad()
+        def encode(prompt: str) -> Conditioning:
+            return {name: tensor.cpu() for name, tensor in self.encode(pipe, prompt).items()}
+
+        return encode
 
     def encoder_parts(self) -> tuple[Path, ...]:
         return tuple(self.folder.path / name for name in (*self.tokenizer_classes, *self.encoder_classes))

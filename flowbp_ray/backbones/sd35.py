@@ -44,6 +44,8 @@ class SD35Backbone(PipelineBackbone):
 
     def scheduled(self, num_steps: int, mu: float) -> Tensor:
         """The scheduler's own grid: this pipeline passes no sigmas, so the last step starts at a noise of 0.009."""
+        if self.grid == "even":
+            return super().scheduled(num_steps, mu)
         return self.checked(num_steps, lambda n: {"num_inference_steps": n, "mu": mu})
 
     def encode(self, pipe: Any, prompt: str) -> Conditioning:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,18 +54,20 @@ class ShapesBackbone(Backbone):
 
         return SD3Transformer2DModel.from_pretrained(self.folder / "transformer", torch_dtype=dtype).eval()
 
-    def load_encoder(self) -> Encode:
+    def load_encoder(self, device: str = "cpu") -> Encode:
         from transformers.utils import logging
 
         from flowbp_ray.shapes import text
 
         logging.disable_progress_bar()
+        model: Any
         tokenizer, model = text.load_text(self.folder)
+        model = model.to(device)
 
         def encode(prompt: str) -> Conditioning:
             with torch.no_grad():
                 embeds, pooled = text.encode_prompts([prompt], tokenizer, model)
-            return {"prompt_embeds": embeds.float(), "pooled_prompt_embeds": pooled.float()}
+            return {"prompt_embeds": embeds.float().cpu(), "pooled_prompt_embeds": pooled.float().cpu()}
 
         return encode
 

@@ -128,7 +128,7 @@ def test_the_key_is_what_the_encoders_files_hold(saved: Saved, copy: Path, tmp_p
     """Wherever they are; and nothing else of the model's folder."""
 
     def key(folder: Path) -> str:
-        return identity(backbones.get("flux2", str(folder)), 1, tmp_path / "files")
+        return identity(backbones.get("flux2", str(folder)), 1, "cpu", tmp_path / "files")
 
     assert key(copy) == key(saved("flux2")[0])
     change, counts = CHANGES[what]

@@ -12,6 +12,8 @@ from torch import Tensor
 from flowbp_ray import backbones
 from flowbp_ray.backbones import Backbone, Embeddings, encode_all, tokens
 from flowbp_ray.backbones.guidance import full_velocity
+from flowbp_ray.config import BackboneConfig
+from flowbp_ray.schedule import static_shift
 from flowbp_ray.trajectory import rollout
 
 from . import tiny
@@ -192,3 +194,12 @@ def test_packing_is_the_pipelines() -> None:
     patched = Flux2KleinPipeline._patchify_latents(latents)
     assert torch.equal(tokens.unpatchify(patched), latents)
     assert torch.equal(tokens.flatten(patched), Flux2KleinPipeline._pack_latents(patched))
+
+
+def test_an_even_grid_for_sd35_is_stepped_before_the_shift(saved: Saved) -> None:
+    """The published runs' grid; diffusers' own is the default and ends lower."""
+    folder, pipe = saved("sd35")
+    path = str(folder)
+    even, own = (BackboneConfig(name="sd35", path=path, sigmas=kind).open() for kind in ("even", "pipeline"))
+    assert torch.equal(even.sigmas(25, 32, 32), static_shift(25, pipe.scheduler.config.shift))
+    assert own.sigmas(25, 32, 32)[-2] < 0.3 * even.sigmas(25, 32, 32)[-2]
