@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowbp_ray import backbones, weights
 from flowbp_ray.backbones import Embeddings
-from flowbp_ray.backbones.guidance import VelocityFn, full_velocity
+from flowbp_ray.backbones.guidance import VelocityFn, full_velocity, trained_velocity
 from flowbp_ray.config import RunConfig
 from flowbp_ray.fingerprint import fingerprint
 from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport, Version, unpack_all
@@ -30,6 +30,9 @@ class Sampler:
         self.latent_shape = self.backbone.latent_shape(model.height, model.width)
         self.transformer = self.backbone.load_transformer(model.torch_dtype)
         weights.prepare(self.transformer, config.learners.lora, config.seed, self.backbone.lora_targets)
+        self.frozen: nn.Module | None = None  # the base, where turning adapters off does not give it
+        if config.learners.base_penalty is not None and config.learners.lora is None:
+            self.frozen = self.backbone.load_transformer(model.torch_dtype).requires_grad_(False)
         self.version: Version | None = None
         self.fingerprint = ""
 
@@ -49,7 +52,8 @@ class Sampler:
         compared: list[Tensor] | None = [] if self.config.drift.on else None
         velocity, sigmas = self._velocity(item, None if compared is None else compared.append)
         dtype = self.config.backbone.torch_dtype
-        report, kept, target = run_item(item, velocity, sigmas, self.latent_shape, dtype, compared)
+        base = None if self.config.learners.base_penalty is None else self._base_velocity(item, sigmas)
+        report, kept, target = run_item(item, velocity, sigmas, self.latent_shape, dtype, compared, base)
         return replace(report, load_seconds=load_seconds, fingerprint=self.fingerprint), kept, target
 
     def finish(self, item: Item, fetch: FetchWeights) -> Packed:
@@ -76,3 +80,24 @@ class Sampler:
             observe,
         )
         return velocity, sigmas
+
+    def _base_velocity(self, item: Item, sigmas: Tensor) -> VelocityFn:
+        """What a learner would differentiate before any training: the frozen copy's, or with the adapters off."""
+        assert self.embeddings is not None
+        velocity = trained_velocity(
+            self.backbone,
+            self.transformer if self.frozen is None else self.frozen,
+            sigmas,
+            self.embeddings.rows(item.prompt_ids),
+            self.embeddings.negative(item.rows),
+            item.guidance,
+            self.config.backbone.detach_negative,
+        )
+        if self.frozen is not None:
+            return velocity
+
+        def without_adapters(x: Tensor, node: Tensor, row: Tensor) -> Tensor:
+            with weights.adapters_off(self.transformer):
+                return velocity(x, node, row)
+
+        return without_adapters
