@@ -28,10 +28,10 @@ def step_metrics(
 ) -> dict[str, float]:
     """Means over the batch, sums over the pools. Bytes are per image; seconds are per step.
 
-    learners: empty where no sample was kept. loss is the reward's; base_penalty is what was added to it, base_distance the
-    root mean square of v_theta − v_base over the kept rows (see `penalty`). drift: per row, where it was measured before
-    the step; else the learners' own. updated: 1 where the weights changed. grad_clipped: 1 where the norm was above the
-    limit.
+    learners: empty where no sample was kept. loss is the reward's; base_penalty is what was added to it, and
+    base_distance the root mean square of v_theta − v_base over the kept rows (see `penalty`). drift: per row, where it
+    was measured before the step; else the learners' own. updated: 1 where the weights changed. grad_clipped: 1 where
+    the norm was above the limit.
     """
     rows, limit = sum(len(r.omega) for r in reports), config.learners.optimizer.max_grad_norm
     norm = learners[0].grad_norm if learners else float("nan")

@@ -4,9 +4,9 @@
 
 b runs over the global batch of B rows and i over the K_b active states of row b, each once however many terms of the
 plan evaluate it. factor[b] is what the row's reward cotangent is multiplied by: 0 for a masked row, B / kept for the
-others, so that P is a mean over the kept rows. The states x[i] are the cached ones, held fixed: only v_theta(x[i]) has a
-gradient. v is what a learner differentiates (with a detached negative g·v_cond), compared in fp32. The
-similarity weight omega belongs to the reward and does not enter.
+others, so that P is a mean over the kept rows. The states x[i] are the cached ones, held fixed: only v_theta(x[i]) has
+a gradient. v is what a learner differentiates (with a detached negative g·v_cond), compared in fp32. The similarity
+weight omega belongs to the reward and does not enter.
 """
 
 from __future__ import annotations

@@ -26,10 +26,11 @@ G = 3.0
 
 
 def config(tmp_path: Path, *overrides: str, method: str = "flowbp_bridge") -> RunConfig:
-    """Four rows with plans of their own, in two items."""
+    """Four rows with plans of their own, in two items; no score reaches the clip, so that every row has a gradient."""
     (tmp_path / "prompts.txt").write_text("\n".join(TEXTS) + "\n")
     own = ["method.k=3", "method.draws=per_sample"] if method == "flowbp_bridge" else []
-    return small_config(tmp_path, method, f"data.prompts={tmp_path}/prompts.txt", *own, *overrides)
+    own += [f"data.prompts={tmp_path}/prompts.txt", "rewards.terms=[{name: shapes_clip, clip: 3.0}]"]
+    return small_config(tmp_path, method, *own, *overrides)
 
 
 def moved(loop: LocalLoop) -> LocalLoop:
@@ -102,7 +103,7 @@ class Step:
         parameters = list(weights.trained(module).values())
         found = torch.autograd.grad(total, parameters, allow_unused=True)
         flat = [torch.zeros(1) if g is None else g.double().flatten() for g in found]
-        return torch.cat(flat), float(total)
+        return torch.cat(flat), float(total.detach())
 
 
 @pytest.mark.parametrize("kind, guidance, detach, fuse, micro_batch, method", [

@@ -111,8 +111,8 @@ def sweep(
         `states`.
     penalty(position [r], v [r, …]) -> [r, …]: the gradient in v of a further loss on the velocities at the states, held
         fixed. Asked once per state, and added to a cotangent that goes back anyway: as many forwards and backwards as
-        without. A junction's gradient at x belongs to the reward alone, so where a state is only a junction's, that
-        forward has one more row for it.
+        without. A junction's gradient at x belongs to the reward alone, so a state that only a junction evaluates has a
+        second row in that forward.
     """
     work = _Work(plans, states, cotangents, micro_batch or len(plans), fuse, terms_per_sample, penalty)
     forwards = rows = padding = 0
@@ -199,10 +199,11 @@ class _Work:
 
     def _column(self, b: int) -> list[_Row]:
         """The rows of sample b besides its junction's, padded to `slots`; a state's first row takes its penalty."""
-        terms = [term for term in self.terms[b] if not term.is_junction]
-        first = {term.state: slot for slot, term in reversed(list(enumerate(terms)))}
-        penalised = self.penalty is not None
-        rows = [_Row(b, term, penalty=penalised and first[term.state] == slot) for slot, term in enumerate(terms)]
+        rows, seen = [], set()
+        for term in self.terms[b]:
+            if not term.is_junction:
+                rows.append(_Row(b, term, penalty=self.penalty is not None and term.state not in seen))
+                seen.add(term.state)
         if self.slots is None:
             return rows
         if len(rows) > self.slots:
@@ -229,10 +230,9 @@ class _Work:
         if observe is not None:
             real = torch.tensor([row.reward for row in call.rows], device=device)
             observe(position[real], v.detach()[real])
-        if self.penalty is not None:
+        if self.penalty is not None and any(row.penalty for row in call.rows):
             due = torch.tensor([row.penalty for row in call.rows], device=device)
-            if due.any():
-                cotangent[due] += self.penalty(position[due], v.detach()[due])
+            cotangent[due] += self.penalty(position[due], v.detach()[due])
         backward((v.to(cotangent.dtype) * cotangent).sum())
         if call.junction:
             assert x.grad is not None
