@@ -156,6 +156,12 @@ class EmaConfig(Strict):
     decay: float = Field(0.999, gt=0, lt=1)
 
 
+class BasePenaltyConfig(Strict):
+    """weight · mean square of v_theta − v_base at the active nodes, added to the loss; 0 only measures the distance."""
+
+    weight: float = Field(ge=0)
+
+
 class OptimizerConfig(Strict):
     """AdamW, clipping by the global gradient norm."""
 
@@ -181,6 +187,7 @@ class LearnersConfig(PoolConfig):
     gradient_checkpointing: bool = False
     lora: LoraConfig | None = None
     ema: EmaConfig | None = None
+    base_penalty: BasePenaltyConfig | None = None
     optimizer: OptimizerConfig = OptimizerConfig()
 
 

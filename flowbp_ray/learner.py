@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from flowbp_ray.config import RunConfig
 from flowbp_ray.engine import Engine, make_engine
 from flowbp_ray.fingerprint import Part
 from flowbp_ray.messages import Fault, Item, Packed, Rollout, StepReport, pack_all, unpack
+from flowbp_ray.penalty import base_penalty
 from flowbp_ray.surrogate import Plan
 from flowbp_ray.surrogate.backward import sweep
 from flowbp_ray.watch import Watch
@@ -54,13 +55,14 @@ class Learner:
         learners, optimizer = self.config.learners, self.config.learners.optimizer
         items = [r.item for r in rollouts]
         states = self._here(r.states for r in rollouts)
-        pull = self._here(cotangents)
+        pull, plans = self._here(cotangents), plans_of(items)
         scale = torch.tensor(factors, dtype=torch.float32, device=pull.device) * self.engine.scale
         pull = pull * scale.view(-1, *(1,) * (pull.dim() - 1))
-        watch = Watch(items, self.sigmas, self._cached(rollouts))
+        base = _together([r.base for r in rollouts])
+        watch = Watch(items, self.sigmas, _together([r.velocities for r in rollouts]), base)
         swept = sweep(
             self._velocity(items),
-            plans_of(items),
+            plans,
             states,
             pull,
             micro_batch=learners.micro_batch,
@@ -68,6 +70,7 @@ class Learner:
             backward=self.engine.backward,
             terms_per_sample=self.terms,
             observe=watch,
+            penalty=self._penalty(plans, base, scale),
         )
         backward_done = time.perf_counter()
         lr = optimizer.lr * rate.factor(optimizer.schedule, step, self.config.steps)
@@ -86,6 +89,7 @@ class Learner:
             padding=swept.padding,
             seconds=ended - started,
             drift=watch.drift(),
+            moved=watch.moved(),
             faults=faults,
             timings={"sweep_s": backward_done - started, "optimizer_s": ended - backward_done},
         )
@@ -95,7 +99,7 @@ class Learner:
         """The drift of each row, from a pass over the active nodes without gradient."""
         items = [r.item for r in rollouts]
         states = self._here(r.states for r in rollouts)
-        watch = Watch(items, self.sigmas, self._cached(rollouts))
+        watch = Watch(items, self.sigmas, _together([r.velocities for r in rollouts]))
         velocity, places = self._velocity(items), torch.tensor(watch.places, device=states.device)
         # ZeRO-3 needs as many forwards on every rank as on the one with the most states: repeat the last one.
         most = len(plans_of(items)) * (self.terms + 1)
@@ -122,10 +126,14 @@ class Learner:
             self.config.backbone.detach_negative,
         )
 
-    def _cached(self, rollouts: Sequence[Rollout]) -> Tensor | None:
-        """The samplers' velocities at the states, where the drift meter is on."""
-        parts = [unpack(r.velocities) for r in rollouts if r.velocities is not None]
-        return torch.cat(parts) if parts else None
+    def _penalty(
+        self, plans: Sequence[Plan], base: Tensor | None, scale: Tensor
+    ) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """The penalty's part of the cotangents, in the same unit as the reward's: per row times `scale`."""
+        settings = self.config.learners.base_penalty
+        if base is None or settings is None or settings.weight == 0:
+            return None
+        return base_penalty(plans, base, settings.weight * scale / self.config.data.shape.batch)
 
     def _bad_gradients(self, items: Sequence[Item], states: Tensor, pull: Tensor) -> tuple[Fault, ...]:
         """After a norm that is not finite: which samples' gradients are to blame, one at a time. Nothing is kept."""
@@ -165,3 +173,9 @@ class Learner:
 
 def plans_of(items: Sequence[Item]) -> list[Plan]:
     return [plan for item in items for plan in item.plans]
+
+
+def _together(parts: Sequence[Packed | None]) -> Tensor | None:
+    """What the samplers sent beside the states [R, ...]; None where they were not asked for it."""
+    there = [unpack(part) for part in parts if part is not None]
+    return torch.cat(there) if there else None

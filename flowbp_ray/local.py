@@ -79,7 +79,8 @@ def draw(
     """Pictures [H, W, 3] uint8 of prompts with a run's checkpoint; also says which step's."""
     config = run.config()
     used, tensors = run.checkpoints.weights(step, average=True)
-    sampler = Sampler(config, encode(config, texts))
+    unpenalised = config.learners.model_copy(update={"base_penalty": None})  # pictures need no copy of the base
+    sampler = Sampler(config.model_copy(update={"learners": unpenalised}), encode(config, texts))
     weights.install(sampler.transformer, tensors)
     sampler.version = Version(0, used)
     item = Item(

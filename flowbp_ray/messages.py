@@ -62,7 +62,7 @@ class Version:
 
 @dataclass(frozen=True)
 class Fault:
-    """A value that is not finite. what: velocity, learner velocity, score, cotangent or gradient."""
+    """A value that is not finite. what: velocity, base velocity, learner velocity, score, cotangent or gradient."""
 
     what: str
     step: int
@@ -107,11 +107,13 @@ class Rollout:
     """What a learner needs of an item: states [R, ...] sample-major, as `gather_states` lays them out.
 
     velocities: where the drift meter is on, the cached velocities at those states that the learner's compare with.
+    base: with a base penalty, what the learner's would be there before any training.
     """
 
     item: Item
     states: Packed
     velocities: Packed | None = None
+    base: Packed | None = None
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,7 @@ class StepReport:
     """Numbers of one optimizer step on one rank.
 
     grad_norm: global, before clipping; where it is not finite nothing was updated. drift: per row, where metered.
+    moved: per row, with a base penalty: the mean square of what the velocities differ from the base's (see `Watch`).
     """
 
     step: int
@@ -184,5 +187,6 @@ class StepReport:
     padding: int
     seconds: float
     drift: tuple[float, ...] = ()
+    moved: tuple[float, ...] = ()
     faults: tuple[Fault, ...] = ()
     timings: Mapping[str, float] = field(default_factory=dict)

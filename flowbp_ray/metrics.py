@@ -27,8 +27,10 @@ def step_metrics(
 ) -> dict[str, float]:
     """Means over the batch, sums over the pools. Bytes are per image; seconds are per step.
 
-    learners: empty where no sample was kept. drift: per row, where it was measured before the step; else the
-    learners' own. updated: 1 where the weights changed. grad_clipped: 1 where the norm was above the limit.
+    learners: empty where no sample was kept. loss is the reward's; base_penalty is what was added to it, and
+    base_distance the root mean square of v_theta − v_base over the kept rows (see `penalty`). drift: per row, where it
+    was measured before the step; else the learners' own. updated: 1 where the weights changed. grad_clipped: 1 where
+    the norm was above the limit.
     """
     rows, limit = sum(len(r.omega) for r in reports), config.learners.optimizer.max_grad_norm
     norm = learners[0].grad_norm if learners else float("nan")
@@ -41,6 +43,10 @@ def step_metrics(
         flat[f"clipped/{name}"] = float(np.mean([s.clipped[name] for s in scored]))
     if aged:
         flat |= {"drift": float(np.mean(aged)), "drift_max": float(np.max(aged))}
+    moved, factors = np.array([value for r in learners for value in r.moved]), np.array(chosen.factors)
+    if len(moved) and config.learners.base_penalty is not None:
+        square = float(moved[factors > 0] @ factors[factors > 0] / rows)
+        flat |= {"base_penalty": config.learners.base_penalty.weight * square, "base_distance": square**0.5}
     return flat | {
         "kept": chosen.kept / rows,
         "faults": float(len(chosen.faults) + sum(len(r.faults) for r in learners)),

@@ -70,6 +70,8 @@ class Progress:
         names = [key for key in metrics if key.startswith("reward/")]
         rewards = ", ".join(f"{name.removeprefix('reward/')} {metrics[name]:.4f}" for name in names)
         numbers = f"{metrics['images_per_s']:.1f} images/s, {rewards}"
+        if "base_distance" in metrics:
+            numbers += f", {metrics['base_distance']:.4f} from the base"
         self.bar.update(self.task, completed=done, numbers=numbers)
         self.seen += 1
         self.step_seconds += (metrics["step_s"] - self.step_seconds) / min(self.seen, EVERY)

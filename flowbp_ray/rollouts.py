@@ -21,6 +21,7 @@ from flowbp_ray.surrogate import (
     gather_velocities,
     keep,
     omega,
+    places,
     renoise,
     residuals,
     targets,
@@ -94,22 +95,31 @@ def noise_of(item: Item, latent_shape: Sequence[int]) -> Tensor:
 
 
 def run_item(
-    item: Item, velocity: VelocityFn, sigmas: Tensor, noise: Tensor, compared: list[Tensor] | None = None
+    item: Item,
+    velocity: VelocityFn,
+    sigmas: Tensor,
+    noise: Tensor,
+    compared: list[Tensor] | None = None,
+    base: VelocityFn | None = None,
 ) -> tuple[RolloutReport, Rollout, Packed]:
     """Roll out a training item; keep what its plans name. Returns the report, the learner's part, and the targets.
 
     noise: x[0] [rows, ...] on the device and in the dtype of the model; what comes back is on the host.
     compared: the list to which `velocity` appends what the drift meter compares with, call by call; None: no meter.
+    base: the velocity that a learner would differentiate before any training; None: not wanted.
     targets: [rows, branches, ...]: what the reward sees. Rows with a value that is not finite become zeros, carry a
     fault and are not kept.
     """
     started = time.perf_counter()
     cache = _cache(item, velocity, sigmas, noise)
     faults = _faults(item, cache)
-    bad = torch.tensor([any(f.sample == sample for f in faults) for sample in item.samples])
     if faults:
-        cache = _without(cache, bad)
-    states = pack(gather_states(item.plans, cache))
+        cache = _without(cache, _bad(item, faults))
+    kept_states, near = gather_states(item.plans, cache), None
+    if base is not None:
+        near, odd = _at_states(item, base, kept_states, noise.device)
+        faults += odd
+    bad, states = _bad(item, faults), pack(kept_states)
     target = pack(targets(item.plans, cache))
     meter = None if compared is None else pack(gather_velocities(item.plans, _compared(cache, compared)))
     distances = residuals(item.plans, cache)
@@ -129,7 +139,7 @@ def run_item(
         load_seconds=0.0,
         faults=faults,
     )
-    return report, Rollout(item, states, meter), target
+    return report, Rollout(item, states, meter, None if near is None else pack(near)), target
 
 
 def finish_item(velocity: VelocityFn, sigmas: Tensor, noise: Tensor) -> Packed:
@@ -160,6 +170,24 @@ def _compared(cache: Cache, compared: Sequence[Tensor]) -> Cache:
     steps = cache.num_steps
     fresh = torch.stack(list(compared[steps:])).cpu() if len(compared) > steps else None
     return replace(cache, v=torch.stack(list(compared[:steps])).cpu(), v_y=fresh)
+
+
+@torch.no_grad()
+def _at_states(item: Item, base: VelocityFn, states: Tensor, device: torch.device) -> tuple[Tensor, tuple[Fault, ...]]:
+    """The base's velocities at the states [R, ...], `item.rows` at a time; zeros and a fault where not finite."""
+    found = places(item.plans)
+    row, node = torch.tensor(found).unbind(1)
+    parts = zip(states.split(item.rows), node.split(item.rows), row.split(item.rows), strict=True)
+    v = torch.cat([base(*(tensor.to(device) for tensor in part)).cpu() for part in parts])
+    bad = ~torch.isfinite(v).flatten(1).all(dim=1)
+    odd = dict(reversed([found[i] for i in bad.nonzero().flatten().tolist()]))  # the first node of each row
+    faults = [Fault("base velocity", item.step, item.samples[b], item.prompt_ids[b], odd[b]) for b in sorted(odd)]
+    return v.masked_fill(bad.view(-1, *(1,) * (v.dim() - 1)), 0.0), tuple(faults)
+
+
+def _bad(item: Item, faults: Sequence[Fault]) -> Tensor:
+    """Which rows have a fault, [rows] bool."""
+    return torch.tensor([any(f.sample == sample for f in faults) for sample in item.samples])
 
 
 def _faults(item: Item, cache: Cache) -> tuple[Fault, ...]:

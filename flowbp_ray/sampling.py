@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowbp_ray import weights
 from flowbp_ray.backbones import Embeddings
-from flowbp_ray.backbones.guidance import VelocityFn, full_velocity
+from flowbp_ray.backbones.guidance import VelocityFn, full_velocity, trained_velocity
 from flowbp_ray.config import RunConfig
 from flowbp_ray.embeddings import PackedEmbeddings
 from flowbp_ray.fingerprint import fingerprint
@@ -32,6 +32,10 @@ class Sampler:
         self.transformer = self.backbone.load_transformer(model.torch_dtype)
         weights.prepare(self.transformer, config.learners.lora, config.seed, self.backbone.lora_targets)
         self.transformer.to(config.samplers.device)
+        self.frozen: nn.Module | None = None  # the base, where turning adapters off does not give it
+        if config.learners.base_penalty is not None and config.learners.lora is None:
+            frozen = self.backbone.load_transformer(model.torch_dtype).requires_grad_(False)
+            self.frozen = frozen.to(config.samplers.device)
         self.version: Version | None = None
         self.fingerprint = ""
         self.weight_bytes = self.embedding_bytes = 0  # that arrived since the last report
@@ -58,7 +62,8 @@ class Sampler:
         load_seconds = self.require(item.version, fetch)
         compared: list[Tensor] | None = [] if self.config.drift.on else None
         velocity, sigmas = self._velocity(item, None if compared is None else compared.append)
-        report, kept, target = run_item(item, velocity, sigmas, self._noise(item), compared)
+        base = None if self.config.learners.base_penalty is None else self._base_velocity(item, sigmas)
+        report, kept, target = run_item(item, velocity, sigmas, self._noise(item), compared, base)
         report = replace(report, weight_bytes=self.weight_bytes, embedding_bytes=self.embedding_bytes)
         self.weight_bytes = self.embedding_bytes = 0
         return replace(report, load_seconds=load_seconds, fingerprint=self.fingerprint), kept, target
@@ -91,3 +96,24 @@ class Sampler:
             observe,
         )
         return velocity, sigmas
+
+    def _base_velocity(self, item: Item, sigmas: Tensor) -> VelocityFn:
+        """What a learner would differentiate before any training: the frozen copy's, or with the adapters off."""
+        assert self.embeddings is not None
+        velocity = trained_velocity(
+            self.backbone,
+            self.transformer if self.frozen is None else self.frozen,
+            sigmas,
+            self.embeddings.rows(item.prompt_ids),
+            self.embeddings.negative(item.rows),
+            item.guidance,
+            self.config.backbone.detach_negative,
+        )
+        if self.frozen is not None:
+            return velocity
+
+        def without_adapters(x: Tensor, node: Tensor, row: Tensor) -> Tensor:
+            with weights.adapters_off(self.transformer):
+                return velocity(x, node, row)
+
+        return without_adapters

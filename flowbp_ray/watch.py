@@ -1,6 +1,8 @@
-"""What a learner sees in passing, forward by forward: how far the states have aged, and values that are not finite.
+"""What a learner sees in passing, forward by forward: how far the states have aged, how far the model is from its base,
+and values that are not finite.
 
     drift[b] = mean over elements of |Σ_i h[i] · (v_theta(x[i]) − v_cached[i])|,  i over the active nodes of sample b
+    moved[b] = mean over i and elements of (v_theta(x[i]) − v_base(x[i]))²
 
 The velocities compared are those of the branches that the learner runs (with a detached negative g·v_cond). At
 staleness 0 the drift is the noise floor: the same weights, other batches.
@@ -14,20 +16,23 @@ import torch
 from torch import Tensor
 
 from flowbp_ray.messages import Fault, Item
-from flowbp_ray.surrogate import Plan
+from flowbp_ray.surrogate import Plan, places
 
 
 class Watch:
     """The `observe` of one sweep over some items. Each state counts once, however often it is evaluated."""
 
-    def __init__(self, items: Sequence[Item], sigmas: Tensor, velocities: Tensor | None = None) -> None:
-        """velocities: cached at the states, [R, ...], sample-major; None: no meter."""
+    def __init__(
+        self, items: Sequence[Item], sigmas: Tensor, velocities: Tensor | None = None, base: Tensor | None = None
+    ) -> None:
+        """velocities, base: cached and of the base at the states, [R, ...], sample-major; None: not measured."""
         self.rows = [(item, row) for item in items for row in range(item.rows)]
-        self.velocities = velocities
+        self.velocities, self.base = velocities, base
         self.h = (sigmas[1:] - sigmas[:-1]).tolist()
         plans: list[Plan] = [item.plans[row] for item, row in self.rows]
-        self.places = [(b, node) for b, plan in enumerate(plans) for node, _ in plan.states]  # of each state
-        self.moved: list[Tensor | None] = [None] * len(plans)
+        self.places = places(plans)
+        self.aged: list[Tensor | None] = [None] * len(plans)
+        self.squares: list[list[Tensor]] = [[] for _ in plans]
         self.seen: set[int] = set()
         self.faults: list[Fault] = []
 
@@ -44,8 +49,10 @@ class Watch:
                 self.faults.append(self.fault("learner velocity", b, node))
             if self.velocities is not None:
                 change = self.h[node] * (v[i].float() - self.velocities[place].to(v.device).float())
-                before = self.moved[b]
-                self.moved[b] = change if before is None else before + change
+                before = self.aged[b]
+                self.aged[b] = change if before is None else before + change
+            if self.base is not None:
+                self.squares[b].append((v[i].float() - self.base[place].to(v.device).float()).square().mean())
 
     def fault(self, what: str, b: int, node: int | None) -> Fault:
         """A fault of sample b, by the names that a person knows it by."""
@@ -56,4 +63,10 @@ class Watch:
         """One number per sample; empty without the meter."""
         if self.velocities is None:
             return ()
-        return tuple(0.0 if m is None else float(m.abs().mean()) for m in self.moved)
+        return tuple(0.0 if a is None else float(a.abs().mean()) for a in self.aged)
+
+    def moved(self) -> tuple[float, ...]:
+        """One number per sample; empty without the base's velocities."""
+        if self.base is None:
+            return ()
+        return tuple(float(torch.stack(squares).mean()) for squares in self.squares)

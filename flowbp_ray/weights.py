@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -43,6 +44,16 @@ def prepare(
 
 def _no_module(targets: Sequence[str]) -> str:
     return f"learners.lora.targets={list(targets)} match no module of the model; write module names such as to_q"
+
+
+@contextmanager
+def adapters_off(transformer: Any) -> Iterator[None]:
+    """The base that low-rank adapters were added to, as it was before them."""
+    transformer.disable_adapters()
+    try:
+        yield
+    finally:
+        transformer.enable_adapters()
 
 
 def trained(transformer: nn.Module) -> dict[str, nn.Parameter]:

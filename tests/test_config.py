@@ -71,6 +71,7 @@ BAD = {
     "ranks": (["learners.count=3"], r"write learners.count=2"),
     "micro": (["learners.micro_batch=7"], r"write learners.micro_batch=4"),
     "torch ranks": (["learners.engine=torch"], r"write learners.count=1"),
+    "penalty": (["learners.base_penalty.weight=-1"], r"base_penalty.weight: .*greater than or equal to 0.*-1"),
     "value": (["steps=-1"], r"steps: .*greater than or equal to 1.*-1"),
     "no equals": (["steps"], r"is not key=value"),
 }

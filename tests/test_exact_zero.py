@@ -99,6 +99,30 @@ def test_zero_equals_one_process(local_ray: Any, tmp_path: Path, case: Case) -> 
     assert float((start - want).norm()) > 1e-3 * float(want.norm())
 
 
+@pytest.mark.parametrize("zero", [2, pytest.param(3, marks=pytest.mark.long)])
+def test_the_base_penalty_over_two_ranks(local_ray: Any, tmp_path: Path, zero: int) -> None:
+    """Three steps: the weights and the logged distances are those of one process, and the penalty shows in the weights.
+
+    A large weight multiplies the rounding of v_theta − v_base: at 100 one process differs from itself by 5e-6 with
+    another micro_batch.
+    """
+    lora = ["learners.lora={rank: 4, alpha: 8}", "learners.optimizer.lr=1e-3"] if zero == 3 else []
+    shared = ["steps=3", "method.k=3", "method.draws=per_sample", "learners.base_penalty.weight=1", *lora]
+    own = ["learners.engine=deepspeed", "learners.count=2", f"learners.zero={zero}"]
+    run, _ = driver.train(small_config(tmp_path, BRIDGE, *shared, *own))
+    loop = LocalLoop(small_config(tmp_path, BRIDGE, *shared))
+    distances = [(sum(loop.step(step).moved) / 4) ** 0.5 for step in range(3)]
+    got, want = whole(run.checkpoints.weights()[1]), whole(loop.learner.engine.weights())
+    assert float((got - want).norm()) <= 1e-6 * float(want.norm())
+    logged = [line["base_distance"] for line in run.metrics() if line["kind"] == "train"]
+    assert logged == pytest.approx(distances, rel=1e-3, abs=1e-6) and logged[2] > 1e-4
+    assert run.metrics()[-1]["base_penalty"] == pytest.approx(logged[2] ** 2)
+    plain = LocalLoop(small_config(tmp_path, BRIDGE, *shared, "learners.base_penalty.weight=0"))
+    for step in range(3):
+        plain.step(step)
+    assert float((whole(plain.learner.engine.weights()) - want).norm()) > 2e-5 * float(want.norm())
+
+
 @pytest.mark.long
 def test_two_seeds_differ(local_ray: Any, tmp_path: Path) -> None:
     digests = {driver.train(small_config(tmp_path, BRIDGE, f"seed={s}"))[1]["weights_sha256"] for s in (1, 2)}

@@ -12,7 +12,7 @@ from .active import (
     UniformPair,
 )
 from .backward import SweepReport, endpoint, sweep
-from .cache import Cache, gather_states, gather_velocities, renoise, targets
+from .cache import Cache, gather_states, gather_velocities, places, renoise, targets
 from .methods import METHODS, Draw, EarlyStop, LatePosterior, Method, TermBudget, WithRenoised
 from .plan import Branch, Plan, PosteriorMean, Renoised, Sample, Segment, Similarity, Term
 from .quadrature import AdamsBashforth, Euler, Lagrange, Uniform
@@ -54,6 +54,7 @@ __all__ = [
     "gather_velocities",
     "keep",
     "omega",
+    "places",
     "renoise",
     "residuals",
     "sweep",

@@ -95,6 +95,7 @@ def sweep(
     backward: Backward = _backward,
     terms_per_sample: int | None = None,
     observe: Callable[[Tensor, Tensor], None] | None = None,
+    penalty: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> SweepReport:
     """Accumulate the parameter gradient of Σ_b ⟨u[b], target[b]⟩ with the activations of one forward alive.
 
@@ -108,8 +109,12 @@ def sweep(
         `Method.max_terms`), so that all ranks run the same number of forwards.
     observe(position [r], v [r, …]): sees each forward's velocities, detached and without padding; `position` indexes
         `states`.
+    penalty(position [r], v [r, …]) -> [r, …]: the gradient in v of a further loss on the velocities at the states, held
+        fixed. Asked once per state, and added to a cotangent that goes back anyway: as many forwards and backwards as
+        without. A junction's gradient at x belongs to the reward alone, so a state that only a junction evaluates has a
+        second row in that forward.
     """
-    work = _Work(plans, states, cotangents, micro_batch or len(plans), fuse, terms_per_sample)
+    work = _Work(plans, states, cotangents, micro_batch or len(plans), fuse, terms_per_sample, penalty)
     forwards = rows = padding = 0
     calls = list(work.calls())
     for number, call in enumerate(calls):
@@ -120,11 +125,12 @@ def sweep(
 
 @dataclass(frozen=True)
 class _Row:
-    """A VJP of sample b; padding rows carry no cotangent."""
+    """A forward of sample b at a term's state, and whose cotangents go back: padding rows carry none."""
 
     sample: int
     term: Term
-    padding: bool = False
+    reward: bool = True
+    penalty: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,16 +142,23 @@ class _Call:
 
     @property
     def padding(self) -> int:
-        return sum(row.padding for row in self.rows)
+        return sum(not (row.reward or row.penalty) for row in self.rows)
 
 
 class _Work:
     """The forwards of a sweep, and the nested gradients alpha·VJP_x that later ones need."""
 
     def __init__(
-        self, plans: Sequence[Plan], states: Tensor, u: Tensor, micro_batch: int, fuse: int, slots: int | None
+        self,
+        plans: Sequence[Plan],
+        states: Tensor,
+        u: Tensor,
+        micro_batch: int,
+        fuse: int,
+        slots: int | None,
+        penalty: Callable[[Tensor, Tensor], Tensor] | None,
     ) -> None:
-        self.plans, self.states, self.u = plans, states, u
+        self.plans, self.states, self.u, self.penalty = plans, states, u, penalty
         self.micro_batch, self.fuse, self.slots = micro_batch, fuse, slots
         self.terms = [plan.terms() for plan in plans]
         counts = [len(plan.states) for plan in plans]
@@ -165,9 +178,9 @@ class _Work:
         """Per group of micro_batch samples: its junction rows, then the other rows, slot after slot."""
         for first in range(0, len(self.plans), self.micro_batch):
             group = range(first, min(first + self.micro_batch, len(self.plans)))
-            joint = tuple(_Row(b, term) for b in group for term in self.terms[b] if term.is_junction)
+            joint = [row for b in group for row in self._joint(b)]
             if joint:
-                yield _Call(joint, True)
+                yield _Call(tuple(joint), True)
             columns = [self._column(b) for b in group]
             most = max(len(column) for column in columns)
             rows = [column[slot] for slot in range(most) for column in columns if slot < len(column)]
@@ -175,16 +188,29 @@ class _Work:
             for i in range(0, len(rows), size):
                 yield _Call(tuple(rows[i : i + size]), False)
 
+    def _joint(self, b: int) -> list[_Row]:
+        """The junction rows of sample b, and with a penalty one more for each state that no other row evaluates."""
+        rows = [_Row(b, term) for term in self.terms[b] if term.is_junction]
+        if self.penalty is None:
+            return rows
+        elsewhere = {term.state for term in self.terms[b] if not term.is_junction}
+        owed = {row.term.state: row.term for row in rows if row.term.state not in elsewhere}
+        return rows + [_Row(b, term, reward=False, penalty=True) for term in owed.values()]
+
     def _column(self, b: int) -> list[_Row]:
-        """The rows of sample b besides its junction's, padded to `slots`."""
-        rows = [_Row(b, term) for term in self.terms[b] if not term.is_junction]
+        """The rows of sample b besides its junction's, padded to `slots`; a state's first row takes its penalty."""
+        rows, seen = [], set()
+        for term in self.terms[b]:
+            if not term.is_junction:
+                rows.append(_Row(b, term, penalty=self.penalty is not None and term.state not in seen))
+                seen.add(term.state)
         if self.slots is None:
             return rows
         if len(rows) > self.slots:
             raise ValueError(
                 f"terms_per_sample must be at least {len(rows)} for the plan of sample {b}, got {self.slots}"
             )
-        return rows + [_Row(b, self.terms[b][0], padding=True)] * (self.slots - len(rows))
+        return rows + [_Row(b, self.terms[b][0], reward=False)] * (self.slots - len(rows))
 
     def run(
         self,
@@ -202,19 +228,23 @@ class _Work:
         cotangent = torch.stack([self._cotangent(row) for row in call.rows])
         v = velocity(x, node, sample)
         if observe is not None:
-            real = torch.tensor([not row.padding for row in call.rows], device=device)
+            real = torch.tensor([row.reward for row in call.rows], device=device)
             observe(position[real], v.detach()[real])
+        if self.penalty is not None and any(row.penalty for row in call.rows):
+            due = torch.tensor([row.penalty for row in call.rows], device=device)
+            cotangent[due] += self.penalty(position[due], v.detach()[due])
         backward((v.to(cotangent.dtype) * cotangent).sum())
         if call.junction:
             assert x.grad is not None
             for row, grad in zip(call.rows, x.grad.to(cotangent.dtype), strict=True):
-                self.nested[row.sample, row.term.branch] = row.term.alpha * grad
+                if row.reward:
+                    self.nested[row.sample, row.term.branch] = row.term.alpha * grad
 
     def _cotangent(self, row: _Row) -> Tensor:
         """c_last·u + c_first·u', at least fp32."""
         u = self.u[row.sample, row.term.branch]
         u = u.to(torch.promote_types(u.dtype, torch.float32))
-        if row.padding:
+        if not row.reward:
             return torch.zeros_like(u)
         nested = self.nested.get((row.sample, row.term.branch))
         total = (row.term.c_last + row.term.c_first) * u

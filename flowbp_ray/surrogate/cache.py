@@ -68,6 +68,11 @@ def targets(plans: Sequence[Plan], cache: Cache) -> Tensor:
     return out
 
 
+def places(plans: Sequence[Plan]) -> list[tuple[int, int]]:
+    """(sample, node) of each state that `gather_states` gives, in its order."""
+    return [(b, node) for b, plan in enumerate(plans) for node, _ in plan.states]
+
+
 def gather_states(plans: Sequence[Plan], cache: Cache) -> Tensor:
     """The states that the learner needs, sample-major: for each sample its `plan.states` in order [R, …]."""
     return _gather(plans, cache.x, cache.y, "y")

@@ -30,15 +30,17 @@ def test_a_step_trains(saved: Saved, tmp_path: Path, name: str, dtype: str, meth
         f"name: tiny\nsteps: 1\nmethod: {{{budget}}}\noutput: {tmp_path}\n"
         f"backbone: {{path: {saved(name)[0]}, height: 64, width: 64, num_steps: 4, dtype: {dtype}}}\n"
         f"data: {{prompts: {tmp_path}/prompts.txt, prompts_per_step: 2, rollout_batch: 2}}\n"
-        "learners: {engine: torch, micro_batch: 1, gradient_checkpointing: true, optimizer: {lr: 1.0e-2}}\n"
+        "learners: {engine: torch, micro_batch: 1, gradient_checkpointing: true, base_penalty: {weight: 1.0}, "
+        "optimizer: {lr: 1.0e-2}}\n"
         "rewards: {terms: [{name: shapes_clip}]}\ndrift: {meter: true}\n"
     )
     loop = LocalLoop(loading.load(tmp_path / "run.yaml"))
     before = loop.learner.digest()
     report = loop.step(0)
     assert not report.faults and report.grad_norm > 0 and loop.learner.digest() != before
-    # the meter compares the same weights at the same states: rounding only
+    # the meters compare the same weights at the same states: rounding only
     assert len(report.drift) == 2 and max(report.drift) < (1e-4 if dtype == "float32" else 0.1)
+    assert len(report.moved) == 2 and max(report.moved) < (1e-8 if dtype == "float32" else 0.01)
 
 
 def test_an_evaluation_takes_its_own_number_of_steps(tmp_path: Path) -> None:
