@@ -6,6 +6,7 @@ import abc
 import importlib
 from collections.abc import Callable
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -36,8 +37,6 @@ class PipelineBackbone(Backbone):
         "add_v_proj",
         "to_add_out",
     )
-    pipeline_class: ClassVar[str]
-    transformer_class: ClassVar[str]
     vae_class: ClassVar[str]
     encoder_classes: ClassVar[dict[str, str]]
     tokenizer_classes: ClassVar[dict[str, str]]
@@ -47,6 +46,18 @@ class PipelineBackbone(Backbone):
         super().__init__(path)
         self.folder = Folder(path, self.name)
         self.transformer_config = self.folder.config("transformer", self.transformer_class)
+
+    @property
+    def base_folder(self) -> Path:
+        return self.folder.path
+
+    def example(self, prompt: str, num_steps: int, height: int, width: int, guidance: float) -> str:
+        size = f"height={height}, width={width}, num_inference_steps={num_steps}"
+        return f"image = pipe({prompt!r}, {size}, {self.guided(guidance)}).images[0]"
+
+    def guided(self, guidance: float) -> str:
+        """How the pipeline is told the guidance."""
+        return f"guidance_scale={guidance!r}"
 
     @cached_property
     def vae_config(self) -> dict[str, Any]:
