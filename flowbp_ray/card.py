@@ -1,4 +1,4 @@
-"""The model card of an export: how to load it, what was measured, how it was trained. It states what the run recorded."""
+"""The model card of an export: how to load it, what was measured, how it was trained: what the run recorded."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from flowbp_ray.run import Run, digest_of
 from flowbp_ray.surrogate.methods import METHODS
 
 Kind = Literal["lora", "full", "merged"]
+Prompts = tuple[list[PromptRecord], list[PromptRecord]]  # for training, and held out
 RELATION = {"lora": "adapter", "full": "finetune", "merged": "finetune"}
 PROMPT = "a red circle"  # any base knows it, the embedded one included
 
@@ -64,21 +65,22 @@ def _code(config: RunConfig, backbone: Backbone, kind: Kind) -> str:
     """What loads the export and draws a picture as the run sampled."""
     model, pipeline, transformer = config.backbone, backbone.pipeline_class, backbone.transformer_class
     dtype = f"torch_dtype={model.torch_dtype}"
-    base = f'base = "{backbone.base_folder.resolve().as_posix()}"  # what was trained from'
+    parts = "".join(f"{name}=None, " for name in backbone.absent) + dtype
+    base = f"base = {backbone.base_folder.resolve().as_posix()!r}  # what was trained from"
     drawing = backbone.example(PROMPT, model.num_steps, model.height, model.width, model.guidance)
     if kind == "lora":
         imported = pipeline
-        loading = f'pipe = {pipeline}.from_pretrained(base, {dtype})\npipe.load_lora_weights(".")'
+        loading = f'pipe = {pipeline}.from_pretrained(base, {parts})\npipe.load_lora_weights(".")'
     else:
         imported = f"{pipeline}, {transformer}"
         loading = (
             f'transformer = {transformer}.from_pretrained(".", subfolder="transformer", {dtype})\n'
-            f"pipe = {pipeline}.from_pretrained(base, transformer=transformer, {dtype})"
+            f"pipe = {pipeline}.from_pretrained(base, transformer=transformer, {parts})"
         )
     return f"import torch\nfrom diffusers import {imported}\n\n{base}\n{loading}\n{drawing}"
 
 
-def _prompts(run: Run) -> tuple[list[PromptRecord], list[PromptRecord]] | None:
+def _prompts(run: Run) -> Prompts | None:
     """The training and the held-out prompts that the run began with; None where they are gone or have changed."""
     config, file = run.config(), run.folder / "prompts.sha256"
     try:
@@ -91,9 +93,7 @@ def _prompts(run: Run) -> tuple[list[PromptRecord], list[PromptRecord]] | None:
     return (train, held_out) if same else None
 
 
-def _scores(
-    run: Run, known: tuple[list[PromptRecord], list[PromptRecord]] | None, step: int, average: bool
-) -> str:
+def _scores(run: Run, known: Prompts | None, step: int, average: bool) -> str:
     """Before → after by guidance, from the evaluations that the checkpoint holds."""
     config = run.config()
     held_out = known[1] if known else []
@@ -104,11 +104,11 @@ def _scores(
     first, last = min(evaluator.results), max(evaluator.results)
     settings, trained = config.evaluation, {term.name for term in config.rewards.terms}
     notes = [
-        f"Means over the prompts of `{settings.prompts}` before step {first + 1} and after step {last}, with the same noise, "
-        f"{settings.num_steps or config.backbone.num_steps} sampling steps; 95 % intervals, the change is paired."
+        f"Means over the prompts of `{settings.prompts}` before step {first + 1} and after step {last}, with the same "
+        f"noise, {settings.num_steps or config.backbone.num_steps} sampling steps; 95 % intervals, the change paired."
     ]
     if last != step:
-        notes.append(f"**These are not the exported weights, but those of step {last}**: step {step} was not evaluated.")
+        notes.append(f"**They are of step {last}, not of the exported weights: step {step} was not evaluated.**")
     if config.learners.ema is not None and not average:
         notes.append("**The run evaluates the average of its weights; exported are the weights themselves.**")
     tables = []
@@ -126,15 +126,16 @@ def _training(run: Run, backbone: Backbone, step: int, average: bool) -> dict[st
     config = run.config()
     model, learners, optimizer = config.backbone, config.learners, config.learners.optimizer
     lora, batch = learners.lora, config.data.shape.batch
-    idle = sum(
-        line["kind"] == "train" and line["step"] < step and line["updated"] == 0 for line in run.metrics()
-    )
+    lines = [line for line in run.metrics() if line["kind"] == "train" and line["step"] < step]
+    idle = sum(line["updated"] == 0 for line in lines)
     terms = [f"{t.name} (weight {t.weight:g}, clip {t.clip:g}, scale {t.scale:g})" for t in config.rewards.terms]
-    exported = f"their average over the steps (decay {learners.ema.decay:g})" if average and learners.ema else "as trained"
+    changed = f"; {idle} of them changed nothing" if idle else ""
+    averaged = f"their average (decay {learners.ema.decay:g})" if average and learners.ema else "as trained"
+    branch = "detached" if model.detach_negative else "differentiated"
     return {
         "base": f"{base_name(backbone)}, family `{backbone.name}`",
-        "steps": f"{step} of {config.steps}, {batch} images each" + (f"; {idle} of them changed nothing" if idle else ""),
-        "weights": f"{exported}, {model.dtype}",
+        "steps": f"{step} of {config.steps}, {batch} images each{changed}",
+        "weights": f"{averaged}, {model.dtype}",
         "trained": "all weights of the transformer"
         if lora is None
         else f"adapters of rank {lora.rank}, alpha {lora.alpha}, on {', '.join(lora.targets or backbone.lora_targets)}",
@@ -144,7 +145,7 @@ def _training(run: Run, backbone: Backbone, step: int, average: bool) -> dict[st
         "measured only": ", ".join(config.rewards.monitors) or "nothing",
         "sampling": f"{model.height}x{model.width} pixels, {model.num_steps} steps, guidance {model.guidance:g}, "
         f"staleness {config.staleness}",
-        "negative branch": "detached" if model.detach_negative else "differentiated",
+        "negative branch": "none" if backbone.embedded_guidance or model.guidance == 1 else branch,
         "optimizer": f"AdamW, learning rate {optimizer.lr:g}, betas {optimizer.betas[0]:g} and {optimizer.betas[1]:g}, "
         f"weight decay {optimizer.weight_decay:g}, gradient norm at most {optimizer.max_grad_norm:g}",
         "schedule": f"{optimizer.schedule.name}, {optimizer.schedule.warmup} steps of warm-up",
@@ -163,7 +164,7 @@ def _method(spec: dict[str, Any]) -> str:
     return f"`{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})`"
 
 
-def _data(config: RunConfig, run: Run, known: tuple[list[PromptRecord], list[PromptRecord]] | None) -> str:
+def _data(config: RunConfig, run: Run, known: Prompts | None) -> str:
     """Where the prompts came from, how many, and the digest that the run was bound to."""
     file = run.folder / "prompts.sha256"
     gone = "not known: the file is gone or has changed since"
@@ -184,9 +185,9 @@ def _limits(config: RunConfig) -> str:
     monitors = ", ".join(config.rewards.monitors)
     others = f"what was measured only ({monitors})" if monitors else "another reward or by eye"
     return (
-        f"What was trained on rises by design, and may rise by being deceived: judge by {others}. Nothing but the table "
-        "above was measured, neither other prompts, sizes, guidance or step counts, nor safety or bias. What the base "
-        "cannot do, and its licence, apply here too; this card grants no licence."
+        f"What was trained on rises by design, and may rise by being deceived: judge by {others}. Only what "
+        "stands above was measured, no other prompts, sizes, guidance or step counts, no safety, no bias. What the "
+        "base cannot do, and its licence, apply here too; this card grants no licence."
     )
 
 

@@ -1,4 +1,4 @@
-"""The door: flowbp-ray train | sample | export | plan | methods. What a user must change is two lines, and exit code 2."""
+"""The door: flowbp-ray train | sample | export | plan | methods. What a user must change is one line, exit code 2."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Take a run's result along: adapters that diffusers' pipelines load, or a transformer folder, with a model card.
 
-    README.md                            the model card
-    flowbp_ray.yaml                      the run's configuration, which `train` takes again
-    pytorch_lora_weights.safetensors     of a LoRA run: what `load_lora_weights` takes
-    transformer/                         of any other run, or with `merge`: what `from_pretrained` takes
+README.md                            the model card
+flowbp_ray.yaml                      the run's configuration, which `train` takes again
+pytorch_lora_weights.safetensors     of a LoRA run: what `load_lora_weights` takes
+transformer/                         of any other run, or with `merge`: what `from_pretrained` takes
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from flowbp_ray.run import Run
 
 
 def trained_run(config: RunConfig) -> Run:
-    """The folder that `train` leaves, from the same steps in this process: evaluations, checkpoints and a summary."""
+    """The folder that `train` leaves, made in this process: evaluations, checkpoints, a summary."""
     run, loop, settings = Run.create(config), LocalLoop(config), config.evaluation
     engine, ema = loop.learner.engine, config.learners.ema is not None
     held_out = prompts.load(settings.prompts)[: settings.limit] if settings.prompts else []
@@ -53,7 +53,7 @@ def trained_run(config: RunConfig) -> Run:
 
 
 def drawn(folder: Path, noise: Tensor | None = None, output: str = "pil") -> Any:
-    """`image` of the code in the folder's README.md, run there; with noise [1, ...] in the pipeline's layout, from it."""
+    """`image` of the code in the folder's README.md, run there; from noise [1, ...] where it is given."""
     code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     assert code is not None
     names: dict[str, Any] = {"noise": noise}

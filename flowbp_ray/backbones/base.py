@@ -63,6 +63,8 @@ class Backbone(abc.ABC):
     pipeline_class: ClassVar[str]
     transformer_class: ClassVar[str]
     """The classes of diffusers that draw with what was trained, and load it."""
+    absent: ClassVar[tuple[str, ...]] = ()
+    """Components that a pipeline is opened without, as `component=None`."""
     lora_targets: ClassVar[tuple[str, ...]]
     """The modules that low-rank adapters go to by default, as peft spells them."""
     embedded_guidance: ClassVar[bool] = False

@@ -52,8 +52,8 @@ class PipelineBackbone(Backbone):
         return self.folder.path
 
     def example(self, prompt: str, num_steps: int, height: int, width: int, guidance: float) -> str:
-        size = f"height={height}, width={width}, num_inference_steps={num_steps}"
-        return f"image = pipe({prompt!r}, {size}, {self.guided(guidance)}).images[0]"
+        asked = f"prompt={prompt!r}, height={height}, width={width}, num_inference_steps={num_steps}"
+        return f"image = pipe({asked}, {self.guided(guidance)}).images[0]"
 
     def guided(self, guidance: float) -> str:
         """How the pipeline is told the guidance."""

@@ -18,6 +18,7 @@ class ShapesBackbone(Backbone):
     name = "shapes"
     pipeline_class = "StableDiffusion3Pipeline"
     transformer_class = "SD3Transformer2DModel"
+    absent = tuple(f"{kind}{i}" for kind in ("text_encoder", "tokenizer") for i in ("", "_2", "_3"))
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
 
     def __init__(self, path: str | None = None) -> None:

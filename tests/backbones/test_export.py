@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from flowbp_ray import weights
@@ -26,7 +27,7 @@ from . import tiny
 from .conftest import Saved
 from .families import Family, relative, run_config
 
-LORA = ["learners.lora={rank: 4, alpha: 6}"]
+LORA = ["learners.lora={rank: 4, alpha: 6}", "learners.optimizer.lr=5e-2"]
 KINDS = ["lora", "full", "merged"]
 
 
@@ -105,9 +106,7 @@ def test_adapters_come_back_with_a_difference_of_0(saved: Saved, tmp_path: Path,
 
 @pytest.mark.parametrize("name, dtype", [*((name, "float32") for name in tiny.NAMES), ("sd35", "bfloat16")])
 @pytest.mark.parametrize("kind", ["full", "merged"])
-def test_a_transformer_folder_holds_the_weights(
-    saved: Saved, tmp_path: Path, name: str, dtype: str, kind: str
-) -> None:
+def test_a_transformer_folder_holds_the_weights(saved: Saved, tmp_path: Path, name: str, dtype: str, kind: str) -> None:
     """All weights: a difference of 0. Merged adapters: the adapters' velocity up to rounding, and no trace of peft."""
     lora = [] if kind == "full" else LORA
     config = run_config(name, saved(name)[0], tmp_path, "flowbp_bridge", f"backbone.dtype={dtype}", *lora)
@@ -115,9 +114,10 @@ def test_a_transformer_folder_holds_the_weights(
     export(run, tmp_path / "out", merge=kind == "merged")
     sampler = holding(run, average=False)
     cls = getattr(importlib.import_module("diffusers"), sampler.backbone.transformer_class)
-    loaded = cls.from_pretrained(tmp_path / "out" / "transformer", torch_dtype="auto").eval()
-    assert {p.dtype for p in loaded.parameters()} == {config.backbone.torch_dtype}
-    original = sampler.backbone.load_transformer(config.backbone.torch_dtype)
+    folder, precision = tmp_path / "out" / "transformer", config.backbone.torch_dtype
+    loaded = cls.from_pretrained(folder, torch_dtype=precision).eval()
+    assert {t.dtype for t in load_file(folder / "diffusion_pytorch_model.safetensors").values()} == {precision}
+    original = sampler.backbone.load_transformer(precision)
     assert loaded.state_dict().keys() == original.state_dict().keys()
     ours, theirs = (velocity(config, sampler, t) for t in (sampler.transformer, loaded))
     if kind == "full":
