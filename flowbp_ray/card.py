@@ -185,8 +185,8 @@ def _limits(config: RunConfig) -> str:
     monitors = ", ".join(config.rewards.monitors)
     others = f"what was measured only ({monitors})" if monitors else "another reward or by eye"
     return (
-        f"What was trained on rises by design, and may rise by being deceived: judge by {others}. Only what "
-        "stands above was measured, no other prompts, sizes, guidance or step counts, no safety, no bias. What the "
+        f"Training pushes its own rewards up, if need be by deceiving them: judge by {others}. Only what stands "
+        "above was measured, no other prompts, sizes, guidance or step counts, no safety, no bias. What the "
         "base cannot do, and its licence, apply here too; this card grants no licence."
     )
 

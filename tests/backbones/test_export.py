@@ -77,6 +77,23 @@ def test_the_card_s_code_draws_the_sampler_s_pictures(saved: Saved, tmp_path: Pa
         assert relative(family.as_latent(unpack(other.finish(item, dict))), ours) > 1e-3
 
 
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_in_bf16_the_pictures_agree_up_to_its_rounding(saved: Saved, tmp_path: Path, kind: str) -> None:
+    """The card's pipeline rounds its embeddings too; the velocities are equal bit for bit, see below."""
+    lora = LORA if kind == "lora" else []
+    config = run_config("sd35", saved("sd35")[0], tmp_path, "flowbp_bridge", "backbone.dtype=bfloat16", *lora)
+    run = trained_run(config)
+    export(run, tmp_path / "out")
+    sampler, item = holding(run, average=False), picture_item(config, seed=3)
+    noise = noise_of(item, sampler.latent_shape).bfloat16()
+    theirs, ours = drawn(tmp_path / "out", noise, "latent")[None], unpack(sampler.finish(item, dict))
+    base = Sampler(config, sampler.embeddings)
+    base.version = Version(0, 0)
+    assert theirs.dtype == ours.dtype == torch.bfloat16
+    assert relative(theirs.float(), ours.float()) <= 2e-2
+    assert relative(unpack(base.finish(item, dict)).float(), ours.float()) > 4e-2
+
+
 @pytest.mark.parametrize("name, dtype", [*((name, "float32") for name in tiny.NAMES), ("sd35", "bfloat16")])
 def test_adapters_come_back_with_a_difference_of_0(saved: Saved, tmp_path: Path, name: str, dtype: str) -> None:
     """alpha is not the rank: without the metadata the velocity would be that of another scale."""
