@@ -85,6 +85,6 @@ def _save_adapters(transformer: Any, backbone: Backbone, folder: Path) -> None:
     pipeline.save_lora_weights(
         folder,
         transformer_lora_layers=get_peft_model_state_dict(transformer),
-        # sets have no order of their own: sorted, the same weights give the same file
+        # sets have no order of their own: sorted, the same checkpoint gives the same metadata
         transformer_lora_adapter_metadata={k: sorted(v) if isinstance(v, set) else v for k, v in settings.items()},
     )
