@@ -84,8 +84,12 @@ class Checkpoints:
         if not steps or (step is not None and step not in steps):
             raise ConfigError(f"no checkpoint of step {step} in {self.folder}; there are: {steps or 'none'}")
         step = steps[-1] if step is None else step
-        has = average and (self.path(step) / AVERAGE).is_file()
+        has = average and self.has_average(step)
         return step, load_file(self.path(step) / (AVERAGE if has else WEIGHTS))
+
+    def has_average(self, step: int) -> bool:
+        """Whether the checkpoint of `step` holds an average of the weights."""
+        return (self.path(step) / AVERAGE).is_file()
 
     def versions(self, step: int) -> dict[int, dict[str, Tensor]]:
         """The older versions that a checkpoint holds."""

@@ -1,4 +1,4 @@
-"""The door: flowbp-ray train | encode | sample | plan | methods. What a user must change is a line, and exit code 2."""
+"""The door: flowbp-ray train | encode | sample | export | plan | methods. User errors: a line and exit code 2."""
 
 from __future__ import annotations
 
@@ -93,6 +93,25 @@ def sample(
     used, images = draw(Run.open(run), prompt, step, guidance, seed)
     grid(images, prompt, output, columns=min(6, len(prompt)))
     console.print(f"step {used}: {output}")
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="The folder of a run.")],
+    to: Annotated[Path, typer.Option(help="A new folder.")],
+    step: Annotated[int | None, typer.Option(help="Which checkpoint (default: the newest).")] = None,
+    ema: Annotated[bool, typer.Option("--ema", help="The average of the weights instead of the weights.")] = False,
+    merge: Annotated[bool, typer.Option("--merge", help="Merge adapters into a whole transformer.")] = False,
+) -> None:
+    """Write a checkpoint as diffusers loads it, with a model card."""
+    from flowbp_ray.export import export as write
+    from flowbp_ray.run import Run
+
+    opened = Run.open(run)
+    done = write(opened, to, step, ema, merge)
+    console.print(f"step {done.step}, {done.kind}: {to}; {to / 'README.md'} says how to load it")
+    if opened.config().learners.ema is not None and not ema:
+        console.print("evaluations and `sample` use the average of the weights, which --ema exports; this is not it")
 
 
 @app.command()

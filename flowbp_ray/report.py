@@ -91,35 +91,43 @@ def summarise(config: RunConfig, run: Run, evaluations: Evaluations, seconds: fl
     if evaluations:
         first, last = min(evaluations), max(evaluations)
         summary["guidance"] = {
-            f"{g:g}": {
-                "before": evaluations[first][g].as_dict(),
-                "after": evaluations[last][g].as_dict(),
-                "change": {
-                    name: asdict(paired(v, evaluations[last][g].values[name]))
-                    for name, v in evaluations[first][g].values.items()
-                    if np.isfinite(v - evaluations[last][g].values[name]).any()
-                },
-            }
-            for g in evaluations[first]
+            f"{g:g}": compared(evaluations[first][g], evaluations[last][g]) for g in evaluations[first]
         }
     return summary
 
 
+def compared(before: Evaluation, after: Evaluation) -> dict[str, Any]:
+    """before, after and the paired change by metric, with their intervals."""
+    change = {
+        name: asdict(paired(v, after.values[name]))
+        for name, v in before.values.items()
+        if np.isfinite(v - after.values[name]).any()
+    }
+    return {"before": before.as_dict(), "after": after.as_dict(), "change": change}
+
+
 def table(summary: Mapping[str, Any], guidance: str) -> Table:
     """before → after with 95 % intervals, one row per metric."""
-    part = summary["guidance"][guidance]
     result = Table(title=f"held-out prompts, guidance {guidance} (95 % intervals)")
     for column in ("metric", "before", "after", "change"):
         first = column == "metric"
         result.add_column(column, justify="left" if first else "right", min_width=26 if first else None)
+    for row in rows(summary["guidance"][guidance]):
+        result.add_row(*row)
+    return result
+
+
+def rows(part: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """(metric, before, after, change) as text, of what `compared` gives."""
+    result = []
     for name, before in part["before"].items():
         after, change = part["after"][name], part["change"].get(name)
         if not isinstance(before, Mapping):
-            result.add_row(name.replace("_", " "), f"{before:.2f}", f"{after:.2f}", f"{after - before:+.2f}")
+            result.append((name.replace("_", " "), f"{before:.2f}", f"{after:.2f}", f"{after - before:+.2f}"))
             continue
         form = _percent if name.startswith("verifier") else _plain
         delta = form(change, sign=True) if change else form({"mean": after["mean"] - before["mean"]}, sign=True)
-        result.add_row(name, form(before), form(after), delta)
+        result.append((name, form(before), form(after), delta))
     return result
 
 

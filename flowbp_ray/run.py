@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -46,7 +47,7 @@ class Run:
 
     def same_prompts(self, texts: Sequence[str]) -> None:
         """Raises ConfigError where the prompts are not those that the run began with; their digest is kept."""
-        file, digest = self.folder / "prompts.sha256", hashlib.sha256("\n".join(texts).encode()).hexdigest()
+        file, digest = self.folder / "prompts.sha256", digest_of(texts)
         if file.is_file() and file.read_text().strip() != digest:
             raise ConfigError(f"the prompts of {self.folder} have changed since it began; write another name=")
         file.write_text(digest + "\n")
@@ -92,9 +93,17 @@ class Run:
         (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All lines of metrics.jsonl."""
-        path = self.folder / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        """All lines of metrics.jsonl, without one that a kill tore."""
+        path, lines = self.folder / "metrics.jsonl", []
+        for line in path.read_text().splitlines() if path.is_file() else []:
+            with contextlib.suppress(json.JSONDecodeError):
+                lines.append(json.loads(line))
+        return lines
+
+
+def digest_of(texts: Sequence[str]) -> str:
+    """sha256 of a run's prompts, the training ones first: what prompts.sha256 holds."""
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], free: set[str] = FREE, prefix: str = "") -> list[str]:

@@ -70,6 +70,11 @@ class Backbone(abc.ABC):
     """
 
     name: ClassVar[str]
+    pipeline_class: ClassVar[str]
+    transformer_class: ClassVar[str]
+    """The classes of diffusers that draw with what was trained, and load it."""
+    absent: ClassVar[tuple[str, ...]] = ()
+    """Components that a pipeline is opened without, as `component=None`."""
     lora_targets: ClassVar[tuple[str, ...]]
     """The modules that low-rank adapters go to by default, as peft spells them."""
     embedded_guidance: ClassVar[bool] = False
@@ -116,6 +121,15 @@ class Backbone(abc.ABC):
     @abc.abstractmethod
     def load_decoder(self, device: str = "cpu") -> Callable[[Tensor], Tensor]:
         """A differentiable function from latents [B, C, h, w] to images [B, 3, H, W] in 0..1, both on `device`."""
+
+    @property
+    @abc.abstractmethod
+    def base_folder(self) -> Path:
+        """The diffusers folder that the weights are read from."""
+
+    @abc.abstractmethod
+    def example(self, prompt: str, num_steps: int, height: int, width: int, guidance: float) -> str:
+        """Python for a model card: draws `image` with the pipeline `pipe` of `pipeline_class`, as a rollout does."""
 
     @abc.abstractmethod
     def predict(self, transformer: nn.Module, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:

@@ -35,8 +35,6 @@ class PipelineBackbone(Backbone):
         "add_v_proj",
         "to_add_out",
     )
-    pipeline_class: ClassVar[str]
-    transformer_class: ClassVar[str]
     vae_class: ClassVar[str]
     encoder_classes: ClassVar[dict[str, str]]
     tokenizer_classes: ClassVar[dict[str, str]]
@@ -46,6 +44,22 @@ class PipelineBackbone(Backbone):
         super().__init__(path)
         self.folder = Folder(path, self.name)
         self.transformer_config = self.folder.config("transformer", self.transformer_class)
+
+    @property
+    def base_folder(self) -> Path:
+        return self.folder.path
+
+    def example(self, prompt: str, num_steps: int, height: int, width: int, guidance: float) -> str:
+        asked = f"prompt={prompt!r}, height={height}, width={width}, {self.stepped(num_steps)}"
+        return f"image = pipe({asked}, {self.guided(guidance)}).images[0]"
+
+    def stepped(self, num_steps: int) -> str:
+        """How the pipeline is told the grid."""
+        return f"num_inference_steps={num_steps}"
+
+    def guided(self, guidance: float) -> str:
+        """How the pipeline is told the guidance."""
+        return f"guidance_scale={guidance!r}"
 
     @cached_property
     def vae_config(self) -> dict[str, Any]:

@@ -42,6 +42,9 @@ class QwenImageBackbone(PipelineBackbone):
         z = tokens.unpatchify(latents) * std + mean
         return vae.decode(z.unsqueeze(2), return_dict=False)[0][:, :, 0]  # a video of one frame
 
+    def guided(self, guidance: float) -> str:
+        return f"true_cfg_scale={guidance!r}, negative_prompt=''"
+
     def guide(self, v_cond: Tensor, v_neg: Tensor, guidance: float) -> Tensor:
         """c·|v_cond|/|c| with c = v_neg + g·(v_cond − v_neg) and norms over each token's channels."""
         combined = super().guide(v_cond, v_neg, guidance)

@@ -17,6 +17,9 @@ class ShapesBackbone(Backbone):
     """SD3 classes of diffusers at toy size. `path` may name any diffusers folder of the same layout."""
 
     name = "shapes"
+    pipeline_class = "StableDiffusion3Pipeline"
+    transformer_class = "SD3Transformer2DModel"
+    absent = tuple(f"{kind}{i}" for kind in ("text_encoder", "tokenizer") for i in ("", "_2", "_3"))
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
 
     def __init__(self, path: str | None = None) -> None:
@@ -88,6 +91,28 @@ class ShapesBackbone(Backbone):
             return unit_images(vae.decode(z, return_dict=False)[0])
 
         return decode
+
+    @property
+    def base_folder(self) -> Path:
+        return self.folder
+
+    def example(self, prompt: str, num_steps: int, height: int, width: int, guidance: float) -> str:
+        """The text model is not one that the pipeline knows: it is given embeddings, and sigmas in equal steps."""
+        return f"""
+from pathlib import Path
+from flowbp_ray.shapes.text import encode_prompts, load_text
+
+cond, negative = (encode_prompts([text], *load_text(Path(base))) for text in ({prompt!r}, ""))
+image = pipe(
+    prompt_embeds=cond[0].to(pipe.dtype),
+    pooled_prompt_embeds=cond[1].to(pipe.dtype),
+    negative_prompt_embeds=negative[0].to(pipe.dtype),
+    negative_pooled_prompt_embeds=negative[1].to(pipe.dtype),
+    height={height},
+    width={width},
+    sigmas=[1 - i / {num_steps} for i in range({num_steps})],
+    guidance_scale={guidance!r},
+).images[0]"""
 
     def predict(self, transformer: nn.Module, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         return transformer(

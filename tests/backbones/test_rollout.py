@@ -2,70 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor
 
 from flowbp_ray import backbones
-from flowbp_ray.backbones import Backbone, Embeddings, encode_all, tokens
-from flowbp_ray.backbones.guidance import full_velocity
+from flowbp_ray.backbones import encode_all, tokens
 from flowbp_ray.config import BackboneConfig
 from flowbp_ray.schedule import static_shift
-from flowbp_ray.trajectory import rollout
 
 from . import tiny
 from .conftest import Saved
+from .families import PROMPTS, Family, noise_of, relative
 
-PROMPTS = ["a red circle", "two blue squares above the green circle", "", "a circle of green and of red on blue"]
-GUIDANCE = {"sd35": "guidance_scale", "flux1": "guidance_scale", "flux2": "guidance_scale"}  # qwen_image: true_cfg
 SIZES = [(32, 32), (32, 80), (112, 48)]
-
-
-@dataclass
-class Family:
-    """A saved pipeline, and the backbone that reads it."""
-
-    name: str
-    pipe: Any
-    backbone: Backbone
-    transformer: Any
-    embeddings: Embeddings
-
-    def call(self, height: int, width: int, guidance: float, steps: int, noise: Tensor, rows: list[int], out: str):
-        """What the pipeline makes of the texts, from noise in our layout."""
-        scale = {GUIDANCE.get(self.name, "true_cfg_scale"): guidance}
-        if self.name == "qwen_image":
-            scale["negative_prompt"] = [""] * len(rows)
-        packed = noise.flatten(2).transpose(1, 2) if self.name in ("flux1", "qwen_image") else noise
-        return self.pipe(
-            prompt=[PROMPTS[i] for i in rows],
-            height=height,
-            width=width,
-            num_inference_steps=steps,
-            latents=packed.contiguous(),
-            output_type=out,
-            **scale,
-            **({"text_encoder_out_layers": (9, 18, 27)} if self.name == "flux2" else {}),
-        ).images
-
-    def rollout(self, sigmas: Tensor, guidance: float, noise: Tensor, rows: list[int]) -> Tensor:
-        """The library's finished latents of the same prompts."""
-        cond, negative = self.embeddings.rows(rows), self.embeddings.negative(len(rows))
-        velocity = full_velocity(self.backbone, self.transformer, sigmas, cond, negative, guidance)
-        return rollout(velocity, noise, sigmas).x[-1]
-
-    def as_latent(self, x: Tensor) -> Tensor:
-        """A state as the pipeline returns it with output_type="latent"."""
-        if self.name in ("flux1", "qwen_image"):
-            return x.flatten(2).transpose(1, 2)
-        if self.name == "flux2":
-            bn, eps = self.pipe.vae.bn, self.pipe.vae.config.batch_norm_eps
-            x = x * torch.sqrt(bn.running_var.view(1, -1, 1, 1) + eps) + bn.running_mean.view(1, -1, 1, 1)
-            return self.pipe._unpatchify_latents(x)
-        return x
 
 
 @pytest.fixture(scope="module", params=tiny.NAMES)
@@ -74,16 +23,6 @@ def family(request: pytest.FixtureRequest, saved: Saved) -> Family:
     backbone = backbones.get(request.param, str(folder))
     embeddings = encode_all(backbone.load_encoder(), PROMPTS)
     return Family(request.param, pipe, backbone, backbone.load_transformer(torch.float32), embeddings)
-
-
-def noise_of(family: Family, height: int, width: int, rows: int, seed: int = 0) -> Tensor:
-    shape = (rows, *family.backbone.latent_shape(height, width))
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def relative(value: Tensor, expected: Tensor) -> float:
-    assert value.shape == expected.shape
-    return float((value.detach() - expected).norm() / expected.norm())
 
 
 @pytest.mark.parametrize("rows", [[1], [0, 1, 3]], ids=["one row", "three rows"])

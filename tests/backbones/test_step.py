@@ -15,6 +15,7 @@ from flowbp_ray.run import Run
 
 from . import tiny
 from .conftest import Saved
+from .families import run_config
 
 
 @pytest.mark.parametrize(
@@ -22,19 +23,8 @@ from .conftest import Saved
 )
 @pytest.mark.parametrize("name", tiny.NAMES)
 def test_a_step_trains(saved: Saved, tmp_path: Path, name: str, dtype: str, method: str) -> None:
-    (tmp_path / "prompts.txt").write_text("a red circle\ntwo blue squares\n")
-    configs = loading.shipped()
-    budget = "k: 2" if method == "flowbp_bridge" else "n: 1"
-    (tmp_path / "run.yaml").write_text(
-        f"extends: [{configs}/backbones/{name}.yaml, {configs}/methods/{method}.yaml]\n"
-        f"name: tiny\nsteps: 1\nmethod: {{{budget}}}\noutput: {tmp_path}\n"
-        f"backbone: {{path: {saved(name)[0]}, height: 64, width: 64, num_steps: 4, dtype: {dtype}}}\n"
-        f"data: {{prompts: {tmp_path}/prompts.txt, prompts_per_step: 2, rollout_batch: 2}}\n"
-        "learners: {engine: torch, micro_batch: 1, gradient_checkpointing: true, base_penalty: {weight: 1.0}, "
-        "optimizer: {lr: 1.0e-2}}\n"
-        "rewards: {terms: [{name: shapes_clip}]}\ndrift: {meter: true}\n"
-    )
-    loop = LocalLoop(loading.load(tmp_path / "run.yaml"))
+    overrides = [f"backbone.dtype={dtype}", "drift.meter=true", "learners.base_penalty={weight: 1.0}"]
+    loop = LocalLoop(run_config(name, saved(name)[0], tmp_path, method, *overrides))
     before = loop.learner.digest()
     report = loop.step(0)
     assert not report.faults and report.grad_norm > 0 and loop.learner.digest() != before

@@ -1,0 +1,195 @@
+"""The model card of an export: how to load it, what was measured, how it was trained: what the run recorded."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Literal
+
+import yaml
+
+from flowbp_ray import __version__
+from flowbp_ray.backbones import Backbone
+from flowbp_ray.checks import read_prompts
+from flowbp_ray.config import RunConfig
+from flowbp_ray.evaluating import Evaluator
+from flowbp_ray.prompts import PromptRecord
+from flowbp_ray.report import compared, rows
+from flowbp_ray.run import Run, digest_of
+from flowbp_ray.surrogate.methods import METHODS
+
+Kind = Literal["lora", "full", "merged"]
+Prompts = tuple[list[PromptRecord], list[PromptRecord]]  # for training, and held out
+RELATION = {"lora": "adapter", "full": "finetune", "merged": "finetune"}
+PROMPT = "a red circle"  # any base knows it, the embedded one included
+
+
+def card(run: Run, backbone: Backbone, kind: Kind, step: int, average: bool, digest: str) -> str:
+    """Markdown with YAML front matter. digest: of the trained weights that were exported (`weights.digest`)."""
+    config, known = run.config(), _prompts(run)
+    base = base_name(backbone)
+    front = {
+        "library_name": "diffusers",
+        "pipeline_tag": "text-to-image",
+        "base_model": base,
+        "base_model_relation": RELATION[kind],
+        "tags": ["flowbp_ray", "text-to-image", "flow-matching", "reward-backpropagation"]
+        + (["lora"] if kind == "lora" else []),
+    }
+    what = {
+        "lora": f"Low-rank adapters for the transformer of {base}",
+        "full": f"The transformer of {base} with all weights trained",
+        "merged": f"The transformer of {base} with low-rank adapters merged into it",
+    }[kind]
+    sections = {
+        "Use": f"In this folder, with diffusers:\n\n```python\n{_code(config, backbone, kind)}\n```",
+        "Scores": _scores(run, known, step, average),
+        "Training": _table(_training(run, backbone, step, average) | {"sha256 of the trained weights": f"`{digest}`"}),
+        "Data": _data(config, run, known),
+        "Limits": _limits(config),
+    }
+    intro = f"{what}, post-trained by reward backpropagation with flowbp_ray {__version__}."
+    head = f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n# {run.folder.resolve().name}\n\n{intro}\n"
+    return head + "".join(f"\n## {title}\n{text}\n" for title, text in sections.items())
+
+
+def base_name(backbone: Backbone) -> str:
+    """The base's folder, by name: organisation/model where it lies in the hub's cache."""
+    if backbone.path is None:
+        return f"flowbp_ray-{backbone.name}"
+    folder = backbone.base_folder.resolve()
+    if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
+        return folder.parent.parent.name.removeprefix("models--").replace("--", "/")
+    return folder.name
+
+
+def _code(config: RunConfig, backbone: Backbone, kind: Kind) -> str:
+    """What loads the export and draws a picture as the run sampled."""
+    model, pipeline, transformer = config.backbone, backbone.pipeline_class, backbone.transformer_class
+    dtype = f"torch_dtype={model.torch_dtype}"
+    parts = "".join(f"{name}=None, " for name in backbone.absent) + dtype
+    base = f"base = {backbone.base_folder.resolve().as_posix()!r}  # what was trained from"
+    drawing = backbone.example(PROMPT, model.num_steps, model.height, model.width, model.guidance)
+    if kind == "lora":
+        imported = pipeline
+        loading = f'pipe = {pipeline}.from_pretrained(base, {parts})\npipe.load_lora_weights(".")'
+    else:
+        imported = f"{pipeline}, {transformer}"
+        loading = (
+            f'transformer = {transformer}.from_pretrained(".", subfolder="transformer", {dtype})\n'
+            f"pipe = {pipeline}.from_pretrained(base, transformer=transformer, {parts})"
+        )
+    return f"import torch\nfrom diffusers import {imported}\n\n{base}\n{loading}\n{drawing}"
+
+
+def _prompts(run: Run) -> Prompts | None:
+    """The training and the held-out prompts that the run began with; None where they are gone or have changed."""
+    config, file = run.config(), run.folder / "prompts.sha256"
+    try:
+        train, held_out = read_prompts(config)
+    except (ValueError, OSError):
+        return None
+    same = file.is_file() and file.read_text().strip() == digest_of([r.text for r in (*train, *held_out)])
+    return (train, held_out) if same else None
+
+
+def _scores(run: Run, known: Prompts | None, step: int, average: bool) -> str:
+    """Before → after by guidance, from the evaluations that the checkpoint holds."""
+    config = run.config()
+    held_out = known[1] if known else []
+    evaluator = Evaluator(config, run, held_out, offset=0)
+    evaluator.load(run.checkpoints.evaluations(step))
+    if not evaluator.results or max(evaluator.results) == 0:
+        return "Not measured: the run made no evaluation between its first step and this checkpoint."
+    first, last = min(evaluator.results), max(evaluator.results)
+    settings, trained = config.evaluation, {term.name for term in config.rewards.terms}
+    notes = [
+        f"Means over the prompts of `{settings.prompts}` before step {first + 1} and after step {last}, with the same "
+        f"noise, {settings.num_steps or config.backbone.num_steps} sampling steps; 95 % intervals, the change paired."
+    ]
+    if last != step:
+        notes.append(f"**They are of step {last}, not of the exported weights: step {step} was not evaluated.**")
+    if config.learners.ema is not None and not average:
+        notes.append("**The run evaluates the average of its weights; exported are the weights themselves.**")
+    tables = []
+    for guidance, after in evaluator.results[last].items():
+        if before := evaluator.results[first].get(guidance):
+            lines = [f"| guidance {guidance:g} | before | after | change |", "|---|---|---|---|"]
+            for name, *numbers in rows(compared(before, after)):
+                lines.append(f"| {name}{' (trained on)' if name in trained else ''} | {' | '.join(numbers)} |")
+            tables.append("\n".join(lines))
+    return "\n\n".join([" ".join(notes), *tables])
+
+
+def _training(run: Run, backbone: Backbone, step: int, average: bool) -> dict[str, str]:
+    """What a reader wants to know of the configuration; the rest is in flowbp_ray.yaml."""
+    config = run.config()
+    model, learners, optimizer = config.backbone, config.learners, config.learners.optimizer
+    lora, batch = learners.lora, config.data.shape.batch
+    lines = [line for line in run.metrics() if line["kind"] == "train" and line["step"] < step]
+    idle = sum(line["updated"] == 0 for line in lines)
+    terms = [f"{t.name} (weight {t.weight:g}, clip {t.clip:g}, scale {t.scale:g})" for t in config.rewards.terms]
+    changed = f"; {idle} of them changed nothing" if idle else ""
+    averaged = f"their average (decay {learners.ema.decay:g})" if average and learners.ema else "as trained"
+    branch = "detached" if model.detach_negative else "differentiated"
+    return {
+        "base": f"{base_name(backbone)}, family `{backbone.name}`",
+        "steps": f"{step} of {config.steps}, {batch} images each{changed}",
+        "weights": f"{averaged}, {model.dtype}",
+        "trained": "all weights of the transformer"
+        if lora is None
+        else f"adapters of rank {lora.rank}, alpha {lora.alpha}, on {', '.join(lora.targets or backbone.lora_targets)}",
+        "method": _method(config.method),
+        "method as a value": f"`{config.surrogate()}`",
+        "rewards": "; ".join(terms),
+        "measured only": ", ".join(config.rewards.monitors) or "nothing",
+        "sampling": f"{model.height}x{model.width} pixels, {model.num_steps} steps, guidance {model.guidance:g}, "
+        f"staleness {config.staleness}",
+        "negative branch": "none" if backbone.embedded_guidance or model.guidance == 1 else branch,
+        "optimizer": f"AdamW, learning rate {optimizer.lr:g}, betas {optimizer.betas[0]:g} and {optimizer.betas[1]:g}, "
+        f"weight decay {optimizer.weight_decay:g}, gradient norm at most {optimizer.max_grad_norm:g}",
+        "schedule": f"{optimizer.schedule.name}, {optimizer.schedule.warmup} steps of warm-up",
+        "seeds": f"{config.seed} (prompts, noise), {config.plan_seed} (plans)",
+        "everything else": "`flowbp_ray.yaml`, which `flowbp-ray train` takes again",
+    }
+
+
+def _method(spec: dict[str, Any]) -> str:
+    """A named method with all its arguments, those left at their defaults too."""
+    name = spec.get("name")
+    if name is None:
+        return "spelled out by axis"
+    defaults = {p.name: p.default for p in inspect.signature(METHODS[name]).parameters.values()}
+    arguments = defaults | {key: value for key, value in spec.items() if key != "name"}
+    return f"`{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})`"
+
+
+def _data(config: RunConfig, run: Run, known: Prompts | None) -> str:
+    """Where the prompts came from, how many, and the digest that the run was bound to."""
+    file = run.folder / "prompts.sha256"
+    gone = "not known: the file is gone or has changed since"
+    entries = {
+        "prompts": f"`{config.data.prompts}`",
+        "number of prompts": str(len(known[0])) if known else gone,
+        "per step": f"{config.data.prompts_per_step} prompts, {config.data.images_per_prompt} images of each",
+        "evaluated on": f"`{config.evaluation.prompts}`" if config.evaluation.prompts else "nothing",
+    }
+    if config.evaluation.prompts:
+        entries["number evaluated on"] = str(len(known[1])) if known else gone
+    entries["sha256 of all prompts"] = f"`{file.read_text().strip()}`" if file.is_file() else "not recorded"
+    return "There are no training pictures: the model is trained on its own samples.\n\n" + _table(entries)
+
+
+def _limits(config: RunConfig) -> str:
+    """What the numbers do not say."""
+    monitors = ", ".join(config.rewards.monitors)
+    others = f"what was measured only ({monitors})" if monitors else "another reward or by eye"
+    return (
+        f"Training pushes its own rewards up, if need be by deceiving them: judge by {others}. Only what stands "
+        "above was measured, no other prompts, sizes, guidance or step counts, no safety, no bias. What the "
+        "base cannot do, and its licence, apply here too; this card grants no licence."
+    )
+
+
+def _table(entries: dict[str, str]) -> str:
+    lines = [f"| {name} | {value.replace('|', chr(92) + '|')} |" for name, value in entries.items()]
+    return "\n".join(["| | |", "|---|---|", *lines])

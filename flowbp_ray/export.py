@@ -1,0 +1,90 @@
+"""Take a run's result along: adapters that diffusers' pipelines load, or a transformer folder, with a model card.
+
+README.md                            the model card
+flowbp_ray.yaml                      the run's configuration, which `train` takes again
+pytorch_lora_weights.safetensors     of a LoRA run: what `load_lora_weights` takes
+transformer/                         of any other run, or with `merge`: what `from_pretrained` takes
+"""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flowbp_ray import weights
+from flowbp_ray.backbones import Backbone
+from flowbp_ray.card import Kind, card
+from flowbp_ray.config import RunConfig
+from flowbp_ray.loading import ConfigError
+from flowbp_ray.run import Run
+from flowbp_ray.sampling import Sampler
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written: the checkpoint's step, and whether it is adapters, all weights, or adapters merged."""
+
+    step: int
+    kind: Kind
+
+
+def export(run: Run, to: Path, step: int | None = None, average: bool = False, merge: bool = False) -> Exported:
+    """Write a checkpoint of `run` (the newest by default) to the new folder `to`, in the dtype that it computes in.
+
+    average: the average of the weights instead of the weights. merge: adapters added into the base's weights.
+    The folder gets its name when it is complete. Raises ConfigError for what the user must change.
+    """
+    config, target = run.config(), to.resolve()
+    kind = _kind(config, merge)
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise ConfigError(f"{to} is there already and is not an empty folder; write another --to")
+    used, tensors = run.checkpoints.weights(step, average)
+    if average and not run.checkpoints.has_average(used):
+        raise ConfigError(f"{run.folder} keeps no average; leave out --ema, or train with learners.ema.decay=0.999")
+    sampler = Sampler(config)
+    weights.install(sampler.transformer, tensors)
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    _save(sampler.transformer, sampler.backbone, kind, partial)
+    shutil.copyfile(run.folder / "config.yaml", partial / "flowbp_ray.yaml")
+    text = card(run, sampler.backbone, kind, used, average, weights.digest(tensors))
+    (partial / "README.md").write_text(text, encoding="utf-8")
+    partial.rename(target)
+    return Exported(used, kind)
+
+
+def _kind(config: RunConfig, merge: bool) -> Kind:
+    if config.learners.lora is not None:
+        return "merged" if merge else "lora"
+    if merge:
+        raise ConfigError("the run trains all weights, there is nothing to merge; leave out --merge")
+    return "full"
+
+
+def _save(transformer: Any, backbone: Backbone, kind: Kind, folder: Path) -> None:
+    """The weights in diffusers' own formats, by its own writers."""
+    if kind == "lora":
+        _save_adapters(transformer, backbone, folder)
+        return
+    if kind == "merged":
+        transformer.fuse_lora()
+        transformer.unload_lora()
+    transformer.save_pretrained(folder / "transformer")
+
+
+def _save_adapters(transformer: Any, backbone: Backbone, folder: Path) -> None:
+    """With peft's configuration in the file: from the weights alone a loader would take alpha for the rank."""
+    from peft.utils import get_peft_model_state_dict
+
+    pipeline = getattr(importlib.import_module("diffusers"), backbone.pipeline_class)
+    settings = transformer.peft_config["default"].to_dict()
+    pipeline.save_lora_weights(
+        folder,
+        transformer_lora_layers=get_peft_model_state_dict(transformer),
+        # sets have no order of their own: sorted, the same checkpoint gives the same metadata
+        transformer_lora_adapter_metadata={k: sorted(v) if isinstance(v, set) else v for k, v in settings.items()},
+    )
