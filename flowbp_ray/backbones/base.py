@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -89,12 +89,35 @@ class Backbone(abc.ABC):
         """The velocity model alone, in eval mode, on the CPU. Raises ValueError where its weights are not usable."""
 
     @abc.abstractmethod
+    def encoder_skeletons(self) -> dict[str, nn.Module]:
+        """The text encoders on the meta device, in the precision they are stored in; those without a config left out."""
+
+    @abc.abstractmethod
+    def conditioning_skeleton(self) -> Conditioning:
+        """One prompt's conditioning [1, ...] on the meta device at the longest text that is encoded, without a mask."""
+
+    @abc.abstractmethod
     def load_encoder(self) -> Callable[[list[str]], Conditioning]:
         """A function from prompts to conditioning [len(prompts), ...]."""
 
     @abc.abstractmethod
+    def vae_skeleton(self) -> nn.Module:
+        """The VAE on the meta device, from its configuration alone."""
+
+    @abc.abstractmethod
+    def load_vae(self) -> Any:
+        """The VAE in fp32 without gradients of its own: what arrives at the latents is the gradient of the pixels."""
+
+    @abc.abstractmethod
+    def decode(self, vae: Any, latents: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in -1..1 of states [B, ...] fp32, differentiable: as the end of the pipeline's call."""
+
     def load_decoder(self) -> Callable[[Tensor], Tensor]:
         """A differentiable function from latents [B, C, h, w] to images [B, 3, H, W] in 0..1."""
+        from flowbp_ray.rewards.objective import unit_images
+
+        vae = self.load_vae()
+        return lambda latents: unit_images(self.decode(vae, latents.float()))
 
     @abc.abstractmethod
     def predict(self, transformer: nn.Module, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
