@@ -30,6 +30,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(shutil.copytree(whole, whole.parent / "configs", ignore=ignore))
 
 
+@pytest.fixture(scope="module")
+def costs(folder: Path) -> Costs:
+    """Traces that all tests share: the model and the method are the same."""
+    return Costs(config_of(folder))
+
+
 def arguments(folder: Path, *more: str) -> list[str]:
     return ["plan", "sd35_flowbp_bridge", *SMALL, f"backbone.path={folder}", *more]
 
@@ -50,17 +56,24 @@ def test_gpus_are_counted_and_sized() -> None:
 def test_what_is_printed_fits_and_says_where(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(*arguments(folder, "--gpus", "8x80GB")) == 0
     printed = capsys.readouterr().out
-    for word in ("samplers", "learners", "reward servers", "optimizer: moments", "activations of one node", "suggested"):
+    for word in (
+        "samplers",
+        "learners",
+        "reward servers",
+        "optimizer: moments",
+        "activations of one node",
+        "suggested",
+    ):
         assert word in printed
     assert "fits: 7 of 8 GPUs" in printed
     tables = [line for line in printed.splitlines() if "│" in line or "┃" in line]
     assert len(tables) > 20 and max(map(len, tables)) <= 100
 
 
-def test_json_says_the_same(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_says_the_same(folder: Path, costs: Costs, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(*arguments(folder, "--json", "--gpus", "7x80GB")) == 0
     found = json.loads(capsys.readouterr().out)
-    plan = forecast(config_of(folder))
+    plan = forecast(config_of(folder), costs)
     assert [role["bytes"] for role in found["roles"]] == [role.nbytes for role in plan.roles]
     assert found["sizes"]["transformer"] == plan.sizes.transformer and found["verdict"]["fits"]
 
@@ -74,17 +87,12 @@ def test_too_few_gpus_end_with_one_and_one_line(folder: Path, capsys: pytest.Cap
     assert call(*arguments(folder, *changes, "--gpus", "4x80GB")) == 0
 
 
-@pytest.mark.parametrize("bad", [["--gpus", "many"], ["--host-memory", "1TB"], ["--gpus", "8x80GB", "--host-memory", "x"]])
+@pytest.mark.parametrize(
+    "bad", [["--gpus", "many"], ["--host-memory", "1TB"], ["--gpus", "8x80GB", "--host-memory", "x"]]
+)
 def test_what_cannot_be_read_ends_with_two(bad: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(*arguments(folder, *bad)) == 2
     assert "write for example" in capsys.readouterr().err
-
-
-def tight(folder: Path, role: int, better: list[str], *more: str) -> tuple[Any, Cluster, Costs]:
-    """A cluster with GPUs just large enough for what `role` needs after `better`, and the plan without it."""
-    config, costs = config_of(folder, *more), Costs(config_of(folder))
-    room = forecast(config_of(folder, *more, *better), costs).roles[role].nbytes
-    return config, Cluster((room,) * 7), costs
 
 
 CASES: dict[str, tuple[int, list[str], list[str], dict[str, Any]]] = {
@@ -106,10 +114,14 @@ CASES: dict[str, tuple[int, list[str], list[str], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_named_change_is_the_first_that_fits(case: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_named_change_is_the_first_that_fits(
+    case: str, folder: Path, costs: Costs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GPUs are just large enough for what the role needs after a change; the other roles find room anyway."""
     role, before, better, named = CASES[case]
     monkeypatch.setattr(cluster, "available", lambda r, c: c.smallest if r.name == NAMES[role] else 2**50)
-    config, there, costs = tight(folder, role, better, *before)
+    room = forecast(config_of(folder, *before, *better), costs).roles[role].nbytes
+    config, there = config_of(folder, *before), Cluster((room,) * 7)
     verdict = judge(config, there, costs)
     assert not verdict.fits and verdict.changes == named
     assert f"{NAMES[role]} need" in verdict.line and "\n" not in verdict.line
@@ -120,15 +132,14 @@ def test_the_named_change_is_the_first_that_fits(case: str, folder: Path, monkey
 NAMES = ("samplers", "learners", "reward servers")
 
 
-def test_what_nothing_can_mend_says_which_gpus_it_takes(folder: Path) -> None:
+def test_what_nothing_can_mend_says_which_gpus_it_takes(folder: Path, costs: Costs) -> None:
     config = config_of(folder)
-    verdict = judge(config, Cluster((GIB,) * 8), Costs(config))
+    verdict = judge(config, Cluster((GIB,) * 8), costs)
     assert not verdict.fits and not verdict.changes and "it takes 7 GPUs of" in verdict.line
 
 
-def test_host_memory_and_the_object_store_count(folder: Path) -> None:
+def test_host_memory_and_the_object_store_count(folder: Path, costs: Costs) -> None:
     config = config_of(folder)
-    costs = Costs(config)
     plan = forecast(config, costs)
     assert judge(config, Cluster((80 * GIB,) * 8, plan.host, plan.traffic.in_flight), costs).fits
     scarce = judge(config, Cluster((80 * GIB,) * 8, plan.host - 2**20), costs)
@@ -136,9 +147,8 @@ def test_host_memory_and_the_object_store_count(folder: Path) -> None:
     assert "object store" in judge(config, Cluster((80 * GIB,) * 8, None, plan.traffic.in_flight - 1), costs).line
 
 
-def test_a_share_of_a_gpu_is_a_share_of_its_memory(folder: Path) -> None:
+def test_a_share_of_a_gpu_is_a_share_of_its_memory(folder: Path, costs: Costs) -> None:
     config = config_of(folder, "rewards.gpus=0.5", "rewards.count=2")
-    costs = Costs(config)
     role = forecast(config, costs).roles[2]
     there = Cluster((80 * GIB,) * 7)
     assert cluster.available(role, there) == 40 * GIB and judge(config, there, costs).fits

@@ -90,7 +90,7 @@ class Backbone(abc.ABC):
 
     @abc.abstractmethod
     def encoder_skeletons(self) -> dict[str, nn.Module]:
-        """The text encoders on the meta device, in the precision they are stored in; those without a config left out."""
+        """The text encoders on the meta device, in the precision they are stored in; where they have a config."""
 
     @abc.abstractmethod
     def conditioning_skeleton(self) -> Conditioning:

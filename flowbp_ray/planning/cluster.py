@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 from flowbp_ray import loading
 from flowbp_ray.config import RunConfig
+from flowbp_ray.planning import memory
 from flowbp_ray.planning.costs import Costs
 from flowbp_ray.planning.forecast import Forecast, forecast
-from flowbp_ray.planning.memory import Role
+from flowbp_ray.planning.memory import Role, Sizes
 
 GIB = 2**30
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(G|T)i?B?", re.IGNORECASE)
 GPUS = re.compile(rf"(\d+)x({SIZE.pattern})", re.IGNORECASE)
 
-CARDS = {"T4": 16, "A10G": 24, "L4": 24, "L40S": 48, "A100-40G": 40, "A100-80G": 80, "H100": 80, "H200": 141, "B200": 180}
+CARDS = {
+    "T4": 16,
+    "A10G": 24,
+    "L4": 24,
+    "L40S": 48,
+    "A100-40G": 40,
+    "A100-80G": 80,
+    "H100": 80,
+    "H200": 141,
+    "B200": 180,
+}
 """GiB of the accelerator types of Ray that have one size."""
 
 Changes = dict[str, Any]  # dotted key -> value
+Holds = Callable[[RunConfig, Costs, Sizes], Role]
 
 
 @dataclass(frozen=True)
@@ -100,11 +112,10 @@ def judge(config: RunConfig, cluster: Cluster, costs: Costs) -> Verdict:
     if not wrong:
         asked = wanted(plan.roles)
         return Verdict(True, f"fits: {asked:g} of {len(cluster.gpus)} GPUs, {free(plan, cluster)}", {})
-    for changes in remedies(config, plan, cluster):
-        changed = apply(config, changes)
-        if changed is not None and not problems(forecast(changed, costs), cluster):
-            return Verdict(False, f"{wrong[0]}: write {spelled(changes)}", changes)
-    return Verdict(False, f"{wrong[0]}: nothing that plan tries is enough; {last_resort(plan, cluster)}", {})
+    changes = remedy(config, plan, cluster, costs)
+    if changes is not None:
+        return Verdict(False, f"{wrong[0]}: write {spelled(changes)}", changes)
+    return Verdict(False, f"{wrong[0]}: nothing that plan tries is enough; {last_resort(plan)}", {})
 
 
 def problems(plan: Forecast, cluster: Cluster) -> list[str]:
@@ -115,9 +126,7 @@ def problems(plan: Forecast, cluster: Cluster) -> list[str]:
         found.append(f"{parts} ask for {asked:g} GPUs of {len(cluster.gpus)}")
     for role in plan.roles:
         if role.gpus and role.nbytes > (room := available(role, cluster)):
-            found.append(
-                f"{role.name} need {gib(role.nbytes)} per GPU of {gib(room)} while {role.fullest or 'idle'}"
-            )
+            found.append(f"{role.name} need {gib(role.nbytes)} per GPU of {gib(room)} while {role.fullest or 'idle'}")
     if cluster.host is not None and plan.host > cluster.host:
         found.append(f"host memory: {gib(plan.host)} of {gib(cluster.host)}")
     if cluster.store is not None and plan.traffic.in_flight > cluster.store:
@@ -144,20 +153,36 @@ def free(plan: Forecast, cluster: Cluster) -> str:
     return f"the fullest holds {gib(tight.nbytes)} of {gib(available(tight, cluster))} ({tight.name})"
 
 
-def remedies(config: RunConfig, plan: Forecast, cluster: Cluster) -> Iterator[Changes]:
-    """Changes to try, the mildest first: only those that concern what does not fit."""
-    full = {role.name for role in plan.roles if role.gpus and role.nbytes > available(role, cluster)}
-    counts = [{}] if wanted(plan.roles) <= len(cluster.gpus) else list(recounts(config, plan, len(cluster.gpus)))
-    crowded = bool(counts[0:1]) and counts[0] != {}
-    scarce = cluster.host is not None and plan.host > cluster.host
-    learners = lighter_learners(config) if "learners" in full or crowded else [{}]
-    samplers = lighter_samplers(config) if "samplers" in full else [{}]
-    rewards = lighter_rewards(config) if "reward servers" in full else [{}]
-    if scarce and not crowded:
-        counts += list(fewer(config))
-    for learner, count, sampler, reward in product(learners, counts, samplers, rewards):
-        if merged := {**count, **learner, **sampler, **reward}:
-            yield merged
+def remedy(config: RunConfig, plan: Forecast, cluster: Cluster, costs: Costs) -> Changes | None:
+    """The first change that makes all fit: counts where there are too many, then each role that is too large."""
+    crowded = wanted(plan.roles) > len(cluster.gpus)
+    scarce = not crowded and cluster.host is not None and plan.host > cluster.host
+    for counts in recounts(config, plan, len(cluster.gpus)) if crowded else [{}, *fewer(config)] if scarce else [{}]:
+        changes: Changes | None = counts
+        for change, holds in (
+            (lighter_samplers, memory.samplers),
+            (lighter_learners, memory.learners),
+            (lighter_rewards, memory.rewards),
+        ):
+            changes = None if changes is None else _lightened(config, changes, change(config), holds, cluster, costs)
+        changed = apply(config, changes) if changes else None
+        if changed is not None and not problems(forecast(changed, costs), cluster):
+            return changes
+    return None
+
+
+def _lightened(
+    config: RunConfig, so_far: Changes, options: Sequence[Changes], holds: Holds, cluster: Cluster, costs: Costs
+) -> Changes | None:
+    """`so_far` with the first of the options, nothing being one of them, after which the role fits on its GPU."""
+    for option in [{}, *options]:
+        changed = apply(config, {**so_far, **option})
+        if changed is None:
+            continue
+        role = holds(changed, costs, memory.Sizes.of(changed, costs))
+        if not role.gpus or role.nbytes <= available(role, cluster):
+            return {**so_far, **option}
+    return None
 
 
 def lighter_learners(config: RunConfig) -> list[Changes]:
@@ -173,7 +198,7 @@ def lighter_learners(config: RunConfig) -> list[Changes]:
             small.append({"learners.micro_batch": rows} | ({"learners.fuse": 1} if own.fuse > 1 else {}))
     together = [{**a, **b, **c} for a, b, c in product(zero or [{}], check or [{}], small or [{}])]
     lora: list[Changes] = [] if own.lora else [{"learners.lora.rank": 16}]
-    return [{}, *zero, *check, *small, *together, *lora, *({**last, **lora[0]} for last in together[-1:] if lora)]
+    return [*zero, *check, *small, *together, *lora, *({**last, **lora[0]} for last in together[-1:] if lora)]
 
 
 def lighter_samplers(config: RunConfig) -> list[Changes]:
@@ -191,7 +216,7 @@ def lighter_rewards(config: RunConfig) -> list[Changes]:
 def _with_evaluation(config: RunConfig, training: list[Changes]) -> list[Changes]:
     batches = [{"evaluation.batch": n} for n in (16, 8, 4, 2, 1) if n < config.evaluation.batch]
     evaluation: list[Changes] = batches if config.evaluation.prompts else []
-    return [{}, *evaluation, *training, *({**a, **b} for a, b in product(training, evaluation))]
+    return [*evaluation, *training, *({**a, **b} for a, b in product(training, evaluation))]
 
 
 def fewer(config: RunConfig) -> Iterator[Changes]:
@@ -242,7 +267,7 @@ def spelled(changes: Changes) -> str:
     return " ".join(f"{key}={str(value).lower()}" for key, value in changes.items())
 
 
-def last_resort(plan: Forecast, cluster: Cluster) -> str:
+def last_resort(plan: Forecast) -> str:
     """What is left to say: which GPUs it would take as it is."""
     on_gpu = [role for role in plan.roles if role.gpus]
     if not on_gpu:

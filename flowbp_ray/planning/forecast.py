@@ -1,4 +1,4 @@
-"""What a run would need, from its configuration and the config.json files of its model: nothing is loaded or started."""
+"""What a run would need, from its configuration and the config.json files of its model; nothing is loaded."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def forecast(config: RunConfig, costs: Costs | None = None) -> Forecast:
     costs: traces of the same model that were made before.
     """
     costs = costs or Costs(config)
-    sizes = costs.once(("sizes", str(config.learners.lora)), lambda: Sizes.of(config, costs))
+    sizes = Sizes.of(config, costs)
     texts = costs.once(("prompts",), lambda: count_prompts(config))
     roles = (
         memory.samplers(config, costs, sizes),
@@ -56,7 +56,9 @@ def forecast(config: RunConfig, costs: Costs | None = None) -> Forecast:
 def count_prompts(config: RunConfig) -> int | None:
     """Prompts that are encoded, where their files are here."""
     try:
-        held_out = prompts.load(config.evaluation.prompts)[: config.evaluation.limit] if config.evaluation.prompts else []
+        held_out = (
+            prompts.load(config.evaluation.prompts)[: config.evaluation.limit] if config.evaluation.prompts else []
+        )
         return len(prompts.load(config.data.prompts)) + len(held_out)
     except ValueError:
         return None

@@ -80,6 +80,11 @@ class Sizes:
 
     @staticmethod
     def of(config: RunConfig, costs: Costs) -> Sizes:
+        """Counted on the meta device, once for the same adapters."""
+        return costs.once(("sizes", str(config.learners.lora)), lambda: Sizes._count(config, costs))
+
+    @staticmethod
+    def _count(config: RunConfig, costs: Costs) -> Sizes:
         module, encoders = costs.transformer(config), costs.backbone.encoder_skeletons()
         return Sizes(
             transformer=elements(module),

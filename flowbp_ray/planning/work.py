@@ -11,8 +11,8 @@ from flowbp_ray.config import RunConfig
 from flowbp_ray.planning.costs import Costs
 from flowbp_ray.planning.memory import decoded_at_once
 
-CLOSE = 0.8
-"""A ratio of small numbers is good enough where no role has to wait for more than a fifth of the time."""
+CLOSE = 0.9
+"""A ratio of small numbers is good enough where no role has to wait for more than a tenth of the time."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,24 @@ def _sampling(config: RunConfig, costs: Costs) -> Work:
 
 
 def _learning(config: RunConfig, costs: Costs) -> Work:
-    """The rows that the sweep pads with count too: they are computed."""
-    learners, model, batch = config.learners, config.backbone, config.data.shape.batch
-    budget = config.surrogate().max_terms(model.num_steps)
-    groups = batch // learners.micro_batch
-    calls = groups * (math.ceil(budget.terms / learners.fuse) + budget.junction)
-    rows = batch * (budget.terms + budget.junction)
-    node, forward = costs.node(config), _forward(config, costs)
-    flops = node.flops * rows // (learners.micro_batch * learners.fuse)
-    what = f"forward and backward of {learners.micro_batch * learners.fuse} rows"
-    return Work("learners", what, calls, rows, flops / forward, flops, float(flops))
+    at_once, node, forward = (
+        config.learners.micro_batch * config.learners.fuse,
+        costs.node(config),
+        _forward(config, costs),
+    )
+    calls, rows = swept(config)
+    flops = node.flops * rows // at_once
+    return Work(
+        "learners", f"forward and backward of {at_once} rows", calls, rows, flops / forward, flops, float(flops)
+    )
+
+
+def swept(config: RunConfig) -> tuple[int, int]:
+    """Calls of the learners' sweep in a step and the rows in them, on all ranks; the rows that pad are computed too."""
+    learners, batch = config.learners, config.data.shape.batch
+    budget = config.surrogate().max_terms(config.backbone.num_steps)
+    per_group = math.ceil(budget.terms / learners.fuse) + budget.junction
+    return batch // learners.micro_batch * per_group, batch * (budget.terms + budget.junction)
 
 
 def _forward(config: RunConfig, costs: Costs) -> float:
@@ -101,5 +109,3 @@ def split(times: Sequence[float], total: int) -> tuple[int, ...]:
 def balance(times: Sequence[float], counts: Sequence[int]) -> float:
     """Throughput over what the same number of processes would reach if work could be cut at will, in 0..1."""
     return sum(times) / sum(counts) / max(time / count for time, count in zip(times, counts, strict=True))
-
-
