@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -106,7 +107,7 @@ def plan(
     else:
         console.print(planned(settings, step, describe=False))
         for part in show.tables(found):
-            console.print(part, soft_wrap=False)
+            Console(highlight=False, width=None if console.is_terminal else 100).print(part)
         console.print(show.NOTES)
     if verdict is not None and verdict.fits and not json_:
         console.print(verdict.line)
@@ -136,7 +137,7 @@ def running_cluster() -> tuple[dict[str, float], ...]:
     """The resources of each node of the running Ray cluster."""
     import ray
 
-    ray.init(address="auto", logging_level="ERROR", log_to_driver=False)
+    ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=False)
     try:
         return tuple(node["Resources"] for node in ray.nodes() if node["Alive"])
     finally:

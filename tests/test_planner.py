@@ -80,6 +80,8 @@ def test_published_models_have_their_published_parameters(name: str, tmp_path: P
     config = loading.load(f"{FAMILY[entry['class']]}_flowbp_sparse", [f"backbone.path={tmp_path}"])
     sizes = memory.Sizes.of(config, Costs(config))
     assert sizes.transformer == sizes.trained == entry["parameters"]
+    if FAMILY[entry["class"]] != "sd35":
+        return
     adapted = loading.load(f"{FAMILY[entry['class']]}_refl", [f"backbone.path={tmp_path}", "learners.lora.rank=4"])
     lora = memory.Sizes.of(adapted, Costs(adapted))
     assert lora.transformer - lora.trained == entry["parameters"] and 0 < lora.trained < entry["parameters"] / 100

@@ -11,7 +11,7 @@ from typing import Any
 from flowbp_ray import loading
 from flowbp_ray.config import RunConfig
 from flowbp_ray.planning import memory
-from flowbp_ray.planning.costs import Costs
+from flowbp_ray.planning.costs import Costs, Untraced
 from flowbp_ray.planning.forecast import Forecast, forecast
 from flowbp_ray.planning.memory import Role, Sizes
 
@@ -126,7 +126,7 @@ def problems(plan: Forecast, cluster: Cluster) -> list[str]:
         found.append(f"{parts} ask for {asked:g} GPUs of {len(cluster.gpus)}")
     for role in plan.roles:
         if role.gpus and role.nbytes > (room := available(role, cluster)):
-            found.append(f"{role.name} need {gib(role.nbytes)} per GPU of {gib(room)} while {role.fullest or 'idle'}")
+            found.append(f"{role.name} need {gib(role.nbytes)} per GPU of {gib(room)} ({role.fullest or 'always'})")
     if cluster.host is not None and plan.host > cluster.host:
         found.append(f"host memory: {gib(plan.host)} of {gib(cluster.host)}")
     if cluster.store is not None and plan.traffic.in_flight > cluster.store:
@@ -179,8 +179,12 @@ def _lightened(
         changed = apply(config, {**so_far, **option})
         if changed is None:
             continue
-        role = holds(changed, costs, memory.Sizes.of(changed, costs))
-        if not role.gpus or role.nbytes <= available(role, cluster):
+        sizes = memory.Sizes.of(changed, costs)
+        for knowing in (Untraced(costs), costs):  # what does not fit without activations needs no trace
+            role = holds(changed, knowing, sizes)
+            if role.gpus and role.nbytes > available(role, cluster):
+                break
+        else:
             return {**so_far, **option}
     return None
 

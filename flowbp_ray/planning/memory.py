@@ -26,6 +26,9 @@ BUCKET = 500_000_000
 LIVE = 1_000_000_000
 """Elements that DeepSpeed gathers at most at a time at stage 3 (max_live_parameters), and the optimizer's share."""
 
+PHASES = ("", "building", "rollout", "backward", "optimizer", "publishing", "scoring", "evaluation")
+"""In the order in which they are shown; the first is always."""
+
 Place = Literal["device", "host"]
 
 
@@ -101,7 +104,9 @@ def elements(module: nn.Module) -> int:
 
 
 def role(name: str, pool: PoolConfig, shares: list[Share]) -> Role:
-    return Role(name, pool.count, pool.gpus, tuple(share for share in shares if share.nbytes))
+    """The pool's role; its shares phase by phase, those of no bytes left out."""
+    held = sorted((share for share in shares if share.nbytes), key=lambda share: PHASES.index(share.phase))
+    return Role(name, pool.count, pool.gpus, tuple(held))
 
 
 def samplers(config: RunConfig, costs: Costs, sizes: Sizes) -> Role:
@@ -201,7 +206,7 @@ def sharded(config: RunConfig, sizes: Sizes) -> list[Share]:
     ]
     if stage == 0:
         return [*shares, Share("gradients on their way", min(BUCKET, t) * item, "backward")]
-    bucket = Share("gradients on their way (DeepSpeed's bucket)", BUCKET * item, "backward" if stage < 3 else "")
+    bucket = Share("gradients on their way", BUCKET * item, "backward" if stage < 3 else "")
     shares += [bucket, Share("fp32 gradients", min(own, LIVE if stage == 3 else own) * FP32, "optimizer")]
     if stage < 3:
         return [*shares, Share("gradients of this node", own * item, "backward")]

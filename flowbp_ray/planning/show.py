@@ -33,7 +33,7 @@ def _sizes(plan: Forecast) -> Table:
     table.add_row("transformer", f"{sizes.transformer:,}", f"trained {sizes.trained:,} parameters")
     table.add_row("VAE", f"{sizes.vae:,}", "parameters, encoder included")
     for name, count in sizes.encoders.items():
-        table.add_row(name, f"{count:,}", "parameters, only while the prompts are encoded")
+        table.add_row(name, f"{count:,}", "parameters, while prompts are encoded")
     parts = f"states {size(moved.states)}, targets {size(moved.targets)}, cotangents {size(moved.cotangents)}"
     meter = f", velocities {size(moved.velocities)}" if moved.velocities else ""
     table.add_row("bytes per image", size(moved.per_image), f"at most: {parts}{meter}")
@@ -83,7 +83,7 @@ def _work(plan: Forecast) -> Table:
 
 
 NOTES = (
-    "forwards: rows of one forward without gradient that cost as much. The rewards' own models and evaluations are "
-    "not counted in the work, fp32 counts twice beside bf16 on GPUs; at staleness 0 the roles wait for one another. "
-    "Attention: flash kernels, linear in the tokens."
+    "forwards: as many rows of a forward without gradient cost the same. share: of the time, fp32 counting twice "
+    "beside bf16 on GPUs; at staleness 0 the roles wait for one another. Not counted: the rewards' own models, and "
+    "evaluations as work. Attention is planned for flash kernels, whose memory is linear in the tokens."
 )

@@ -44,7 +44,7 @@ def _sampling(config: RunConfig, costs: Costs) -> Work:
     branches = 1 if one_branch(costs.backbone, model.guidance) else 2
     cost = costs.rollout(config, shape.rollout_batch, model.guidance)
     calls, rows = shape.items * steps, shape.batch * steps * branches
-    what = f"forward of {shape.rollout_batch * branches} rows"
+    what = f"forward, {shape.rollout_batch * branches} rows"
     return Work("samplers", what, calls, rows, float(rows), calls * cost.flops, float(calls * cost.flops))
 
 
@@ -56,9 +56,7 @@ def _learning(config: RunConfig, costs: Costs) -> Work:
     )
     calls, rows = swept(config)
     flops = node.flops * rows // at_once
-    return Work(
-        "learners", f"forward and backward of {at_once} rows", calls, rows, flops / forward, flops, float(flops)
-    )
+    return Work("learners", f"forward + backward, {at_once} rows", calls, rows, flops / forward, flops, float(flops))
 
 
 def swept(config: RunConfig) -> tuple[int, int]:
@@ -82,7 +80,7 @@ def _scoring(config: RunConfig, costs: Costs) -> Work:
     per_item = math.ceil(config.data.rollout_batch * config.surrogate().branches / at_once)
     flops = cost.flops * rows // at_once
     slower = 4 / config.backbone.torch_dtype.itemsize if config.rewards.gpus else 1.0
-    what = f"decoding and backward of {at_once} images"
+    what = f"decoding + backward, {at_once} images"
     calls = config.data.shape.items * per_item
     return Work("reward servers", what, calls, rows, rows * cost.flops / forward.flops, flops, flops * slower)
 
