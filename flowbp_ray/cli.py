@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import json
+import logging
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flowbp_ray import loading
+from flowbp_ray.config import RunConfig
 from flowbp_ray.failure import RunFailed
 from flowbp_ray.interrupt import Interrupted
 from flowbp_ray.surrogate.methods import METHODS
@@ -118,24 +122,66 @@ def export(
 def plan(
     config: ConfigArgument,
     overrides: OverridesArgument = None,
-    describe: Annotated[bool, typer.Option("--describe", help="Print the surrogate plan of a step.")] = False,
+    describe: Annotated[bool, typer.Option("--describe", help="Print the surrogate plan of a step instead.")] = False,
     step: Annotated[int, typer.Option(help="Which step.")] = 0,
+    gpus: Annotated[str | None, typer.Option(help="Would it fit there? 8x80GB, or 4x141GB+8x80GB.")] = None,
+    host_memory: Annotated[str | None, typer.Option(help="Of all nodes together, such as 2TB.")] = None,
+    cluster: Annotated[bool, typer.Option("--cluster", help="Would it fit on the running Ray cluster?")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what a step would do, without starting anything."""
+    """Say what a run needs and what a step does, from config.json alone: nothing is loaded or started."""
+    settings = loading.load(config, overrides or [])
+    if describe:
+        console.print(planned(settings, step, describe=True))
+        return
+    from flowbp_ray.planning import cluster as placing
+    from flowbp_ray.planning import show
+    from flowbp_ray.planning.costs import Costs
+    from flowbp_ray.planning.forecast import forecast
+
+    there = placing.given(gpus, host_memory, running_cluster() if cluster else None)
+    costs = Costs(settings)
+    found = forecast(settings, costs)
+    verdict = placing.judge(settings, there, costs) if there else None
+    if json_:
+        print(json.dumps(found.to_dict() | {"verdict": asdict(verdict) if verdict else None}, indent=1))
+    else:
+        console.print(planned(settings, step, describe=False))
+        for part in show.tables(found):
+            Console(highlight=False, width=None if console.is_terminal else 100).print(part)
+        console.print(show.NOTES)
+    if verdict is not None and verdict.fits and not json_:
+        console.print(verdict.line)
+    elif verdict is not None and not verdict.fits:
+        print(f"flowbp-ray: {verdict.line}", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+def planned(settings: RunConfig, step: int, describe: bool) -> str:
+    """How many samples, plans, products and states a step has; with `describe` the plans themselves."""
     from flowbp_ray.rollouts import plans_of_step
 
-    settings = loading.load(config, overrides or [])
     model, method = settings.backbone, settings.surrogate()
     sigmas = model.open().sigmas(model.num_steps, model.height, model.width)
     plans = plans_of_step(method, sigmas, settings.plan_seed, step, settings.data.shape.batch)
     budget = method.max_terms(model.num_steps)
-    console.print(
+    lines = [
         f"step {step}: {len(plans)} samples, {len(set(plans))} different plan(s); per sample at most {budget.terms} "
         f"VJPs{' and the junction' if budget.junction else ''}, {len(plans[0].states)} states travel"
-    )
-    if describe:
-        for different in list(dict.fromkeys(plans))[:3]:
-            console.print(escape(different.describe()))
+    ]
+    lines += [different.describe() for different in list(dict.fromkeys(plans))[:3]] if describe else []
+    return escape("\n".join(lines))
+
+
+def running_cluster() -> tuple[dict[str, float], ...]:
+    """The resources of each node of the running Ray cluster."""
+    import ray
+
+    ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=False)
+    try:
+        return tuple(node["Resources"] for node in ray.nodes() if node["Alive"])
+    finally:
+        ray.shutdown()
 
 
 @app.command()

@@ -119,8 +119,31 @@ class Backbone(abc.ABC):
         return {"family": self.name}
 
     @abc.abstractmethod
+    def encoder_skeletons(self) -> dict[str, nn.Module]:
+        """The text encoders on the meta device, in the precision they are stored in; where they have a config."""
+
+    @abc.abstractmethod
+    def conditioning_skeleton(self) -> Conditioning:
+        """One prompt's conditioning [1, ...] on the meta device at the longest text that is encoded, without a mask."""
+
+    @abc.abstractmethod
+    def vae_skeleton(self) -> nn.Module:
+        """The VAE on the meta device, from its configuration alone."""
+
+    @abc.abstractmethod
+    def load_vae(self) -> Any:
+        """The VAE in fp32 without gradients of its own: what arrives at the latents is the gradient of the pixels."""
+
+    @abc.abstractmethod
+    def decode(self, vae: Any, latents: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in -1..1 of states [B, ...] fp32, differentiable: as the end of the pipeline's call."""
+
     def load_decoder(self, device: str = "cpu") -> Callable[[Tensor], Tensor]:
         """A differentiable function from latents [B, C, h, w] to images [B, 3, H, W] in 0..1, both on `device`."""
+        from flowbp_ray.rewards.objective import unit_images
+
+        vae = self.load_vae().to(device)
+        return lambda latents: unit_images(self.decode(vae, latents.float()))
 
     @property
     @abc.abstractmethod

@@ -22,6 +22,8 @@ class Flux1Backbone(PipelineBackbone):
     vae_class = "AutoencoderKL"
     encoder_classes: ClassVar[dict[str, str]] = {"text_encoder": "CLIPTextModel", "text_encoder_2": "T5EncoderModel"}
     tokenizer_classes: ClassVar[dict[str, str]] = {"tokenizer": "CLIPTokenizer", "tokenizer_2": "T5TokenizerFast"}
+    text_tokens = 512
+    pooled_text = True
 
     def __init__(self, path: str | None = None) -> None:
         super().__init__(path)

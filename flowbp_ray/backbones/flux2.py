@@ -28,6 +28,7 @@ class Flux2Backbone(PipelineBackbone):
     vae_class = "AutoencoderKLFlux2"
     encoder_classes: ClassVar[dict[str, str]] = {"text_encoder": "Qwen3ForCausalLM"}
     tokenizer_classes: ClassVar[dict[str, str]] = {"tokenizer": "Qwen2TokenizerFast"}
+    text_tokens = 512
 
     def __init__(self, path: str | None = None) -> None:
         super().__init__(path)

@@ -70,6 +70,15 @@ class Folder:
                 raise ValueError(f"{self.path} has a broken {component}: {name} has values that are not finite")
         return model.eval()
 
+    def text_skeleton(self, component: str, class_name: str) -> nn.Module:
+        """The component as a transformers model on the meta device, in the precision that its configuration names."""
+        self.config(component, class_name)
+        cls = getattr(importlib.import_module("transformers"), class_name)
+        config = cls.config_class.from_pretrained(self.path / component, local_files_only=True)
+        with torch.device("meta"):
+            model: nn.Module = cls(config)
+        return model.to(stored_dtype(self.config(component)))
+
     def tokenizer(self, component: str, class_name: str) -> Any:
         """The component as a tokenizer of transformers. Raises ValueError where it is missing or cannot be read."""
         if not (self.path / component).is_dir():
@@ -80,6 +89,12 @@ class Folder:
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise ValueError(f"{self.path} has a broken {component}: it cannot be read ({reason})") from error
+
+
+def stored_dtype(config: dict[str, Any]) -> torch.dtype:
+    """The precision that a transformers configuration names: `dtype`, formerly `torch_dtype`; fp32 without either."""
+    dtype: torch.dtype = getattr(torch, config.get("dtype") or config.get("torch_dtype") or "float32")
+    return dtype
 
 
 def _quiet(library: str) -> None:

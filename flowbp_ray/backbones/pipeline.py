@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from flowbp_ray.backbones.base import Backbone, Conditioning, Encode
-from flowbp_ray.backbones.folder import Folder
+from flowbp_ray.backbones.folder import Folder, stored_dtype
 from flowbp_ray.schedule import flux1_mu
 
 
@@ -38,6 +38,10 @@ class PipelineBackbone(Backbone):
     vae_class: ClassVar[str]
     encoder_classes: ClassVar[dict[str, str]]
     tokenizer_classes: ClassVar[dict[str, str]]
+    text_tokens: ClassVar[int]
+    """The most tokens of text that `encode` makes."""
+    pooled_text: ClassVar[bool] = False
+    """Whether there is a vector of the whole text beside its tokens."""
 
     def __init__(self, path: str | None = None) -> None:
         """Raises ValueError where `path` is no diffusers folder whose transformer is of this family."""
@@ -125,26 +129,30 @@ class PipelineBackbone(Backbone):
         return FlowMatchEulerDiscreteScheduler.from_config(config)
 
     def skeleton(self) -> nn.Module:
-        with torch.device("meta"):
-            model: nn.Module = diffusers_class(self.transformer_class).from_config(self.transformer_config)
-        return model
+        return meta_model(self.transformer_class, self.transformer_config)
 
     def load_transformer(self, dtype: torch.dtype) -> nn.Module:
         return self.folder.model("transformer", self.transformer_class, dtype)
 
+    def vae_skeleton(self) -> nn.Module:
+        return meta_model(self.vae_class, self.vae_config)
+
     def load_vae(self) -> Any:
-        """The VAE in fp32 without gradients of its own: what arrives at the latents is the gradient of the pixels."""
         return self.folder.model("vae", self.vae_class, torch.float32).requires_grad_(False)
 
-    def load_decoder(self, device: str = "cpu") -> Callable[[Tensor], Tensor]:
-        from flowbp_ray.rewards.objective import unit_images
+    def conditioning_skeleton(self) -> Conditioning:
+        """In the precision of the last text encoder, which makes the tokens' embeddings; fp32 if it has no config."""
+        config, name = self.transformer_config, list(self.encoder_classes)[-1]
+        there = (self.folder.path / name / "config.json").is_file()
+        dtype = stored_dtype(self.folder.config(name)) if there else torch.float32
+        shapes: dict[str, tuple[int, ...]] = {"prompt_embeds": (self.text_tokens, config["joint_attention_dim"])}
+        if self.pooled_text:
+            shapes["pooled_prompt_embeds"] = (config["pooled_projection_dim"],)
+        return {key: torch.empty(1, *shape, dtype=dtype, device="meta") for key, shape in shapes.items()}
 
-        vae = self.load_vae().to(device)
-        return lambda latents: unit_images(self.decode(vae, latents.float()))
-
-    @abc.abstractmethod
-    def decode(self, vae: Any, latents: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in -1..1 of states [B, ...] fp32, differentiable: as the end of the pipeline's call."""
+    def encoder_skeletons(self) -> dict[str, nn.Module]:
+        there = {n: c for n, c in self.encoder_classes.items() if (self.folder.path / n / "config.json").is_file()}
+        return {name: self.folder.text_skeleton(name, cls) for name, cls in there.items()}
 
     def load_encoder(self, device: str = "cpu") -> Encode:
         pipe = self.text_pipeline()
@@ -179,6 +187,13 @@ class PipelineBackbone(Backbone):
 
 def diffusers_class(name: str) -> Any:
     return getattr(importlib.import_module("diffusers"), name)
+
+
+def meta_model(class_name: str, config: dict[str, Any]) -> nn.Module:
+    """The diffusers model of this configuration on the meta device."""
+    with torch.device("meta"):
+        model: nn.Module = diffusers_class(class_name).from_config(config)
+    return model
 
 
 def timestep(x: Tensor, sigma: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ class QwenImageBackbone(PipelineBackbone):
     vae_class = "AutoencoderKLQwenImage"
     encoder_classes: ClassVar[dict[str, str]] = {"text_encoder": "Qwen2_5_VLForConditionalGeneration"}
     tokenizer_classes: ClassVar[dict[str, str]] = {"tokenizer": "Qwen2Tokenizer"}
+    text_tokens = 1024
 
     def __init__(self, path: str | None = None) -> None:
         super().__init__(path)
@@ -52,14 +53,16 @@ class QwenImageBackbone(PipelineBackbone):
 
     def predict(self, transformer: nn.Module, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         rows, columns = x.shape[2:]
-        embeds, mask = conditioning["prompt_embeds"].to(x), conditioning["prompt_embeds_mask"].to(x.device).bool()
-        longest = int(mask.sum(dim=1).max())  # words come first: what is padding in every row is left out
-        embeds, mask = embeds[:, :longest], mask[:, :longest]
+        embeds, mask = conditioning["prompt_embeds"].to(x), conditioning.get("prompt_embeds_mask")
+        if mask is not None:  # without one all tokens are words
+            mask = mask.to(x.device).bool()
+            longest = int(mask.sum(dim=1).max())  # words come first: what is padding in every row is left out
+            embeds, mask = embeds[:, :longest], mask[:, :longest]
         v = transformer(
             hidden_states=tokens.flatten(x),
             timestep=timestep(x, sigma),
             encoder_hidden_states=embeds,
-            encoder_hidden_states_mask=None if mask.all() else mask,
+            encoder_hidden_states_mask=None if mask is None or mask.all() else mask,
             img_shapes=[[(1, rows, columns)]] * len(x),
             return_dict=False,
         )[0]

@@ -29,6 +29,9 @@ class SD35Backbone(PipelineBackbone):
         "tokenizer_3": "T5TokenizerFast",
     }
 
+    text_tokens = 77 + 256  # CLIP, then T5
+    pooled_text = True
+
     @property
     def pixels_per_token(self) -> int:
         return self.transformer_config["patch_size"] * self.vae_factor

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flowbp_ray.backbones.base import Backbone, Conditioning, Encode
+from flowbp_ray.backbones.folder import Folder
 from flowbp_ray.schedule import static_shift
 
 
@@ -52,6 +52,28 @@ class ShapesBackbone(Backbone):
             model: nn.Module = SD3Transformer2DModel.from_config(config)
         return model
 
+    def vae_skeleton(self) -> nn.Module:
+        from diffusers import AutoencoderKL
+
+        with torch.device("meta"):
+            model: nn.Module = AutoencoderKL.from_config(AutoencoderKL.load_config(self.folder / "vae"))
+        return model
+
+    def encoder_skeletons(self) -> dict[str, nn.Module]:
+        if not (self.folder / "text_encoder" / "config.json").is_file():
+            return {}
+        name = "CLIPTextModelWithProjection"
+        return {"text_encoder": Folder(str(self.folder), self.name).text_skeleton("text_encoder", name)}
+
+    def conditioning_skeleton(self) -> Conditioning:
+        from flowbp_ray.shapes.text import TOKENS
+
+        config = Folder(str(self.folder), self.name).config("transformer")
+        return {
+            "prompt_embeds": torch.empty(1, TOKENS, config["joint_attention_dim"], device="meta"),
+            "pooled_prompt_embeds": torch.empty(1, config["pooled_projection_dim"], device="meta"),
+        }
+
     def load_transformer(self, dtype: torch.dtype) -> nn.Module:
         from diffusers import SD3Transformer2DModel
 
@@ -77,20 +99,15 @@ class ShapesBackbone(Backbone):
     def encoder_parts(self) -> tuple[Path, ...]:
         return (self.folder / "tokenizer", self.folder / "text_encoder")
 
-    def load_decoder(self, device: str = "cpu") -> Callable[[Tensor], Tensor]:
+    def load_vae(self) -> Any:
         from diffusers import AutoencoderKL
 
-        from flowbp_ray.rewards.objective import unit_images
-
         vae = AutoencoderKL.from_pretrained(self.folder / "vae", torch_dtype=torch.float32).eval().requires_grad_(False)
-        vae = vae.to(device, memory_format=torch.channels_last)  # a fifth faster on CPU at these few channels
-        scale, shift = vae.config.scaling_factor, vae.config.shift_factor
+        return vae.to(memory_format=torch.channels_last)  # a fifth faster on CPU at these few channels
 
-        def decode(latents: Tensor) -> Tensor:
-            z = (latents.float() / scale + shift).contiguous(memory_format=torch.channels_last)
-            return unit_images(vae.decode(z, return_dict=False)[0])
-
-        return decode
+    def decode(self, vae: Any, latents: Tensor) -> Tensor:
+        z = latents / vae.config.scaling_factor + vae.config.shift_factor
+        return vae.decode(z.contiguous(memory_format=torch.channels_last), return_dict=False)[0]
 
     @property
     def base_folder(self) -> Path:

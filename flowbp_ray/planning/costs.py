@@ -1,0 +1,103 @@
+"""The three computations of a step, each traced once per configuration: a rollout's forward, a node, a decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from flowbp_ray import backbones, weights
+from flowbp_ray.backbones import Backbone, Conditioning
+from flowbp_ray.backbones.guidance import full_velocity, one_branch, trained_velocity
+from flowbp_ray.config import RunConfig
+from flowbp_ray.planning.trace import Cost, cost_of, fake_mode, held_by, hollow
+from flowbp_ray.rewards.objective import unit_images
+
+T = TypeVar("T")
+
+
+class Costs:
+    """Traces of one model folder, remembered: advice asks for the same ones again and again."""
+
+    def __init__(self, config: RunConfig) -> None:
+        """Raises ValueError where the folder is none of the family's, or the size cannot be drawn."""
+        model = config.backbone
+        self.backbone: Backbone = backbones.get(model.name, model.path)
+        self.latent_shape = self.backbone.latent_shape(model.height, model.width)
+        self.known: dict[tuple[Any, ...], Any] = {}
+
+    def transformer(self, config: RunConfig) -> nn.Module:
+        """The transformer as learners and samplers prepare it, on the meta device."""
+        lora = config.learners.lora
+        return weights.prepare(self.backbone.skeleton(), lora, config.seed, self.backbone.lora_targets)
+
+    def rollout(self, config: RunConfig, rows: int, guidance: float) -> Cost:
+        """A sampler's forward of `rows` images, without gradient; with a negative branch that is twice the rows."""
+        key = ("rollout", str(config.learners.lora), rows, one_branch(self.backbone, guidance))
+        return self.once(key, lambda: self._velocity(config, rows, guidance, False))
+
+    def node(self, config: RunConfig) -> Cost:
+        """A learner's forward and backward of micro_batch × fuse rows, the junction's gradient at x included."""
+        learners = config.learners
+        rows = learners.micro_batch * learners.fuse
+        key = ("node", str(learners.lora), learners.gradient_checkpointing, rows)
+        return self.once(key, lambda: self._velocity(config, rows, config.backbone.guidance, True))
+
+    def decoding(self, rows: int, differentiate: bool) -> Cost:
+        """The decoder on `rows` latents, in fp32; with the backward to the latents where asked."""
+
+        def trace() -> Cost:
+            with fake_mode():
+                vae = hollow(self.backbone.vae_skeleton().eval().requires_grad_(False), torch.float32)
+                latents = torch.empty(rows, *self.latent_shape, requires_grad=differentiate)
+                latents.grad = torch.empty_like(latents) if differentiate else None
+                held = [*held_by(vae), latents, *([] if latents.grad is None else [latents.grad])]
+                return cost_of(lambda: unit_images(self.backbone.decode(vae, latents)), held, differentiate)
+
+        return self.once(("decoding", rows, differentiate), trace)
+
+    def once(self, key: tuple[Any, ...], find: Callable[[], T]) -> T:
+        """What `find` finds, remembered under `key`."""
+        if key not in self.known:
+            self.known[key] = find()
+        found: T = self.known[key]
+        return found
+
+    def _velocity(self, config: RunConfig, rows: int, guidance: float, train: bool) -> Cost:
+        model, learners = config.backbone, config.learners
+        module: Any = self.transformer(config)
+        if train and learners.gradient_checkpointing:
+            module.enable_gradient_checkpointing()
+        module.train(train)
+        junction = train and config.surrogate().max_terms(model.num_steps).junction
+        with fake_mode():
+            hollow(module, model.torch_dtype)
+            cond, sigmas = self._conditioning(rows, model.torch_dtype), torch.empty(model.num_steps + 1)
+            bound = (self.backbone, module, sigmas, cond, cond, guidance)
+            velocity = trained_velocity(*bound, model.detach_negative) if train else full_velocity(*bound)
+            x = torch.empty(rows, *self.latent_shape, dtype=model.torch_dtype, requires_grad=junction)
+            node, row = torch.zeros(rows, dtype=torch.long), torch.arange(rows)
+            held = [*(held_by(module) if train else module.parameters()), *module.buffers(), x, *cond.values()]
+            return cost_of(lambda: velocity(x, node, row), held, train)
+
+    def _conditioning(self, rows: int, dtype: torch.dtype) -> Conditioning:
+        one = self.backbone.conditioning_skeleton()
+        return {name: torch.empty(rows, *t.shape[1:], dtype=dtype) for name, t in one.items()}
+
+
+class Untraced(Costs):
+    """The same model with activations taken for nothing: a lower bound that costs no time."""
+
+    def __init__(self, costs: Costs) -> None:
+        self.backbone, self.latent_shape, self.known = costs.backbone, costs.latent_shape, {}
+
+    def rollout(self, config: RunConfig, rows: int, guidance: float) -> Cost:
+        return Cost(0, 0, 0)
+
+    def node(self, config: RunConfig) -> Cost:
+        return Cost(0, 0, 0)
+
+    def decoding(self, rows: int, differentiate: bool) -> Cost:
+        return Cost(0, 0, 0)

@@ -1,0 +1,78 @@
+"""What a run would need, from its configuration and the config.json files of its model; nothing is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from flowbp_ray import prompts
+from flowbp_ray.config import RunConfig
+from flowbp_ray.planning import memory
+from flowbp_ray.planning.costs import Costs
+from flowbp_ray.planning.memory import Role, Sizes
+from flowbp_ray.planning.traffic import Traffic, traffic
+from flowbp_ray.planning.work import Work, ratio, work
+
+PROCESS = 2**30
+"""Bytes of host memory of a process that has imported torch, Ray and diffusers."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Sizes, the three roles' memory, traffic, work and host memory (bytes, over all nodes, the store included)."""
+
+    sizes: Sizes
+    roles: tuple[Role, Role, Role]
+    traffic: Traffic
+    work: tuple[Work, Work, Work]
+    ratio: tuple[int, ...]
+    host: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists and numbers, for JSON; a role also says its total and its fullest phase."""
+        plain = asdict(self)
+        for row, role in zip(plain["roles"], self.roles, strict=True):
+            row |= {"overhead": role.overhead, "bytes": role.nbytes, "fullest": role.fullest}
+        return plain
+
+
+def forecast(config: RunConfig, costs: Costs | None = None) -> Forecast:
+    """Raises ValueError where a config.json that is needed is not there.
+
+    costs: traces of the same model that were made before.
+    """
+    costs = costs or Costs(config)
+    sizes = Sizes.of(config, costs)
+    texts = costs.once(("prompts",), lambda: count_prompts(config))
+    roles = (
+        memory.samplers(config, costs, sizes),
+        memory.learners(config, costs, sizes),
+        memory.rewards(config, costs, sizes),
+    )
+    done, moved = work(config, costs), traffic(config, costs, sizes, texts)
+    return Forecast(sizes, roles, moved, done, ratio([w.time for w in done]), host(config, roles, sizes, moved))
+
+
+def count_prompts(config: RunConfig) -> int | None:
+    """Prompts that are encoded, where their files are here."""
+    try:
+        held_out = (
+            prompts.load(config.evaluation.prompts)[: config.evaluation.limit] if config.evaluation.prompts else []
+        )
+        return len(prompts.load(config.data.prompts)) + len(held_out)
+    except ValueError:
+        return None
+
+
+def host(config: RunConfig, roles: tuple[Role, ...], sizes: Sizes, moved: Traffic) -> int:
+    """Host memory while everything is built: each process reads its weights there first.
+
+    A role without GPUs stays there. The encoder's process ends once the prompts are encoded.
+    """
+    loaded = sizes.transformer * config.backbone.torch_dtype.itemsize
+    total = PROCESS + sizes.encoder_bytes + moved.in_flight
+    for role, weights in zip(roles, (loaded, loaded, sizes.vae * memory.FP32), strict=True):
+        each = weights if role.gpus else max(role.nbytes, weights)
+        each += role.held(role.fullest, "host") + PROCESS
+        total += role.count * each
+    return total

@@ -1,0 +1,218 @@
+"""What each process holds at its fullest: bytes by name, from the configuration, the engine's rules and traces.
+
+A process goes through phases (a learner: building, backward, optimizer, publishing). What it holds always is there in
+each of them; what belongs to one phase is gone in the next. The fullest phase decides whether it fits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from flowbp_ray.backbones.guidance import one_branch
+from flowbp_ray.config import PoolConfig, RunConfig
+from flowbp_ray.planning.costs import Costs
+from flowbp_ray.weights import trained
+
+FP32 = 4
+WORKSPACE = 3 * 2**29
+"""Bytes of a CUDA context with the workspaces of cuBLAS, cuDNN and NCCL: 1.5 GiB."""
+FRAGMENTATION = 0.05
+"""Share of what is held that the caching allocator loses."""
+BUCKET = 500_000_000
+"""Elements of DeepSpeed's buffer for gradients on their way (reduce_bucket_size), whatever the model's size."""
+LIVE = 1_000_000_000
+"""Elements that DeepSpeed gathers at most at a time at stage 3 (max_live_parameters), and the optimizer's share."""
+
+PHASES = ("", "building", "rollout", "backward", "optimizer", "publishing", "scoring", "evaluation")
+"""In the order in which they are shown; the first is always."""
+
+Place = Literal["device", "host"]
+
+
+@dataclass(frozen=True)
+class Share:
+    """Bytes that a process holds under one name. phase "": always. place: where; offloading would say "host"."""
+
+    name: str
+    nbytes: int
+    phase: str = ""
+    place: Place = "device"
+
+
+@dataclass(frozen=True)
+class Role:
+    """A pool of identical processes and what one of them holds. gpus: what each asks of Ray; 0 runs on CPUs."""
+
+    name: str
+    count: int
+    gpus: float
+    shares: tuple[Share, ...]
+
+    def held(self, phase: str, place: Place = "device") -> int:
+        """Bytes in one phase, without overhead."""
+        return sum(s.nbytes for s in self.shares if s.place == place and s.phase in ("", phase))
+
+    @property
+    def fullest(self) -> str:
+        """The phase that holds most."""
+        return max((s.phase for s in self.shares), key=self.held)
+
+    @property
+    def overhead(self) -> int:
+        """Workspace and fragmentation on a GPU."""
+        return WORKSPACE + int(FRAGMENTATION * self.held(self.fullest)) if self.gpus else 0
+
+    @property
+    def nbytes(self) -> int:
+        """What one process needs at its fullest, overhead included: on its GPU, or in host memory without one."""
+        return self.held(self.fullest) + self.overhead
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Elements of the transformer, of what is trained of it, and of the VAE; bytes of the text encoders."""
+
+    transformer: int
+    trained: int
+    vae: int
+    encoders: dict[str, int]
+    encoder_bytes: int
+
+    @staticmethod
+    def of(config: RunConfig, costs: Costs) -> Sizes:
+        """Counted on the meta device, once for the same adapters."""
+        return costs.once(("sizes", str(config.learners.lora)), lambda: Sizes._count(config, costs))
+
+    @staticmethod
+    def _count(config: RunConfig, costs: Costs) -> Sizes:
+        module, encoders = costs.transformer(config), costs.backbone.encoder_skeletons()
+        return Sizes(
+            transformer=elements(module),
+            trained=sum(p.numel() for p in trained(module).values()),
+            vae=elements(costs.backbone.vae_skeleton()),
+            encoders={name: elements(encoder) for name, encoder in encoders.items()},
+            encoder_bytes=sum(p.nbytes for encoder in encoders.values() for p in encoder.parameters()),
+        )
+
+
+def elements(module: nn.Module) -> int:
+    """Parameters of a module; shared ones count once."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def role(name: str, pool: PoolConfig, shares: list[Share]) -> Role:
+    """The pool's role; its shares phase by phase, those of no bytes left out."""
+    held = sorted((share for share in shares if share.nbytes), key=lambda share: PHASES.index(share.phase))
+    return Role(name, pool.count, pool.gpus, tuple(held))
+
+
+def samplers(config: RunConfig, costs: Costs, sizes: Sizes) -> Role:
+    """The transformer, one forward without gradient, and the rollout's states and velocities."""
+    model, rows = config.backbone, config.data.rollout_batch
+    item = model.torch_dtype.itemsize
+    latent = latent_bytes(costs, item)
+    kept = 2 * model.num_steps + 1 + 2 * config.surrogate().renoised
+    if config.drift.on and not one_branch(costs.backbone, model.guidance):
+        kept += model.num_steps + config.surrogate().renoised
+    shares = [
+        Share("weights", sizes.transformer * item),
+        Share("activations, no gradient", costs.rollout(config, rows, model.guidance).peak, "rollout"),
+        Share("states and velocities", rows * kept * latent, "rollout"),
+    ]
+    if config.evaluation.prompts:
+        rows, kept = evaluated_at_once(config), 2 * (config.evaluation.num_steps or model.num_steps) + 1
+        guidance = max([*config.evaluation.guidance, *config.evaluation.guidance_ends])
+        shares.append(Share("activations, no gradient", costs.rollout(config, rows, guidance).peak, "evaluation"))
+        shares.append(Share("states and velocities", rows * kept * latent, "evaluation"))
+    return role("samplers", config.samplers, shares)
+
+
+def rewards(config: RunConfig, costs: Costs, sizes: Sizes) -> Role:
+    """The VAE in fp32 and one decoding with its backward. The rewards' own models are not counted."""
+    rows = decoded_at_once(config)
+    shares = [
+        Share("decoder weights (VAE)", sizes.vae * FP32),
+        Share("decoder activations", costs.decoding(rows, True).peak, "scoring"),
+    ]
+    if config.evaluation.prompts:
+        peak = costs.decoding(evaluated_at_once(config), False).peak
+        shares.append(Share("decoder activations", peak, "evaluation"))
+    return role("reward servers", config.rewards, shares)
+
+
+def decoded_at_once(config: RunConfig) -> int:
+    """Rows of one decoding in training."""
+    rows = config.data.rollout_batch * config.surrogate().branches
+    return min(rows, config.rewards.micro_batch or rows)
+
+
+def evaluated_at_once(config: RunConfig) -> int:
+    """Rows of one item of an evaluation."""
+    return min(config.evaluation.batch, config.evaluation.limit or config.evaluation.batch)
+
+
+def latent_bytes(costs: Costs, itemsize: int) -> int:
+    """Bytes of one latent."""
+    size = itemsize
+    for side in costs.latent_shape:
+        size *= side
+    return size
+
+
+def learners(config: RunConfig, costs: Costs, sizes: Sizes) -> Role:
+    """The engine's state, one node's activations, and what the optimizer and publishing need for a moment."""
+    node = Share("activations of one node", costs.node(config).peak, "backward")
+    engine = plain(config, sizes) if config.learners.engine == "torch" else sharded(config, sizes)
+    return role("learners", config.learners, [*engine, node])
+
+
+def plain(config: RunConfig, sizes: Sizes) -> list[Share]:
+    """`engine.TorchEngine`, on one rank. AdamW over a list of tensors makes one more of them (the denominators)."""
+    item, t = config.backbone.torch_dtype.itemsize, sizes.trained
+    half = item < FP32
+    return [
+        Share("weights", sizes.transformer * item),
+        Share("optimizer: fp32 masters", t * FP32 * half),
+        Share("optimizer: moments", 2 * t * FP32),
+        Share("average", t * FP32 * (config.learners.ema is not None)),
+        Share("gradients", t * item),
+        Share("fp32 gradients", t * FP32 * half, "optimizer"),
+        Share("AdamW's temporaries", t * FP32, "optimizer"),
+        Share("average, cast", t * item * (config.learners.ema is not None), "publishing"),
+    ]
+
+
+def sharded(config: RunConfig, sizes: Sizes) -> list[Share]:
+    """`zero.DeepSpeedEngine`: what stage 0–3 keeps on each of `count` ranks (DeepSpeed's defaults, bf16 or fp32).
+
+    Stage 0 trains the weights themselves. From stage 1 masters and moments are sharded, from 2 the gradients, at 3 the
+    weights too; DeepSpeed keeps fp32 masters also of fp32 weights.
+    """
+    learners, item = config.learners, config.backbone.torch_dtype.itemsize
+    stage, t, ema = learners.zero, sizes.trained, learners.ema is not None
+    own = -(-t // learners.count) if stage else t
+    fixed = sizes.transformer if stage < 3 else -(-sizes.transformer // learners.count)
+    shares = [
+        Share("weights", fixed * item),
+        Share("optimizer: fp32 masters", own * FP32 * (stage > 0)),
+        Share("optimizer: moments", 2 * own * FP32),
+        Share("average", own * FP32 * ema),
+        Share("gradients", (t if stage < 2 else own) * item),
+        Share("AdamW's temporaries", min(own, LIVE if stage == 3 else own) * FP32, "optimizer"),
+        Share("average, whole and cast", (t * item + own * FP32) * ema, "publishing"),
+    ]
+    if stage == 0:
+        return [*shares, Share("gradients on their way", min(BUCKET, t) * item, "backward")]
+    bucket = Share("gradients on their way", BUCKET * item, "backward" if stage < 3 else "")
+    shares += [bucket, Share("fp32 gradients", min(own, LIVE if stage == 3 else own) * FP32, "optimizer")]
+    if stage < 3:
+        return [*shares, Share("gradients of this node", own * item, "backward")]
+    return [
+        *shares,
+        Share("whole weights, before they are sharded", sizes.transformer * item, "building"),
+        Share("gathered weights", min(sizes.transformer, LIVE) * item, "backward"),
+        Share("whole weights, gathered and copied", 2 * t * item, "publishing"),
+    ]

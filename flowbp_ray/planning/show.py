@@ -1,0 +1,89 @@
+"""A forecast for people: three tables that fit in 100 columns."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from flowbp_ray.planning.forecast import Forecast
+from flowbp_ray.planning.memory import Role
+
+UNITS = (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
+
+
+def tables(plan: Forecast) -> list[Table]:
+    """Parameters and bytes, memory of each role, work of each role."""
+    return [_sizes(plan), _memory(plan), _work(plan)]
+
+
+def size(nbytes: float) -> str:
+    """Bytes with three digits that count."""
+    for unit, one in UNITS:
+        if nbytes >= one:
+            value = nbytes / one
+            return f"{value:.2f} {unit}" if value < 10 else f"{value:.1f} {unit}"
+    return f"{nbytes:.0f} B"
+
+
+def _sizes(plan: Forecast) -> Table:
+    sizes, moved = plan.sizes, plan.traffic
+    table = Table(title="model and traffic", title_justify="left")
+    table.add_column("what")
+    table.add_column("how much", justify="right")
+    table.add_column("of it", overflow="fold")
+    table.add_row("transformer", f"{sizes.transformer:,}", f"trained {sizes.trained:,} parameters")
+    table.add_row("VAE", f"{sizes.vae:,}", "parameters, encoder included")
+    for name, count in sizes.encoders.items():
+        table.add_row(name, f"{count:,}", "parameters, while prompts are encoded")
+    parts = f"states {size(moved.states)}, targets {size(moved.targets)}, cotangents {size(moved.cotangents)}"
+    meter = f", velocities {size(moved.velocities)}" if moved.velocities else ""
+    table.add_row("bytes per image", size(moved.per_image), f"at most: {parts}{meter}")
+    table.add_row("bytes per weight update", size(moved.per_update), "once to each node with samplers")
+    texts = "of unknown number" if moved.prompts is None else f"of {moved.prompts:,}"
+    table.add_row("bytes per prompt", size(moved.per_prompt), f"{texts}, the longest text, encoded once")
+    held = f"{moved.images} images, {moved.versions} versions of the weights, the prompts"
+    table.add_row("object store in flight", size(moved.in_flight), held)
+    table.add_row("host memory", size(plan.host), "all nodes together, while everything is built")
+    return table
+
+
+def _memory(plan: Forecast) -> Table:
+    table = Table(title="memory of one process", title_justify="left")
+    table.add_column("role")
+    table.add_column("what")
+    table.add_column("when")
+    table.add_column("bytes", justify="right")
+    for role in plan.roles:
+        for share in role.shares:
+            table.add_row("", share.name, share.phase or "always", size(share.nbytes))
+        if role.overhead:
+            table.add_row("", "workspace and fragmentation", "always", size(role.overhead))
+        table.add_row(f"{role.count} {role.name}", _where(role), role.fullest, size(role.nbytes), style="bold")
+        table.add_section()
+    return table
+
+
+def _where(role: Role) -> str:
+    if not role.gpus:
+        return "at its fullest, on the CPU"
+    return "at its fullest, on a GPU" if role.gpus >= 1 else f"at its fullest, on {role.gpus:g} of a GPU"
+
+
+def _work(plan: Forecast) -> Table:
+    table = Table(title="work of one optimizer step", title_justify="left")
+    for name in ("role", "one call"):
+        table.add_column(name)
+    for name in ("calls", "rows", "forwards", "TFLOP", "share", "suggested"):
+        table.add_column(name, justify="right")
+    total = sum(work.time for work in plan.work)
+    for work, count in zip(plan.work, plan.ratio, strict=True):
+        numbers = (work.calls, work.rows, work.forwards, work.flops / 1e12)
+        shown = [f"{number:,.0f}" if number >= 10 or number == int(number) else f"{number:.2g}" for number in numbers]
+        table.add_row(work.role, work.what, *shown, f"{work.time / total:.0%}", str(count))
+    return table
+
+
+NOTES = (
+    "forwards: as many rows of a forward without gradient cost the same. share: of the time, fp32 counting twice "
+    "beside bf16 on GPUs; at staleness 0 the roles wait for one another. Not counted: the rewards' own models, and "
+    "evaluations as work. Attention is planned for flash kernels, whose memory is linear in the tokens."
+)

@@ -1,0 +1,154 @@
+"""`flowbp-ray plan`: verdicts, the change it names, exit codes and what is printed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowbp_ray import loading
+from flowbp_ray.planning import cluster
+from flowbp_ray.planning.cluster import GIB, Cluster, judge, parse_gpus, parse_size
+from flowbp_ray.planning.costs import Costs
+from flowbp_ray.planning.forecast import forecast
+from tests.backbones import tiny
+from tests.test_cli import call
+
+SMALL = ["backbone.height=128", "backbone.width=128", "data.prompts_per_step=16", "data.rollout_batch=2"]
+SMALL += ["learners.micro_batch=2", "samplers.count=4", "learners.count=2", "rewards.count=1", "evaluation.limit=2"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The configurations of a tiny SD3.5, without weights."""
+    whole = tmp_path_factory.mktemp("model") / "whole"
+    tiny.save("sd35", whole)
+    ignore = shutil.ignore_patterns("*.safetensors", "*.bin")
+    return Path(shutil.copytree(whole, whole.parent / "configs", ignore=ignore))
+
+
+@pytest.fixture(scope="module")
+def costs(folder: Path) -> Costs:
+    """Traces that all tests share: the model and the method are the same."""
+    return Costs(config_of(folder))
+
+
+def arguments(folder: Path, *more: str) -> list[str]:
+    return ["plan", "sd35_flowbp_bridge", *SMALL, f"backbone.path={folder}", *more]
+
+
+def config_of(folder: Path, *more: str) -> Any:
+    return loading.load("sd35_flowbp_bridge", [*SMALL, f"backbone.path={folder}", *more])
+
+
+def test_gpus_are_counted_and_sized() -> None:
+    assert parse_gpus("8x80GB") == (80 * GIB,) * 8
+    assert parse_gpus("2x141GB+1x80GiB") == (141 * GIB, 141 * GIB, 80 * GIB)
+    assert parse_size("1.5TB") == 1536 * GIB
+    for text in ("8", "x80GB", "8x80", "0x80GB", "8x80GB+", ""):
+        with pytest.raises(ValueError, match="write for example --gpus 8x80GB"):
+            parse_gpus(text)
+
+
+def test_too_few_gpus_end_with_one_and_one_line_that_mends_it(
+    folder: Path, costs: Costs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(*arguments(folder, "--gpus", "4x80GB")) == 1
+    printed, line = capsys.readouterr()
+    assert line.count("\n") == 1 and "ask for 7 GPUs of 4: write samplers.count=" in line
+    for word in (
+        "samplers",
+        "learners",
+        "reward servers",
+        "optimizer: moments",
+        "activations of one node",
+        "suggested",
+    ):
+        assert word in printed
+    tables = [line for line in printed.splitlines() if "│" in line or "┃" in line]
+    assert len(tables) > 20 and max(map(len, tables)) <= 100
+    changes = line.split("write ")[1].split()
+    assert call(*arguments(folder, *changes, "--gpus", "4x80GB", "--json")) == 0
+    found = json.loads(capsys.readouterr().out)
+    plan = forecast(config_of(folder, *changes), costs)
+    assert [role["bytes"] for role in found["roles"]] == [role.nbytes for role in plan.roles]
+    assert found["sizes"]["transformer"] == plan.sizes.transformer and "fits: 4 of 4 GPUs" in found["verdict"]["line"]
+
+
+@pytest.mark.parametrize(
+    "bad", [["--gpus", "many"], ["--host-memory", "1TB"], ["--gpus", "8x80GB", "--host-memory", "x"]]
+)
+def test_what_cannot_be_read_ends_with_two(bad: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(*arguments(folder, *bad)) == 2
+    assert "write for example" in capsys.readouterr().err
+
+
+CASES: dict[str, tuple[int, list[str], list[str], dict[str, Any]]] = {
+    "zero 3": (1, ["learners.zero=1"], ["learners.zero=2"], {"learners.zero": 2}),
+    "checkpointing": (
+        1,
+        ["learners.zero=3", "learners.gradient_checkpointing=false"],
+        ["learners.gradient_checkpointing=true"],
+        {"learners.gradient_checkpointing": True},
+    ),
+    "micro-batch": (
+        1,
+        ["learners.zero=3", "learners.micro_batch=8"],
+        ["learners.micro_batch=2"],
+        {"learners.micro_batch": 2},
+    ),
+    "decoder": (2, ["data.rollout_batch=8"], ["rewards.micro_batch=4"], {"rewards.micro_batch": 4}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_named_change_is_the_first_that_fits(
+    case: str, folder: Path, costs: Costs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GPUs are just large enough for what the role needs after a change; the other roles find room anyway."""
+    role, before, better, named = CASES[case]
+    monkeypatch.setattr(cluster, "available", lambda r, c: c.smallest if r.name == NAMES[role] else 2**50)
+    room = forecast(config_of(folder, *before, *better), costs).roles[role].nbytes
+    config, there = config_of(folder, *before), Cluster((room,) * 7)
+    verdict = judge(config, there, costs)
+    assert not verdict.fits and verdict.changes == named
+    assert f"{NAMES[role]} need" in verdict.line and "\n" not in verdict.line
+    changed = cluster.apply(config, verdict.changes)
+    assert changed is not None and judge(changed, there, costs).fits
+
+
+NAMES = ("samplers", "learners", "reward servers")
+
+
+def test_what_nothing_can_mend_says_which_gpus_it_takes(folder: Path, costs: Costs) -> None:
+    config = config_of(folder)
+    verdict = judge(config, Cluster((GIB,) * 8), costs)
+    assert not verdict.fits and not verdict.changes and "it takes 7 GPUs of" in verdict.line
+
+
+def test_host_memory_and_the_object_store_count(folder: Path, costs: Costs) -> None:
+    config = config_of(folder)
+    plan = forecast(config, costs)
+    assert judge(config, Cluster((80 * GIB,) * 8, plan.host, plan.traffic.in_flight), costs).fits
+    scarce = judge(config, Cluster((80 * GIB,) * 8, plan.host - 2**20), costs)
+    assert scarce.line.startswith("host memory") and scarce.changes == {"samplers.count": 3}
+    assert "object store" in judge(config, Cluster((80 * GIB,) * 8, None, plan.traffic.in_flight - 1), costs).line
+
+
+def test_a_share_of_a_gpu_is_a_share_of_its_memory(folder: Path, costs: Costs) -> None:
+    config = config_of(folder, "rewards.gpus=0.5", "rewards.count=2")
+    role = forecast(config, costs).roles[2]
+    there = Cluster((80 * GIB,) * 7)
+    assert cluster.available(role, there) == 40 * GIB and judge(config, there, costs).fits
+
+
+def test_a_running_cluster_is_read_from_its_resources() -> None:
+    node = {"GPU": 4.0, "CPU": 32.0, "memory": 900.0 * GIB, "object_store_memory": 100.0 * GIB}
+    there = cluster.given(None, None, [node | {"accelerator_type:H100": 1.0}, {"CPU": 8.0, "memory": 10.0 * GIB}])
+    assert there == Cluster((80 * GIB,) * 4, 1010 * GIB, 100 * GIB)
+    with pytest.raises(ValueError, match="write --gpus 4x80GB"):
+        cluster.given(None, None, [node])
+    assert cluster.given("4x40GB", None, [node]) == Cluster((40 * GIB,) * 4, 1000 * GIB, 100 * GIB)
