@@ -1,11 +1,13 @@
 """python -m benchmarks.overhead: what it costs to separate sampling, scoring and learning into processes.
 
-The same steps of the embedded model three ways, in turn: one process on one core; the loop on Ray at staleness 0 (one
-thread per role, so one is busy at a time); the loop on Ray at staleness 1, free to use two cores. CPU seconds count
-every process, Ray's daemons and the driver included; the first steps do not count. Prints JSON with the medians.
+The same steps of the embedded model, in one process on one thread and on Ray with one thread per role, on an otherwise
+idle machine. The first steps do not count. Prints JSON.
 
-cpu_ratio_s0: CPU per step, Ray at staleness 0 / one process. wall_ratio_s1: wall per step, Ray at staleness 1 / one
-process. Run it on an otherwise idle machine.
+cpu_ratio_s0: CPU seconds of a step on Ray at staleness 0 (every process counts: actors, driver, daemons) over those of
+    the step in one process, which the driver runs between the steps on Ray: neighbours in time, so that a machine whose
+    speed drifts slows both. Median over the steps of all pairs of runs.
+wall_ratio_s1: wall seconds of a step on Ray at staleness 1 with two samplers on two cores, over those in one process on
+    one core, taken before and after that run. Median over the pairs.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -31,7 +34,7 @@ WARM = 3
 
 
 class Clock(Progress):
-    """Wall clock and CPU time of this process and its descendants after every step."""
+    """Wall clock and CPU time of this process and its descendants at the end of every step."""
 
     def __init__(self, steps: int) -> None:
         super().__init__(steps, quiet=True)
@@ -40,11 +43,27 @@ class Clock(Progress):
     def step(self, done: int, metrics: Mapping[str, float]) -> None:
         self.marks.append((time.perf_counter(), cpu_of_all()))
 
-    def per_step(self) -> tuple[float, float]:
-        """(wall, CPU) seconds of the steps after the first WARM."""
-        (wall, cpu), (end, total) = self.marks[WARM - 1], self.marks[-1]
-        count = len(self.marks) - WARM
-        return (end - wall) / count, (total - cpu) / count
+    def wall(self) -> float:
+        """Mean seconds of the steps after the first WARM."""
+        return (self.marks[-1][0] - self.marks[WARM - 1][0]) / (len(self.marks) - WARM)
+
+
+class Between(Clock):
+    """After each step on Ray, while its actors idle, the same step in this process."""
+
+    def __init__(self, steps: int, loop: LocalLoop) -> None:
+        super().__init__(steps)
+        self.loop = loop
+        self.pairs: list[tuple[float, float]] = []  # CPU seconds (on Ray, here)
+
+    def step(self, done: int, metrics: Mapping[str, float]) -> None:
+        super().step(done, metrics)
+        started = time.process_time()
+        self.loop.step(done - 1)
+        here = time.process_time() - started
+        if done > WARM:
+            self.pairs.append((self.marks[-1][1] - self.resumed, here))
+        self.resumed = cpu_of_all()
 
 
 def cpu_of_all() -> float:
@@ -61,12 +80,15 @@ def cpu_of_all() -> float:
 
 
 def configure(output: Path, steps: int, staleness: int) -> RunConfig:
-    """A step of 32 images with Sparse at K = 4; one learner on plain torch, so that both sides do the same."""
+    """A step of 32 images with Sparse at K = 4; one learner on plain torch, so that both sides do the same.
+
+    One sampler at staleness 0, two at 1, where the second uses the core that the learner leaves idle.
+    """
     overrides = [
         f"output={output}",
         f"steps={steps}",
         f"staleness={staleness}",
-        "samplers.count=2",
+        f"samplers.count={1 + staleness}",
         "rewards.count=1",
         "rewards.monitors=[]",
         "learners.engine=torch",
@@ -77,19 +99,26 @@ def configure(output: Path, steps: int, staleness: int) -> RunConfig:
     return loading.load("shapes_flowbp_sparse", overrides)
 
 
-def alone(config: RunConfig) -> tuple[float, float]:
-    """(wall, CPU) seconds per step in this process on one thread."""
-    loop, clock = LocalLoop(config), Clock(config.steps)
-    for step in range(config.steps):
+def alone(loop: LocalLoop, steps: int) -> float:
+    """Wall seconds per step in this process on one thread."""
+    started = time.perf_counter()
+    for step in range(steps):
         loop.step(step)
-        clock.step(step + 1, {})
-    return clock.per_step()
+    return (time.perf_counter() - started) / steps
 
 
-def on_ray(config: RunConfig) -> tuple[float, float]:
-    clock = Clock(config.steps)
-    train(config, clock)
-    return clock.per_step()
+def pair(folder: Path, steps: int) -> dict[str, object]:
+    """One pair of each kind."""
+    zero, one = (configure(folder, steps, staleness) for staleness in (0, 1))
+    between = Between(steps, LocalLoop(zero))
+    train(zero, between)
+    before, clock = alone(between.loop, 4), Clock(steps)
+    train(one, clock)
+    after = alone(between.loop, 4)
+    return {
+        "cpu_s": [(round(ray, 3), round(here, 3)) for ray, here in between.pairs],
+        "wall_s": {"alone": round((before + after) / 2, 3), "ray_s1": round(clock.wall(), 3)},
+    }
 
 
 def main() -> None:
@@ -98,19 +127,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=13)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows = []
+    rows: list[Any] = []
     for _ in range(options.pairs):
         with tempfile.TemporaryDirectory() as folder:
-            zero, one = (configure(Path(folder), options.steps, s) for s in (0, 1))
-            values = {"alone": alone(zero), "ray_s0": on_ray(zero), "ray_s1": on_ray(one)}
-        rows.append({name: {"wall_s": round(w, 3), "cpu_s": round(c, 3)} for name, (w, c) in values.items()})
+            rows.append(pair(Path(folder), options.steps))
+    cpu = [values for row in rows for values in row["cpu_s"]]
     result = {
         "step": "32 images of the embedded model, Sparse K = 4, 16 sampling steps",
         "cores": psutil.cpu_count(),
         "pairs": rows,
-        "cpu_ratio_s0": round(statistics.median(r["ray_s0"]["cpu_s"] / r["alone"]["cpu_s"] for r in rows), 3),
-        "wall_ratio_s0": round(statistics.median(r["ray_s0"]["wall_s"] / r["alone"]["wall_s"] for r in rows), 3),
-        "wall_ratio_s1": round(statistics.median(r["ray_s1"]["wall_s"] / r["alone"]["wall_s"] for r in rows), 3),
+        "median_cpu_s": {name: statistics.median(v[i] for v in cpu) for i, name in enumerate(("ray_s0", "alone"))},
+        "cpu_ratio_s0": round(statistics.median(ray / here for ray, here in cpu), 3),
+        "wall_ratio_s1": round(statistics.median(r["wall_s"]["ray_s1"] / r["wall_s"]["alone"] for r in rows), 3),
     }
     print(json.dumps(result, indent=1))
 

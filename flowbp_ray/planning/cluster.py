@@ -190,7 +190,7 @@ def _lightened(
 
 
 def lighter_learners(config: RunConfig) -> list[Changes]:
-    """ZeRO 2 and 3, checkpointing, a smaller micro-batch, and then these together; at last adapters."""
+    """ZeRO 2 and 3, checkpointing, a smaller micro-batch, these together, offloading, adapters."""
     own = config.learners
     zero: list[Changes] = []
     if own.engine == "deepspeed":
@@ -201,8 +201,12 @@ def lighter_learners(config: RunConfig) -> list[Changes]:
         if rows < own.micro_batch:
             small.append({"learners.micro_batch": rows} | ({"learners.fuse": 1} if own.fuse > 1 else {}))
     together = [{**a, **b, **c} for a, b, c in product(zero or [{}], check or [{}], small or [{}])]
+    host: list[Changes] = []
+    if own.engine == "deepspeed" and not own.offload:
+        host = [{**({"learners.zero": 2} if own.zero < 2 else {}), "learners.offload": True}]
+        host.append({**together[-1], **host[0]})
     lora: list[Changes] = [] if own.lora else [{"learners.lora.rank": 16}]
-    return [*zero, *check, *small, *together, *lora, *({**last, **lora[0]} for last in together[-1:] if lora)]
+    return [*zero, *check, *small, *together, *host, *lora, *({**last, **lora[0]} for last in together[-1:] if lora)]
 
 
 def lighter_samplers(config: RunConfig) -> list[Changes]:

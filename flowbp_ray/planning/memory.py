@@ -34,7 +34,7 @@ Place = Literal["device", "host"]
 
 @dataclass(frozen=True)
 class Share:
-    """Bytes that a process holds under one name. phase "": always. place: where; offloading would say "host"."""
+    """Bytes that a process holds under one name. phase "": always. place: where; an offloaded optimizer's is "host"."""
 
     name: str
     nbytes: int
@@ -115,10 +115,14 @@ def samplers(config: RunConfig, costs: Costs, sizes: Sizes) -> Role:
     item = model.torch_dtype.itemsize
     latent = latent_bytes(costs, item)
     kept = 2 * model.num_steps + 1 + 2 * config.surrogate().renoised
+    shares = [Share("weights", sizes.transformer * item)]
+    if config.learners.base_penalty is not None:
+        kept += config.surrogate().max_terms(model.num_steps).terms
+        if config.learners.lora is None:
+            shares.append(Share("frozen base", sizes.transformer * item))
     if config.drift.on and not one_branch(costs.backbone, model.guidance):
         kept += model.num_steps + config.surrogate().renoised
-    shares = [
-        Share("weights", sizes.transformer * item),
+    shares += [
         Share("activations, no gradient", costs.rollout(config, rows, model.guidance).peak, "rollout"),
         Share("states and velocities", rows * kept * latent, "rollout"),
     ]
@@ -194,20 +198,21 @@ def sharded(config: RunConfig, sizes: Sizes) -> list[Share]:
     learners, item = config.learners, config.backbone.torch_dtype.itemsize
     stage, t, ema = learners.zero, sizes.trained, learners.ema is not None
     own = -(-t // learners.count) if stage else t
+    place: Place = "host" if learners.offload else "device"
     fixed = sizes.transformer if stage < 3 else -(-sizes.transformer // learners.count)
     shares = [
         Share("weights", fixed * item),
-        Share("optimizer: fp32 masters", own * FP32 * (stage > 0)),
-        Share("optimizer: moments", 2 * own * FP32),
-        Share("average", own * FP32 * ema),
+        Share("optimizer: fp32 masters", own * FP32 * (stage > 0), place=place),
+        Share("optimizer: moments", 2 * own * FP32, place=place),
+        Share("average", own * FP32 * ema, place=place),
         Share("gradients", (t if stage < 2 else own) * item),
-        Share("AdamW's temporaries", min(own, LIVE if stage == 3 else own) * FP32, "optimizer"),
+        Share("AdamW's temporaries", min(own, LIVE if stage == 3 else own) * FP32, "optimizer", place),
         Share("average, whole and cast", (t * item + own * FP32) * ema, "publishing"),
     ]
     if stage == 0:
         return [*shares, Share("gradients on their way", min(BUCKET, t) * item, "backward")]
     bucket = Share("gradients on their way", BUCKET * item, "backward" if stage < 3 else "")
-    shares += [bucket, Share("fp32 gradients", min(own, LIVE if stage == 3 else own) * FP32, "optimizer")]
+    shares += [bucket, Share("fp32 gradients", min(own, LIVE if stage == 3 else own) * FP32, "optimizer", place)]
     if stage < 3:
         return [*shares, Share("gradients of this node", own * item, "backward")]
     return [

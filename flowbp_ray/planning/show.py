@@ -54,7 +54,12 @@ def _memory(plan: Forecast) -> Table:
     table.add_column("bytes", justify="right")
     for role in plan.roles:
         for share in role.shares:
-            table.add_row("", share.name, share.phase or "always", size(share.nbytes))
+            table.add_row(
+                "",
+                share.name,
+                (share.phase or "always") + (", on the host" if share.place == "host" else ""),
+                size(share.nbytes),
+            )
         if role.overhead:
             table.add_row("", "workspace and fragmentation", "always", size(role.overhead))
         table.add_row(f"{role.count} {role.name}", _where(role), role.fullest, size(role.nbytes), style="bold")
