@@ -46,7 +46,14 @@ def test_bit_for_bit_with_one_process(local_ray: Any, tmp_path: Path, method: st
     assert digest != untrained
 
 
-@pytest.mark.parametrize("method", ["refl", "draft_lv", "drtune", "leapalign", "flowbp_lagrange"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "draft_lv",
+        "leapalign",
+        *(pytest.param(m, marks=pytest.mark.long) for m in ("refl", "drtune", "flowbp_lagrange")),
+    ],
+)
 def test_every_other_method_runs_by_name(local_ray: Any, tmp_path: Path, method: str) -> None:
     config = small_config(tmp_path, method, "steps=1")
     _, summary, _ = trained(config)

@@ -52,8 +52,14 @@ def velocity(config: RunConfig, sampler: Sampler, transformer: Any) -> Tensor:
         return backbone.predict(transformer, x.to(config.backbone.torch_dtype), torch.tensor([0.5]), cond)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", tiny.NAMES)
+PICTURES = [
+    pytest.param(name, kind, marks=[] if kind == "lora" or name == "sd35" else [pytest.mark.long])
+    for name in tiny.NAMES
+    for kind in KINDS
+]
+
+
+@pytest.mark.parametrize("name, kind", PICTURES)
 def test_the_card_s_code_draws_the_sampler_s_pictures(saved: Saved, tmp_path: Path, name: str, kind: str) -> None:
     """From the same noise: latents within 1e-5, pixels those of `flowbp-ray sample`, which draws with the average."""
     lora = [] if kind == "full" else LORA
