@@ -1,6 +1,6 @@
 """python -m benchmarks.learner_step: time of a learner's backward, one node at a time against the K-graph.
 
-Both give the same parameter gradient (checked first; in fp32 the difference must be at most 1e-5). The K-graph must
+Both give the same parameter gradient (compared first; exit code 1 where they differ by over 1e-5 in fp32). The K-graph must
 know the guided velocity's value, so with a negative branch it runs that too, without gradient; the sweep needs no
 value, so it does not. The K-graph also decodes and scores (not at sd3-14m), and goes back through both. Seconds are
 CPU time of this process, on CUDA time between events; a is the sweep, b the K-graph, null where memory did not suffice.
@@ -14,17 +14,16 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-
 from benchmarks.meters import attempt, compare, gradients, seconds, tidy
 from benchmarks.models import Models
 from benchmarks.options import Cell, cells, described, models, parser
 from benchmarks.paired import alone, paired
-from benchmarks.parity import LIMIT, parity
+from benchmarks.parity import parity
 from benchmarks.problem import Problem, by_graph, by_sweep, problem
 from flowbp_ray.cli import guarded
 
 PAIRS = 9
+LIMIT = 1e-5  # of sweep against K-graph in fp32, relative
 
 
 def timed(m: Models, cell: Cell, pairs: int) -> dict[str, Any]:
@@ -47,8 +46,6 @@ def timed(m: Models, cell: Cell, pairs: int) -> dict[str, Any]:
     both = attempt(graphing, m.device)
     if one is not None and both is not None:
         difference = compare(m.transformer, reference)["relative_l2"]
-        if m.dtype == torch.float32 and not difference <= LIMIT:
-            raise AssertionError(f"the gradients differ by {difference} at {cell.names()}")
         found = paired(sweeping, graphing, pairs)
     else:
         found = {
@@ -79,8 +76,18 @@ def result(arguments: Sequence[str]) -> dict[str, Any]:
     return found | ({"parity": parity(m, next(cells(options)))} if options.parity else {})
 
 
+def apart(found: dict[str, Any]) -> list[float]:
+    """The differences of the two gradients in fp32 that are above LIMIT."""
+    differences = [row["relative_difference_of_gradients"] for row in found["rows"] if found["dtype"] == "float32"]
+    differences += [side["relative_l2"] for side in [found.get("parity", {}).get("k_graph_fp32")] if side]
+    return [d for d in differences if d is not None and not d <= LIMIT]
+
+
 def main() -> None:
-    print(json.dumps(result(sys.argv[1:]), indent=1))
+    found = result(sys.argv[1:])
+    print(json.dumps(found, indent=1))
+    if apart(found):
+        sys.exit(f"learner_step: sweep and K-graph differ by {max(apart(found))} in fp32, more than {LIMIT}")
 
 
 if __name__ == "__main__":

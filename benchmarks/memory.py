@@ -2,7 +2,8 @@
 
 --meter saved (where the device is a CPU): bytes of the storages that autograd holds (saved-tensor hooks), parameters
 included once; they do not depend on the machine. --meter allocated (where it is a GPU): everything allocated,
-parameters, gradients and temporaries included, optimizer excluded; on CUDA `torch.cuda.max_memory_allocated`.
+parameters, gradients (allocated beforehand) and temporaries included, optimizer excluded; on CUDA
+`torch.cuda.max_memory_allocated`.
 The K-graph holds decoder and reward (not at sd3-14m, which has none); the sweep's cotangent comes from elsewhere.
 null is where memory did not suffice. Prints JSON.
 """
@@ -35,6 +36,7 @@ def measured(m: Models, cell: Cell, meter: str) -> dict[str, Any]:
         if meter == "saved":
             found = attempt(lambda: SavedBytes().measure(work), m.device)
         else:
+            p.hold_gradients()
             found = attempt(lambda: peak_bytes(work, m.device, modules), m.device)
         p.forget()
         return None if found is None else round(found / 2**20, 2)

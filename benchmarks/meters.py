@@ -93,13 +93,14 @@ class LiveBytes(TorchDispatchMode):
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device, modules: Iterable[nn.Module]) -> int:
-    """The most bytes allocated while `work` runs, the modules' parameters included.
+    """The most bytes allocated while `work` runs, the modules' parameters and gradients included.
 
     On CUDA everything that this process holds on the device counts; elsewhere `modules` and what `work` makes.
     """
     tidy(device)
     if device.type != "cuda":
-        return LiveBytes(t for m in modules for t in (*m.parameters(), *m.buffers())).measure(work)
+        tensors = [t for m in modules for t in (*m.parameters(), *m.buffers())]
+        return LiveBytes([*tensors, *(t.grad for t in tensors if t.grad is not None)]).measure(work)
     torch.cuda.reset_peak_memory_stats(device)
     work()
     torch.cuda.synchronize(device)

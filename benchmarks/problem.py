@@ -37,6 +37,11 @@ class Problem:
         """Drop the gradients."""
         self.models.transformer.zero_grad(set_to_none=True)
 
+    def hold_gradients(self) -> None:
+        """Gradients of zero, allocated: what a learner that accumulates micro-batches works with."""
+        for parameter in self.models.transformer.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+
 
 def by_sweep(p: Problem) -> None:
     """Add the parameter gradient, given the cotangent: decoder and reward live elsewhere."""
