@@ -1,8 +1,8 @@
 """python -m benchmarks.learner_step: time of a learner's backward, one node at a time against the K-graph.
 
-Both give the same parameter gradient (compared first; exit code 1 where they differ by over 1e-5 in fp32). The K-graph must
-know the guided velocity's value, so with a negative branch it runs that too, without gradient; the sweep needs no
-value, so it does not. The K-graph also decodes and scores (not at sd3-14m), and goes back through both. Seconds are
+Both give the same parameter gradient (compared first; exit code 1 where they differ by over 1e-5 in fp32). The K-graph
+must know the guided velocity's value, so with a negative branch it runs that too, without gradient; the sweep needs
+no value, so it does not. The K-graph also decodes and scores (not at sd3-14m), and goes back through both. Seconds are
 CPU time of this process, on CUDA time between events; a is the sweep, b the K-graph, null where memory did not suffice.
 --parity: also the gradients in bf16 against fp32, from the same weights and states. Prints JSON.
 """

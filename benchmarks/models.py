@@ -21,7 +21,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 @contextmanager
 def made_on(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Modules built inside are initialised on `device` in `dtype`: a large model never exists in host memory or fp32."""
+    """Modules built inside are initialised on `device` in `dtype`: large ones never exist in host memory or in fp32."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -70,14 +70,15 @@ class Scoring:
         return unit_images(self.backbone.decode(self.vae, latents.to(self.dtype)))
 
     def loss(self, target: Tensor) -> Tensor:
-        """mean(relu(1 − r)) of targets [B, 1, ...] by autograd: decoder, reward and what is before them in one graph."""
+        """mean(relu(1 − r)) of targets [B, 1, ...], by autograd: decoder, reward and all before them in one graph."""
         return torch.relu(1.0 - self.reward.score(self.decode(target[:, 0]), [])).mean()
 
     def cotangent(self, target: Tensor) -> Tensor:
         """The gradient of `loss` at targets [B, 1, ...] as a reward server computes it: the same shape, fp32."""
         rows = len(target)
         terms = [(RewardTerm(self.reward.name), self.reward)]
-        return score_and_cotangent(target, self.decode, terms, [""] * rows, torch.ones(rows), rows).cotangent
+        found = score_and_cotangent(target, self.decode, terms, [""] * rows, torch.ones(rows), rows, micro_batch=1)
+        return found.cotangent
 
     def to(self, device: torch.device) -> None:
         for module in self.modules:

@@ -7,6 +7,7 @@ import itertools
 import os
 import platform
 import shlex
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -64,8 +65,9 @@ def models(options: argparse.Namespace) -> Models:
         if min(values) < 1 or (most and max(values) > most):
             raise ValueError(f"{name} must be at least 1{f' and at most {most}' if most else ''}, got {values}")
     logging.set_verbosity_error()  # it warns of casting modules that these models do not have
+    warnings.filterwarnings("ignore", "`gradient_checkpointing_", FutureWarning)  # the new name is not in 4.57
     torch.set_num_threads(1)
-    if device.type == "cuda":
+    if device.index is not None and device.type == "cuda":
         torch.cuda.set_device(device)
     torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
     dtype = getattr(torch, options.dtype or size.dtype)

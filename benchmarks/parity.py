@@ -1,4 +1,4 @@
-"""What bf16 costs a gradient, by the sweep and by the K-graph: the same weights, states and cotangents in fp32 and bf16.
+"""What bf16 costs a gradient, by the sweep and by the K-graph, at the same weights, states and cotangents as in fp32.
 
 Weights and states are rounded to bf16 first, so that only the arithmetic differs. The cotangent is given to both.
 """

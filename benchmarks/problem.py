@@ -23,7 +23,7 @@ STEPS = 25
 
 @dataclass(frozen=True)
 class Problem:
-    """`conditional` is what a learner of ours runs; `guided` has the value of the guided velocity, as a K-graph needs."""
+    """`conditional` is what a learner of ours runs; `guided` has the guided velocity's value, which a K-graph needs."""
 
     models: Models
     conditional: VelocityFn

@@ -12,8 +12,7 @@ from benchmarks import learner_step, memory, models, sizes
 from benchmarks.learner_step import LIMIT
 from benchmarks.meters import LiveBytes, attempt, compare, gradients
 from benchmarks.problem import by_graph, by_sweep, problem
-
-from backbones import tiny
+from tests.backbones import tiny
 
 CPU = torch.device("cpu")
 TINY_VISION = {
@@ -102,6 +101,12 @@ def test_learner_step_compares_gradients_and_precisions(size: sizes.Size) -> Non
     assert sides["k_graph_fp32"]["relative_l2"] <= LIMIT
     for name in ("sweep_bf16", "k_graph_bf16"):
         assert 1e-4 < sides[name]["relative_l2"] < 0.2 and sides[name]["cosine"] > 0.98, (name, sides[name])
+
+
+def test_everything_may_be_bf16(size: sizes.Size) -> None:
+    found = learner_step.result(["--model", "tiny", "--dtype", "bfloat16", "-k", "2", "--pairs", "1"])
+    assert found["dtype"] == "bfloat16"
+    assert all(row["relative_difference_of_gradients"] < 0.1 for row in found["rows"])
 
 
 def test_gradients_that_differ_are_reported() -> None:
