@@ -18,8 +18,8 @@ from diffusers.utils import logging
 from benchmarks.models import Models, build
 from benchmarks.problem import STEPS
 from benchmarks.sizes import SIZES
-from flowbp_ray.surrogate import METHODS
 
+WITH_K = ("flowbp_sparse", "flowbp_bridge")  # the methods whose number of active nodes is theirs to choose
 
 @dataclass(frozen=True)
 class Cell:
@@ -49,18 +49,13 @@ def parser(about: str | None, k: Sequence[int], methods: Sequence[str]) -> argpa
     made.add_argument("--micro-batch", type=int, nargs="+", metavar="ROWS", help="default 1, sd3-14m 2")
     made.add_argument("--checkpointing", choices=("off", "on"), nargs="+", default=["off"])
     made.add_argument("-k", type=int, nargs="+", default=list(k), help="active nodes")
-    made.add_argument("--method", choices=sorted(METHODS), nargs="+", default=list(methods))
+    made.add_argument("--method", choices=WITH_K, nargs="+", default=list(methods))
     return made
 
 
 def models(options: argparse.Namespace) -> Models:
     """The models that the options ask for. Raises ValueError for what cannot be built here, saying what to write."""
-    size = SIZES[options.model]
-    device = torch.device(options.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {options.device}: torch reaches no CUDA device here; write --device cpu")
-    if device.type not in ("cuda", "cpu"):
-        raise ValueError(f"--device {options.device} is not measured; write --device cpu or --device cuda")
+    size, device = SIZES[options.model], _device(options.device)
     for name, values, most in (("--micro-batch", options.micro_batch or [1], None), ("-k", options.k, STEPS)):
         if min(values) < 1 or (most and max(values) > most):
             raise ValueError(f"{name} must be at least 1{f' and at most {most}' if most else ''}, got {values}")
@@ -72,6 +67,15 @@ def models(options: argparse.Namespace) -> Models:
     torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
     dtype = getattr(torch, options.dtype or size.dtype)
     return build(size, device, dtype, options.pixels or size.pixels)
+
+
+def _device(name: str) -> torch.device:
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+        raise ValueError(f"--device {name} is not measured; write --device cpu or --device cuda")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device {name}: torch reaches {torch.cuda.device_count()} CUDA devices; write --device cpu")
+    return torch.device(name)
 
 
 def cells(options: argparse.Namespace) -> Iterator[Cell]:

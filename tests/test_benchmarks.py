@@ -148,15 +148,13 @@ def test_what_does_not_fit_is_none_and_other_errors_are_raised() -> None:
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--device", "cuda"], "reaches no CUDA device here; write --device cpu"),
-        (["--device", "meta"], "write --device cpu or --device cuda"),
+        (["--device", "cuda:99"], "CUDA devices; write --device cpu"),
+        (["--device", "gpu"], "write --device cpu or --device cuda"),
         (["-k", "0"], "-k must be at least 1 and at most 25"),
         (["--micro-batch", "0"], "--micro-batch must be at least 1"),
         (["--pixels", "100"], "write height: 96 or 112, got 100"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_in_one_line(arguments: list[str], message: str) -> None:
-    if arguments == ["--device", "cuda"] and torch.cuda.is_available():
-        pytest.skip("a CUDA device is here")
     with pytest.raises(ValueError, match=message):
         memory.result(arguments)
