@@ -2,10 +2,9 @@
 
 --meter saved (where the device is a CPU): bytes of the storages that autograd holds (saved-tensor hooks), parameters
 included once; they do not depend on the machine. --meter allocated (where it is a GPU): everything allocated,
-parameters, gradients (allocated beforehand) and temporaries included, optimizer excluded; on CUDA
-`torch.cuda.max_memory_allocated`.
-The K-graph holds decoder and reward (not at sd3-14m, which has none); the sweep's cotangent comes from elsewhere.
-null is where memory did not suffice. Prints JSON.
+parameters, gradients (allocated beforehand) and temporaries included, optimizer excluded; on CUDA it is
+`torch.cuda.max_memory_allocated`. The K-graph holds decoder and reward (not at sd3-14m, which has none); the sweep's
+cotangent comes from elsewhere. null is where memory did not suffice. Prints JSON.
 """
 
 from __future__ import annotations
@@ -30,14 +29,15 @@ def measured(m: Models, cell: Cell, meter: str) -> dict[str, Any]:
     p = problem(m, cell.rows, cell.k, cell.method)
 
     def peak(work: Callable[[], None], scoring: bool) -> float | None:
-        p.forget()
-        m.hold_scoring(scoring)
-        modules = [m.transformer, *(m.scoring.modules if scoring and m.scoring else ())]
-        if meter == "saved":
-            found = attempt(lambda: SavedBytes().measure(work), m.device)
-        else:
+        def run() -> int:
+            m.hold_scoring(scoring)
+            if meter == "saved":
+                return SavedBytes().measure(work)
             p.hold_gradients()
-            found = attempt(lambda: peak_bytes(work, m.device, modules), m.device)
+            return peak_bytes(work, m.device, [m.transformer, *(m.scoring.modules if scoring and m.scoring else ())])
+
+        p.forget()
+        found = attempt(run, m.device)
         p.forget()
         return None if found is None else round(found / 2**20, 2)
 

@@ -21,6 +21,7 @@ from benchmarks.sizes import SIZES
 
 WITH_K = ("flowbp_sparse", "flowbp_bridge")  # the methods whose number of active nodes is theirs to choose
 
+
 @dataclass(frozen=True)
 class Cell:
     """One row of a table."""
