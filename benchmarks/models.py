@@ -1,116 +1,128 @@
-"""An SD3-like transformer of 14 M random weights with a cached rollout, for measuring learners without a run."""
+"""Random weights at a size: the transformer of a learner, and the decoder and reward that a K-graph needs beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from diffusers import SD3Transformer2DModel
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from flowbp_ray.schedule import static_shift
-from flowbp_ray.streams import stream
-from flowbp_ray.surrogate import METHODS, Cache, Plan, gather_states
-from flowbp_ray.trajectory import rollout
+from benchmarks.sizes import Size
+from flowbp_ray.backbones.pipeline import PipelineBackbone, diffusers_class
+from flowbp_ray.rewards.objective import RewardTerm, score_and_cotangent, unit_images
 
-STEPS, GUIDANCE, WORDS, WIDTH = 25, 4.5, 32, 256
-LATENT = (16, 16, 16)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def sd3_like() -> SD3Transformer2DModel:
-    """14 M parameters: 6 layers, width 256, 64 image and 32 text tokens."""
-    torch.manual_seed(0)
-    return SD3Transformer2DModel(
-        sample_size=16,
-        patch_size=2,
-        in_channels=16,
-        out_channels=16,
-        num_layers=6,
-        num_attention_heads=4,
-        attention_head_dim=64,
-        joint_attention_dim=WIDTH,
-        caption_projection_dim=256,
-        pooled_projection_dim=WIDTH,
-        pos_embed_max_size=16,
-    )
+@contextmanager
+def made_on(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Modules built inside are initialised on `device` in `dtype`: large ones never exist in host memory or in fp32."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with device:
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+class ClipReward:
+    """The cosine of an image's CLIP embedding and its prompt's; texts are embedded once, so theirs are given."""
+
+    name = "clip"
+
+    def __init__(self, config: dict[str, Any], device: torch.device, dtype: torch.dtype) -> None:
+        from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+        with made_on(device, dtype):
+            tower = CLIPVisionModelWithProjection(CLIPVisionConfig(**config))
+        self.tower: Any = tower.to(device, dtype).requires_grad_(False).train()
+        self.text = torch.randn(self.tower.config.projection_dim, generator=torch.Generator().manual_seed(3))
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Images [B, 3, H, W] in 0..1 -> [B] fp32, all against the same text."""
+        weight, side = self.tower.visual_projection.weight, self.tower.config.image_size
+        small = F.interpolate(images.float(), (side, side), mode="bicubic", antialias=True, align_corners=False)
+        mean, std = (small.new_tensor(values).view(1, 3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
+        embedding = self.tower(pixel_values=((small - mean) / std).to(weight.dtype)).image_embeds.float()
+        return F.cosine_similarity(embedding, self.text.to(embedding.device)[None], dim=1)
+
+
+class Scoring:
+    """Decoder and reward in the dtype of the run. A learner of ours does not hold them; a K-graph must."""
+
+    def __init__(self, size: Size, backbone: PipelineBackbone, device: torch.device, dtype: torch.dtype) -> None:
+        assert size.vision is not None
+        with made_on(device, dtype):
+            vae = diffusers_class(backbone.vae_class).from_config(backbone.vae_config)
+        self.vae: Any = vae.to(device, dtype).requires_grad_(False).train()
+        self.backbone, self.dtype = backbone, dtype
+        self.reward = ClipReward(size.vision, device, dtype)
+        self.modules: tuple[nn.Module, ...] = (self.vae, self.reward.tower)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """[B, ...] -> images [B, 3, H, W] in 0..1, differentiable."""
+        return unit_images(self.backbone.decode(self.vae, latents.to(self.dtype)))
+
+    def loss(self, target: Tensor) -> Tensor:
+        """mean(relu(1 − r)) of targets [B, 1, ...], by autograd: decoder, reward and all before them in one graph."""
+        return torch.relu(1.0 - self.reward.score(self.decode(target[:, 0]), [])).mean()
+
+    def cotangent(self, target: Tensor) -> Tensor:
+        """The gradient of `loss` at targets [B, 1, ...] as a reward server computes it: the same shape, fp32."""
+        rows = len(target)
+        terms = [(RewardTerm(self.reward.name), self.reward)]
+        found = score_and_cotangent(target, self.decode, terms, [""] * rows, torch.ones(rows), rows, micro_batch=1)
+        return found.cotangent
+
+    def to(self, device: torch.device) -> None:
+        for module in self.modules:
+            module.to(device)
 
 
 @dataclass(frozen=True)
-class Problem:
-    """A model, its conditioning, a rollout and plans: what one optimizer step of a learner is given."""
+class Models:
+    """The transformer of a size on `device` in `dtype`, in train mode; scoring is None for a size without a reward."""
 
-    model: SD3Transformer2DModel
-    cond: tuple[Tensor, Tensor]
-    negative: tuple[Tensor, Tensor]
-    cache: Cache
-    plans: list[Plan]
-    states: Tensor
-    cotangents: Tensor
+    size: Size
+    backbone: PipelineBackbone
+    device: torch.device
+    dtype: torch.dtype
+    pixels: int
+    transformer: Any
+    scoring: Scoring | None
 
-    def predict(self, x: Tensor, node: Tensor, row: Tensor, text: tuple[Tensor, Tensor]) -> Tensor:
-        return self.model(
-            hidden_states=x,
-            encoder_hidden_states=text[0][row],
-            pooled_projections=text[1][row],
-            timestep=self.cache.sigmas[node] * 1000,
-        ).sample
+    @property
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.transformer.parameters())
 
-    def conditional(self, x: Tensor, node: Tensor, row: Tensor) -> Tensor:
-        """What a learner of ours runs: g · v_cond. The negative branch is detached, so it has no gradient."""
-        return GUIDANCE * self.predict(x, node, row, self.cond)
+    def checkpointing(self, on: bool) -> None:
+        """Recompute the blocks of the transformer, the decoder and the reward in the backward, or keep them all."""
+        for module in (self.transformer, self.scoring and self.scoring.vae):
+            if module is not None:
+                module.enable_gradient_checkpointing() if on else module.disable_gradient_checkpointing()
+        if self.scoring is not None:
+            tower = self.scoring.reward.tower
+            tower.gradient_checkpointing_enable() if on else tower.gradient_checkpointing_disable()
 
-    def guided(self, x: Tensor, node: Tensor, row: Tensor) -> Tensor:
-        """What a K-graph needs: the value of the guided velocity, so the negative forward too, without gradient."""
-        v = self.predict(x, node, row, self.cond)
-        with torch.no_grad():
-            negative = self.predict(x, node, row, self.negative)
-        return negative + GUIDANCE * (v - negative)
-
-
-def problem(k: int, rows: int = 2, method: str = "flowbp_sparse") -> Problem:
-    """A step of `method` with k active nodes on `rows` samples; everything is seeded."""
-    model = sd3_like()
-    generator = torch.Generator().manual_seed(1)
-
-    def text() -> tuple[Tensor, Tensor]:
-        return torch.randn(rows, WORDS, WIDTH, generator=generator), torch.randn(rows, WIDTH, generator=generator)
-
-    cond, negative = text(), text()
-    sigmas = static_shift(STEPS, 3.0)
-    empty = Cache(sigmas, torch.empty(0), torch.empty(0))
-    draft = Problem(model, cond, negative, empty, [], torch.empty(0), torch.empty(0))
-    path = rollout(draft.guided, torch.randn(rows, *LATENT, generator=generator), sigmas)
-    cache = Cache(sigmas, path.x, path.v)
-    plans = [METHODS[method](k=k).plan(sigmas, stream(0, "plan", 0))] * rows
-    pull = torch.randn(rows, 1, *LATENT, generator=generator) / rows
-    return Problem(model, cond, negative, cache, plans, gather_states(plans, cache), pull)
+    def hold_scoring(self, here: bool) -> None:
+        """Decoder and reward on the device, as a K-graph needs them, or in host memory, away from the learner's."""
+        if self.scoring is not None:
+            self.scoring.to(self.device if here else torch.device("cpu"))
 
 
-class SavedBytes:
-    """Bytes that live graphs hold for backward, and their peak (saved-tensor hooks; each storage counts once)."""
-
-    def __init__(self) -> None:
-        self.live = self.peak = 0
-        self.holders: dict[int, int] = {}
-
-    def measure(self, work: Callable[[], object]) -> int:
-        """The peak while `work` runs, parameters that graphs hold included."""
-        meter = self
-
-        class Box:
-            def __init__(self, tensor: Tensor) -> None:
-                self.tensor, self.key = tensor, tensor.untyped_storage().data_ptr()
-                if meter.holders.setdefault(self.key, 0) == 0:
-                    meter.live += tensor.untyped_storage().nbytes()
-                meter.holders[self.key] += 1
-                meter.peak = max(meter.peak, meter.live)
-
-            def __del__(self) -> None:
-                meter.holders[self.key] -= 1
-                if meter.holders[self.key] == 0:
-                    meter.live -= self.tensor.untyped_storage().nbytes()
-
-        with torch.autograd.graph.saved_tensors_hooks(Box, lambda box: box.tensor):
-            work()
-        return self.peak
+def build(size: Size, device: torch.device, dtype: torch.dtype, pixels: int) -> Models:
+    """Seeded random weights. Raises ValueError where the family cannot draw pixels × pixels."""
+    backbone = size.backbone()
+    backbone.latent_shape(pixels, pixels)
+    torch.manual_seed(0)
+    with made_on(device, dtype):
+        transformer = diffusers_class(backbone.transformer_class).from_config(backbone.transformer_config)
+    transformer.to(device, dtype).train()
+    scoring = None if size.vision is None else Scoring(size, backbone, device, dtype)
+    return Models(size, backbone, device, dtype, pixels, transformer, scoring)

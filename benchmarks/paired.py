@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 
-def cpu_seconds(work: Callable[[], object]) -> float:
-    """CPU time of this process, all threads, while `work` runs."""
-    started = time.process_time()
-    work()
-    return time.process_time() - started
-
-
 def paired(a: Callable[[], float], b: Callable[[], float], pairs: int) -> dict[str, Any]:
-    """Medians of `pairs` pairs of measurements, after one of each that does not count; `ratio` is a / b."""
-    a(), b()
+    """Medians of `pairs` pairs of measurements; `ratio` is a / b. Run both once before: the first does not count."""
     measured = []
     for turn in range(pairs):
         order = (a, b) if turn % 2 == 0 else (b, a)
@@ -31,3 +22,8 @@ def paired(a: Callable[[], float], b: Callable[[], float], pairs: int) -> dict[s
         "ratio": round(statistics.median(ratios), 4),
         "ratios": [round(r, 3) for r in ratios],
     }
+
+
+def alone(measure: Callable[[], float] | None, repeats: int) -> float | None:
+    """The median of one side where the other does not fit; None for the one that does not."""
+    return None if measure is None else round(statistics.median(measure() for _ in range(repeats)), 4)

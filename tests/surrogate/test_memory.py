@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.models import SavedBytes
+from benchmarks.meters import SavedBytes
 from flowbp_ray.streams import stream
 from flowbp_ray.surrogate import METHODS, endpoint, gather_states, sweep
 

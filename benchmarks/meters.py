@@ -1,0 +1,164 @@
+"""What a piece of work costs: bytes saved for backward, bytes allocated, seconds; and whether it fits at all."""
+
+from __future__ import annotations
+
+import gc
+import time
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+T = TypeVar("T")
+
+
+class SavedBytes:
+    """Bytes that live graphs hold for backward, and their peak (saved-tensor hooks; each storage counts once).
+
+    What a checkpointed block recomputes during the backward is not seen.
+    """
+
+    def __init__(self) -> None:
+        self.live = self.peak = 0
+        self.holders: dict[int, int] = {}
+
+    def measure(self, work: Callable[[], object]) -> int:
+        """The peak while `work` runs, parameters that graphs hold included."""
+        meter = self
+
+        class Box:
+            def __init__(self, tensor: Tensor) -> None:
+                self.tensor, self.key = tensor, tensor.untyped_storage().data_ptr()
+                if meter.holders.setdefault(self.key, 0) == 0:
+                    meter.live += tensor.untyped_storage().nbytes()
+                meter.holders[self.key] += 1
+                meter.peak = max(meter.peak, meter.live)
+
+            def __del__(self) -> None:
+                meter.holders[self.key] -= 1
+                if meter.holders[self.key] == 0:
+                    meter.live -= self.tensor.untyped_storage().nbytes()
+
+        with torch.autograd.graph.saved_tensors_hooks(Box, lambda box: box.tensor):
+            work()
+        return self.peak
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of all tensors alive, and their peak: what `torch.cuda.max_memory_allocated` says, on a CPU.
+
+    Every operator's outputs are counted while their storage lives, recomputed ones and gradients included; what an
+    operator needs only inside is not.
+    """
+
+    def __init__(self, held: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self.known: set[int] = set()
+        for tensor in held:
+            self.note(tensor)
+
+    def note(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self.known:
+            return
+        self.known.add(key)
+        weakref.finalize(storage, self.freed, key, size).atexit = False
+        self.live += size
+        self.peak = max(self.peak, self.live)
+
+    def freed(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.live -= size
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self.note(leaf)
+        return out
+
+    def measure(self, work: Callable[[], object]) -> int:
+        """The peak while `work` runs, what was held before included."""
+        with self:
+            work()
+        return self.peak
+
+
+def peak_bytes(work: Callable[[], object], device: torch.device, modules: Iterable[nn.Module]) -> int:
+    """The most bytes allocated while `work` runs, the modules' parameters and gradients included.
+
+    On CUDA everything that this process holds on the device counts; elsewhere `modules` and what `work` makes.
+    """
+    tidy(device)
+    if device.type != "cuda":
+        tensors = [t for m in modules for t in (*m.parameters(), *m.buffers())]
+        return LiveBytes([*tensors, *(t.grad for t in tensors if t.grad is not None)]).measure(work)
+    torch.cuda.reset_peak_memory_stats(device)
+    work()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device)
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Time on the device between CUDA events, or CPU time of this process, all threads."""
+    if device.type != "cuda":
+        started = time.process_time()
+        work()
+        return time.process_time() - started
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize(device)
+    start.record()
+    work()
+    end.record()
+    torch.cuda.synchronize(device)
+    return start.elapsed_time(end) / 1000.0
+
+
+def attempt(work: Callable[[], T], device: torch.device) -> T | None:
+    """What `work` returns, or None where memory does not suffice for it; any other error is raised."""
+    try:
+        return work()
+    except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator raises a plain one
+        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+    tidy(device)  # after the except clause, whose traceback holds the graph
+    return None
+
+
+def tidy(device: torch.device) -> None:
+    """Free what nobody refers to."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def gradients(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters' gradients, moved to host memory and dropped here: two sets need not fit on a device."""
+    found = {name: p.grad.cpu() for name, p in module.named_parameters() if p.grad is not None}
+    module.zero_grad(set_to_none=True)
+    return found
+
+
+def compare(module: nn.Module, reference: dict[str, Tensor]) -> dict[str, float]:
+    """The module's gradients against `reference`, one parameter at a time in fp64, then dropped.
+
+    Returns {"relative_l2": |g − r| / |r|, "cosine": g·r / (|g| |r|)}.
+    """
+    found = {name: p for name, p in module.named_parameters() if p.grad is not None}
+    assert found.keys() == reference.keys(), "gradients of different parameters"
+    difference = dot = g2 = r2 = 0.0
+    for name, p in found.items():
+        assert p.grad is not None
+        g, r = p.grad.double(), reference[name].to(p.device).double()
+        difference += float((g - r).square().sum())
+        dot, g2, r2 = dot + float((g * r).sum()), g2 + float(g.square().sum()), r2 + float(r.square().sum())
+        p.grad = None
+    return {"relative_l2": (difference / r2) ** 0.5, "cosine": dot / (g2 * r2) ** 0.5}
