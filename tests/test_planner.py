@@ -256,6 +256,17 @@ def test_zero_keeps_the_bytes_of_its_paper(stage: int, formula: float, folders: 
     assert config.learners.count == 8 and held == formula * sizes.transformer
 
 
+def test_an_offloaded_optimizer_leaves_12_bytes_a_trained_parameter_to_the_host(folders: Any) -> None:
+    """ZeRO-2 on 8 ranks: masters and two moments, each its eighth; weights and gradients stay on the GPU."""
+    sizes = memory.Sizes(8 * 10**9, 8 * 10**9, 0, {}, 0)
+    shared = ("sd35", folders("sd35")[1], "backbone.dtype=bfloat16", "learners.ema=null")
+    here, away = (memory.sharded(config_of(*shared, f"learners.offload={word}"), sizes) for word in ("false", "true"))
+    always = {place: sum(s.nbytes for s in away if s.place == place and not s.phase) for place in ("device", "host")}
+    assert always["host"] == 12 * 10**9
+    assert sum(always.values()) == sum(s.nbytes for s in here if not s.phase)
+    assert {s.name for s in away if s.place == "device" and s.phase == "optimizer"} == set()
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("extra", [[], ["learners.lora.rank=4"]], ids=["full", "lora"])
 def test_the_plain_engine_holds_what_is_planned(dtype: str, extra: list[str], folders: Any) -> None:
