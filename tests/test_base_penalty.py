@@ -15,7 +15,7 @@ from flowbp_ray.config import RunConfig
 from flowbp_ray.local import LocalLoop, encode
 from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport, Scored, StepReport, pack, pack_all, unpack
 from flowbp_ray.metrics import step_metrics
-from flowbp_ray.rollouts import run_item
+from flowbp_ray.rollouts import noise_of, run_item
 from flowbp_ray.sampling import Sampler
 from flowbp_ray.selection import Selection
 from tests.small import small_config
@@ -218,7 +218,7 @@ def test_a_base_velocity_that_is_not_finite_is_named_and_its_row_left_out(tmp_pa
         bad = (row == 1) & (node >= nodes[1])
         return torch.where(bad.view(-1, 1, 1, 1), torch.inf, x)
 
-    report, rollout, _ = run_item(item, still, sigmas, (8, 8, 8), torch.float32, base=base)
+    report, rollout, _ = run_item(item, still, sigmas, noise_of(item, (8, 8, 8)), base=base)
     [fault] = report.faults
     assert (fault.what, fault.sample, fault.node) == ("base velocity", item.samples[1], nodes[1])
     assert report.kept == (True, False)

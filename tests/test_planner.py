@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.models import SavedBytes, sd3_like
+from benchmarks.meters import SavedBytes
+from benchmarks.sizes import SIZES
 from flowbp_ray import backbones, loading, weights
 from flowbp_ray.backbones.guidance import full_velocity, trained_velocity
 from flowbp_ray.config import RunConfig
@@ -177,7 +179,7 @@ NODES = [
 @pytest.mark.parametrize(("name", "variant"), NODES)
 def test_activations_are_those_of_a_measured_node(name: str, variant: str, folders: Any, tmp_path: Path) -> None:
     if name == "14 M":
-        family, folder, module = "sd35", tmp_path, sd3_like()
+        family, folder, module = "sd35", tmp_path, SD3Transformer2DModel(**SIZES["sd3-14m"].transformer)
         shutil.copytree(folders("sd35")[1], folder, dirs_exist_ok=True)
         module.save_config(folder / "transformer")
     else:
