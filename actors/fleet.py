@@ -19,6 +19,7 @@ from actors.reward import RemoteReward
 from actors.sampler import RemoteSampler
 from flowbp_ray.backbones import distinct
 from flowbp_ray.config import PoolConfig, RunConfig
+from flowbp_ray.embedding_cache import cache_path
 from flowbp_ray.embeddings import Encoded
 from flowbp_ray.failure import RunFailed
 
@@ -45,19 +46,18 @@ class Fleet:
             raise
 
     def _start(self, config: RunConfig, prompts: list[str]) -> None:
+        timeout = config.cluster.stall_timeout
+        encoding = Encoding(config, prompts)
+        self.handles.append(encoding.actor)
+        self.embeddings = encoding.embeddings
+        if config.encoder.gpus:  # which the others may be waiting for
+            self.encoded = encoding.finish(timeout)
         self.gang = self._gang = Gang(config)
-        encoder = RemoteEncoder.options(**actor_options(config.encoder, restarts=0)).remote(config)
-        self.handles.append(encoder)
-        texts = distinct(prompts)
-        parts = [encoder.add.remote(texts[i : i + ENCODED_AT_ONCE]) for i in range(0, len(texts), ENCODED_AT_ONCE)]
-        whole, self.embeddings = encoder.table.options(num_returns=2).remote(prompts)
         samplers = self._pool("sampler", "samplers", RemoteSampler, config.samplers)
         scorers = self._pool("reward server", "rewards", RemoteReward, config.rewards)
         built = self.gang.launch(self.embeddings)
-        timeout = config.cluster.stall_timeout
-        self.encoded = [_get(part, "the encoder", timeout) for part in parts][-1]
-        _get(whole, "the encoder", timeout)
-        ray.kill(encoder)
+        if not config.encoder.gpus:  # they were starting meanwhile
+            self.encoded = encoding.finish(timeout)
         for what, refs in (
             ("the learners", built),
             ("the samplers", [h.ready.remote() for h in samplers.handles]),
@@ -68,7 +68,7 @@ class Fleet:
         self.pipeline = Pipeline(samplers, scorers, [self.embeddings], prompts, config.cluster.tries, timeout)
 
     def _pool(self, name: str, key: str, remote: Any, pool: PoolConfig) -> Pool:
-        group = place(pool, f"{name}s", key)
+        group = place(pool, f"{name}s", key, self.config.cluster.placement_timeout)
         self.groups.append(group)
         handles = [
             remote.options(**actor_options(pool, RESTARTS, group, i)).remote(self.config) for i in range(pool.count)
@@ -97,6 +97,28 @@ class Fleet:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+class Encoding:
+    """The encoder's process at work: a part of the prompts after the other, then the table of all of them."""
+
+    def __init__(self, config: RunConfig, prompts: list[str]) -> None:
+        encoder, texts = config.encoder, distinct(prompts)
+        folder = cache_path(encoder.cache)  # which this process's environment may name: the encoder's need not
+        here = encoder.model_copy(update={"cache": folder and str(folder)})
+        self.actor = RemoteEncoder.options(**actor_options(encoder, restarts=0)).remote(
+            config.model_copy(update={"encoder": here})
+        )
+        parts = range(0, len(texts), ENCODED_AT_ONCE)
+        self.parts = [self.actor.add.remote(texts[i : i + ENCODED_AT_ONCE]) for i in parts]
+        self.whole, self.embeddings = self.actor.table.options(num_returns=2).remote(prompts)
+
+    def finish(self, timeout: float) -> Encoded:
+        """Wait for each part, at most `timeout` seconds, and end the process."""
+        encoded: Encoded = [_get(part, "the encoder", timeout) for part in self.parts][-1]
+        _get(self.whole, "the encoder", timeout)
+        ray.kill(self.actor)
+        return encoded
 
 
 def _get(ref: Any, what: str, timeout: float) -> Any:

@@ -31,7 +31,7 @@ class Gang:
         self.config = config
         self.ranks: list[Any] = []
         self.timeout = config.cluster.stall_timeout
-        self.group = place(config.learners, "learners", "learners")
+        self.group = place(config.learners, "learners", "learners", config.cluster.placement_timeout)
 
     def launch(self, embeddings: Any) -> list[Any]:
         """Start the processes; returns what to wait for. Rank 0 names the rendezvous before the others join it."""

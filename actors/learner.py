@@ -33,7 +33,7 @@ class LearnerActor:
         if config.learners.engine == "deepspeed":
             from flowbp_ray.zero import init_gang
 
-            init_gang(rank, config.learners.count, address, port, config.cluster.stall_timeout)
+            init_gang(rank, config.learners, address, port, config.cluster.stall_timeout)
         self.learner = Learner(config, embeddings.unpack(), rank)
         return True
 

@@ -10,25 +10,25 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from flowbp_ray.config import PoolConfig
 from flowbp_ray.failure import RunFailed
 
-TIMEOUT = 30.0
 
-
-def place(pool: PoolConfig, name: str, key: str) -> Any:
+def place(pool: PoolConfig, name: str, key: str, timeout: float) -> Any:
     """A placement group with one bundle per actor of `pool`, close together where possible; None if they need nothing.
 
-    Raises RunFailed where it cannot be placed within 30 s. key: the pool's section of the configuration.
+    Raises RunFailed where it cannot be placed within `timeout` seconds, in which a cluster that can grow may do so.
+    key: the pool's section of the configuration.
     """
     bundle = {kind: amount for kind, amount in (("CPU", pool.cpus), ("GPU", pool.gpus)) if amount}
     if not bundle:
         return None
     group = placement_group([bundle] * pool.count, strategy="PACK")
-    if not ray.wait([group.ready()], timeout=TIMEOUT)[0]:
+    if not ray.wait([group.ready()], timeout=timeout)[0]:
         remove_placement_group(group)
         there, free = _resources(ray.cluster_resources()), _resources(ray.available_resources())
         needs = " and ".join(f"{amount:g} {kind}" for kind, amount in bundle.items())
         raise RunFailed(
-            f"{pool.count} {name} with {needs} each cannot be placed within {TIMEOUT:.0f} s; the cluster has {there} "
-            f"({free} free); write a smaller {key}.count, {key}.cpus or {key}.gpus"
+            f"{pool.count} {name} with {needs} each cannot be placed within {timeout:g} s; the cluster has {there} "
+            f"({free} free); write a smaller {key}.count, {key}.cpus or {key}.gpus, or a longer "
+            "cluster.placement_timeout where the cluster grows on demand"
         )
     return group
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Any, Literal
 
 import yaml
@@ -57,9 +58,14 @@ def base_name(backbone: Backbone) -> str:
     if backbone.path is None:
         return f"flowbp_ray-{backbone.name}"
     folder = backbone.base_folder.resolve()
+    return _hub_name(folder) or folder.name
+
+
+def _hub_name(folder: Path) -> str | None:
+    """organisation/model of a folder in the hub's cache."""
     if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
         return folder.parent.parent.name.removeprefix("models--").replace("--", "/")
-    return folder.name
+    return None
 
 
 def _code(config: RunConfig, backbone: Backbone, kind: Kind) -> str:
@@ -67,7 +73,8 @@ def _code(config: RunConfig, backbone: Backbone, kind: Kind) -> str:
     model, pipeline, transformer = config.backbone, backbone.pipeline_class, backbone.transformer_class
     dtype = f"torch_dtype={model.torch_dtype}"
     parts = "".join(f"{name}=None, " for name in backbone.absent) + dtype
-    base = f"base = {backbone.base_folder.resolve().as_posix()!r}  # what was trained from"
+    folder = backbone.base_folder.resolve()
+    base = f"base = {_hub_name(folder) or folder.as_posix()!r}  # what was trained from"
     drawing = backbone.example(PROMPT, model.num_steps, model.height, model.width, model.guidance)
     if kind == "lora":
         imported = pipeline
@@ -130,6 +137,8 @@ def _training(run: Run, backbone: Backbone, step: int, average: bool) -> dict[st
     terms = [f"{t.name} (weight {t.weight:g}, clip {t.clip:g}, scale {t.scale:g})" for t in config.rewards.terms]
     changed = f"; {idle} of them changed nothing" if idle else ""
     averaged = f"their average (decay {learners.ema.decay:g})" if average and learners.ema else "as trained"
+    jitter, penalty, limit = config.rewards.jitter, learners.base_penalty, config.drift.max
+    aged = "drift not limited" if limit is None else f"samples of drift above {limit:g} masked"
     branch = "detached" if model.detach_negative else "differentiated"
     return {
         "base": f"{base_name(backbone)}, family `{backbone.name}`",
@@ -141,9 +150,12 @@ def _training(run: Run, backbone: Backbone, step: int, average: bool) -> dict[st
         "method": _method(config.method),
         "method as a value": f"`{config.surrogate()}`",
         "rewards": "; ".join(terms),
+        "jitter of what they saw": f"noise up to {jitter.noise:g}, shifts up to {jitter.shift} pixels",
+        "distance to the base": "not penalised" if penalty is None else f"penalised with weight {penalty.weight:g}",
         "measured only": ", ".join(config.rewards.monitors) or "nothing",
-        "sampling": f"{model.height}x{model.width} pixels, {model.num_steps} steps, guidance {model.guidance:g}, "
-        f"staleness {config.staleness}",
+        "sampling": f"{model.height}x{model.width} pixels, {model.num_steps} steps, sigmas {model.sigmas}, guidance "
+        f"{model.guidance:g}",
+        "staleness": f"{config.staleness}; {aged}",
         "negative branch": "none" if backbone.embedded_guidance or model.guidance == 1 else branch,
         "optimizer": f"AdamW, learning rate {optimizer.lr:g}, betas {optimizer.betas[0]:g} and {optimizer.betas[1]:g}, "
         f"weight decay {optimizer.weight_decay:g}, gradient norm at most {optimizer.max_grad_norm:g}",

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from flowbp_ray import backbones
 from flowbp_ray.backbones import Backbone
-from flowbp_ray.consistency import check_batch, check_engine
+from flowbp_ray.consistency import check_together
 from flowbp_ray.rollouts import BatchShape
 from flowbp_ray.spelling import build_method
 from flowbp_ray.surrogate import Method
@@ -40,7 +40,6 @@ class BackboneConfig(Strict):
     guidance: float = Field(1.0, ge=1.0)
     detach_negative: bool = True
     dtype: Literal["float32", "bfloat16"] = "float32"
-
     sigmas: Literal["pipeline", "even"] = "pipeline"
 
     def open(self) -> Backbone:
@@ -239,13 +238,15 @@ class TrackingConfig(Strict):
 class ClusterConfig(Strict):
     """address: local starts a private Ray; auto joins a running one (what a submitted job does by itself).
 
-    tries: of an item before the run stops, and of the learner gang without a step in between. deterministic: only
-    deterministic GPU kernels (slower; CPUs are deterministic anyway).
+    tries: of an item before the run stops, and of the learner gang without a step in between. stall_timeout: seconds
+    without an answer. placement_timeout: seconds to find room for a pool, or for the cluster to grow. deterministic:
+    only deterministic GPU kernels (slower; CPUs are deterministic anyway).
     """
 
     address: str = "local"
     tries: int = Field(3, ge=1)
     stall_timeout: float = Field(600.0, gt=0)
+    placement_timeout: float = Field(30.0, gt=0)
     deterministic: bool = False
 
 
@@ -286,8 +287,7 @@ class RunConfig(Strict):
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
         build_method(self.method).check(self.backbone.num_steps)
-        check_batch(self)
-        check_engine(self)
+        check_together(self)
         return self
 
     def surrogate(self) -> Method:

@@ -8,7 +8,14 @@ if TYPE_CHECKING:
     from flowbp_ray.config import RunConfig
 
 
-def check_batch(config: RunConfig) -> None:
+def check_together(config: RunConfig) -> None:
+    """Raises ValueError for numbers that are good each by itself and not together."""
+    _check_batch(config)
+    _check_engine(config)
+    _check_gpus(config)
+
+
+def _check_batch(config: RunConfig) -> None:
     """What must divide what; the message says which number to write."""
     data, learners = config.data, config.learners
     batch, ranks, size = data.shape.batch, learners.count, data.rollout_batch
@@ -33,7 +40,21 @@ def check_batch(config: RunConfig) -> None:
         )
 
 
-def check_engine(config: RunConfig) -> None:
+def _check_gpus(config: RunConfig) -> None:
+    """What Ray and NCCL can give out: whole GPUs, or a part of one."""
+    pools = {"encoder": config.encoder, "samplers": config.samplers, "rewards": config.rewards}
+    for name, pool in (pools | {"learners": config.learners}).items():
+        if pool.gpus > 1 and not float(pool.gpus).is_integer():
+            raise ValueError(f"{name}.gpus={pool.gpus:g}: above 1 it must be a whole number; write {int(pool.gpus)}")
+    learners = config.learners
+    if 0 < learners.gpus < 1 and learners.count > 1:
+        raise ValueError(
+            f"learners.gpus={learners.gpus:g} could put two ranks on one GPU, where NCCL cannot connect them; "
+            "write learners.gpus=1, or learners.count=1"
+        )
+
+
+def _check_engine(config: RunConfig) -> None:
     """What the engine cannot do, and staleness without its meter."""
     learners = config.learners
     if learners.engine == "deepspeed" and learners.zero == 0 and config.backbone.dtype != "float32":

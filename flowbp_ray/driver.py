@@ -143,7 +143,7 @@ class Loop:
             self.progress.resumed(step)
         self.published[step] = self.fleet.gang.publish(self.version(step))
         if not saved:
-            self.evaluate(0)
+            self.stop_or_warn(self.evaluate(0))
 
     def version(self, step: int, ema: bool = False) -> Version:
         return Version(self.incarnation, step, ema)
@@ -228,31 +228,32 @@ class Loop:
             raise RunFailed(f"{SKIPS} steps in a row changed nothing, the last was step {step}; see log.txt for why")
 
     def after_step(self, done: int) -> None:
-        """Evaluate and save where it is time to; leave where somebody asked to."""
+        """Evaluate and save where it is time to; leave where somebody asked to, or an evaluation is not finite."""
         config, last = self.config, done == self.config.steps
         every = config.evaluation.every
-        if last or (every and done % every == 0):
-            self.evaluate(done)
+        faults = self.evaluate(done) if last or (every and done % every == 0) else []
         asked = self.interrupts.asked and not last
-        if last or asked or (config.checkpoint.every and done % config.checkpoint.every == 0):
-            self.save(done)
+        stops = bool(faults) and config.nonfinite == "stop"
+        if last or asked or stops or (config.checkpoint.every and done % config.checkpoint.every == 0):
+            self.save(done)  # before it stops: the weights are not to blame for a score
+        self.stop_or_warn(faults)
         if asked:
             self.log.info("stopped on request after step %d", done)
             again = f"name={self.run.folder.name} resume=auto goes on from there"
             raise Interrupted(f"stopped after step {done}, saved in {self.run.folder}; {again}")
 
-    def evaluate(self, step: int) -> None:
-        """Held-out prompts with the weights of `step`, or their average where one is kept."""
+    def evaluate(self, step: int) -> list[str]:
+        """Held-out prompts with the weights of `step`, or their average; returns the scores that are not finite."""
         if not self.evaluator.held_out:
-            return
+            return []
         self.progress.phase("evaluating")
         ema = self.config.learners.ema is not None
         published = self.fleet.gang.publish(self.version(step, True)) if ema else self.published[step]
         results = self.evaluator.evaluate(published.version, self.drawing(published))
-        self.stop_or_warn(self.evaluator.faults)
         for guidance, result in results.items():
             self.tracker.log(step, "evaluation", {"guidance": guidance, **flat(result)})
         self.progress.evaluation(step, results)
+        return self.evaluator.faults
 
     def drawing(self, published: Published) -> Callable[[list[Item]], list[Evaluated]]:
         """Items of an evaluation through samplers and reward servers."""

@@ -5,8 +5,8 @@
     <cache>/files/                             digests of large files, by path, size, inode and times
 
 <encoder> is the sha256 over all that decides the bits: the contents of every file of the encoders and tokenizers (not
-their path), the family's settings, the threads, and the versions of the libraries that compute. <prompt> is the sha256
-of the prompt. Files get their name once they are written, so that runs can fill one cache at the same time.
+their path), the family's settings, the threads, the device, and the versions of the libraries that compute. <prompt>
+is the sha256 of the prompt. Files get their name once they are written, so that runs can fill one cache together.
 """
 
 from __future__ import annotations
@@ -36,17 +36,19 @@ log = logging.getLogger(__name__)
 
 def cache_folder(cache: str | None) -> Path | None:
     """The folder that `encoder.cache` means, made; None for no cache. Raises ValueError where it cannot be made."""
-    if cache is None:
-        return None
-    folder = _default() if cache == "auto" else Path(cache)
+    folder = cache_path(cache)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(_unusable(folder, error)) from error
     return folder
 
 
-def _default() -> Path:
+def cache_path(cache: str | None) -> Path | None:
+    """Where the cache is: for `auto` that is what this process's environment says."""
+    if cache != "auto":
+        return None if cache is None else Path(cache)
     own = os.environ.get("FLOWBP_RAY_CACHE")
     shared = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return (Path(own) if own else Path(shared) / "flowbp_ray") / "embeddings"
@@ -151,7 +153,7 @@ def _statement(prompt: str, tensors: Conditioning) -> dict[str, str]:
     return {"prompt": prompt, "sha256": digest(tensors)}
 
 
-def _unusable(folder: Path, error: Exception) -> str:
+def _unusable(folder: Path | None, error: Exception) -> str:
     return (
         f"the embedding cache {folder} cannot be written ({error}); write another encoder.cache, or encoder.cache=null"
     )

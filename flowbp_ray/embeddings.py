@@ -47,7 +47,7 @@ class Encoder:
         model, self.threads, self.device = config.backbone, config.encoder.threads, config.encoder.device
         self.backbone = model.open()
         root = cache_folder(config.encoder.cache)
-        self.cache = None if root is None else EmbeddingCache(root, self.backbone, self.threads, self.device)
+        self.cache = None if root is None else EmbeddingCache(root, self.backbone, self.threads, _computes_on(config))
         self.loaded: Encode | None = None
         self.found = self.encoded = self.nbytes = 0
 
@@ -84,10 +84,15 @@ def encode(config: RunConfig, texts: Sequence[str]) -> Embeddings:
 def fill(config: RunConfig, texts: Sequence[str], advance: Callable[[int, int], None] | None = None) -> Encoded:
     """Bring the empty prompt and `texts` into the cache, and keep none of them in memory.
 
-    advance: called after every text with how many are done, and of how many. Raises ValueError without a cache.
+    advance: called after every text with how many are done, and of how many. Raises ValueError without a cache, or
+    without the GPU that the run encodes on: its embeddings would be others.
     """
     if config.encoder.cache is None:
         raise ValueError("encoder.cache is null, so there is nothing to fill; write encoder.cache=auto, or a folder")
+    if config.encoder.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"encoder.gpus={config.encoder.gpus:g}, but there is no GPU here; write encoder.gpus=0, in the run as well"
+        )
     encoder, wanted = Encoder(config), distinct(texts)
     for done, text in enumerate(wanted, 1):
         encoder(text)
@@ -113,6 +118,13 @@ class PackedEmbeddings:
     @property
     def nbytes(self) -> int:
         return sum(packed.nbytes for packed in self.tensors.values())
+
+
+def _computes_on(config: RunConfig) -> str:
+    """What decides the bits beside the threads: CPUs, or which GPU with which kernels."""
+    if config.encoder.device == "cpu":
+        return "cpu"
+    return torch.cuda.get_device_name() + (", deterministic" if config.cluster.deterministic else "")
 
 
 @contextlib.contextmanager

@@ -15,9 +15,9 @@ Z = 1.959963984540054  # two-sided 95 %
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over `count` pictures with its 95 % interval, which a single picture does not have."""
+    """A mean over `count` pictures with its 95 % interval, which a single picture does not have; of none, no mean."""
 
-    mean: float
+    mean: float | None
     low: float | None
     high: float | None
     count: int
@@ -47,6 +47,8 @@ class Evaluation:
 def estimate(values: np.ndarray) -> Estimate:
     """Mean and 95 % interval of the finite ones: Wilson's for zeros and ones (1927), the normal one otherwise."""
     values = values[np.isfinite(values)]
+    if not len(values):
+        return Estimate(None, None, None, 0)
     n, mean = len(values), float(np.mean(values))
     if set(np.unique(values)) <= {0.0, 1.0}:
         centre = (mean + Z * Z / (2 * n)) / (1 + Z * Z / n)
@@ -73,15 +75,21 @@ def measure(
     images: np.ndarray,  # [n, H, W, 3] uint8
     records: Sequence[PromptRecord],
     scores: Mapping[str, Sequence[float]],
+    drawn: np.ndarray,
 ) -> Evaluation:
-    """Collect the scores, and ask the exact verifier where the prompts carry claims (the shapes domain)."""
+    """Collect the scores, and ask the exact verifier where the prompts carry claims (the shapes domain).
+
+    drawn [n] bool: which pictures are one, their latents being finite; the verifier has no answer for the others.
+    """
     values = {name: np.asarray(v, float) for name, v in scores.items()}
     scalars: dict[str, float] = {}
     if all("claim" in r.extra for r in records):
         from flowbp_ray.shapes import Prompt, colour_entropy, verify
 
         prompts = [Prompt.from_json({"prompt": r.text, **r.extra}) for r in records]
-        values["verifier"] = np.array([verify(i, p) for i, p in zip(images, prompts, strict=True)], float)
-        scalars["colour_entropy_bits"] = float(colour_entropy(images, prompts))
+        answers = np.array([verify(i, p) for i, p in zip(images, prompts, strict=True)], float)
+        values["verifier"] = np.where(drawn, answers, np.nan)
+        seen = [p for p, there in zip(prompts, drawn, strict=True) if there]
+        scalars["colour_entropy_bits"] = float(colour_entropy(images[drawn], seen))
     skills = tuple(str(r.extra.get("skill", "")) for r in records)
     return Evaluation(values, scalars, skills)

@@ -8,7 +8,6 @@ import numpy as np
 
 from flowbp_ray.config import RunConfig
 from flowbp_ray.evaluate import Evaluation, measure
-from flowbp_ray.failure import RunFailed
 from flowbp_ray.messages import Evaluated, Fault, Item, Version
 from flowbp_ray.prompts import PromptRecord
 from flowbp_ray.report import grid
@@ -39,22 +38,24 @@ class Evaluator:
             parts = draw(self._items(version, guidance))
             images = np.concatenate([part.images for part in parts])
             scores = {name: [v for part in parts for v in part.scores[name]] for name in parts[0].scores}
-            self._check(scores, step)
-            results[guidance] = measure(images, self.held_out, scores)
+            self.faults += self._faults(scores, step, guidance)
+            drawn = np.array([there for part in parts for there in part.drawn])
+            results[guidance] = measure(images, self.held_out, scores, drawn)
             self._pictures(images, step, guidance)
         self.results[step] = results
         return results
 
-    def _check(self, scores: dict[str, list[float]], step: int) -> None:
-        """Collect the faults. Raises RunFailed where a reward has no finite score at all."""
-        texts = [record.text for record in self.held_out]
+    def _faults(self, scores: dict[str, list[float]], step: int, guidance: float) -> list[str]:
+        """The scores that are not finite, one line each; a reward without any finite one in one line."""
+        texts, found = [record.text for record in self.held_out], []
         for name, values in scores.items():
             bad = [i for i, value in enumerate(values) if not np.isfinite(value)]
             if len(bad) == len(values):
-                raise RunFailed(f"no score of {name} in the evaluation after step {step} is finite")
-            self.faults += [
-                f"in the evaluation: {Fault('score', step, i, i, reward=name).describe(texts)}" for i in bad
-            ]
+                found.append(f"no score of {name} is finite in the evaluation at guidance {guidance:g} of step {step}")
+                continue
+            described = [Fault("score", step, i, i, reward=name).describe(texts) for i in bad]
+            found += [f"in the evaluation at guidance {guidance:g}: {line}" for line in described]
+        return found
 
     def _items(self, version: Version, guidance: float) -> list[Item]:
         """Items over the held-out prompts; the noise is the same at every step."""
@@ -119,6 +120,6 @@ class Evaluator:
             self.results.setdefault(step, {})[guidance] = Evaluation(values, scalars, skills)
 
 
-def flat(evaluation: Evaluation) -> dict[str, float]:
-    """Means and scalars of an evaluation by name."""
+def flat(evaluation: Evaluation) -> dict[str, float | None]:
+    """Means and scalars of an evaluation by name; None where nothing was finite."""
     return {name: e.mean for name, e in evaluation.estimates().items()} | dict(evaluation.scalars)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from flowbp_ray.card import Kind, card
 from flowbp_ray.config import RunConfig
 from flowbp_ray.loading import ConfigError
 from flowbp_ray.run import Run
-from flowbp_ray.sampling import Sampler
+from flowbp_ray.sampling import Sampler, alone
 
 
 @dataclass(frozen=True)
@@ -44,16 +45,19 @@ def export(run: Run, to: Path, step: int | None = None, average: bool = False, m
     used, tensors = run.checkpoints.weights(step, average)
     if average and not run.checkpoints.has_average(used):
         raise ConfigError(f"{run.folder} keeps no average; leave out --ema, or train with learners.ema.decay=0.999")
-    sampler = Sampler(config)
+    sampler = Sampler(alone(config))
     weights.install(sampler.transformer, tensors)
-    partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    _save(sampler.transformer, sampler.backbone, kind, partial)
-    shutil.copyfile(run.folder / "config.yaml", partial / "flowbp_ray.yaml")
-    text = card(run, sampler.backbone, kind, used, average, weights.digest(tensors))
-    (partial / "README.md").write_text(text, encoding="utf-8")
-    partial.rename(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    try:
+        _save(sampler.transformer, sampler.backbone, kind, partial)
+        shutil.copyfile(run.folder / "config.yaml", partial / "flowbp_ray.yaml")
+        text = card(run, sampler.backbone, kind, used, average, weights.digest(tensors))
+        (partial / "README.md").write_text(text, encoding="utf-8")
+        partial.chmod(0o755)  # a temporary folder is its owner's alone
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return Exported(used, kind)
 
 
@@ -71,9 +75,22 @@ def _save(transformer: Any, backbone: Backbone, kind: Kind, folder: Path) -> Non
         _save_adapters(transformer, backbone, folder)
         return
     if kind == "merged":
-        transformer.fuse_lora()
-        transformer.unload_lora()
+        _merge(transformer)
     transformer.save_pretrained(folder / "transformer")
+
+
+def _merge(transformer: Any) -> None:
+    """Add the adapters into the weights in fp32, and round once to what each weight was."""
+    before = {name.replace(".base_layer", ""): tensor.dtype for name, tensor in _tensors(transformer)}
+    transformer.float()
+    transformer.fuse_lora()
+    transformer.unload_lora()
+    for name, tensor in _tensors(transformer):
+        tensor.data = tensor.data.to(before[name])
+
+
+def _tensors(module: Any) -> list[tuple[str, Any]]:
+    return [*module.named_parameters(), *module.named_buffers()]
 
 
 def _save_adapters(transformer: Any, backbone: Backbone, folder: Path) -> None:

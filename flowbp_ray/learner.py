@@ -77,7 +77,7 @@ class Learner:
         norm = self.engine.step(lr)
         faults = tuple(watch.faults)
         if not math.isfinite(norm) and not faults:
-            faults = self._bad_gradients(items, states, pull)
+            faults = self._bad_gradients(items, states, pull, self._penalty(plans, base, scale))
         ended = time.perf_counter()
         return StepReport(
             step=step,
@@ -135,7 +135,13 @@ class Learner:
             return None
         return base_penalty(plans, base, settings.weight * scale / self.config.data.shape.batch)
 
-    def _bad_gradients(self, items: Sequence[Item], states: Tensor, pull: Tensor) -> tuple[Fault, ...]:
+    def _bad_gradients(
+        self,
+        items: Sequence[Item],
+        states: Tensor,
+        pull: Tensor,
+        penalty: Callable[[Tensor, Tensor], Tensor] | None,
+    ) -> tuple[Fault, ...]:
         """After a norm that is not finite: which samples' gradients are to blame, one at a time. Nothing is kept."""
         if self.config.learners.engine == "deepspeed" and self.config.learners.zero == 3:
             return ()  # the parameters are apart; the driver names the step
@@ -145,7 +151,10 @@ class Learner:
         for place, (b, node) in enumerate(watch.places):
             at = [torch.tensor([i], device=states.device) for i in (node, b)]
             v = velocity(states[place : place + 1], *at)
-            found = torch.autograd.grad((v.float() * pull[b].sum(0)).sum(), parameters, allow_unused=True)
+            cotangent = pull[b].sum(0)
+            if penalty is not None:
+                cotangent = cotangent + penalty(torch.tensor([place], device=states.device), v.detach())[0]
+            found = torch.autograd.grad((v.float() * cotangent).sum(), parameters, allow_unused=True)
             norm = torch.nn.utils.get_total_norm([g for g in found if g is not None])
             if not torch.isfinite(norm):  # the norm's squares may overflow where the values do not
                 bad.setdefault((b, node), watch.fault("gradient", b, node))

@@ -16,7 +16,7 @@ from flowbp_ray.learner import Learner
 from flowbp_ray.messages import Item, RolloutReport, Scored, StepReport, Version, pack_all, unpack
 from flowbp_ray.rollouts import items_of_step
 from flowbp_ray.run import Run
-from flowbp_ray.sampling import Sampler
+from flowbp_ray.sampling import Sampler, alone
 from flowbp_ray.scoring import Scorer
 from flowbp_ray.selection import select
 
@@ -77,10 +77,9 @@ def draw(
     run: Run, texts: Sequence[str], step: int | None, guidance: float | None, seed: int
 ) -> tuple[int, list[np.ndarray]]:
     """Pictures [H, W, 3] uint8 of prompts with a run's checkpoint; also says which step's."""
-    config = run.config()
+    config = alone(run.config())
     used, tensors = run.checkpoints.weights(step, average=True)
-    unpenalised = config.learners.model_copy(update={"base_penalty": None})  # pictures need no copy of the base
-    sampler = Sampler(config.model_copy(update={"learners": unpenalised}), encode(config, texts))
+    sampler = Sampler(config, encode(config, texts))
     weights.install(sampler.transformer, tensors)
     sampler.version = Version(0, used)
     item = Item(

@@ -121,8 +121,9 @@ class RolloutReport:
     """The small part of a rollout, read by the driver. omega, residuals and kept have one entry per row.
 
     fingerprint: of the weights that the sampler held (see `fingerprint`). A row with a fault is not kept.
-    Bytes are of what travels: the item itself (pickled), its states, the drift meter's velocities, its targets; and of
-    what reached the sampler since its last report: weights, and embeddings, which come once and never with an item.
+    Bytes are of what travels: the item itself (pickled), its states, the drift meter's velocities, the base's, its
+    targets; and of what reached the sampler since its last report: weights, and embeddings, which come once and never
+    with an item.
     """
 
     step: int
@@ -134,6 +135,7 @@ class RolloutReport:
     item_bytes: int
     state_bytes: int
     velocity_bytes: int
+    base_bytes: int
     target_bytes: int
     seconds: float
     load_seconds: float
@@ -162,10 +164,14 @@ class Scored:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Held-out scores (name -> one float per row) and pictures [rows, H, W, 3] uint8 of an evaluation item."""
+    """Held-out scores (name -> one float per row) and pictures [rows, H, W, 3] uint8 of an evaluation item.
+
+    drawn: per row whether its latent was finite; where not, the scores are NaN and the picture shows nothing.
+    """
 
     index: int
     scores: Mapping[str, tuple[float, ...]]
+    drawn: tuple[bool, ...]
     images: np.ndarray
     seconds: float
 

@@ -71,14 +71,15 @@ def travel(reports: Sequence[RolloutReport], scored: Sequence[Scored]) -> dict[s
     """Bytes that travelled in a step, read off the messages.
 
     Per image, what goes with the items: the item (to the sampler, to the reward server, and in the rollout to the
-    learner), states, the drift meter's velocities, targets and cotangents; `travel_bytes_per_image` is their sum. Per
-    step, what does not grow with the images: weights that samplers loaded, and embeddings that reached them.
+    learner), states, the drift meter's velocities, the base's, targets, cotangents; `travel_bytes_per_image` is their
+    sum. Per step, what does not grow with the images: weights that samplers loaded, and embeddings that reached them.
     """
     rows = sum(len(r.omega) for r in reports)
     per_image = {
         "item": sum(3 * r.item_bytes for r in reports) / rows,
         "state": sum(r.state_bytes for r in reports) / rows,
         "velocity": sum(r.velocity_bytes for r in reports) / rows,
+        "base": sum(r.base_bytes for r in reports) / rows,
         "target": sum(r.target_bytes for r in reports) / rows,
         "cotangent": sum(s.cotangent_bytes for s in scored) / rows,
     }

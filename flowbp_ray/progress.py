@@ -14,6 +14,7 @@ from rich.progress import Progress as Bar
 
 from flowbp_ray.config import RunConfig
 from flowbp_ray.evaluate import Evaluation
+from flowbp_ray.report import NONE
 
 EVERY = 10  # steps between plain lines
 
@@ -82,7 +83,8 @@ class Progress:
 
     def evaluation(self, step: int, results: Mapping[float, Evaluation]) -> None:
         for guidance, evaluation in results.items():
-            parts = [f"{name} {e.mean:.3f}" for name, e in evaluation.estimates().items() if "/" not in name]
+            means = {name: e.mean for name, e in evaluation.estimates().items() if "/" not in name}
+            parts = [f"{name} {NONE if mean is None else format(mean, '.3f')}" for name, mean in means.items()]
             self.console.print(f"after step {step}, guidance {guidance:g}: {', '.join(parts)}")
 
     def end(self) -> None:

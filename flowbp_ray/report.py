@@ -16,6 +16,7 @@ from flowbp_ray.config import RunConfig
 from flowbp_ray.evaluate import Evaluation, paired
 from flowbp_ray.run import Run
 
+NONE = "none finite"
 Evaluations = Mapping[int, Mapping[float, Evaluation]]
 
 
@@ -126,16 +127,22 @@ def rows(part: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
             result.append((name.replace("_", " "), f"{before:.2f}", f"{after:.2f}", f"{after - before:+.2f}"))
             continue
         form = _percent if name.startswith("verifier") else _plain
-        delta = form(change, sign=True) if change else form({"mean": after["mean"] - before["mean"]}, sign=True)
-        result.append((name, form(before), form(after), delta))
+        if change is None:
+            both = None not in (before["mean"], after["mean"])
+            change = {"mean": after["mean"] - before["mean"] if both else None}
+        result.append((name, form(before), form(after), form(change, sign=True)))
     return result
 
 
 def _percent(e: Mapping[str, Any], sign: bool = False) -> str:
+    if e["mean"] is None:
+        return NONE
     mean = f"{100 * e['mean']:+.1f}" if sign else f"{100 * e['mean']:.1f} %"
     return mean + (f" [{100 * e['low']:.1f}, {100 * e['high']:.1f}]" if e.get("low") is not None else "")
 
 
 def _plain(e: Mapping[str, Any], sign: bool = False) -> str:
+    if e["mean"] is None:
+        return NONE
     mean = f"{e['mean']:+.4f}" if sign else f"{e['mean']:.4f}"
     return mean + (f" [{e['low']:.4f}, {e['high']:.4f}]" if e.get("low") is not None else "")

@@ -117,8 +117,8 @@ def run_item(
         cache = _without(cache, _bad(item, faults))
     kept_states, near = gather_states(item.plans, cache), None
     if base is not None:
-        near, odd = _at_states(item, base, kept_states, noise.device)
-        faults += odd
+        values, odd = _at_states(item, base, kept_states, noise.device)
+        near, faults = pack(values), faults + odd
     bad, states = _bad(item, faults), pack(kept_states)
     target = pack(targets(item.plans, cache))
     meter = None if compared is None else pack(gather_velocities(item.plans, _compared(cache, compared)))
@@ -134,12 +134,13 @@ def run_item(
         item_bytes=len(pickle.dumps(item, pickle.HIGHEST_PROTOCOL)),
         state_bytes=states.nbytes,
         velocity_bytes=0 if meter is None else meter.nbytes,
+        base_bytes=0 if near is None else near.nbytes,
         target_bytes=target.nbytes,
         seconds=time.perf_counter() - started,
         load_seconds=0.0,
         faults=faults,
     )
-    return report, Rollout(item, states, meter, None if near is None else pack(near)), target
+    return report, Rollout(item, states, meter, near), target
 
 
 def finish_item(velocity: VelocityFn, sigmas: Tensor, noise: Tensor) -> Packed:

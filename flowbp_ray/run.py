@@ -15,8 +15,8 @@ from flowbp_ray.config import RunConfig
 from flowbp_ray.loading import ConfigError, dump, load
 
 # What may differ between a run and its continuation: where and with how many processes, not what is computed. (Torch
-# gives the same bits for one and for several threads only where its kernels do.)
-FREE = {"output", "resume", "cluster", "samplers", "tracking", "checkpoint", "encoder"}
+# gives the same bits for one and for several threads only where its kernels do.) On a CPU or on a GPU: that may not.
+FREE = {"output", "resume", "cluster", "samplers", "tracking", "checkpoint", "encoder", "nonfinite"}
 FREE_IN = {"rewards": {"count", "threads", "cpus", "gpus"}, "learners": {"threads", "cpus", "gpus"}}
 
 
@@ -58,10 +58,10 @@ class Run:
         if not (config.run_dir / "config.yaml").is_file():
             return cls(config.run_dir)._begin(config)
         run = cls(config.run_dir)
-        old, new = run.config().model_dump(mode="json"), config.model_dump(mode="json")
-        if different := differences(old, new):
+        if different := differences(comparable(run.config()), comparable(config)):
+            more = f" and {len(different) - 3} more" if len(different) > 3 else ""
             raise ConfigError(
-                f"{run.folder} is a run of another configuration ({', '.join(different[:3])} differ); write the old "
+                f"{run.folder} is a run of another configuration: {', '.join(different[:3])}{more}; write the old "
                 "values, another name=, or resume=never"
             )
         run.images.mkdir(exist_ok=True)
@@ -106,13 +106,27 @@ def digest_of(texts: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
-def differences(old: dict[str, Any], new: dict[str, Any], free: set[str] = FREE, prefix: str = "") -> list[str]:
-    """Dotted keys whose values differ, without those that change no result."""
+def comparable(config: RunConfig) -> dict[str, Any]:
+    """What a continuation must have as its run had it: the configuration without what changes no result."""
+    plain = config.model_dump(mode="json", exclude=FREE)
+    for pool, free in FREE_IN.items():
+        plain[pool] = {key: value for key, value in plain[pool].items() if key not in free}
+    return plain | {f"{pool}.device": getattr(config, pool).device for pool in ("encoder", "samplers", *FREE_IN)}
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """What differs, as `dotted.key was a, is b`."""
     found = []
-    for key in sorted((old.keys() | new.keys()) - free):
+    for key in sorted(old.keys() | new.keys()):
         a, b = old.get(key), new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
-            found += differences(a, b, FREE_IN.get(key, set()) if not prefix else set(), f"{prefix}{key}.")
+            found += differences(a, b, f"{prefix}{key}.")
         elif a != b:
-            found.append(prefix + key)
+            found.append(f"{prefix}{key} was {shown(a)}, is {shown(b)}")
     return found
+
+
+def shown(value: Any) -> str:
+    """As in YAML, on one line and not too long."""
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from flowbp_ray import weights
@@ -18,6 +20,18 @@ from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport, Version, u
 from flowbp_ray.rollouts import finish_item, noise_of, run_item
 
 FetchWeights = Callable[[], dict[str, Packed]]
+
+
+def alone(config: RunConfig) -> RunConfig:
+    """The configuration for a process by itself: GPUs only where it sees one, and no copy of the base beside the model.
+
+    What a run trained on GPUs can so be drawn and exported without one.
+    """
+    changes: dict[str, Any] = {"learners": config.learners.model_copy(update={"base_penalty": None})}
+    if not torch.cuda.is_available():
+        pools = {"encoder": config.encoder, "samplers": config.samplers, "rewards": config.rewards}
+        changes |= {name: pool.model_copy(update={"gpus": 0.0}) for name, pool in pools.items()}
+    return config.model_copy(update=changes)
 
 
 class Sampler:

@@ -71,4 +71,5 @@ class Scorer:
             rewards = [reward for _, reward in self.trained] + self.monitors
             scores = {r.name: tuple(r.score(images, prompts).where(good, torch.nan).tolist()) for r in rewards}
         pixels = (images.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).cpu().numpy()
-        return Evaluated(item.index, scores, np.ascontiguousarray(pixels), time.perf_counter() - started)
+        drawn = tuple(good.tolist())
+        return Evaluated(item.index, scores, drawn, np.ascontiguousarray(pixels), time.perf_counter() - started)

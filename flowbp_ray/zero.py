@@ -131,7 +131,7 @@ def deepspeed_config(config: LearnersConfig, dtype: torch.dtype) -> dict[str, An
     """DeepSpeed's own settings; the batch is ours, so it is told one row per accumulation step."""
     sharding: dict[str, Any] = {"stage": config.zero}
     if config.offload:
-        sharding["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        sharding["offload_optimizer"] = {"device": "cpu", "pin_memory": config.device == "cuda"}
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -143,22 +143,22 @@ def deepspeed_config(config: LearnersConfig, dtype: torch.dtype) -> dict[str, An
     }
 
 
-def init_gang(rank: int, ranks: int, address: str, port: int, timeout: float) -> None:
-    """Join the learners' process group: gloo on CPU, NCCL where there are GPUs. Before any DeepSpeed engine.
+def init_gang(rank: int, config: LearnersConfig, address: str, port: int, timeout: float) -> None:
+    """Join the learners' process group: gloo on CPUs, NCCL on GPUs. Before anything else that imports DeepSpeed.
 
+    Which of them the configuration says, not the machine: ranks without a GPU may run where there is one.
     timeout: seconds after which a collective without an answer fails.
     """
+    on_gpu = config.device == "cuda"
     os.environ |= {
         "RANK": str(rank),
-        "WORLD_SIZE": str(ranks),
+        "WORLD_SIZE": str(config.count),
         "LOCAL_RANK": "0",
         "LOCAL_SIZE": "1",
         "MASTER_ADDR": address,
         "MASTER_PORT": str(port),
+        "DS_ACCELERATOR": config.device,
     }
-    on_gpu = torch.cuda.is_available()
-    if not on_gpu:
-        os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed
     from deepspeed.ops import __compatible_ops__
 

@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -82,6 +83,17 @@ class NanScoreReward(RewardActor):
 
         reward.score = broken  # type: ignore[method-assign]
         return super().score(item, prompts, report, target)
+
+
+class NanEvaluationReward(RewardActor):
+    """After the last step no score of an evaluation is finite; before it all are."""
+
+    def evaluate(self, item: Item, *rest: Any) -> Any:
+        found = super().evaluate(item, *rest)
+        if item.step < self.scorer.config.steps:
+            return found
+        nothing = {name: (float("nan"),) * len(values) for name, values in found.scores.items()}
+        return replace(found, scores=nothing)
 
 
 class InfiniteCotangentReward(RewardActor):

@@ -17,11 +17,11 @@ from flowbp_ray import prompts
 from flowbp_ray.backbones import ShapesBackbone
 from flowbp_ray.cli import app, guarded
 from flowbp_ray.config import RunConfig
-from flowbp_ray.embeddings import PackedEmbeddings, encode
+from flowbp_ray.embeddings import PackedEmbeddings, encode, fill
 from flowbp_ray.local import LocalLoop
 from flowbp_ray.messages import Item, RolloutReport, Scored, pack_all
 from flowbp_ray.metrics import travel
-from flowbp_ray.run import differences
+from flowbp_ray.run import comparable, differences
 from tests.small import small_config
 
 ROOT = Path(__file__).parent.parent
@@ -84,9 +84,11 @@ def test_each_prompt_has_the_bits_that_it_has_alone() -> None:
 
 
 def test_another_cache_is_no_other_run(tmp_path: Path) -> None:
-    one = small_config(tmp_path).model_dump(mode="json")
+    one = comparable(small_config(tmp_path))
     other = small_config(tmp_path, "flowbp_sparse", "encoder={cache: null, threads: 2, cpus: 1}")
-    assert differences(one, other.model_dump(mode="json")) == []
+    assert differences(one, comparable(other)) == []
+    on_gpu = small_config(tmp_path, "flowbp_sparse", "encoder.gpus=1")
+    assert differences(one, comparable(on_gpu)) == ['encoder.device was "cpu", is "cuda"']
     assert small_config(tmp_path, "flowbp_sparse", "encoder.cache=here").encoder.cache == str(Path("here").absolute())
 
 
@@ -166,3 +168,10 @@ def test_weights_travel_once_per_version(tmp_path: Path) -> None:
     loop = loop_of(tmp_path, 1)
     whole = sum(packed.nbytes for packed in pack_all(loop.learner.engine.weights()).values())
     assert [report.weight_bytes for report in Step(loop, 0).reports] == [whole, 0]
+
+
+def test_encoding_on_a_gpu_that_is_not_there_says_what_to_write(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ValueError, match=r"there is no GPU here; write encoder.gpus=0"):
+        fill(small_config(tmp_path, "flowbp_sparse", "encoder.gpus=1"), ["a red circle"])

@@ -195,10 +195,10 @@ def test_evaluations_survive_a_checkpoint(tmp_path: Path) -> None:
     config = small_config(tmp_path)
     records = [PromptRecord("a cat", {"skill": "x"}), PromptRecord("a dog", {"skill": "y"})]
     first = Evaluator(config, Run(tmp_path), records, 0)
-    images = np.zeros((2, 8, 8, 3), np.uint8)
+    images, drawn = np.zeros((2, 8, 8, 3), np.uint8), np.ones(2, bool)
     first.results = {
-        0: {1.0: measure(images, records, {"r": [0.1, 0.2]})},
-        60: {1.0: measure(images, records, {"r": [1, 2]})},
+        0: {1.0: measure(images, records, {"r": [0.1, 0.2]}, drawn)},
+        60: {1.0: measure(images, records, {"r": [1, 2]}, drawn)},
     }
     first.first_pictures = {1.0: images}
     checkpoints = Checkpoints(tmp_path / "c")

@@ -9,6 +9,7 @@ import pytest
 
 from flowbp_ray import driver
 from flowbp_ray.failure import RunFailed
+from flowbp_ray.run import Run
 from tests import faulty
 from tests.chaos import Killer
 from tests.faulty import BAD_NODE, BAD_SAMPLE, LEARNERS, REWARDS, SAMPLERS, instead
@@ -82,9 +83,8 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize(
-    "what", ["velocity", *(pytest.param(w, marks=long) for w in ("gradient", "score", "cotangent"))]
-)
+@long
+@pytest.mark.parametrize("what", FAULTS)
 def test_what_is_not_finite_is_named_and_stops_the_run(local_ray: Any, tmp_path: Path, what: str) -> None:
     place, actor, message = FAULTS[what]
     with instead(*place, actor), pytest.raises(RunFailed, match=message) as found:
@@ -102,6 +102,18 @@ def test_a_bad_sample_or_its_step_can_be_skipped(local_ray: Any, tmp_path: Path,
     assert kept == ([1.0, 0.75, 1.0] if policy == "skip_sample" else [1.0, 0.0, 1.0])
     assert updated == ([1.0, 1.0, 1.0] if policy == "skip_sample" else [1.0, 0.0, 1.0])
     assert "velocity at node 3 is not finite" in (run.folder / "log.txt").read_text()
+
+
+def test_an_evaluation_without_a_finite_score_stops_the_run_once_it_is_saved(local_ray: Any, tmp_path: Path) -> None:
+    held_out = ["evaluation.prompts=shapes:dev", "evaluation.limit=2", "evaluation.pictures=2", "name=mine"]
+    with instead(*REWARDS, faulty.NanEvaluationReward), pytest.raises(RunFailed, match="no score of shapes_clip") as it:
+        driver.train(small_config(tmp_path, "flowbp_sparse", *held_out))
+    assert "is finite in the evaluation at guidance 1 of step 2" in str(it.value)
+    assert Run.open(tmp_path / "mine").checkpoints.steps() == [2]
+    more = ["resume=auto", "nonfinite=skip_sample"]
+    run, summary = driver.train(small_config(tmp_path, "flowbp_sparse", *held_out, *more))
+    assert summary["weights_sha256"] == local_digest(small_config(tmp_path))
+    assert summary["guidance"]["1"]["after"]["shapes_clip"]["mean"] is None and (run.folder / "curves.png").is_file()
 
 
 @long

@@ -95,6 +95,31 @@ def test_all_weights_are_a_folder_that_from_pretrained_takes(
     assert json.loads((whole.folder / "summary.json").read_text())["weights_sha256"] in card
 
 
+def test_a_run_on_gpus_is_exported_and_drawn_without_one(whole: Run, tmp_path: Path) -> None:
+    """As with a penalty, which needs no copy of the base here; the pictures are those of the same weights."""
+    copied = Run.open(shutil.copytree(whole.folder, tmp_path / "whole"))
+    plain = yaml.safe_load((copied.folder / "config.yaml").read_text())
+    for pool in ("encoder", "samplers", "rewards"):
+        plain[pool]["gpus"] = 1
+    plain["learners"]["base_penalty"] = {"weight": 0.5}
+    (copied.folder / "config.yaml").write_text(yaml.safe_dump(plain))
+    assert copied.config().samplers.device == "cuda"
+    assert (draw(copied, [PROMPT], None, None, seed=1)[1][0] == draw(whole, [PROMPT], None, None, seed=1)[1][0]).all()
+    assert call("export", str(copied.folder), "--to", str(tmp_path / "out")) == 0
+    training = section(card_of(tmp_path / "out"), "Training")
+    assert "| distance to the base | penalised with weight 0.5 |" in training
+    assert "| staleness | 0; drift not limited |" in training and "sigmas pipeline" in training
+
+
+def test_an_export_that_fails_leaves_nothing(whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    assert call("export", str(whole.folder), "--to", str(tmp_path / "out")) == 2
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_card_states_the_run_and_its_scores(adapters: Run, tmp_path: Path) -> None:
     """Against the configuration, the prompts' files and summary.json."""
     assert call("export", str(adapters.folder), "--to", str(tmp_path / "out"), "--ema") == 0

@@ -14,6 +14,7 @@ from flowbp_ray.planning import cluster
 from flowbp_ray.planning.cluster import GIB, Cluster, judge, parse_gpus, parse_size
 from flowbp_ray.planning.costs import Costs
 from flowbp_ray.planning.forecast import forecast
+from flowbp_ray.planning.memory import Role
 from tests.backbones import tiny
 from tests.test_cli import call
 
@@ -127,6 +128,16 @@ def test_what_nothing_can_mend_says_which_gpus_it_takes(folder: Path, costs: Cos
     config = config_of(folder)
     verdict = judge(config, Cluster((GIB,) * 8), costs)
     assert not verdict.fits and not verdict.changes and "it takes 7 GPUs of" in verdict.line
+
+
+def test_parts_of_gpus_are_packed_as_ray_gives_them_out() -> None:
+    """Two parts of 0.6 need two GPUs, and what is left of them may hold smaller ones."""
+
+    def taken(*pools: tuple[int, float]) -> int:
+        return cluster.wanted([Role("", count, gpus, ()) for count, gpus in pools])
+
+    assert taken((2, 0.6)) == 2 and taken((2, 0.6), (2, 0.4)) == 2 and taken((3, 0.6), (1, 0.5)) == 4
+    assert taken((10, 0.1)) == 1 and taken((2, 2.0), (1, 0.5), (3, 0.0)) == 5
 
 
 def test_host_memory_and_the_object_store_count(folder: Path, costs: Costs) -> None:

@@ -31,7 +31,7 @@ def full_velocity(
     observe: is given what `trained_velocity` with a detached negative returns at the same state, for the drift meter.
     """
     alone = one_branch(backbone, guidance)
-    sigmas, conditioning, negative = _beside(transformer, sigmas, conditioning, negative)
+    sigmas, conditioning, negative = _beside(transformer, sigmas, conditioning, {} if alone else negative)
 
     def velocity(x: Tensor, node: Tensor, row: Tensor) -> Tensor:
         sigma, cond = sigmas[node], _rows(backbone, conditioning, row, guidance)
@@ -67,11 +67,12 @@ def trained_velocity(
     """
     if not detach_negative or one_branch(backbone, guidance):
         return full_velocity(backbone, transformer, sigmas, conditioning, negative, guidance)
-    sigmas, conditioning, negative = _beside(transformer, sigmas, conditioning, negative)
+    unused = backbone.linear_guidance  # the negative prompt then stays where it is
+    sigmas, conditioning, negative = _beside(transformer, sigmas, conditioning, {} if unused else negative)
 
     def velocity(x: Tensor, node: Tensor, row: Tensor) -> Tensor:
         sigma, cond = sigmas[node], _rows(backbone, conditioning, row, guidance)
-        if backbone.linear_guidance:
+        if unused:
             return guidance * backbone.predict(transformer, x, sigma, cond)
         with torch.no_grad():
             v_neg = backbone.predict(transformer, x, sigma, {name: t[row] for name, t in negative.items()})
@@ -90,8 +91,15 @@ def _beside(
 ) -> tuple[Tensor, Conditioning, Conditioning]:
     """The grid and the conditionings on the transformer's device."""
     device = next(transformer.parameters()).device
-    cond, negative = ({name: tensor.to(device) for name, tensor in c.items()} for c in conditionings)
+    cond, negative = ({name: _moved(tensor, device) for name, tensor in c.items()} for c in conditionings)
     return sigmas.to(device), cond, negative
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """On the device; a row that was expanded to many stays one row there."""
+    if tensor.dim() and tensor.stride(0) == 0:
+        return tensor[:1].to(device).expand(tensor.shape)
+    return tensor.to(device)
 
 
 def _rows(backbone: Backbone, conditioning: Conditioning, row: Tensor, guidance: float) -> Conditioning:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import islice, product
 from typing import Any
 
 from flowbp_ray import loading
@@ -111,7 +111,7 @@ def judge(config: RunConfig, cluster: Cluster, costs: Costs) -> Verdict:
     wrong = problems(plan, cluster)
     if not wrong:
         asked = wanted(plan.roles)
-        return Verdict(True, f"fits: {asked:g} of {len(cluster.gpus)} GPUs, {free(plan, cluster)}", {})
+        return Verdict(True, f"fits: {asked} of {len(cluster.gpus)} GPUs, {free(plan, cluster)}", {})
     changes = remedy(config, plan, cluster, costs)
     if changes is not None:
         return Verdict(False, f"{wrong[0]}: write {spelled(changes)}", changes)
@@ -123,7 +123,7 @@ def problems(plan: Forecast, cluster: Cluster) -> list[str]:
     found = []
     if (asked := wanted(plan.roles)) > len(cluster.gpus):
         parts = " + ".join(f"{r.count} {r.name}" for r in plan.roles if r.gpus)
-        found.append(f"{parts} ask for {asked:g} GPUs of {len(cluster.gpus)}")
+        found.append(f"{parts} ask for {asked} GPUs of {len(cluster.gpus)}")
     for role in plan.roles:
         if role.gpus and role.nbytes > (room := available(role, cluster)):
             found.append(f"{role.name} need {gib(role.nbytes)} per GPU of {gib(room)} ({role.fullest or 'always'})")
@@ -134,9 +134,17 @@ def problems(plan: Forecast, cluster: Cluster) -> list[str]:
     return found
 
 
-def wanted(roles: Sequence[Role]) -> float:
-    """GPUs that the roles ask of Ray."""
-    return round(sum(role.count * role.gpus for role in roles), 6)
+def wanted(roles: Sequence[Role]) -> int:
+    """GPUs that the roles take: parts of one share it while they fit, first the larger ones, and are never divided."""
+    parts = sorted((role.gpus for role in roles for _ in range(role.count) if 0 < role.gpus < 1), reverse=True)
+    cards: list[float] = []
+    for part in parts:
+        place = next((i for i, used in enumerate(cards) if used + part <= 1 + 1e-6), None)
+        if place is None:
+            cards.append(part)
+        else:
+            cards[place] += part
+    return len(cards) + sum(role.count * int(role.gpus) for role in roles)
 
 
 def available(role: Role, cluster: Cluster) -> int:
@@ -250,8 +258,8 @@ def recounts(config: RunConfig, plan: Forecast, gpus: int) -> Iterator[Changes]:
         if fitting:
             found.append((fitting[-1], learners, rewards))
     slowest = [(max(t / n for t, n in zip(times, counts, strict=True)), sum(counts), counts) for counts in found]
-    for _, _, (s, l, r) in sorted(slowest)[:12]:
-        yield {"samplers.count": s, "learners.count": l, "rewards.count": r}
+    named = ({"samplers.count": s, "learners.count": l, "rewards.count": r} for _, _, (s, l, r) in sorted(slowest))
+    yield from islice((counts for counts in named if apply(config, counts) is not None), 12)
 
 
 def apply(config: RunConfig, changes: Changes) -> RunConfig | None:
@@ -281,7 +289,7 @@ def last_resort(plan: Forecast) -> str:
     if not on_gpu:
         return "it takes more host memory"
     most = max(role.nbytes / min(1.0, role.gpus) for role in on_gpu)
-    return f"it takes {wanted(plan.roles):g} GPUs of {gib(int(most))}"
+    return f"it takes {wanted(plan.roles)} GPUs of {gib(int(most))}"
 
 
 def gib(nbytes: float) -> str:

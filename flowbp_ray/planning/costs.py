@@ -39,9 +39,8 @@ class Costs:
         return self.once(key, lambda: self._velocity(config, rows, guidance, False))
 
     def node(self, config: RunConfig) -> Cost:
-        """A learner's forward and backward of micro_batch × fuse rows, the junction's gradient at x included."""
-        learners = config.learners
-        rows = learners.micro_batch * learners.fuse
+        """A learner's largest forward and backward, the junction's gradient at x included."""
+        learners, rows = config.learners, largest(config)
         key = ("node", str(learners.lora), learners.gradient_checkpointing, rows)
         return self.once(key, lambda: self._velocity(config, rows, config.backbone.guidance, True))
 
@@ -85,6 +84,19 @@ class Costs:
     def _conditioning(self, rows: int, dtype: torch.dtype) -> Conditioning:
         one = self.backbone.conditioning_skeleton()
         return {name: torch.empty(rows, *t.shape[1:], dtype=dtype) for name, t in one.items()}
+
+
+def largest(config: RunConfig) -> int:
+    """Rows of a learner's largest forward: micro_batch × fuse, or a junction's with the penalty's beside them."""
+    learners = config.learners
+    return learners.micro_batch * max(learners.fuse, 1 + penalised_junctions(config))
+
+
+def penalised_junctions(config: RunConfig) -> int:
+    """Further rows per sample in a junction's forward: the base penalty's, whose gradient at x must not mix with it."""
+    penalty = config.learners.base_penalty
+    junction = config.surrogate().max_terms(config.backbone.num_steps).junction
+    return int(junction and penalty is not None and penalty.weight > 0)
 
 
 class Untraced(Costs):

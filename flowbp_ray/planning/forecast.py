@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from flowbp_ray import prompts
+from flowbp_ray.checks import read_prompts
 from flowbp_ray.config import RunConfig
 from flowbp_ray.planning import memory
 from flowbp_ray.planning.costs import Costs
@@ -56,10 +56,7 @@ def forecast(config: RunConfig, costs: Costs | None = None) -> Forecast:
 def count_prompts(config: RunConfig) -> int | None:
     """Prompts that are encoded, where their files are here."""
     try:
-        held_out = (
-            prompts.load(config.evaluation.prompts)[: config.evaluation.limit] if config.evaluation.prompts else []
-        )
-        return len(prompts.load(config.data.prompts)) + len(held_out)
+        return sum(len(records) for records in read_prompts(config))
     except ValueError:
         return None
 

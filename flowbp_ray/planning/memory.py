@@ -169,8 +169,15 @@ def latent_bytes(costs: Costs, itemsize: int) -> int:
 def learners(config: RunConfig, costs: Costs, sizes: Sizes) -> Role:
     """The engine's state, one node's activations, and what the optimizer and publishing need for a moment."""
     node = Share("activations of one node", costs.node(config).peak, "backward")
+    rows = config.data.shape.batch // config.learners.count
+    prompts = Share("embeddings of the batch", rows * prompt_bytes(costs), "backward")
     engine = plain(config, sizes) if config.learners.engine == "torch" else sharded(config, sizes)
-    return role("learners", config.learners, [*engine, node])
+    return role("learners", config.learners, [*engine, node, prompts])
+
+
+def prompt_bytes(costs: Costs) -> int:
+    """Bytes of one encoded prompt, the longest."""
+    return sum(tensor.nbytes for tensor in costs.backbone.conditioning_skeleton().values())
 
 
 def plain(config: RunConfig, sizes: Sizes) -> list[Share]:

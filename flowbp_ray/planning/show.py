@@ -36,6 +36,7 @@ def _sizes(plan: Forecast) -> Table:
         table.add_row(name, f"{count:,}", "parameters, while prompts are encoded")
     parts = f"states {size(moved.states)}, targets {size(moved.targets)}, cotangents {size(moved.cotangents)}"
     meter = f", velocities {size(moved.velocities)}" if moved.velocities else ""
+    meter += f", the base's {size(moved.base)}" if moved.base else ""
     table.add_row("bytes per image", size(moved.per_image), f"at most: {parts}{meter}")
     table.add_row("bytes per weight update", size(moved.per_update), "once to each node with samplers")
     texts = "of unknown number" if moved.prompts is None else f"of {moved.prompts:,}"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from flowbp_ray.config import RunConfig
 from flowbp_ray.planning.costs import Costs
-from flowbp_ray.planning.memory import FP32, Sizes, latent_bytes
+from flowbp_ray.planning.memory import FP32, Sizes, latent_bytes, prompt_bytes
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Traffic:
     targets: int
     cotangents: int
     velocities: int
+    base: int
     per_image: int
     images: int
     per_update: int
@@ -41,12 +42,13 @@ def traffic(config: RunConfig, costs: Costs, sizes: Sizes, prompts: int | None) 
     states = (budget.terms + budget.junction) * latent
     targets, cotangents = method.branches * latent, method.branches * latent_bytes(costs, FP32)
     velocities = states if config.drift.on else 0
-    per_image = states + targets + cotangents + velocities
+    base = 0 if config.learners.base_penalty is None else states
+    per_image = states + targets + cotangents + velocities + base
     images = (config.staleness + 1) * config.data.shape.batch
     update = sizes.trained * item
     versions = config.staleness + 1 + (config.learners.ema is not None)
-    per_prompt = sum(tensor.nbytes for tensor in costs.backbone.conditioning_skeleton().values())
+    per_prompt = prompt_bytes(costs)
     waiting = images * per_image + versions * update + (1 + (prompts or 0)) * per_prompt
     return Traffic(
-        states, targets, cotangents, velocities, per_image, images, update, versions, per_prompt, prompts, waiting
+        states, targets, cotangents, velocities, base, per_image, images, update, versions, per_prompt, prompts, waiting
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from flowbp_ray.backbones.guidance import one_branch
 from flowbp_ray.config import RunConfig
-from flowbp_ray.planning.costs import Costs
+from flowbp_ray.planning.costs import Costs, largest, penalised_junctions
 from flowbp_ray.planning.memory import decoded_at_once
 
 CLOSE = 0.9
@@ -45,15 +45,24 @@ def _sampling(config: RunConfig, costs: Costs) -> Work:
     cost = costs.rollout(config, shape.rollout_batch, model.guidance)
     calls, rows = shape.items * steps, shape.batch * steps * branches
     what = f"forward, {shape.rollout_batch * branches} rows"
-    return Work("samplers", what, calls, rows, float(rows), calls * cost.flops, float(calls * cost.flops))
+    if config.learners.base_penalty is not None:  # the base at each active state, one branch where that is trained
+        budget = method.max_terms(model.num_steps)
+        more = shape.batch * (budget.terms + budget.junction) * _trained_branches(config, costs)
+        calls, rows = calls + -(-more // (shape.rollout_batch * branches)), rows + more
+    flops = cost.flops * rows // (shape.rollout_batch * branches)
+    return Work("samplers", what, calls, rows, float(rows), flops, float(flops))
+
+
+def _trained_branches(config: RunConfig, costs: Costs) -> int:
+    """Rows of a forward for each state of `trained_velocity`."""
+    model = config.backbone
+    if one_branch(costs.backbone, model.guidance):
+        return 1
+    return 1 if model.detach_negative and costs.backbone.linear_guidance else 2
 
 
 def _learning(config: RunConfig, costs: Costs) -> Work:
-    at_once, node, forward = (
-        config.learners.micro_batch * config.learners.fuse,
-        costs.node(config),
-        _forward(config, costs),
-    )
+    at_once, node, forward = largest(config), costs.node(config), _forward(config, costs)
     calls, rows = swept(config)
     flops = node.flops * rows // at_once
     return Work("learners", f"forward + backward, {at_once} rows", calls, rows, flops / forward, flops, float(flops))
@@ -64,7 +73,8 @@ def swept(config: RunConfig) -> tuple[int, int]:
     learners, batch = config.learners, config.data.shape.batch
     budget = config.surrogate().max_terms(config.backbone.num_steps)
     per_group = math.ceil(budget.terms / learners.fuse) + budget.junction
-    return batch // learners.micro_batch * per_group, batch * (budget.terms + budget.junction)
+    per_row = budget.terms + budget.junction + penalised_junctions(config)
+    return batch // learners.micro_batch * per_group, batch * per_row
 
 
 def _forward(config: RunConfig, costs: Costs) -> float:

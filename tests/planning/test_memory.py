@@ -1,77 +1,31 @@
-"""`plan` against what it predicts: published sizes, real allocations on the CPU, real engines, real sweeps."""
+"""Parameters, activations and the engine's state against published sizes and real allocations on the CPU."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import SD3Transformer2DModel
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.meters import SavedBytes
 from benchmarks.sizes import SIZES
 from flowbp_ray import backbones, loading, weights
-from flowbp_ray.backbones.guidance import full_velocity, trained_velocity
-from flowbp_ray.config import RunConfig
 from flowbp_ray.engine import TorchEngine
-from flowbp_ray.metrics import state_bytes
 from flowbp_ray.planning import memory
 from flowbp_ray.planning.costs import Costs
-from flowbp_ray.planning.forecast import forecast
-from flowbp_ray.planning.traffic import traffic
-from flowbp_ray.planning.work import balance, ratio, split, swept, work
 from flowbp_ray.rewards.objective import unit_images
-from flowbp_ray.rollouts import plans_of_step
-from flowbp_ray.surrogate import sweep
 from tests.backbones import tiny
+from tests.planning.common import CLOSE, backward, config_of, peak_of, real_node, write
 
-PUBLISHED = json.loads((Path(__file__).parent / "data" / "model_configs.json").read_text())
+PUBLISHED = json.loads((Path(__file__).parent.parent / "data" / "model_configs.json").read_text())
 FAMILY = {"SD3Transformer2DModel": "sd35", "FluxTransformer2DModel": "flux1", "Flux2Transformer2DModel": "flux2"}
 VAE = {"block_out_channels": [128, 256, 512, 512], "latent_channels": 16, "layers_per_block": 2}
-CLOSE = 0.15
-
-
-def write(folder: Path, component: str, config: dict[str, Any]) -> None:
-    name = "scheduler_config.json" if component == "scheduler" else "config.json"
-    (folder / component).mkdir(parents=True, exist_ok=True)
-    (folder / component / name).write_text(json.dumps(config))
-
-
-def only_configs(source: Path, folder: Path) -> Path:
-    """A copy of a model folder without a single weight."""
-    return Path(shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors", "*.bin")))
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path]]:
-    """name -> (a tiny model with weights, the same without)."""
-    made: dict[str, tuple[Path, Path]] = {}
-
-    def get(name: str) -> tuple[Path, Path]:
-        if name not in made:
-            whole = tmp_path_factory.mktemp(name) / "whole"
-            tiny.save(name, whole)
-            made[name] = whole, only_configs(whole, whole.parent / "configs")
-        return made[name]
-
-    return get
-
-
-def config_of(name: str, folder: Path, *overrides: str, method: str = "flowbp_bridge") -> RunConfig:
-    small = ["backbone.dtype=float32", "backbone.height=64", "backbone.width=64", "evaluation.limit=2"]
-    small += ["data.prompts_per_step=16", "data.rollout_batch=2", "learners.micro_batch=2"]
-    run = "sd35" if name == "qwen_image" else name
-    return loading.load(f"{run}_{method}", [*small, f"backbone.name={name}", f"backbone.path={folder}", *overrides])
-
-
-# ------------------------------------------------------------------------------------------------------- parameters
 
 
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if name != "comment"])
@@ -109,48 +63,6 @@ def test_the_conditioning_is_as_long_as_encoded(folders: Any) -> None:
         assert {key: (t.shape, t.dtype) for key, t in encoded.items()} == {
             key: (t.shape, t.dtype) for key, t in planned.items()
         }
-
-
-# ------------------------------------------------------------------------------------------------------ activations
-
-
-def peak_of(work: Callable[[], object]) -> int:
-    """The most bytes that the CPU allocator gave out above what there was, as PyTorch's profiler recorded it."""
-    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        work()
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    live = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        live += event.nbytes()
-        peak = max(peak, live)
-    return peak
-
-
-def real_node(config: RunConfig, module: Any) -> tuple[Callable[[], Tensor], nn.Module]:
-    """A learner's forward on real tensors, gradients being there already; and what it trains."""
-    backbone, model, learners = (
-        backbones.get(config.backbone.name, config.backbone.path),
-        config.backbone,
-        config.learners,
-    )
-    weights.prepare(module, learners.lora, 0, backbone.lora_targets)
-    if learners.gradient_checkpointing:
-        module.enable_gradient_checkpointing()
-    module.train()
-    for p in weights.trained(module).values():
-        p.grad = torch.zeros_like(p)
-    rows, dtype = learners.micro_batch * learners.fuse, model.torch_dtype
-    cond = {k: torch.randn(rows, *t.shape[1:]).to(dtype) for k, t in backbone.conditioning_skeleton().items()}
-    sigmas = torch.linspace(1, 0, model.num_steps + 1)
-    velocity = trained_velocity(backbone, module, sigmas, cond, cond, model.guidance, model.detach_negative)
-    x = torch.randn(rows, *backbone.latent_shape(model.height, model.width), dtype=dtype, requires_grad=True)
-    x.grad = torch.zeros_like(x)
-    return lambda: velocity(x, torch.zeros(rows, dtype=torch.long), torch.arange(rows)), module
-
-
-def backward(forward: Callable[[], Tensor]) -> None:
-    v = forward()
-    (v.float() * torch.ones(v.shape)).sum().backward()
 
 
 VARIANTS: dict[str, list[str]] = {
@@ -245,9 +157,6 @@ def test_the_decoder_is_a_measured_one(name: str, folders: Any, tmp_path: Path) 
         assert costs.decoding(3, False).peak == pytest.approx(peak_of(decode), rel=CLOSE)
 
 
-# --------------------------------------------------------------------------------------------------- engine's state
-
-
 @pytest.mark.parametrize(("stage", "formula"), [(1, 4 + 12 / 8), (2, 2 + 14 / 8), (3, 16 / 8)])
 def test_zero_keeps_the_bytes_of_its_paper(stage: int, formula: float, folders: Any) -> None:
     """Mixed precision and Adam: 2 + 2 + 12 bytes a parameter, of which a stage shards 12, 14 or all (1910.02054)."""
@@ -289,70 +198,3 @@ def test_the_plain_engine_holds_what_is_planned(dtype: str, extra: list[str], fo
     storages = {t.untyped_storage().data_ptr(): t.nbytes for t in [*module.parameters(), *engine.masters.values()]}
     really = sum(storages.values()) + gradients + sum(t.nbytes for t in [*moments, *engine.ema.average])
     assert sum(s.nbytes for s in memory.plain(config, sizes) if not s.phase) == really
-
-
-# --------------------------------------------------------------------------------------------------- traffic, work
-
-
-@pytest.mark.parametrize("method", ["flowbp_sparse", "flowbp_bridge", "draft_lv", "refl"])
-def test_bytes_and_calls_are_those_of_a_real_step(method: str) -> None:
-    from flowbp_ray.surrogate.cache import Cache, gather_states
-
-    config = loading.load(f"shapes_{method}")
-    costs, named = Costs(config), config.surrogate()
-    model, batch = config.backbone, config.data.shape.batch
-    sigmas = costs.backbone.sigmas(model.num_steps, 64, 64)
-    plans = plans_of_step(named, sigmas, config.plan_seed, 0, batch)
-    moved = traffic(config, costs, memory.Sizes.of(config, costs), None)
-    assert moved.states == state_bytes(config, plans)
-    assert moved.per_update == sum(p.nbytes for p in costs.backbone.load_transformer(torch.float32).parameters())
-
-    rows = batch // config.learners.count
-    latent = costs.latent_shape
-    fresh = torch.zeros(named.renoised, rows, *latent) if named.renoised else None
-    cache = Cache(sigmas, torch.zeros(len(sigmas), rows, *latent), torch.zeros(len(sigmas) - 1, rows, *latent))
-    cache = Cache(sigmas, cache.x, cache.v, y=fresh, v_y=fresh)
-    states = gather_states(plans[:rows], cache)
-    scale = torch.ones((), requires_grad=True)
-    report = sweep(
-        lambda x, node, row: x * scale,
-        plans[:rows],
-        states,
-        torch.zeros(rows, named.branches, *latent),
-        micro_batch=config.learners.micro_batch,
-        fuse=config.learners.fuse,
-        terms_per_sample=named.max_terms(model.num_steps).terms,
-    )
-    assert swept(config) == (report.forwards * config.learners.count, report.rows * config.learners.count)
-
-
-def test_operations_are_those_of_the_flop_counter(folders: Any) -> None:
-    whole, bare = folders("sd35")
-    config = config_of("sd35", bare)
-    backbone, model = backbones.get("sd35", str(whole)), config.backbone
-    module = backbone.load_transformer(torch.float32)
-    cond = {k: torch.randn(2, *t.shape[1:]) for k, t in backbone.conditioning_skeleton().items()}
-    velocity = full_velocity(backbone, module, torch.linspace(1, 0, 26), cond, cond, model.guidance)
-    x = torch.randn(2, *backbone.latent_shape(model.height, model.width))
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        velocity(x, torch.zeros(2, dtype=torch.long), torch.arange(2))
-    costs = Costs(config)
-    assert costs.rollout(config, 2, model.guidance).flops == counter.get_total_flops()
-    sampling, learning, _ = work(config, costs)
-    assert sampling.forwards == 16 * 25 * 2
-    assert 3.0 < learning.forwards / learning.rows < 4.5  # forward, backward and, checkpointed, the forward again
-    without = config_of("sd35", bare, "learners.gradient_checkpointing=false")
-    assert 2.5 < work(without, costs)[1].forwards / learning.rows < 3.5
-
-
-def test_the_ratio_keeps_the_roles_busy() -> None:
-    assert ratio([3.0, 1.0, 1.0]) == (3, 1, 1) and split([3.0, 1.0, 1.0], 10) == (6, 2, 2)
-    assert balance([3.0, 1.0, 1.0], (3, 1, 1)) == 1.0 and balance([2.0, 1.0, 1.0], (1, 1, 1)) == pytest.approx(2 / 3)
-
-
-def test_a_forecast_counts_every_process_on_the_host(folders: Any) -> None:
-    cpus = ["samplers.gpus=0", "learners.gpus=0", "rewards.gpus=0", "learners.count=2"]
-    plan = forecast(config_of("flux1", folders("flux1")[1], *cpus))
-    assert [role.count for role in plan.roles] == [8, 2, 2] and not any(role.overhead for role in plan.roles)
-    assert plan.host > sum(role.count * role.nbytes for role in plan.roles) + plan.traffic.in_flight
-    assert json.loads(json.dumps(plan.to_dict()))["roles"][1]["bytes"] == plan.roles[1].nbytes
