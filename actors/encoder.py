@@ -31,7 +31,7 @@ class EncoderActor:
 
     def table(self, prompts: Sequence[str]) -> tuple[bool, PackedEmbeddings]:
         """Of the empty prompt and `prompts`, which were added. The driver waits for the first and leaves the second."""
-        return True, PackedEmbeddings.of(encode_all(self.done.__getitem__, prompts))
+        return True, PackedEmbeddings.of(encode_all(self.done.pop, prompts))
 
 
 RemoteEncoder: Any = ray.remote(EncoderActor)

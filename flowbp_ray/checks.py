@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
 
 from flowbp_ray import prompts, weights
 from flowbp_ray.config import RunConfig
 from flowbp_ray.embedding_cache import cache_folder
 from flowbp_ray.prompts import PromptRecord
+from flowbp_ray.remembered import remembered
 from flowbp_ray.rewards.base import check_name
 
 
@@ -21,7 +26,7 @@ class Checked:
 
 
 def check(config: RunConfig) -> Checked:
-    """Read what the configuration names, without loading weights.
+    """Read what the configuration names; of the weights only whether they are finite.
 
     Raises ValueError for what the user must change.
     """
@@ -32,8 +37,34 @@ def check(config: RunConfig) -> Checked:
     train, held_out = read_prompts(config)
     for name in [t.name for t in config.rewards.terms] + config.rewards.monitors:
         check_name(name)
-    cache_folder(config.encoder.cache)
+    cache = cache_folder(config.encoder.cache)
+    for part in (backbone.base_folder / "transformer", backbone.base_folder / "vae", *backbone.encoder_parts()):
+        _check_weights(part, None if cache is None else cache / "files")
     return Checked(train, held_out, weights.describe(prepared, lora))
+
+
+def _check_weights(part: Path, memory: Path | None) -> None:
+    """Raises ValueError where a weight of a component is not finite, or its file cannot be read.
+
+    memory: where it is noted that a large file was read. Variants (`*.fp16.safetensors`) are not loaded, nor looked at.
+    """
+    for file in sorted(part.glob("*.safetensors")):
+        bad = "" if "." in file.stem else remembered(file, memory, "finite", _not_finite)
+        if bad:
+            raise ValueError(f"{part.parent} has a broken {part.name}: {bad}")
+
+
+def _not_finite(file: Path) -> str:
+    """What is wrong with the values of a safetensors file; nothing where all are finite."""
+    try:
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - it is no dict
+                tensor = tensors.get_tensor(name)
+                if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                    return f"{name} has values that are not finite"
+    except SafetensorError as error:
+        return f"its weights cannot be read ({error})"
+    return ""
 
 
 def read_prompts(config: RunConfig) -> tuple[list[PromptRecord], list[PromptRecord]]:

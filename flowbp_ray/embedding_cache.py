@@ -2,7 +2,7 @@
 
     <cache>/<encoder>/<prompt>.safetensors     its tensors in their own dtype, with the prompt and their digest
     <cache>/<encoder>/encoder.json             what <encoder> is the sha256 of
-    <cache>/files/                             digests of large files, by path, size, inode and times
+    <cache>/files/                             what was found out about large files (`remembered`)
 
 <encoder> is the sha256 over all that decides the bits: the contents of every file of the encoders and tokenizers (not
 their path), the family's settings, the threads, the device, and the versions of the libraries that compute. <prompt>
@@ -11,25 +11,22 @@ is the sha256 of the prompt. Files get their name once they are written, so that
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
 import os
-import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from flowbp_ray.backbones import Backbone, Conditioning
+from flowbp_ray.remembered import remembered, written
 from flowbp_ray.weights import digest
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "diffusers")
-REMEMBERED = 1 << 26  # bytes; smaller files are hashed every time
 
 log = logging.getLogger(__name__)
 
@@ -114,32 +111,16 @@ def identity(backbone: Backbone, threads: int, device: str, memory: Path) -> str
 
 
 def file_digest(file: Path, memory: Path) -> str:
-    """sha256 of a file's contents. That of a large one is kept below `memory` until size, inode or times change."""
-    stat = file.stat()
-    who = (str(file.resolve()), stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns)
-    note = memory / hashlib.sha256(repr(who).encode()).hexdigest()
-    large = stat.st_size >= REMEMBERED
-    if large and note.is_file() and len(kept := note.read_text()) == 64:
-        return kept
-    seen = hashlib.sha256()
-    with file.open("rb") as stream:
-        while part := stream.read(1 << 22):
-            seen.update(part)
-    if large:
-        with contextlib.suppress(OSError):  # a cache that can only be read costs the hashing each time
-            written(note, lambda path: path.write_text(seen.hexdigest()))
-    return seen.hexdigest()
+    """sha256 of a file's contents. That of a large one is kept below `memory`."""
 
+    def find(path: Path) -> str:
+        seen = hashlib.sha256()
+        with path.open("rb") as stream:
+            while part := stream.read(1 << 22):
+                seen.update(part)
+        return seen.hexdigest()
 
-def written(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file under another name and rename it, so that whoever finds `path` finds it whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.partial")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    return remembered(file, memory, "sha256", find)
 
 
 def _files(part: Path) -> Sequence[Path]:

@@ -26,9 +26,9 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["FLOWBP_RAY_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def local_ray() -> Iterator[Any]:
-    """A private Ray instance, ended with the module that asked for it."""
+    """A private Ray instance, ended with the last test."""
     import ray
 
     ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)

@@ -104,6 +104,7 @@ def test_a_bad_sample_or_its_step_can_be_skipped(local_ray: Any, tmp_path: Path,
     assert "velocity at node 3 is not finite" in (run.folder / "log.txt").read_text()
 
 
+@long
 def test_an_evaluation_without_a_finite_score_stops_the_run_once_it_is_saved(local_ray: Any, tmp_path: Path) -> None:
     held_out = ["evaluation.prompts=shapes:dev", "evaluation.limit=2", "evaluation.pictures=2", "name=mine"]
     with instead(*REWARDS, faulty.NanEvaluationReward), pytest.raises(RunFailed, match="no score of shapes_clip") as it:

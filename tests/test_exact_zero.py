@@ -99,7 +99,8 @@ def test_zero_equals_one_process(local_ray: Any, tmp_path: Path, case: Case) -> 
     assert float((start - want).norm()) > 1e-3 * float(want.norm())
 
 
-@pytest.mark.parametrize("zero", [2, pytest.param(3, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("zero", [2, 3])
 def test_the_base_penalty_over_two_ranks(local_ray: Any, tmp_path: Path, zero: int) -> None:
     """Three steps: the weights and the logged distances are those of one process, and the penalty shows in the weights.
 
@@ -129,7 +130,8 @@ def test_two_seeds_differ(local_ray: Any, tmp_path: Path) -> None:
     assert len(digests) == 2
 
 
-@pytest.mark.parametrize("zero", [2, *(pytest.param(z, marks=pytest.mark.long) for z in (0, 1, 3))])
+@pytest.mark.long
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
 def test_the_sharded_average_is_the_average_of_what_was_published(local_ray: Any, tmp_path: Path, zero: int) -> None:
     """ema[n] = d·ema[n−1] + (1−d)·w[n], from the published weights; and the masters' fingerprint is the published."""
     config = small_config(

@@ -50,16 +50,20 @@ def distinct(prompts: Sequence[str]) -> list[str]:
 
 
 def _stacked(parts: Sequence[Conditioning]) -> Conditioning:
-    """Parts [1, ...] one below the other; where they differ in length (axis 1), zeros follow the shorter ones."""
+    """Parts [1, ...] one below the other; where they differ in length (axis 1), zeros follow the shorter ones.
 
-    def stack(tensors: list[Tensor]) -> Tensor:
-        longest = max(t.shape[1] for t in tensors)
-        table = tensors[0].new_zeros(len(tensors), longest, *tensors[0].shape[2:])  # filled in place: it may be large
-        for row, tensor in zip(table, tensors, strict=True):
+    The parts are taken apart on the way: the table may be large, and memory holds it once.
+    """
+
+    def stack(name: str) -> Tensor:
+        first, longest = parts[0][name], max(part[name].shape[1] for part in parts)
+        table = first.new_zeros(len(parts), longest, *first.shape[2:])
+        for row, part in zip(table, parts, strict=True):
+            tensor = part.pop(name)
             row[: tensor.shape[1]] = tensor[0]
         return table
 
-    return {name: stack([part[name] for part in parts]) for name in parts[0]}
+    return {name: stack(name) for name in list(parts[0])}
 
 
 class Backbone(abc.ABC):

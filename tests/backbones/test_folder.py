@@ -13,9 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from flowbp_ray import backbones
 from flowbp_ray.backbones import Backbone
+from flowbp_ray.checks import check
 
 from . import tiny
 from .conftest import Saved
+from .families import run_config
 
 LOADERS: dict[str, Callable[[Backbone], object]] = {
     "transformer": lambda backbone: backbone.load_transformer(torch.float32),
@@ -71,6 +73,22 @@ def test_a_value_that_is_not_finite_is_named(copy: tuple[str, Path], component: 
     save_file(tensors, file, metadata={"format": "pt"})
     text = message(lambda: LOADERS[component](backbones.get(name, str(folder))))
     assert f"{folder} has a broken {component}" in text and "not finite" in text
+
+
+@pytest.mark.parametrize("component", ["transformer", "text_encoder", "vae"])
+def test_such_a_value_is_found_before_an_actor_starts(copy: tuple[str, Path], tmp_path: Path, component: str) -> None:
+    """And the file is read again once it has changed, though it was noted to be good."""
+    name, folder = copy
+    config = run_config(name, folder, tmp_path)
+    assert check(config).training
+    file = next((folder / component).glob("*.safetensors"))
+    tensors = load_file(file)
+    key = max((k for k in tensors if tensors[k].is_floating_point()), key=lambda k: tensors[k].numel())
+    tensors[key].view(-1)[-1] = float("inf")
+    save_file(tensors, file, metadata={"format": "pt"})
+    assert f"{folder} has a broken {component}: {key} has values that are not finite" in message(lambda: check(config))
+    file.write_bytes(file.read_bytes()[:100])
+    assert f"{folder} has a broken {component}: its weights cannot be read" in message(lambda: check(config))
 
 
 @pytest.mark.parametrize("component", ["transformer", "vae"])

@@ -1,0 +1,39 @@
+"""What was found out about large files, kept on disk until they change; and files that appear whole."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+LARGE = 1 << 26  # bytes; smaller files are read every time
+
+
+def remembered(file: Path, memory: Path | None, what: str, find: Callable[[Path], str]) -> str:
+    """`find(file)`. That of a large file is kept in memory/*.<what> until its path, size, inode or times change."""
+    stat = file.stat()
+    if memory is None or stat.st_size < LARGE:
+        return find(file)
+    who = (str(file.resolve()), stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns)
+    note = memory / f"{hashlib.sha256(repr(who).encode()).hexdigest()}.{what}"
+    if note.is_file():
+        return note.read_text()
+    found = find(file)
+    with contextlib.suppress(OSError):  # where nothing can be written it is found out each time
+        written(note, lambda path: path.write_text(found))
+    return found
+
+
+def written(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file under another name and rename it, so that whoever finds `path` finds it whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.partial")
+    try:
+        write(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
