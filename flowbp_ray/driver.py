@@ -40,6 +40,7 @@ def start_ray(config: RunConfig) -> None:
     if ray.is_initialized():
         return
     if address == "local":
+        os.environ.setdefault("RAY_enable_metrics_collection", "0")  # which nobody could see: there is no dashboard
         ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     else:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)

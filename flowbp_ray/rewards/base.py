@@ -37,13 +37,10 @@ def build(name: str, device: str = "cpu", **options: Any) -> Reward:
 
     Where images and models are on a GPU the factory is given `device`.
     """
+    check_name(name)
     if device != "cpu":
         options["device"] = device
     target = REWARDS.get(name, name)
-    if ":" not in target:
-        near = difflib.get_close_matches(name, REWARDS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known rewards: {', '.join(sorted(REWARDS))}"
-        raise ValueError(f"unknown reward {name!r}; {hint}")
     module, _, attribute = target.partition(":")
     reward = getattr(importlib.import_module(module), attribute)(**options)
     if not isinstance(reward, Reward):
