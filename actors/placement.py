@@ -21,7 +21,7 @@ def place(pool: PoolConfig, name: str, key: str, timeout: float) -> Any:
     if not bundle:
         return None
     group = placement_group([bundle] * pool.count, strategy="PACK")
-    if not ray.wait([group.ready()], timeout=timeout)[0]:
+    if not group.wait(timeout):
         remove_placement_group(group)
         there, free = _resources(ray.cluster_resources()), _resources(ray.available_resources())
         needs = " and ".join(f"{amount:g} {kind}" for kind, amount in bundle.items())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from typing import Any
 
@@ -15,11 +14,12 @@ def prepare(config: RunConfig, threads: int) -> None:
     """Let torch use `threads` threads, whatever the machine has; leave Ctrl-C to the driver."""
     import torch
 
+    from flowbp_ray.kernels import deterministic
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
     if config.cluster.deterministic:
-        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
-        torch.use_deterministic_algorithms(True)
+        deterministic()
 
 
 def thread_env(count: int) -> dict[str, str]:

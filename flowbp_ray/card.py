@@ -74,7 +74,10 @@ def _code(config: RunConfig, backbone: Backbone, kind: Kind) -> str:
     dtype = f"torch_dtype={model.torch_dtype}"
     parts = "".join(f"{name}=None, " for name in backbone.absent) + dtype
     folder = backbone.base_folder.resolve()
-    base = f"base = {_hub_name(folder) or folder.as_posix()!r}  # what was trained from"
+    name = _hub_name(folder)
+    base = f"base = {name or folder.as_posix()!r}  # what was trained from"
+    if name is not None:
+        parts = f"revision={folder.name!r}, {parts}"
     drawing = backbone.example(PROMPT, model.num_steps, model.height, model.width, model.guidance)
     if kind == "lora":
         imported = pipeline
@@ -151,7 +154,9 @@ def _training(run: Run, backbone: Backbone, step: int, average: bool) -> dict[st
         "method as a value": f"`{config.surrogate()}`",
         "rewards": "; ".join(terms),
         "jitter of what they saw": f"noise up to {jitter.noise:g}, shifts up to {jitter.shift} pixels",
-        "distance to the base": "not penalised" if penalty is None else f"penalised with weight {penalty.weight:g}",
+        "distance to the base": f"penalised with weight {penalty.weight:g}"
+        if penalty is not None and penalty.weight > 0
+        else "not penalised",
         "measured only": ", ".join(config.rewards.monitors) or "nothing",
         "sampling": f"{model.height}x{model.width} pixels, {model.num_steps} steps, sigmas {model.sigmas}, guidance "
         f"{model.guidance:g}",

@@ -49,22 +49,22 @@ def _check_weights(part: Path, memory: Path | None) -> None:
     memory: where it is noted that a large file was read. Variants (`*.fp16.safetensors`) are not loaded, nor looked at.
     """
     for file in sorted(part.glob("*.safetensors")):
-        bad = "" if "." in file.stem else remembered(file, memory, "finite", _not_finite)
-        if bad:
-            raise ValueError(f"{part.parent} has a broken {part.name}: {bad}")
+        if "." not in file.stem:
+            remembered(file, memory, "finite", _finite)
 
 
-def _not_finite(file: Path) -> str:
-    """What is wrong with the values of a safetensors file; nothing where all are finite."""
+def _finite(file: Path) -> str:
+    """ "finite", if that is what all values of a safetensors file are. Raises ValueError otherwise."""
+    broken = f"{file.parent.parent} has a broken {file.parent.name}"
     try:
         with safe_open(file, "pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - it is no dict
                 tensor = tensors.get_tensor(name)
                 if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                    return f"{name} has values that are not finite"
+                    raise ValueError(f"{broken}: {name} has values that are not finite")
     except SafetensorError as error:
-        return f"its weights cannot be read ({error})"
-    return ""
+        raise ValueError(f"{broken}: its weights cannot be read ({error})") from error
+    return "finite"
 
 
 def read_prompts(config: RunConfig) -> tuple[list[PromptRecord], list[PromptRecord]]:

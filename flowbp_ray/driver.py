@@ -30,17 +30,20 @@ from flowbp_ray.rollouts import items_of_step
 from flowbp_ray.run import Run
 from flowbp_ray.selection import select
 
+PRIVATE = ("RAY_enable_metrics_collection", "RAY_prestart_worker_first_driver", "RAY_num_workers_soft_limit")
+"""Set to 0 in a Ray of our own: metrics without a dashboard, and idle workers, none of which would fit our actors."""
 SKIPS = 10  # steps in a row without an update after which there is no point in going on
 
 
-def start_ray(config: RunConfig) -> None:
-    """Join the cluster of the job that we are in, or the one that the config names, or start a private one."""
+def start_ray(address: str) -> None:
+    """Join the cluster of the job that we are in, or the one at `address`, or start a private one ("local")."""
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # a failed call has three results; we read the first
-    address = os.environ.get("RAY_ADDRESS") or config.cluster.address
+    address = os.environ.get("RAY_ADDRESS") or address
     if ray.is_initialized():
         return
     if address == "local":
-        os.environ.setdefault("RAY_enable_metrics_collection", "0")  # which nobody could see: there is no dashboard
+        for name in PRIVATE:
+            os.environ.setdefault(name, "0")
         ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     else:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -63,7 +66,7 @@ def train(config: RunConfig, progress: Progress | None = None) -> tuple[Run, dic
     tracker = Tracker(run.folder, config)
     try:
         with Interrupts() as interrupts:
-            start_ray(config)
+            start_ray(config.cluster.address)
             with Fleet(config, [r.text for r in (*records, *held_out)]) as fleet:
                 run.logger().info("embeddings: %s", fleet.encoded.describe())
                 evaluator = Evaluator(config, run, held_out, len(records))
@@ -138,6 +141,8 @@ class Loop:
             checkpoints = self.run.checkpoints
             self.fleet.gang.load(str(checkpoints.path(step).resolve()))
             self.evaluator.load(checkpoints.evaluations(step))
+            if self.config.nonfinite == "stop":  # which an evaluation may have done after this checkpoint was made
+                self.stop_or_warn(self.evaluator.faults_at(step))
             for version, tensors in checkpoints.versions(step).items():
                 self.published[version] = transport.restore(self.version(version), tensors)
             self.log.info("going on from step %d, incarnation %d", step, self.incarnation)

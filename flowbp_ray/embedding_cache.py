@@ -45,10 +45,10 @@ def cache_folder(cache: str | None) -> Path | None:
 def cache_path(cache: str | None) -> Path | None:
     """Where the cache is: for `auto` that is what this process's environment says."""
     if cache != "auto":
-        return None if cache is None else Path(cache)
+        return None if cache is None else Path(cache).absolute()
     own = os.environ.get("FLOWBP_RAY_CACHE")
     shared = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return (Path(own) if own else Path(shared) / "flowbp_ray") / "embeddings"
+    return (Path(own) if own else Path(shared) / "flowbp_ray").absolute() / "embeddings"
 
 
 class EmbeddingCache:

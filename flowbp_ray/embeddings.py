@@ -16,6 +16,7 @@ import torch
 from flowbp_ray.backbones import Conditioning, Embeddings, Encode, distinct, encode_all
 from flowbp_ray.config import RunConfig
 from flowbp_ray.embedding_cache import EmbeddingCache, cache_folder
+from flowbp_ray.kernels import deterministic
 from flowbp_ray.messages import Packed, pack_all, unpack_all
 
 
@@ -121,9 +122,11 @@ class PackedEmbeddings:
 
 
 def _computes_on(config: RunConfig) -> str:
-    """What decides the bits beside the threads: CPUs, or which GPU with which kernels."""
+    """What decides the bits beside the threads: CPUs, or which GPU with which kernels, which are set here."""
     if config.encoder.device == "cpu":
         return "cpu"
+    if config.cluster.deterministic:
+        deterministic()
     return torch.cuda.get_device_name() + (", deterministic" if config.cluster.deterministic else "")
 
 

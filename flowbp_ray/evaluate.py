@@ -41,7 +41,8 @@ class Evaluation:
         return result
 
     def as_dict(self) -> dict[str, Any]:
-        return {name: asdict(e) for name, e in self.estimates().items()} | dict(self.scalars)
+        scalars = {name: value if np.isfinite(value) else None for name, value in self.scalars.items()}
+        return {name: asdict(e) for name, e in self.estimates().items()} | scalars
 
 
 def estimate(values: np.ndarray) -> Estimate:

@@ -45,6 +45,11 @@ class Evaluator:
         self.results[step] = results
         return results
 
+    def faults_at(self, step: int) -> list[str]:
+        """What was not finite in the evaluation after `step`, where there was one."""
+        found = self.results.get(step, {}).items()
+        return [line for g, e in found for line in self._faults({n: v.tolist() for n, v in e.values.items()}, step, g)]
+
     def _faults(self, scores: dict[str, list[float]], step: int, guidance: float) -> list[str]:
         """The scores that are not finite, one line each; a reward without any finite one in one line."""
         texts, found = [record.text for record in self.held_out], []

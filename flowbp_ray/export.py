@@ -9,8 +9,8 @@ transformer/                         of any other run, or with `merge`: what `fr
 from __future__ import annotations
 
 import importlib
+import secrets
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,13 +48,13 @@ def export(run: Run, to: Path, step: int | None = None, average: bool = False, m
     sampler = Sampler(alone(config))
     weights.install(sampler.transformer, tensors)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+    partial.mkdir()
     try:
         _save(sampler.transformer, sampler.backbone, kind, partial)
         shutil.copyfile(run.folder / "config.yaml", partial / "flowbp_ray.yaml")
         text = card(run, sampler.backbone, kind, used, average, weights.digest(tensors))
         (partial / "README.md").write_text(text, encoding="utf-8")
-        partial.chmod(0o755)  # a temporary folder is its owner's alone
         partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -82,7 +82,7 @@ def _save(transformer: Any, backbone: Backbone, kind: Kind, folder: Path) -> Non
 def _merge(transformer: Any) -> None:
     """Add the adapters into the weights in fp32, and round once to what each weight was."""
     before = {name.replace(".base_layer", ""): tensor.dtype for name, tensor in _tensors(transformer)}
-    transformer.float()
+    transformer.to("cpu").float()
     transformer.fuse_lora()
     transformer.unload_lora()
     for name, tensor in _tensors(transformer):

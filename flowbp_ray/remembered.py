@@ -14,14 +14,17 @@ LARGE = 1 << 26  # bytes; smaller files are read every time
 
 
 def remembered(file: Path, memory: Path | None, what: str, find: Callable[[Path], str]) -> str:
-    """`find(file)`. That of a large file is kept in memory/*.<what> until its path, size, inode or times change."""
+    """`find(file)`, not empty. That of a large file is kept in memory/*.<what> until path, size, inode or times change.
+
+    What `find` raises is not kept.
+    """
     stat = file.stat()
     if memory is None or stat.st_size < LARGE:
         return find(file)
     who = (str(file.resolve()), stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns)
     note = memory / f"{hashlib.sha256(repr(who).encode()).hexdigest()}.{what}"
-    if note.is_file():
-        return note.read_text()
+    if note.is_file() and (kept := note.read_text()):
+        return kept
     found = find(file)
     with contextlib.suppress(OSError):  # where nothing can be written it is found out each time
         written(note, lambda path: path.write_text(found))

@@ -124,7 +124,9 @@ def rows(part: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     for name, before in part["before"].items():
         after, change = part["after"][name], part["change"].get(name)
         if not isinstance(before, Mapping):
-            result.append((name.replace("_", " "), f"{before:.2f}", f"{after:.2f}", f"{after - before:+.2f}"))
+            change = "" if None in (before, after) else f"{after - before:+.2f}"
+            shown = [NONE if value is None else f"{value:.2f}" for value in (before, after)]
+            result.append((name.replace("_", " "), *shown, change))
             continue
         form = _percent if name.startswith("verifier") else _plain
         if change is None:

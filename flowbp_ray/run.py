@@ -111,7 +111,7 @@ def comparable(config: RunConfig) -> dict[str, Any]:
     plain = config.model_dump(mode="json", exclude=FREE)
     for pool, free in FREE_IN.items():
         plain[pool] = {key: value for key, value in plain[pool].items() if key not in free}
-    return plain | {f"{pool}.device": getattr(config, pool).device for pool in ("encoder", "samplers", *FREE_IN)}
+    return plain | {f"{p}.gpus": "above 0" if getattr(config, p).gpus else 0 for p in ("encoder", "samplers", *FREE_IN)}
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-os.environ.setdefault("RAY_enable_metrics_collection", "0")
 
 import pytest
 
@@ -32,6 +30,8 @@ def local_ray() -> Iterator[Any]:
     """A private Ray instance, ended with the last test."""
     import ray
 
-    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    from flowbp_ray.driver import start_ray
+
+    start_ray("local")
     yield ray
     ray.shutdown()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -148,6 +149,18 @@ def test_a_masked_row_s_base_does_not_matter(tmp_path: Path) -> None:
     assert torch.equal(before, after)
     _, counted = step.gradient([1.0] * 4)
     assert float((counted - before).norm()) > float(before.norm())
+
+
+def test_a_gradient_that_the_penalty_makes_infinite_is_named(tmp_path: Path) -> None:
+    step = Step.of(moved(LocalLoop(config(tmp_path, "learners.base_penalty.weight=1"))))
+    first = step.rollouts[0]
+    assert first.base is not None
+    base = unpack(first.base).clone()
+    base[len(first.item.plans[0].states) :] = 1e30  # whose square is infinite in fp32
+    step.rollouts[0] = replace(first, base=pack(base))
+    report = step.loop.learner.step(0, step.rollouts, step.cotangents, [1.0] * 4)
+    assert not math.isfinite(report.grad_norm)
+    assert {(f.what, f.sample) for f in report.faults} == {("gradient", first.item.samples[1])}
 
 
 @pytest.mark.parametrize("more", [[], LORA], ids=["full", "lora"])

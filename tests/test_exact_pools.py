@@ -111,6 +111,8 @@ def test_an_evaluation_without_a_finite_score_stops_the_run_once_it_is_saved(loc
         driver.train(small_config(tmp_path, "flowbp_sparse", *held_out))
     assert "is finite in the evaluation at guidance 1 of step 2" in str(it.value)
     assert Run.open(tmp_path / "mine").checkpoints.steps() == [2]
+    with pytest.raises(RunFailed, match="no score of shapes_clip"):  # as long as nothing else is asked for
+        driver.train(small_config(tmp_path, "flowbp_sparse", *held_out, "resume=auto"))
     more = ["resume=auto", "nonfinite=skip_sample"]
     run, summary = driver.train(small_config(tmp_path, "flowbp_sparse", *held_out, *more))
     assert summary["weights_sha256"] == local_digest(small_config(tmp_path))

@@ -95,8 +95,11 @@ def test_all_weights_are_a_folder_that_from_pretrained_takes(
     assert json.loads((whole.folder / "summary.json").read_text())["weights_sha256"] in card
 
 
-def test_a_run_on_gpus_is_exported_and_drawn_without_one(whole: Run, tmp_path: Path) -> None:
+def test_a_run_on_gpus_is_exported_and_drawn_without_one(
+    whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As with a penalty, which needs no copy of the base here; the pictures are those of the same weights."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     copied = Run.open(shutil.copytree(whole.folder, tmp_path / "whole"))
     plain = yaml.safe_load((copied.folder / "config.yaml").read_text())
     for pool in ("encoder", "samplers", "rewards"):

@@ -34,8 +34,9 @@ def free_port() -> int:
 
 def environment(token: Path) -> dict[str, str]:
     """PATH with this interpreter first, and the token that every node and client needs."""
-    own = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    own = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     return own | {
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),

@@ -131,13 +131,22 @@ def test_what_nothing_can_mend_says_which_gpus_it_takes(folder: Path, costs: Cos
 
 
 def test_parts_of_gpus_are_packed_as_ray_gives_them_out() -> None:
-    """Two parts of 0.6 need two GPUs, and what is left of them may hold smaller ones."""
+    """One after the other, each on the fullest GPU with room: what is left over is not put together."""
+    assert cluster.packed([(2, 0.6)]) == 2 and cluster.packed([(10, 0.1)]) == 1
+    assert cluster.packed([(2, 0.6), (2, 0.4)]) == 2 and cluster.packed([(2, 0.4), (2, 0.6)]) == 3
+    assert cluster.packed([(2, 2.0), (1, 0.5), (3, 0.0)]) == 5
+    names = ("samplers", "learners", "reward servers")
+    roles = [Role(name, 2, gpus, ()) for name, gpus in zip(names, (0.4, 0.6, 0.6), strict=True)]
+    assert cluster.wanted(roles) == 4  # learners first: 0.6 + 0.4, 0.6 + 0.4, 0.6, 0.6
 
-    def taken(*pools: tuple[int, float]) -> int:
-        return cluster.wanted([Role("", count, gpus, ()) for count, gpus in pools])
 
-    assert taken((2, 0.6)) == 2 and taken((2, 0.6), (2, 0.4)) == 2 and taken((3, 0.6), (1, 0.5)) == 4
-    assert taken((10, 0.1)) == 1 and taken((2, 2.0), (1, 0.5), (3, 0.0)) == 5
+def test_the_counts_that_are_tried_can_be_placed(folder: Path, costs: Costs) -> None:
+    config = config_of(folder, "samplers.gpus=0.6", "rewards.gpus=0.6", "learners.gpus=1")
+    tried = list(cluster.recounts(config, forecast(config, costs), 3))
+    assert {"samplers.count": 1, "learners.count": 1, "rewards.count": 1} in tried
+    for counts in tried:
+        changed = cluster.apply(config, counts)
+        assert changed is not None and cluster.wanted(forecast(changed, costs).roles) <= 3
 
 
 def test_host_memory_and_the_object_store_count(folder: Path, costs: Costs) -> None:

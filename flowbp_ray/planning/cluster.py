@@ -13,9 +13,8 @@ from flowbp_ray.config import RunConfig
 from flowbp_ray.planning import memory
 from flowbp_ray.planning.costs import Costs, Untraced
 from flowbp_ray.planning.forecast import Forecast, forecast
-from flowbp_ray.planning.memory import Role, Sizes
+from flowbp_ray.planning.memory import GIB, Role, Sizes, gib
 
-GIB = 2**30
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(G|T)i?B?", re.IGNORECASE)
 GPUS = re.compile(rf"(\d+)x({SIZE.pattern})", re.IGNORECASE)
 
@@ -135,16 +134,21 @@ def problems(plan: Forecast, cluster: Cluster) -> list[str]:
 
 
 def wanted(roles: Sequence[Role]) -> int:
-    """GPUs that the roles take: parts of one share it while they fit, first the larger ones, and are never divided."""
-    parts = sorted((role.gpus for role in roles for _ in range(role.count) if 0 < role.gpus < 1), reverse=True)
-    cards: list[float] = []
-    for part in parts:
-        place = next((i for i, used in enumerate(cards) if used + part <= 1 + 1e-6), None)
-        if place is None:
-            cards.append(part)
+    """GPUs that the roles (samplers, learners, reward servers) take when `Fleet` places them."""
+    samplers, *others, rewards = roles
+    return packed([(role.count, role.gpus) for role in (*others, samplers, rewards)])
+
+
+def packed(pools: Sequence[tuple[int, float]]) -> int:
+    """GPUs that pools of (count, gpus) take in this order: a part goes to the fullest GPU that has room, as in Ray."""
+    used: list[float] = []
+    for part in (gpus for count, gpus in pools for _ in range(count) if 0 < gpus < 1):
+        fitting = [i for i, taken in enumerate(used) if taken + part <= 1 + 1e-6]
+        if fitting:
+            used[max(fitting, key=lambda i: used[i])] += part
         else:
-            cards[place] += part
-    return len(cards) + sum(role.count * int(role.gpus) for role in roles)
+            used.append(part)
+    return len(used) + sum(count * int(gpus) for count, gpus in pools)
 
 
 def available(role: Role, cluster: Cluster) -> int:
@@ -253,8 +257,8 @@ def recounts(config: RunConfig, plan: Forecast, gpus: int) -> Iterator[Changes]:
     ]
     found = []
     for learners, rewards in product(choices[1], choices[2]):
-        left = gpus - learners * pools[1].gpus - rewards * pools[2].gpus
-        fitting = [n for n in choices[0] if n * pools[0].gpus <= left + 1e-9]
+        others = (learners, pools[1].gpus), (rewards, pools[2].gpus)
+        fitting = [n for n in choices[0] if packed([others[0], (n, pools[0].gpus), others[1]]) <= gpus]
         if fitting:
             found.append((fitting[-1], learners, rewards))
     slowest = [(max(t / n for t, n in zip(times, counts, strict=True)), sum(counts), counts) for counts in found]
@@ -290,8 +294,3 @@ def last_resort(plan: Forecast) -> str:
         return "it takes more host memory"
     most = max(role.nbytes / min(1.0, role.gpus) for role in on_gpu)
     return f"it takes {wanted(plan.roles)} GPUs of {gib(int(most))}"
-
-
-def gib(nbytes: float) -> str:
-    """For people."""
-    return f"{nbytes / GIB:.1f} GiB"

@@ -17,6 +17,7 @@ from flowbp_ray.planning.costs import Costs
 from flowbp_ray.weights import trained
 
 FP32 = 4
+GIB = 2**30
 WORKSPACE = 3 * 2**29
 """Bytes of a CUDA context with the workspaces of cuBLAS, cuDNN and NCCL: 1.5 GiB."""
 FRAGMENTATION = 0.05
@@ -117,7 +118,8 @@ def samplers(config: RunConfig, costs: Costs, sizes: Sizes) -> Role:
     kept = 2 * model.num_steps + 1 + 2 * config.surrogate().renoised
     shares = [Share("weights", sizes.transformer * item)]
     if config.learners.base_penalty is not None:
-        kept += config.surrogate().max_terms(model.num_steps).terms
+        budget = config.surrogate().max_terms(model.num_steps)
+        kept += budget.terms + budget.junction
         if config.learners.lora is None:
             shares.append(Share("frozen base", sizes.transformer * item))
     if config.drift.on and not one_branch(costs.backbone, model.guidance):
@@ -228,3 +230,8 @@ def sharded(config: RunConfig, sizes: Sizes) -> list[Share]:
         Share("gathered weights", min(sizes.transformer, LIVE) * item, "backward"),
         Share("whole weights, gathered and copied", 2 * t * item, "publishing"),
     ]
+
+
+def gib(nbytes: float) -> str:
+    """For people."""
+    return f"{nbytes / GIB:.1f} GiB"

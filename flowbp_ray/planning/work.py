@@ -47,18 +47,20 @@ def _sampling(config: RunConfig, costs: Costs) -> Work:
     what = f"forward, {shape.rollout_batch * branches} rows"
     if config.learners.base_penalty is not None:  # the base at each active state, one branch where that is trained
         budget = method.max_terms(model.num_steps)
-        more = shape.batch * (budget.terms + budget.junction) * _trained_branches(config, costs)
-        calls, rows = calls + -(-more // (shape.rollout_batch * branches)), rows + more
+        states, (forwards, each) = budget.terms + budget.junction, _trained(config, costs)
+        calls, rows = calls + shape.items * states * forwards, rows + shape.batch * states * forwards * each
     flops = cost.flops * rows // (shape.rollout_batch * branches)
     return Work("samplers", what, calls, rows, float(rows), flops, float(flops))
 
 
-def _trained_branches(config: RunConfig, costs: Costs) -> int:
-    """Rows of a forward for each state of `trained_velocity`."""
+def _trained(config: RunConfig, costs: Costs) -> tuple[int, int]:
+    """(forwards, rows of each per state) of `trained_velocity`."""
     model = config.backbone
     if one_branch(costs.backbone, model.guidance):
-        return 1
-    return 1 if model.detach_negative and costs.backbone.linear_guidance else 2
+        return 1, 1
+    if not model.detach_negative:
+        return 1, 2
+    return (1, 1) if costs.backbone.linear_guidance else (2, 1)
 
 
 def _learning(config: RunConfig, costs: Costs) -> Work:

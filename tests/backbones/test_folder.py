@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from flowbp_ray import backbones
+from flowbp_ray import backbones, remembered
 from flowbp_ray.backbones import Backbone
 from flowbp_ray.checks import check
 
@@ -76,11 +76,15 @@ def test_a_value_that_is_not_finite_is_named(copy: tuple[str, Path], component: 
 
 
 @pytest.mark.parametrize("component", ["transformer", "text_encoder", "vae"])
-def test_such_a_value_is_found_before_an_actor_starts(copy: tuple[str, Path], tmp_path: Path, component: str) -> None:
+def test_such_a_value_is_found_before_an_actor_starts(
+    copy: tuple[str, Path], tmp_path: Path, component: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And the file is read again once it has changed, though it was noted to be good."""
     name, folder = copy
-    config = run_config(name, folder, tmp_path)
+    monkeypatch.setattr(remembered, "LARGE", 1)
+    config = run_config(name, folder, tmp_path, "flowbp_bridge", f"encoder.cache={tmp_path / 'cache'}")
     assert check(config).training
+    assert {note.read_text() for note in (tmp_path / "cache" / "files").glob("*.finite")} == {"finite"}
     file = next((folder / component).glob("*.safetensors"))
     tensors = load_file(file)
     key = max((k for k in tensors if tensors[k].is_floating_point()), key=lambda k: tensors[k].numel())

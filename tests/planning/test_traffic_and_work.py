@@ -62,6 +62,9 @@ def test_bytes_and_calls_are_those_of_a_real_step(method: str, extra: list[str])
         terms_per_sample=named.max_terms(model.num_steps).terms,
         penalty=(lambda position, v: torch.zeros_like(v)) if extra else None,
     )
+    rollouts = config.data.shape.items * (model.num_steps + named.renoised)
+    based = config.data.shape.items * len(plans[0].states) if extra else 0
+    assert work(config, costs)[0].calls == rollouts + based
     assert largest(config) >= max(seen) and (max(seen) == largest(config) or not extra)
     assert swept(config) == (report.forwards * config.learners.count, report.rows * config.learners.count)
 
