@@ -82,7 +82,12 @@ def wait_for(url: str, head: subprocess.Popen[bytes], log: Path) -> None:
 def submit(address: str, token: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [BIN / "ray", "job", "submit", "--address", address, "--working-dir", ".", "--"]
     command += ["python", "-m", "flowbp_ray", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment(token), capture_output=True, text=True, timeout=280)
+    for _ in range(30):
+        done = subprocess.run(command, cwd=ROOT, env=environment(token), capture_output=True, text=True, timeout=280)
+        if "No available agent to submit job" not in done.stderr:
+            break
+        time.sleep(1)  # the dashboard answers before the node's agent is there
+    return done
 
 
 def test_a_submitted_job_trains(cluster: tuple[str, Path], tmp_path: Path) -> None:
