@@ -54,6 +54,8 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     command = [BIN / "ray", "start", "--head", "--block", f"--port={free_port()}", "--num-cpus=4"]
     command += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
     command += [f"--temp-dir={folder}", "--disable-usage-stats"]
+    # Ports of its own: another Ray on this machine (the other tests' own) has the agent's usual one, 52365.
+    command += ["--dashboard-agent-listen-port=0", "--dashboard-agent-grpc-port=0"]
     with (tmp_path / "head.log").open("w") as log:
         head = subprocess.Popen(command, env=environment(token), stdout=log, stderr=log, start_new_session=True)
     try:
