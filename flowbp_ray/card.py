@@ -157,7 +157,7 @@ def _training(run: Run, backbone: Backbone, step: int, average: bool) -> dict[st
         "distance to the base": f"penalised with weight {penalty.weight:g}"
         if penalty is not None and penalty.weight > 0
         else "not penalised",
-        "measured only": ", ".join(config.rewards.monitors) or "nothing",
+        "measured only": ", ".join(m.name for m in config.rewards.monitors) or "nothing",
         "sampling": f"{model.height}x{model.width} pixels, {model.num_steps} steps, sigmas {model.sigmas}, guidance "
         f"{model.guidance:g}",
         "staleness": f"{config.staleness}; {aged}",
@@ -198,7 +198,7 @@ def _data(config: RunConfig, run: Run, known: Prompts | None) -> str:
 
 def _limits(config: RunConfig) -> str:
     """What the numbers do not say."""
-    monitors = ", ".join(config.rewards.monitors)
+    monitors = ", ".join(m.name for m in config.rewards.monitors)
     others = f"what was measured only ({monitors})" if monitors else "another reward or by eye"
     return (
         f"Training pushes its own rewards up, if need be by deceiving them: judge by {others}. Only what stands "

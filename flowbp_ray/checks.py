@@ -13,7 +13,7 @@ from flowbp_ray.config import RunConfig
 from flowbp_ray.embedding_cache import cache_folder
 from flowbp_ray.prompts import PromptRecord
 from flowbp_ray.remembered import remembered
-from flowbp_ray.rewards.base import check_name
+from flowbp_ray.rewards import base
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ def check(config: RunConfig) -> Checked:
     backbone.latent_shape(model.height, model.width)
     prepared = weights.prepare(backbone.skeleton(), lora, config.seed, backbone.lora_targets)
     train, held_out = read_prompts(config)
-    for name in [t.name for t in config.rewards.terms] + config.rewards.monitors:
-        check_name(name)
+    for reward in config.rewards.all:
+        base.check(reward.factory, reward.options)
     cache = cache_folder(config.encoder.cache)
     for part in (backbone.base_folder / "transformer", backbone.base_folder / "vae", *backbone.encoder_parts()):
         _check_weights(part, None if cache is None else cache / "files")

@@ -55,7 +55,7 @@ def curves(run: Run) -> Path | None:
         left.plot([t["step"] + 1 for t in train], [t[key] for t in train], lw=1, label=key.removeprefix("reward/"))
     left.set(title="reward of the training batches", xlabel="step")
     left.legend()
-    rewards = [t["name"] for t in run.config().model_dump()["rewards"]["terms"]] + run.config().rewards.monitors
+    rewards = [reward.name for reward in run.config().rewards.all]
     for guidance in sorted({line["guidance"] for line in held_out}):
         mine = [line for line in held_out if line["guidance"] == guidance]
         steps = [line["step"] for line in mine]

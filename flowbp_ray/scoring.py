@@ -22,8 +22,8 @@ class Scorer:
         self.config = config
         settings, device = config.rewards, config.rewards.device
         self.decode = config.backbone.open().load_decoder(device)
-        self.trained = [(RewardTerm(t.name, t.weight, t.clip, t.scale), build(t.name, device)) for t in settings.terms]
-        self.monitors = [build(name, device) for name in settings.monitors]
+        self.rewards = {r.name: build(r.factory, device, **r.options) for r in settings.all}
+        self.trained = [(RewardTerm(t.name, t.weight, t.clip, t.scale), self.rewards[t.name]) for t in settings.terms]
 
     def score(self, item: Item, prompts: Sequence[str], report: RolloutReport, target: Packed) -> tuple[Scored, Packed]:
         """Scores of target [rows, branches, ...] and dL/dtarget in fp32. Rows that were masked have omega 0."""
@@ -68,8 +68,10 @@ class Scorer:
         good = torch.isfinite(finished).flatten(1).all(dim=1)
         with torch.no_grad():
             images = self.decode(finished.where(good.view(-1, *(1,) * (finished.dim() - 1)), 0.0))
-            rewards = [reward for _, reward in self.trained] + self.monitors
-            scores = {r.name: tuple(r.score(images, prompts).where(good, torch.nan).tolist()) for r in rewards}
+            scores = {
+                name: tuple(reward.score(images, prompts).float().cpu().where(good.cpu(), torch.nan).tolist())
+                for name, reward in self.rewards.items()
+            }
         pixels = (images.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).cpu().numpy()
         drawn = tuple(good.tolist())
         return Evaluated(item.index, scores, drawn, np.ascontiguousarray(pixels), time.perf_counter() - started)

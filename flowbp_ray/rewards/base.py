@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -37,21 +39,54 @@ def build(name: str, device: str = "cpu", **options: Any) -> Reward:
 
     Where images and models are on a GPU the factory is given `device`.
     """
-    check_name(name)
     if device != "cpu":
         options["device"] = device
-    target = REWARDS.get(name, name)
-    module, _, attribute = target.partition(":")
-    reward = getattr(importlib.import_module(module), attribute)(**options)
+    reward = factory(name)(**options)
     if not isinstance(reward, Reward):
-        raise ValueError(f"{target} built a {type(reward).__name__}, which has no name and score(images, prompts)")
+        raise ValueError(f"{name} built a {type(reward).__name__}, which has no name and score(images, prompts)")
     return reward
 
 
-def check_name(name: str) -> None:
-    """Raise ValueError with the nearest known name where `build(name)` could not find anything."""
-    if ":" in name or name in REWARDS:
-        return
-    near = difflib.get_close_matches(name, REWARDS, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known rewards: {', '.join(sorted(REWARDS))}"
-    raise ValueError(f"unknown reward {name!r}; {hint}")
+def check(name: str, options: Mapping[str, Any]) -> None:
+    """Raise ValueError for what `build(name, **options)` would stumble over, without building it.
+
+    That is an unknown name (the nearest known one is offered), a package that is not there, an option the factory does
+    not take, and what the factory's own `check(**options)` refuses where it has one: a missing file, say.
+    """
+    made = factory(name)
+    parameters = inspect.signature(made).parameters
+    try:
+        inspect.signature(made).bind(**options)
+    except TypeError as error:
+        raise ValueError(f"options of reward {name!r}: {error}; it takes {', '.join(parameters) or 'none'}") from error
+    own = getattr(made, "check", None)
+    if own is not None:
+        own(**options)
+
+
+def factory(name: str) -> Callable[..., Any]:
+    """The class or function that builds the reward registered as `name`."""
+    if ":" not in name and name not in REWARDS:
+        near = difflib.get_close_matches(name, REWARDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known rewards: {', '.join(sorted(REWARDS))}"
+        raise ValueError(f"unknown reward {name!r}; {hint}")
+    module, _, attribute = REWARDS.get(name, name).partition(":")
+    try:
+        found: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"reward {name!r} needs the package {error.name!r}, which is not installed") from error
+    except AttributeError as error:
+        raise ValueError(f"reward {name!r}: there is no {attribute!r} in {module}") from error
+    return found
+
+
+def needed(reward: str, option: str, path: str | Path | None, what: str) -> Path:
+    """The path of a file or folder that a reward is configured with; raises ValueError where there is none.
+
+    what: what it is and where people get it, for the message.
+    """
+    if path is None:
+        raise ValueError(f"reward {reward!r} needs options.{option}: {what}")
+    if not Path(path).expanduser().exists():
+        raise ValueError(f"reward {reward!r}: options.{option} is {str(path)!r}, which does not exist; it is {what}")
+    return Path(path).expanduser()
