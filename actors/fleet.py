@@ -18,10 +18,11 @@ from actors.process import actor_options
 from actors.reward import RemoteReward
 from actors.sampler import RemoteSampler
 from flowbp_ray.backbones import distinct
-from flowbp_ray.config import PoolConfig, RunConfig
+from flowbp_ray.config import RunConfig
 from flowbp_ray.embedding_cache import cache_path
 from flowbp_ray.embeddings import Encoded
 from flowbp_ray.failure import RunFailed
+from flowbp_ray.settings import PoolConfig
 
 RESTARTS = -1  # samplers and reward servers hold nothing that cannot be built again
 ENCODED_AT_ONCE = 32  # prompts per call of the encoder: cluster.stall_timeout is for these, not for all of them

@@ -18,6 +18,7 @@ from actors.process import actor_options
 from flowbp_ray.config import RunConfig
 from flowbp_ray.failure import RunFailed
 from flowbp_ray.messages import StepReport, Version
+from flowbp_ray.selection import Selection
 
 
 class GangLost(RunFailed):
@@ -55,13 +56,13 @@ class Gang:
         size = len(jobs) // len(self.ranks)
         return [jobs[i * size : (i + 1) * size] for i in range(len(self.ranks))]
 
-    def step(self, step: int, jobs: Sequence[Job], factors: Sequence[float]) -> list[StepReport]:
-        """One optimizer step: each rank gets its share by reference. factors: one per row of the batch."""
+    def step(self, step: int, jobs: Sequence[Job], chosen: Selection) -> list[StepReport]:
+        """One optimizer step: each rank gets its part by reference. chosen: of all rows of the batch."""
         refs, first = [], 0
         for rank, mine in zip(self.ranks, self.share(jobs), strict=True):
             rows = sum(job.item.rows for job in mine)
             parts = [*(j.rollout for j in mine), *(j.cotangent for j in mine)]
-            refs.append(rank.step.remote(step, list(factors[first : first + rows]), *parts))
+            refs.append(rank.step.remote(step, chosen.factors[first : first + rows], chosen.shares, *parts))
             first += rows
         return self._get(refs, f"in step {step}")
 

@@ -37,10 +37,12 @@ class LearnerActor:
         self.learner = Learner(config, embeddings.unpack(), rank)
         return True
 
-    def step(self, step: int, factors: Sequence[float], *messages: Rollout | Packed) -> StepReport:
+    def step(
+        self, step: int, factors: Sequence[float], shares: Sequence[float], *messages: Rollout | Packed
+    ) -> StepReport:
         """messages: this rank's rollouts, then as many cotangents; given one by one so that Ray fetches them here."""
         half = len(messages) // 2
-        return self.learner.step(step, messages[:half], messages[half:], factors)  # type: ignore[arg-type]
+        return self.learner.step(step, messages[:half], messages[half:], factors, shares)  # type: ignore[arg-type]
 
     def drift(self, *rollouts: Rollout) -> tuple[float, ...]:
         return self.learner.drift(rollouts)

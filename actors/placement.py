@@ -7,8 +7,8 @@ from typing import Any
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from flowbp_ray.config import PoolConfig
 from flowbp_ray.failure import RunFailed
+from flowbp_ray.settings import PoolConfig
 
 
 def place(pool: PoolConfig, name: str, key: str, timeout: float) -> Any:

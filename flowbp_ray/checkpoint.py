@@ -57,8 +57,12 @@ class Checkpoints:
         versions: Mapping[int, Mapping[str, Tensor]],
         evaluations: Mapping[str, np.ndarray],
         average: Mapping[str, Tensor] | None = None,
+        spare: int | None = None,
     ) -> None:
-        """Add the published weights and the evaluations, give the folder its name, remove all but the newest `keep`."""
+        """Add the published weights and the evaluations, give the folder its name, remove all but the newest `keep`.
+
+        spare: a step whose checkpoint stays too.
+        """
         partial, final = self.path(step).with_suffix(".partial"), self.path(step)
         for version, tensors in versions.items():
             _save(tensors, partial / f"version_{version}.safetensors")
@@ -73,7 +77,13 @@ class Checkpoints:
         partial.rename(final)
         _sync(self.folder)
         for old in self.steps()[:-keep]:
-            shutil.rmtree(self.path(old))
+            if old != spare:
+                shutil.rmtree(self.path(old))
+
+    def drop_after(self, step: int) -> None:
+        """Remove the checkpoints that are newer than `step`."""
+        for newer in [s for s in self.steps() if s > step]:
+            shutil.rmtree(self.path(newer))
 
     def weights(self, step: int | None = None, average: bool = False) -> tuple[int, dict[str, Tensor]]:
         """Published weights of a checkpoint (the newest one by default), and its step.

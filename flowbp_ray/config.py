@@ -6,22 +6,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from flowbp_ray import backbones
 from flowbp_ray.backbones import Backbone
 from flowbp_ray.consistency import check_together
+from flowbp_ray.rewards.config import RewardsConfig
 from flowbp_ray.rollouts import BatchShape
+from flowbp_ray.settings import PoolConfig, ProcessConfig, Strict
 from flowbp_ray.spelling import build_method
 from flowbp_ray.surrogate import Method
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-class Strict(BaseModel):
-    """Unknown keys are refused; values cannot be changed after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class BackboneConfig(Strict):
@@ -66,25 +62,6 @@ class DataConfig(Strict):
         return BatchShape(self.prompts_per_step, self.images_per_prompt, self.rollout_batch)
 
 
-class ProcessConfig(Strict):
-    """One actor. cpus and gpus are Ray's logical resources; threads are torch's."""
-
-    threads: int = Field(1, ge=1)
-    cpus: float = Field(0.1, ge=0)
-    gpus: float = Field(0.0, ge=0)
-
-    @property
-    def device(self) -> str:
-        """Where an actor of the pool computes: on the GPU that Ray gives it, if it asks for one."""
-        return "cuda" if self.gpus else "cpu"
-
-
-class PoolConfig(ProcessConfig):
-    """A pool of identical actors."""
-
-    count: int = Field(1, ge=1)
-
-
 class EncoderConfig(ProcessConfig):
     """Encodes the prompts before anything else, and ends.
 
@@ -99,64 +76,6 @@ class EncoderConfig(ProcessConfig):
     def _absolute(cls, value: str | None) -> str | None:
         """Relative to where the command runs: actors run elsewhere."""
         return value if value in (None, "auto") else str(Path(value).expanduser().absolute())
-
-
-class RewardConfig(Strict):
-    """A reward, or what is only measured like one. kind: the entry of `rewards.REWARDS`, where `name` is your own.
-
-    options: what its factory takes, such as the path of its weights; docs/rewards.md lists them.
-    """
-
-    name: str
-    kind: str | None = None
-    options: dict[str, Any] = {}
-
-    @property
-    def factory(self) -> str:
-        """What `rewards.build` finds it by."""
-        return self.kind or self.name
-
-
-class TermConfig(RewardConfig):
-    """One summand of the loss: weight · scale · relu(clip − r)."""
-
-    weight: float = 1.0
-    clip: float = 1.0
-    scale: float = 1.0
-
-
-class JitterConfig(Strict):
-    """Noise (standard deviation up to this) and shifts (pixels, up to this) on what a reward sees in training."""
-
-    noise: float = Field(0.0, ge=0)
-    shift: int = Field(0, ge=0)
-
-
-class RewardsConfig(PoolConfig):
-    """terms are trained on; monitors are only measured, in evaluations."""
-
-    terms: list[TermConfig] = Field(min_length=1)
-    monitors: list[RewardConfig] = []
-    jitter: JitterConfig = JitterConfig()
-    micro_batch: int | None = Field(None, ge=1)
-
-    @field_validator("monitors", mode="before")
-    @classmethod
-    def _by_name(cls, value: Any) -> Any:
-        """A monitor without options may be written as its name alone."""
-        return [{"name": v} if isinstance(v, str) else v for v in value] if isinstance(value, list) else value
-
-    @property
-    def all(self) -> list[RewardConfig]:
-        """Terms, then monitors."""
-        return [*self.terms, *self.monitors]
-
-    @model_validator(mode="after")
-    def _distinct(self) -> RewardsConfig:
-        names = [reward.name for reward in self.all]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"{twice[0]} is named twice among terms and monitors; write it once")
-        return self
 
 
 class LoraConfig(Strict):
@@ -227,10 +146,23 @@ class EvaluationConfig(Strict):
     limit: int | None = Field(None, ge=1)
     batch: int = Field(30, ge=1)
     num_steps: int | None = Field(None, ge=1)
-    guidance: list[float] = [1.0]
-    guidance_ends: list[float] = []
+    guidance: list[float] = Field([1.0])
+    guidance_ends: list[float] = Field([])
     pictures: int = Field(36, ge=1)
     seed: int = 7
+
+
+class GuardConfig(Strict):
+    """Ends a run whose reward is being hacked; needs evaluations in its course.
+
+    metrics: name -> margin, in the metric's unit: monitors, the verifier, judges. Where one is more than its margin
+    below its start for `patience` evaluations in a row, while a reward that is trained on is above its start, then
+    warn; stop: end the run there; rollback: end it with the weights of the evaluation that was best.
+    """
+
+    metrics: dict[str, Annotated[float, Field(gt=0)]] = Field(min_length=1)
+    patience: int = Field(2, ge=1)
+    action: Literal["warn", "stop", "rollback"] = "stop"
 
 
 class CheckpointConfig(Strict):
@@ -299,6 +231,7 @@ class RunConfig(Strict):
     rewards: RewardsConfig
     learners: LearnersConfig
     evaluation: EvaluationConfig = EvaluationConfig()
+    guard: GuardConfig | None = None
     checkpoint: CheckpointConfig = CheckpointConfig()
     drift: DriftConfig = DriftConfig()
     tracking: TrackingConfig = TrackingConfig()

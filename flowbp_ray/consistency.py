@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from flowbp_ray.config import RunConfig
 
+VERIFIED = ["verifier", "colour_entropy_bits"]  # what `evaluate.measure` adds where the prompts state the truth
+
 
 def check_together(config: RunConfig) -> None:
     """Raises ValueError for numbers that are good each by itself and not together."""
     _check_batch(config)
     _check_engine(config)
     _check_gpus(config)
+    _check_guard(config)
 
 
 def _check_batch(config: RunConfig) -> None:
@@ -52,6 +55,21 @@ def _check_gpus(config: RunConfig) -> None:
             f"learners.gpus={learners.gpus:g} could put two ranks on one GPU, where NCCL cannot connect them; "
             "write learners.gpus=1, or learners.count=1"
         )
+
+
+def _check_guard(config: RunConfig) -> None:
+    """A guard needs something to look at: evaluations, and metrics that are not trained on."""
+    if config.guard is None:
+        return
+    if config.evaluation.prompts is None or not config.evaluation.every:
+        raise ValueError("guard judges evaluations in the run's course; write evaluation.prompts and evaluation.every")
+    trained, known = {t.name for t in config.rewards.terms}, [m.name for m in config.rewards.monitors]
+    known += VERIFIED if config.evaluation.prompts.startswith("shapes:") else []
+    for name in config.guard.metrics:
+        if name in trained:
+            raise ValueError(f"guard.metrics names {name!r}, which is trained on; write what is only measured")
+        if name not in known:
+            raise ValueError(f"guard.metrics names {name!r}, which is not measured; write one of {', '.join(known)}")
 
 
 def _check_engine(config: RunConfig) -> None:

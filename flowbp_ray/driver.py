@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,38 +13,24 @@ import ray
 from actors import transport
 from actors.fleet import Fleet
 from actors.gang import GangLost
+from actors.joining import start_ray
 from actors.transport import Published
-from flowbp_ray import prompts
+from flowbp_ray import guard, prompts
 from flowbp_ray.checks import check
 from flowbp_ray.config import RunConfig
 from flowbp_ray.evaluating import Evaluator, flat
 from flowbp_ray.failure import RunFailed, Stalled
+from flowbp_ray.guard import Verdict
 from flowbp_ray.interrupt import Interrupted, Interrupts
 from flowbp_ray.messages import Evaluated, Item, Scored, StepReport, Version, unpack_all
-from flowbp_ray.metrics import Tracker, state_bytes, step_metrics
+from flowbp_ray.metrics import Tracker, phases, state_bytes, step_metrics
 from flowbp_ray.progress import Progress
 from flowbp_ray.report import curves, summarise
 from flowbp_ray.rollouts import items_of_step
 from flowbp_ray.run import Run
 from flowbp_ray.selection import select
 
-PRIVATE = ("RAY_enable_metrics_collection", "RAY_prestart_worker_first_driver", "RAY_num_workers_soft_limit")
-"""Set to 0 in a Ray of our own: metrics without a dashboard, and idle workers, none of which would fit our actors."""
 SKIPS = 10  # steps in a row without an update after which there is no point in going on
-
-
-def start_ray(address: str) -> None:
-    """Join the cluster of the job that we are in, or the one at `address`, or start a private one ("local")."""
-    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # a failed call has three results; we read the first
-    address = os.environ.get("RAY_ADDRESS") or address
-    if ray.is_initialized():
-        return
-    if address == "local":
-        for name in PRIVATE:
-            os.environ.setdefault(name, "0")
-        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    else:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
 
 
 def train(config: RunConfig, progress: Progress | None = None) -> tuple[Run, dict[str, Any]]:
@@ -58,6 +42,7 @@ def train(config: RunConfig, progress: Progress | None = None) -> tuple[Run, dic
     checked = check(config)
     records, held_out = checked.training, checked.held_out
     run = Run.resume(config) if config.resume == "auto" else Run.create(config)
+    guard.let_go_on(run, config)
     run.same_prompts([r.text for r in (*records, *held_out)])
     progress = progress or Progress(config.steps, quiet=True)
     progress.begin(run.folder, config, checked.trains)
@@ -105,6 +90,7 @@ class Loop:
         self.method = config.surrogate()
         self.published: dict[int, Published] = {}
         self.incarnation = self.done = self.issued = self.skipped = 0
+        self.verdict: Verdict | None = None  # a guard's that ended the run
         self.started = time.perf_counter()
         self.log = run.logger()
 
@@ -117,7 +103,7 @@ class Loop:
                     self.fleet.rebuild()
                     self.incarnation += 1
                 self.restore(self.run.checkpoints.steps())
-                while self.done < self.config.steps:
+                while self.done < self.config.steps and self.verdict is None:
                     self.step(self.done)
                     self.done += 1
                     self.after_step(self.done)
@@ -150,6 +136,11 @@ class Loop:
         self.published[step] = self.fleet.gang.publish(self.version(step))
         if not saved:
             self.stop_or_warn(self.evaluate(0))
+            if self.rolls_back():
+                self.save(0)
+
+    def rolls_back(self) -> bool:
+        return self.config.guard is not None and self.config.guard.action == "rollback"
 
     def version(self, step: int, ema: bool = False) -> Version:
         return Version(self.incarnation, step, ema)
@@ -165,7 +156,7 @@ class Loop:
         drift = self.fleet.gang.drift(step, jobs) if self.config.drift.max is not None else []
         chosen = select(self.config, jobs, drift)
         self.stop_or_warn([fault.describe(self.fleet.pipeline.prompts) for fault in chosen.faults])
-        learners = self.fleet.gang.step(step, jobs, chosen.factors) if chosen.kept else []
+        learners = self.fleet.gang.step(step, jobs, chosen) if chosen.kept else []
         self.check_update(step, learners)
         learned_at = time.perf_counter()
         self.published = {v: ref for v, ref in self.published.items() if v > step - self.config.staleness}
@@ -180,11 +171,7 @@ class Loop:
             "version": reports[0].version.step,
             "incarnation": self.incarnation,
             "retries": self.fleet.pipeline.retries,
-            "wait_s": scored_at - began,
-            "learn_s": learned_at - scored_at,
-            "publish_s": ended - learned_at,
-            "step_s": ended - began,
-            "images_per_s": self.config.data.shape.batch / (ended - began),
+            **phases(began, scored_at, learned_at, ended, self.config.data.shape.batch),
         }
         self.tracker.log(step, "train", metrics)
         self.progress.step(step + 1, metrics)
@@ -237,16 +224,34 @@ class Loop:
         """Evaluate and save where it is time to; leave where somebody asked to, or an evaluation is not finite."""
         config, last = self.config, done == self.config.steps
         every = config.evaluation.every
-        faults = self.evaluate(done) if last or (every and done % every == 0) else []
+        evaluated = bool(last or (every and done % every == 0))
+        faults = self.evaluate(done) if evaluated else []
+        verdict = guard.judge(config, self.evaluator.results) if evaluated else None
         asked = self.interrupts.asked and not last
         stops = bool(faults) and config.nonfinite == "stop"
-        if last or asked or stops or (config.checkpoint.every and done % config.checkpoint.every == 0):
+        due = last or bool(config.checkpoint.every and done % config.checkpoint.every == 0)
+        if due or asked or stops or verdict or (evaluated and self.rolls_back()):
             self.save(done)  # before it stops: the weights are not to blame for a score
         self.stop_or_warn(faults)
+        if verdict:
+            self.guard(verdict)
         if asked:
             self.log.info("stopped on request after step %d", done)
             again = f"name={self.run.folder.name} resume=auto goes on from there"
             raise Interrupted(f"stopped after step {done}, saved in {self.run.folder}; {again}")
+
+    def guard(self, verdict: Verdict) -> None:
+        """Say what the guard found; unless it only warns, end the run, where it is asked to at the best step."""
+        self.log.warning("guard: %s", verdict.describe())
+        self.progress.note(f"guard: {verdict.describe()}")
+        if verdict.action == "warn":
+            return
+        if verdict.action == "rollback":
+            self.fleet.gang.load(str(self.run.checkpoints.path(verdict.best).resolve()))
+            self.run.checkpoints.drop_after(verdict.best)
+            self.done = verdict.best
+        verdict.write(self.run)
+        self.verdict = verdict
 
     def evaluate(self, step: int) -> list[str]:
         """Held-out prompts with the weights of `step`, or their average; returns the scores that are not finite."""
@@ -282,13 +287,14 @@ class Loop:
         if self.config.learners.ema is not None:
             published = self.fleet.gang.publish(self.version(step, True))
             average = unpack_all(transport.load(published.weights))
-        checkpoints.finish(step, self.config.checkpoint.keep, current, held, self.evaluator.state(), average)
+        spare = guard.best_so_far(self.config, self.evaluator.results) if self.rolls_back() else None
+        keep, state = self.config.checkpoint.keep, self.evaluator.state()
+        checkpoints.finish(step, keep, current, held, state, average, spare)
 
     def finish(self) -> dict[str, Any]:
         """curves.png and summary.json."""
-        seconds = time.perf_counter() - self.started
-        digest = self.fleet.gang.digest()
-        summary = summarise(self.config, self.run, self.evaluator.results, seconds, digest)
+        seconds, digest = time.perf_counter() - self.started, self.fleet.gang.digest()
+        summary = summarise(self.config, self.run, self.evaluator.results, seconds, digest, self.verdict)
         self.run.write_summary(summary)
         curves(self.run)
         return summary

@@ -84,13 +84,13 @@ class Evaluator:
         return items
 
     def _pictures(self, images: np.ndarray, step: int, guidance: float) -> None:
-        """The same prompts with the same noise at every step: a spread over the whole list, and before above after."""
+        """The same prompts with the same noise at every step: a spread over the whole list, and before above now."""
         count = min(self.config.evaluation.pictures, len(images))
         chosen = [i * len(images) // count for i in range(count)]
         shown, captions = images[chosen], [self.held_out[i].text for i in chosen]
         grid(list(shown), captions, self.run.images / f"step_{step:06d}_guidance_{guidance:g}.png")
         before = self.first_pictures.setdefault(guidance, shown)
-        if step == self.config.steps:
+        if step > 0:
             few = list(range(0, count, max(1, count // 9)))[:9]
             pairs = [*before[few], *shown[few]]
             path = self.run.images / f"before_above_after_guidance_{guidance:g}.png"

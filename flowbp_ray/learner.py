@@ -44,18 +44,24 @@ class Learner:
         self.engine: Engine = make_engine(transformer, learners, model.torch_dtype)
 
     def step(
-        self, step: int, rollouts: Sequence[Rollout], cotangents: Sequence[Packed], factors: Sequence[float]
+        self,
+        step: int,
+        rollouts: Sequence[Rollout],
+        cotangents: Sequence[Packed],
+        factors: Sequence[float],
+        shares: Sequence[float] = (),
     ) -> StepReport:
         """Sum one VJP per active node of this rank's items, then update.
 
         cotangents: dL/dtarget of each item, [rows, branches, ...] fp32. factors: what each row's cotangent is
-        multiplied by: 1, or 0 for a masked row and batch / kept for the others.
+        multiplied by: 1, or 0 for a masked row and batch / kept for the others. shares: where the rewards are
+        balanced, what each one's is multiplied by; the cotangents are [terms, rows, branches, ...] then.
         """
         started = time.perf_counter()
         learners, optimizer = self.config.learners, self.config.learners.optimizer
         items = [r.item for r in rollouts]
         states = self._here(r.states for r in rollouts)
-        pull, plans = self._here(cotangents), plans_of(items)
+        pull, plans = self._pull(cotangents, shares), plans_of(items)
         scale = torch.tensor(factors, dtype=torch.float32, device=pull.device) * self.engine.scale
         pull = pull * scale.view(-1, *(1,) * (pull.dim() - 1))
         base = _together([r.base for r in rollouts])
@@ -112,6 +118,13 @@ class Learner:
     def _here(self, parts: Iterable[Packed]) -> Tensor:
         """The rows of all parts, one below the other, on this learner's device."""
         return torch.cat([unpack(part) for part in parts]).to(self.config.learners.device)
+
+    def _pull(self, cotangents: Sequence[Packed], shares: Sequence[float]) -> Tensor:
+        """The cotangents of all rows [rows, branches, ...]; of several terms the sum, each times its share."""
+        if not shares:
+            return self._here(cotangents)
+        whole = torch.cat([unpack(part) for part in cotangents], dim=1).to(self.config.learners.device)
+        return torch.tensordot(torch.tensor(shares, dtype=torch.float32, device=whole.device), whole, dims=1)
 
     def _velocity(self, items: Sequence[Item]) -> VelocityFn:
         """The velocity that is differentiated, at the prompts of these items."""

@@ -70,7 +70,8 @@ class LocalLoop:
             cotangents.append(cotangent)
             jobs.append(_Done(item, report, scored))
         drift = self.learner.drift(rollouts) if config.drift.max is not None else ()
-        return self.learner.step(step, rollouts, cotangents, select(config, jobs, drift).factors)
+        chosen = select(config, jobs, drift)
+        return self.learner.step(step, rollouts, cotangents, chosen.factors, chosen.shares)
 
 
 def draw(

@@ -149,7 +149,8 @@ class RolloutReport:
 class Scored:
     """Scores of one item. scores[name] is [rows][branches]; clipped[name] the share of rows without gradient.
 
-    The cotangent of a row with a fault is zero.
+    gram: per row, [terms][terms], the products of the terms' gradients at the images (see `rewards.balance`). The
+    cotangent of a row with a fault is zero; with `rewards.balance` there is one per term, [terms, rows, ...].
     """
 
     step: int
@@ -157,6 +158,7 @@ class Scored:
     scores: Mapping[str, tuple[tuple[float, ...], ...]]
     losses: tuple[float, ...]
     clipped: Mapping[str, float]
+    gram: tuple[tuple[tuple[float, ...], ...], ...]
     cotangent_bytes: int
     seconds: float
     faults: tuple[Fault, ...] = ()

@@ -13,6 +13,7 @@ import numpy as np
 
 from flowbp_ray.config import RunConfig
 from flowbp_ray.messages import RolloutReport, Scored, StepReport
+from flowbp_ray.rewards.balance import strengths
 from flowbp_ray.selection import Selection
 from flowbp_ray.surrogate import Plan
 
@@ -41,6 +42,8 @@ def step_metrics(
         values = np.array([v for s in scored for row in s.scores[name] for v in row])
         flat[f"reward/{name}"] = float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
         flat[f"clipped/{name}"] = float(np.mean([s.clipped[name] for s in scored]))
+    flat |= strengths(list(scored[0].scores), chosen.gram)
+    flat |= {f"reward_share/{name}": share for name, share in zip(scored[0].scores, chosen.shares, strict=False)}
     if aged:
         flat |= {"drift": float(np.mean(aged)), "drift_max": float(np.max(aged))}
     moved, factors = np.array([value for r in learners for value in r.moved]), np.array(chosen.factors)
@@ -64,6 +67,18 @@ def step_metrics(
         "load_s": sum(r.load_seconds for r in reports),
         "reward_s": sum(s.seconds for s in scored),
         "learner_s": max((r.seconds for r in learners), default=0.0),
+    }
+
+
+def phases(began: float, scored: float, learned: float, ended: float, images: int) -> dict[str, float]:
+    """Seconds of a step as the driver sees it, from four readings of a clock, and images per second."""
+    whole = ended - began
+    return {
+        "wait_s": scored - began,
+        "learn_s": learned - scored,
+        "publish_s": ended - learned,
+        "step_s": whole,
+        "images_per_s": images / whole,
     }
 
 

@@ -12,8 +12,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from rich.table import Table
 
+from flowbp_ray import guard
 from flowbp_ray.config import RunConfig
 from flowbp_ray.evaluate import Evaluation, paired
+from flowbp_ray.guard import Verdict
 from flowbp_ray.run import Run
 
 NONE = "none finite"
@@ -65,7 +67,11 @@ def curves(run: Run) -> Path | None:
                     axis.plot(steps, [m[name] for m in mine], marker="o", label=f"{name}, guidance {guidance:g}")
     middle.set(title="rewards on held-out prompts", xlabel="step")
     right.set(title="share that the exact verifier accepts", xlabel="step")
+    stopped = guard.read(run)
     for axis in (middle, right):
+        if stopped:
+            axis.axvline(stopped["step"], color="red", ls=":", label="ended by the guard")
+            axis.axvline(stopped["best"], color="grey", ls=":", label="best by what is guarded")
         if axis.lines:
             axis.legend(fontsize=8)
     path = run.folder / "curves.png"
@@ -74,13 +80,18 @@ def curves(run: Run) -> Path | None:
     return path
 
 
-def summarise(config: RunConfig, run: Run, evaluations: Evaluations, seconds: float, digest: str) -> dict[str, Any]:
-    """summary.json: before, after and the paired change per guidance; throughput; bytes; the digest of the weights."""
+def summarise(
+    config: RunConfig, run: Run, evaluations: Evaluations, seconds: float, digest: str, verdict: Verdict | None = None
+) -> dict[str, Any]:
+    """summary.json: before, after and the paired change per guidance; throughput; bytes; the digest of the weights.
+
+    verdict: of a guard that ended the run; after it went back, "after" is the evaluation of the step it went back to.
+    """
     train = [line for line in run.metrics() if line["kind"] == "train"]
     summary: dict[str, Any] = {
         "run": str(run.folder),
         "method": config.method,
-        "steps": config.steps,
+        "steps": config.steps if verdict is None else verdict.step,
         "seconds": round(seconds, 1),
         "weights_sha256": digest,
     }
@@ -89,12 +100,23 @@ def summarise(config: RunConfig, run: Run, evaluations: Evaluations, seconds: fl
         for key in keys:
             summary[f"median_{key}"] = float(np.median([t[key] for t in train]))
         summary["retries"] = train[-1]["retries"]
+        tail = train[-max(1, len(train) // 10) :]
+        satisfied = [key for key in train[0] if key.startswith("clipped/")]
+        summary["without_gradient"] = {k.removeprefix("clipped/"): _mean([t[k] for t in tail]) for k in satisfied}
+    if verdict is not None:
+        summary["guard"] = asdict(verdict) | {"line": verdict.describe()}
     if evaluations:
         first, last = min(evaluations), max(evaluations)
+        if verdict is not None and verdict.action == "rollback":
+            last = verdict.best
         summary["guidance"] = {
             f"{g:g}": compared(evaluations[first][g], evaluations[last][g]) for g in evaluations[first]
         }
     return summary
+
+
+def _mean(values: Sequence[float]) -> float:
+    return round(float(np.mean(values)), 4)
 
 
 def compared(before: Evaluation, after: Evaluation) -> dict[str, Any]:

@@ -41,6 +41,7 @@ class Scorer:
             self.config.data.shape.batch,
             settings.micro_batch,
             jitter,
+            separate=settings.balance != "none",
         )
         cotangent = pack(result.cotangent)
         scored = Scored(
@@ -49,6 +50,7 @@ class Scorer:
             scores={name: tuple(tuple(row) for row in s.tolist()) for name, s in result.scores.items()},
             losses=tuple(result.losses.tolist()),
             clipped=result.clipped,
+            gram=tuple(tuple(tuple(line) for line in row) for row in result.gram.tolist()),
             cotangent_bytes=cotangent.nbytes,
             seconds=time.perf_counter() - started,
             faults=tuple(

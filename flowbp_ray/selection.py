@@ -6,17 +6,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from flowbp_ray.config import RunConfig
 from flowbp_ray.messages import Fault
+from flowbp_ray.rewards import balance
 
 
 @dataclass(frozen=True)
 class Selection:
-    """factors: what each row's cotangent is multiplied by, 0 or batch / kept. faults: what was not finite so far."""
+    """factors: what each row's cotangent is multiplied by, 0 or batch / kept. faults: what was not finite so far.
+
+    gram: [terms, terms], the products of the rewards' gradients over the kept rows. shares: what each term's cotangent
+    is multiplied by, where the terms are balanced; else empty: there is one cotangent for all.
+    """
 
     factors: tuple[float, ...]
     kept: int
     faults: tuple[Fault, ...]
+    gram: np.ndarray
+    shares: tuple[float, ...] = ()
 
 
 def select(config: RunConfig, jobs: Sequence[Any], drift: Sequence[float]) -> Selection:
@@ -38,4 +47,8 @@ def select(config: RunConfig, jobs: Sequence[Any], drift: Sequence[float]) -> Se
     if faults and config.nonfinite == "skip_step":
         kept = [False] * len(kept)
     count = sum(kept)
-    return Selection(tuple(len(kept) / count if flag else 0.0 for flag in kept), count, faults)
+    factors = tuple(len(kept) / count if flag else 0.0 for flag in kept)
+    products = balance.gram([job.result for job in jobs], factors)
+    balanced = config.rewards.balance != "none"
+    weights = [term.weight for term in config.rewards.terms]
+    return Selection(factors, count, faults, products, balance.shares(products, weights) if balanced else ())

@@ -118,13 +118,13 @@ class InfiniteCotangentReward(RewardActor):
 class OverflowingLearner(LearnerActor):
     """In step 1 the gradient of the first row overflows fp32: its cotangent is huge."""
 
-    def step(self, step: int, factors: Sequence[float], *messages: Any) -> Any:
+    def step(self, step: int, factors: Sequence[float], shares: Sequence[float], *messages: Any) -> Any:
         half = len(messages) // 2
         if step == 1:
             first = unpack(messages[half]).clone()
             first[0] *= 1e36
             messages = (*messages[:half], pack(first), *messages[half + 1 :])
-        return super().step(step, factors, *messages)
+        return super().step(step, factors, shares, *messages)
 
 
 class ForgetfulLearner(LearnerActor):

@@ -12,8 +12,9 @@ from typing import Literal
 from torch import nn
 
 from flowbp_ray.backbones.guidance import one_branch
-from flowbp_ray.config import PoolConfig, RunConfig
+from flowbp_ray.config import RunConfig
 from flowbp_ray.planning.costs import Costs
+from flowbp_ray.settings import PoolConfig
 from flowbp_ray.weights import trained
 
 FP32 = 4

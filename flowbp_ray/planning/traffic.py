@@ -40,7 +40,8 @@ def traffic(config: RunConfig, costs: Costs, sizes: Sizes, prompts: int | None) 
     item, budget = model.torch_dtype.itemsize, method.max_terms(model.num_steps)
     latent = latent_bytes(costs, item)
     states = (budget.terms + budget.junction) * latent
-    targets, cotangents = method.branches * latent, method.branches * latent_bytes(costs, FP32)
+    terms = len(config.rewards.terms) if config.rewards.balance != "none" else 1
+    targets, cotangents = method.branches * latent, terms * method.branches * latent_bytes(costs, FP32)
     velocities = states if config.drift.on else 0
     base = 0 if config.learners.base_penalty is None else states
     per_image = states + targets + cotangents + velocities + base

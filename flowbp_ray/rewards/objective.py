@@ -43,6 +43,7 @@ class Objective:
     losses:    [B] fp32; L is their sum over the whole batch divided by global_batch
     cotangent: dL/dtarget, fp32, shaped like target; [M, *target.shape], one per term, where `separate` was asked for
     clipped:   name -> share of scores at or above clip (these rows give that reward no gradient)
+    gram:      [B, M, M] fp64, per row the products of the terms' gradients at the images (see `balance`)
     bad:       (row, "score" | "cotangent", reward or None) of what is not finite; the row's loss and cotangent are zero
     """
 
@@ -50,6 +51,7 @@ class Objective:
     losses: Tensor
     cotangent: Tensor
     clipped: dict[str, float]
+    gram: Tensor
     bad: tuple[tuple[int, str, str | None], ...] = ()
 
 
@@ -90,8 +92,9 @@ def score_and_cotangent(
         rows = slice(start, start + step)
         texts = [prompts[row] for row, _ in where[rows]]
         parts.append(_part(flat[rows], factor[rows], texts, where[rows], decode, rewards, jitter, separate))
-    scores = torch.cat([s for s, _ in parts], dim=1)  # [M, B * branches]
-    cotangent = torch.cat([c for _, c in parts], dim=1).unflatten(1, (batch, branches))  # [M or 1, B, branches, ...]
+    scores = torch.cat([s for s, _, _ in parts], dim=1)  # [M, B * branches]
+    cotangent = torch.cat([c for _, c, _ in parts], dim=1).unflatten(1, (batch, branches))  # [M or 1, B, branches, ...]
+    gram = torch.cat([g for _, _, g in parts]).unflatten(0, (batch, branches)).sum(1)  # [B, M, M]
     gaps = torch.stack([t.weight * t.scale * torch.relu(t.clip - s) for (t, _), s in zip(rewards, scores, strict=True)])
     losses = (gaps.sum(0) * factor).unflatten(0, (batch, branches)).sum(1) * global_batch
     bad = _bad(rewards, scores, cotangent, where)
@@ -104,6 +107,7 @@ def score_and_cotangent(
         losses=losses,
         cotangent=cotangent if separate else cotangent[0],
         clipped={t.name: (s >= t.clip).float().mean().item() for (t, _), s in zip(rewards, scores, strict=True)},
+        gram=gram.masked_fill(spoiled.view(-1, 1, 1), 0.0),
         bad=bad,
     )
 
@@ -117,8 +121,8 @@ def _part(
     rewards: Sequence[tuple[RewardTerm, Reward]],
     jitter: Jitter | None,
     separate: bool,
-) -> tuple[Tensor, Tensor]:
-    """Scores [M, R] and cotangents [M or 1, R, C, h, w] of a few rows.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores [M, R], cotangents [M or 1, R, C, h, w] and products of image gradients [R, M, M] of a few rows.
 
     The chain is cut at the images that the rewards see: each reward's graph is freed before the next is built, and
     the decoder is walked back once with the sum.
@@ -142,7 +146,8 @@ def _part(
             torch.autograd.grad(images, latents, pull.to(images.dtype), retain_graph=i + 1 < len(pulls))[0]
             for i, pull in enumerate(pulls)
         ]
-    return torch.stack(scores), torch.stack(cotangents).float()
+    pulled = torch.stack(gradients, dim=1).flatten(2).double()  # [R, M, 3 H W]
+    return torch.stack(scores), torch.stack(cotangents).float(), pulled @ pulled.transpose(1, 2)
 
 
 def _check(
