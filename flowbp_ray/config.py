@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from flowbp_ray import backbones
 from flowbp_ray.backbones import Backbone
 from flowbp_ray.consistency import check_together
-from flowbp_ray.rewards.config import RewardsConfig
+from flowbp_ray.reward_settings import RewardsConfig
 from flowbp_ray.rollouts import BatchShape
 from flowbp_ray.settings import PoolConfig, ProcessConfig, Strict
 from flowbp_ray.spelling import build_method

@@ -48,6 +48,24 @@ def test_bit_for_bit_with_one_process(local_ray: Any, tmp_path: Path, method: st
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("servers", [1, 2])
+def test_balanced_rewards_over_one_or_two_servers(local_ray: Any, tmp_path: Path, servers: int) -> None:
+    both = [
+        "rewards.balance=grad_norm",
+        "rewards.terms=[{name: shapes_clip}, {name: shapes_clip_heldout, weight: 0.5}]",
+    ]
+    config = small_config(tmp_path, "flowbp_sparse", *both, f"rewards.count={servers}")
+    run, summary, _ = trained(config)
+    assert summary["weights_sha256"] == local_weights(config)[0]
+    line = [line for line in run.metrics() if line["kind"] == "train"][-1]
+    pulls = {
+        n: line[f"reward_share/{n}"] * line[f"reward_grad_norm/{n}"] for n in ("shapes_clip", "shapes_clip_heldout")
+    }
+    assert pulls["shapes_clip"] == pytest.approx(2 * pulls["shapes_clip_heldout"], rel=1e-6)
+    assert line["cotangent_bytes_per_image"] == 2 * line["target_bytes_per_image"]
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["draft_lv", "leapalign", "refl", "drtune", "flowbp_lagrange"])
 def test_every_other_method_runs_by_name(local_ray: Any, tmp_path: Path, method: str) -> None:
     config = small_config(tmp_path, method, "steps=1")
