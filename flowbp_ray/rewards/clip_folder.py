@@ -48,7 +48,7 @@ def check_tokenizer(reward: str, option: str, folder: str | Path | None, what: s
 
 
 def load_clip(reward: str, folder: Path, device: str, dtype: torch.dtype) -> Any:
-    """The CLIPModel of a folder, frozen, in eval mode; raises ValueError where a weight of it is missing or misshaped."""
+    """The CLIPModel of a folder, frozen, in eval mode; raises ValueError where a weight is missing or misshaped."""
     try:
         # typed here: transformers' own annotation does not know of the second value
         loaded: Any = CLIPModel.from_pretrained(folder, dtype=dtype, local_files_only=True, output_loading_info=True)

@@ -1,9 +1,10 @@
 """From images to what a CLIP-like tower reads, on tensors: resize, crop or pad, normalise. All of it differentiable.
 
-Pillow's bicubic resize is linear in the pixels and separable, so it is two small matrix products here. They give the
-same numbers as `torch.nn.functional.interpolate(mode="bicubic", antialias=True)`, whose backward has no deterministic
-kernel on GPUs (`cluster.deterministic` would refuse it). Nothing is clamped: an overshoot of the cubic stays outside
-0..1, as in Pillow's mode F; pictures that went through 8 bits differ by their rounding.
+Pillow's bicubic resize is linear in the pixels and separable, so it is two small matrix products here, 3e-7 from Pillow
+in fp32. `torch.nn.functional.interpolate(mode="bicubic", antialias=True)` is the same map, but its weights are rounded
+(1e-5 from Pillow) and its backward has no deterministic kernel on GPUs (`cluster.deterministic` would refuse it).
+Nothing is clamped: an overshoot of the cubic stays outside 0..1, as in Pillow's mode F; pictures that went through 8
+bits differ by their rounding.
 """
 
 from __future__ import annotations
