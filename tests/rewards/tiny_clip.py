@@ -164,3 +164,37 @@ def slope_is_the_gradient(reward: Any, images: Tensor, prompts: Sequence[str], r
         with torch.no_grad():
             ahead, behind = (reward.score(images + sign * 1e-5 * way, prompts).sum().item() for sign in (1, -1))
         assert (gradient * way).sum().item() == pytest.approx((ahead - behind) / 2e-5, rel=rel)
+
+
+HPS = {  # ViT-H-14's configuration in open_clip, with its widths and depths shrunk
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": SIDE, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
+}
+
+
+def save_hps(package: Any, folder: Path, seed: int = 0) -> Path:
+    """A checkpoint of the published layout for the architecture `tiny-hps`, which open_clip knows from here on."""
+    (folder / "tiny-hps.json").write_text(json.dumps(HPS))
+    package.add_model_config(folder / "tiny-hps.json")
+    model = package.create_model("tiny-hps", load_weights=False)
+    shake(model, seed)
+    torch.save({"epoch": 1, "state_dict": model.state_dict()}, folder / "HPS_v2.1_compressed.pt")
+    return folder / "HPS_v2.1_compressed.pt"
+
+
+def head_weights(width: int, seed: int = 0) -> dict[str, Tensor]:
+    """The tensors of the aesthetic head by their published names; the dropouts between take numbers too."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = {0: (1024, width), 2: (128, 1024), 4: (64, 128), 6: (16, 64), 7: (1, 16)}
+    found = {}
+    for number, (out, into) in sizes.items():
+        found[f"layers.{number}.weight"] = torch.randn(out, into, generator=generator) / into**0.5
+        found[f"layers.{number}.bias"] = 0.1 * torch.randn(out, generator=generator)
+    return found
+
+
+def save_head(file: Path, width: int) -> Path:
+    """sac+logos+ava1-l14-linearMSE.pth, for features of another width."""
+    torch.save(head_weights(width), file)
+    return file
