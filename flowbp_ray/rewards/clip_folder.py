@@ -57,6 +57,9 @@ def load_clip(reward: str, folder: Path, device: str, dtype: torch.dtype) -> Any
     model, info = loaded
     if missing := sorted(info["missing_keys"]):
         raise ValueError(f"reward {reward!r}: the weights in {folder} lack {len(missing)} tensors ({missing[0]}, …)")
+    for weight in model.parameters():
+        # Out of the mapped file: tensors start at any address there, and CPU kernels round by how memory is aligned.
+        weight.data = weight.data.clone()
     model.to(device).eval().requires_grad_(False)
     return model
 

@@ -1,4 +1,4 @@
-"""What HPSv2.1, PickScore, CLIPScore and the aesthetic score owe alike: slopes, rows on their own, frozen towers, files."""
+"""What HPSv2.1, PickScore, CLIPScore and the aesthetic score owe alike: slopes, rows on their own, towers, files."""
 
 from __future__ import annotations
 
@@ -154,7 +154,9 @@ def test_the_shipped_term_asks_for_its_file(name: str, tmp_path: Path) -> None:
     assert term.factory == name and term.options[option] is None
     with pytest.raises(ValueError, match=f"reward '{name}' needs options.{option}: .*{file}") as none:
         base.check(term.factory, term.options)
-    with pytest.raises(ValueError, match=f"options.{option} is 'no/such', which does not exist; it is .*{file}") as lost:
+    with pytest.raises(
+        ValueError, match=f"options.{option} is 'no/such', which does not exist; it is .*{file}"
+    ) as lost:
         base.check(term.factory, {**term.options, option: "no/such"})
     assert "\n" not in str(none.value) + str(lost.value)
 

@@ -48,7 +48,7 @@ def test_clip_pixels_are_pillows(image: Tensor) -> None:
 
 
 def test_padded_pixels_are_pillows(image: Tensor) -> None:
-    """HPSv2's: the longest side becomes 224, the other rounds to the nearest; the border is black before mean and std."""
+    """HPSv2's: the longest side becomes 224, the other rounds to the nearest; black around it before mean and std."""
     height, width = image.shape[1:]
     scale = 224 / max(height, width)
     tall, wide = round(height * scale), round(width * scale)
@@ -111,5 +111,7 @@ def test_values_are_computed_in_fp32_at_least() -> None:
     half = image.bfloat16()
     assert torch.equal(clip_pixels(half, 32), clip_pixels(half.float(), 32))
     torch.testing.assert_close(normalise(image)[:, 1], (image[:, 1] - 0.4578275) / 0.26130258)
-    with pytest.raises(ValueError, match=r"images must be float \[B, 3, H, W\] in 0..1, got torch.uint8 \(1, 3, 4, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"images must be float \[B, 3, H, W\] in 0..1, got torch.uint8 \(1, 3, 4, 4\)"
+    ):
         clip_pixels(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), 32)

@@ -1,4 +1,4 @@
-"""Tiny random CLIP models as published files, what their authors' code makes of a picture, and questions to any reward."""
+"""Tiny random CLIP models as published files, what authors' code makes of a picture, and a question to any reward."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ def open_clip() -> Any:
     """
     if importlib.util.find_spec("open_clip") is None:
         beside = Path(sys.prefix) / "beside"
-        assert (beside / "open_clip").is_dir(), f"no open_clip in {beside}; `make` installs constraints/beside.txt there"
+        assert (beside / "open_clip").is_dir(), (
+            f"no open_clip in {beside}; `make` installs constraints/beside.txt there"
+        )
         for name in ("nms", "qnms"):
             OPERATORS.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         sys.path.append(str(beside))
@@ -94,7 +96,7 @@ def save_tokenizer(folder: Path) -> Path:
 
 
 def spelt(text: str, length: int = 77) -> Tensor:
-    """Ids [1, 77] spelt out: start, the bytes of each lower-case word, the last of them marked, `re` joined, end, end, …
+    """Ids [1, 77] spelt out: start, the bytes of each lower-case word, the last one marked, `re` joined, end, end, …
 
     Words of letters only, with spaces, commas and exclamation marks between them.
     """
