@@ -30,6 +30,10 @@ class Reward(Protocol):
 REWARDS: dict[str, str] = {
     "shapes_clip": "flowbp_ray.rewards.shapes_clip:ShapesClip",
     "shapes_clip_heldout": "flowbp_ray.rewards.shapes_clip:ShapesClipHeldout",
+    "aesthetic": "flowbp_ray.rewards.aesthetic:Aesthetic",
+    "clipscore": "flowbp_ray.rewards.clipscore:CLIPScore",
+    "hpsv2": "flowbp_ray.rewards.hpsv2:HPSv2",
+    "pickscore": "flowbp_ray.rewards.pickscore:PickScore",
 }
 """Name -> "module:factory". Strings, so that the packages one reward needs are imported only by who asks for it."""
 

@@ -1,0 +1,90 @@
+"""A CLIP model of transformers, with its tokenizer, from a folder: what three of the rewards are made of."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import CLIPModel, CLIPTokenizer
+
+from flowbp_ray.rewards.base import needed
+from flowbp_ray.rewards.embedding import Embedder, ImageEmbedder
+from flowbp_ray.rewards.files import one_line
+from flowbp_ray.rewards.preprocess import Middle, clip_pixels
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+TOKENIZER = ("tokenizer.json", "vocab.json")
+
+
+def check_model(reward: str, option: str, folder: str | Path | None, what: str) -> Path:
+    """The folder of a CLIP model; raises ValueError where it is not one."""
+    found = needed(reward, option, folder, what)
+    where = f"reward {reward!r}: options.{option} is {str(folder)!r}"
+    if not (found / "config.json").is_file():
+        raise ValueError(f"{where}, which has no config.json; it should be {what}")
+    try:
+        kind = json.loads((found / "config.json").read_text()).get("model_type")
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+        raise ValueError(f"{where}, whose config.json is not one of transformers; it should be {what}") from error
+    if kind != "clip":
+        raise ValueError(f"{where}, a model of type {kind!r} and not 'clip'; it should be {what}")
+    if not any((found / name).is_file() for name in WEIGHTS):
+        raise ValueError(f"{where}, which has no {' or '.join(WEIGHTS[::2])}; it should be {what}")
+    return found
+
+
+def check_tokenizer(reward: str, option: str, folder: str | Path | None, what: str) -> Path:
+    """The folder of a CLIP tokenizer; raises ValueError where it is not one."""
+    found = needed(reward, option, folder, what)
+    if not any((found / name).is_file() for name in TOKENIZER):
+        where = f"reward {reward!r}: options.{option} is {str(folder)!r}"
+        raise ValueError(f"{where}, which has no {' or '.join(TOKENIZER)}; it should be {what}")
+    return found
+
+
+def load_clip(reward: str, folder: Path, device: str, dtype: torch.dtype) -> Any:
+    """The CLIPModel of a folder, frozen, in eval mode; raises ValueError where a weight is missing or misshaped."""
+    try:
+        # typed here: transformers' own annotation does not know of the second value
+        loaded: Any = CLIPModel.from_pretrained(folder, dtype=dtype, local_files_only=True, output_loading_info=True)
+    except (RuntimeError, OSError, SafetensorError) as error:
+        raise ValueError(f"reward {reward!r}: the weights in {folder} do not load ({one_line(error)})") from error
+    model, info = loaded
+    if missing := sorted(info["missing_keys"]):
+        raise ValueError(f"reward {reward!r}: the weights in {folder} lack {len(missing)} tensors ({missing[0]}, …)")
+    for weight in model.parameters():
+        # Out of the mapped file: tensors start at any address there, and CPU kernels round by how memory is aligned.
+        weight.data = weight.data.clone()
+    model.to(device).eval().requires_grad_(False)
+    return model
+
+
+def image_embedder(reward: str, model: Any, device: str, dtype: torch.dtype, middle: Middle = "down") -> ImageEmbedder:
+    """Unit features of images through `clip_pixels` and the model's image tower."""
+    size = model.config.vision_config.image_size
+    return ImageEmbedder(reward, device, dtype, partial(clip_pixels, size=size, middle=middle), partial(_see, model))
+
+
+def embedder(reward: str, model: Any, words: Path, device: str, dtype: torch.dtype) -> Embedder:
+    """Unit features of images, and of texts padded and cut to the model's length (77 tokens in those published).
+
+    words: the folder of the tokenizer.
+    """
+    size, length = model.config.vision_config.image_size, model.config.text_config.max_position_embeddings
+    tokenizer = CLIPTokenizer.from_pretrained(words, local_files_only=True)
+
+    def read(text: str) -> Tensor:
+        ids = tokenizer(text, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        return model.text_projection(model.text_model(**ids.to(device)).pooler_output)[0]
+
+    return Embedder(reward, device, dtype, partial(clip_pixels, size=size), partial(_see, model), read)
+
+
+def _see(model: Any, pixels: Tensor) -> Tensor:
+    """The image features of `get_image_features`, which transformers 4 and 5 return in different wrappings."""
+    return model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)

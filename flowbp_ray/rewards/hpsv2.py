@@ -1,0 +1,79 @@
+"""HPSv2.1, human preference between images of one prompt: cos(image, text) of a tuned CLIP ViT-H/14.
+
+Human Preference Score v2 (Wu et al., arXiv 2306.09341) and its released scorer, github.com/tgxs002/HPSv2.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from flowbp_ray.rewards.embedding import Embedder, tower_dtype
+from flowbp_ray.rewards.files import check_file, fill, read_checkpoint
+from flowbp_ray.rewards.preprocess import padded_pixels
+
+WHAT = "HPSv2.1's checkpoint HPS_v2.1_compressed.pt, from xswu/HPSv2 on Hugging Face (Apache-2.0)"
+
+
+class HPSv2:
+    """r = cos(image features, text features) (arXiv 2306.09341, without the temperature); about 0.2 to 0.4.
+
+    Images are seen whole: longest side to 224, black around it. Needs open-clip-torch, which has the architecture and
+    its tokenizer. `architecture` is the name of one of its model configurations.
+    """
+
+    name = "hpsv2"
+
+    def __init__(
+        self,
+        path: str | Path | None = None,
+        architecture: str = "ViT-H-14",
+        device: str = "cpu",
+        dtype: str = "float32",
+    ) -> None:
+        """Load the checkpoint at `path` ({"state_dict": ...}); raises ValueError where it is not one."""
+        self.check(path, architecture, device, dtype)
+        # Not at the top: it takes seconds, and `check` must answer where it is not installed.
+        import open_clip
+
+        if architecture not in open_clip.list_models():
+            near = difflib.get_close_matches(architecture, open_clip.list_models(), n=1, cutoff=0.0)[0]
+            raise ValueError(f"reward 'hpsv2': options.architecture is {architecture!r}; did you mean {near!r}?")
+        model: Any = open_clip.create_model(architecture, load_weights=False)
+        file, kind = check_file(self.name, "path", path, WHAT), tower_dtype(self.name, dtype)
+        fill(model, self._state(file), self.name, file, WHAT)
+        model.to(device, kind).eval().requires_grad_(False)
+        tokenize, size = open_clip.get_tokenizer(architecture), model.visual.image_size[0]
+
+        def read(text: str) -> Tensor:
+            return model.encode_text(tokenize([text]).to(device))[0]
+
+        pixels = partial(padded_pixels, size=size)
+        self.towers = Embedder(self.name, device, kind, pixels, model.encode_image, read)
+
+    @staticmethod
+    def check(
+        path: str | Path | None = None, architecture: str = "ViT-H-14", device: str = "cpu", dtype: str = "float32"
+    ) -> None:
+        """Raise ValueError for what `HPSv2(...)` would stumble over, without loading anything."""
+        check_file("hpsv2", "path", path, WHAT)
+        tower_dtype("hpsv2", dtype)
+        if importlib.util.find_spec("open_clip") is None:
+            raise ValueError("reward 'hpsv2' needs open-clip-torch; install it with pip install 'flowbp-ray[hps]'")
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Cosine [B] of images [B, 3, H, W] in 0..1 (any H, W) with B prompts; differentiable in the images."""
+        return self.towers.cosine(images, prompts)
+
+    def _state(self, file: Path) -> dict[str, Any]:
+        """The model's tensors in a checkpoint of training."""
+        state = read_checkpoint(self.name, file, WHAT).get("state_dict")
+        if not isinstance(state, dict):
+            raise ValueError(f"reward {self.name!r}: {file} has no 'state_dict'; it should be {WHAT}")
+        return state
