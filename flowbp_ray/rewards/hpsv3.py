@@ -3,7 +3,8 @@
     score = head(h)[0],   head = Linear(d, 1024), ReLU, Dropout, Linear(1024, 16), ReLU, Linear(16, 2), in fp32
 
 h is the hidden state of Qwen2-VL-7B at the token <|Reward|>, which ends the question that it is asked about image and
-prompt; head(h)[1] is the logarithm of the deviation, unused here. Higher is better, ordinary images score 0 to 15.
+prompt; head(h)[1] is the logarithm of the deviation, unused here. Higher is better; in the authors' benchmark the
+means of the generators lie between about 0 (Stable Diffusion 2) and 10.6 (Kolors).
 
 Three things that the published score depends on and that a reading of the paper would miss:
   - The question must be the published one to the last blank, so it is read from the authors' file and compared with a
@@ -49,8 +50,8 @@ QUESTION = (
 class HPSv3:
     """HPSv3 (module docstring) on [B, 3, H, W] in 0..1; every image is resized to about 256 · 28² pixels.
 
-    Rows are scored one at a time, each with its own backward at once (`rewards.rows`): the 7B model's activations of
-    one image take about 4 GB, which a batch of them would not fit.
+    Rows are scored one at a time, each with its own backward at once (`rewards.rows`): the activations of one image
+    take some gigabytes of a 7B model (an estimate, not measured), so those of a batch would not fit.
     """
 
     def __init__(
@@ -187,6 +188,10 @@ def _opened(
         )
     tokenizer = _tokenizer(folder)
     config = _config(folder, len(tokenizer))
+    if tokenizer.convert_tokens_to_ids(IMAGE) != config.image_token_id:  # transformers makes up an empty tokenizer
+        raise ValueError(
+            f"reward {NAME!r}: the tokenizer in {folder} is not Qwen2-VL's; options.backbone is {BACKBONE}"
+        )
     # lm_head.weight writes text; a score does not need it
     found = {name: shape for name, shape in published.shapes(file).items() if name != "lm_head.weight"}
     published.compare(NAME, file, found, wanted(config))
