@@ -201,7 +201,7 @@ def _opened(
 def _config(folder: Path, vocabulary: int) -> Any:
     """The backbone's configuration; the published weights have as many words as the tokenizer with <|Reward|>."""
     try:
-        config = Qwen2VLConfig.from_pretrained(str(folder), local_files_only=True)
+        config: Any = Qwen2VLConfig.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError) as error:
         raise ValueError(f"reward {NAME!r}: no config.json in {folder}; options.backbone is {BACKBONE}") from error
     config.text_config.vocab_size = vocabulary
