@@ -28,6 +28,8 @@ class Reward(Protocol):
 
 
 REWARDS: dict[str, str] = {
+    "hpsv3": "flowbp_ray.rewards.hpsv3:HPSv3",
+    "image_reward": "flowbp_ray.rewards.image_reward:ImageReward",
     "shapes_clip": "flowbp_ray.rewards.shapes_clip:ShapesClip",
     "shapes_clip_heldout": "flowbp_ray.rewards.shapes_clip:ShapesClipHeldout",
     "aesthetic": "flowbp_ray.rewards.aesthetic:Aesthetic",
