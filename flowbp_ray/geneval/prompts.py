@@ -68,7 +68,7 @@ def load(path: str | Path) -> dict[str, Task]:
         except ValueError as error:
             raise ValueError(f"GenEval's prompts {path}, line {number}: {error}") from error
         if tasks.setdefault(task.prompt, task) != task:
-            raise ValueError(f"GenEval's prompts {path}, line {number}: {task.prompt!r} is there twice, asking two things")
+            raise ValueError(f"GenEval's prompts {path}, line {number}: {task.prompt!r} is there twice and differs")
     if not tasks:
         raise ValueError(f"GenEval's prompts {path} hold no prompt; give a file like its evaluation_metadata.jsonl")
     return tasks
@@ -79,7 +79,7 @@ def parse(row: Any) -> Task:
     if not isinstance(row, Mapping) or not isinstance(row.get("prompt"), str):
         raise ValueError(f"an object with a text under 'prompt' is needed, not {row!r:.80}")
     if not isinstance(row.get("tag"), str):
-        raise ValueError(f"{row['prompt']!r} has no tag; write which task it is, such as \"tag\": \"counting\"")
+        raise ValueError(f'{row["prompt"]!r} has no tag; write which task it is, such as "tag": "counting"')
     include = tuple(_wanted(part, i) for i, part in enumerate(row.get("include", ())))
     exclude = tuple(Unwanted(*_noun_and_count(part)) for part in row.get("exclude", ()))
     if not include and not exclude:
@@ -95,7 +95,8 @@ def _wanted(part: Any, index: int) -> Wanted:
     if position is None:
         return Wanted(noun, count, colour)
     if not isinstance(position, list | tuple) or len(position) != 2 or position[0] not in RELATIONS:
-        raise ValueError(f"position of {noun!r} must be [{' | '.join(RELATIONS)}, index of an include], not {position!r}")
+        allowed = " | ".join(RELATIONS)
+        raise ValueError(f"position of {noun!r} must be [{allowed}, index of an include], not {position!r}")
     relation, target = position
     if type(target) is not int or not 0 <= target < index:
         raise ValueError(f"position of {noun!r} must point at an earlier include (0 to {index - 1}), not {target!r}")
