@@ -68,7 +68,7 @@ def balanced(parts: Sequence[Estimate]) -> Estimate:
 
         m − √Σ((m_i − low_i) / k)²  to  m + √Σ((high_i − m_i) / k)²
 
-    (Zou and Donner 2008, doi 10.1002/sim.3095: uses Wilson's where the parts are shares, and is the stratified
+    (MOVER, Zou and Donner 2008: it keeps Wilson's asymmetry where the parts are shares, and is the stratified
     normal interval where they are normal.) A part with a single picture has no interval, nor has the whole then.
     """
     k, count = len(parts), sum(part.count for part in parts)
