@@ -37,6 +37,9 @@ def check(config: RunConfig) -> Checked:
     train, held_out = read_prompts(config)
     for reward in config.rewards.all:
         base.check(reward.factory, reward.options)
+        base.check_prompts(reward.factory, reward.options, [record.text for record in held_out])
+    for term in config.rewards.terms:
+        base.check_trainable(term.factory)
     cache = cache_folder(config.encoder.cache)
     for part in (backbone.base_folder / "transformer", backbone.base_folder / "vae", *backbone.encoder_parts()):
         _check_weights(part, None if cache is None else cache / "files")

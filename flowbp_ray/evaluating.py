@@ -108,7 +108,7 @@ class Evaluator:
 
     def load(self, arrays: dict[str, np.ndarray]) -> None:
         """The inverse of `state`."""
-        skills = tuple(str(record.extra.get("skill", "")) for record in self.held_out)
+        skills = tuple(record.skill for record in self.held_out)
         found: dict[tuple[int, float], tuple[dict[str, np.ndarray], dict[str, float]]] = {}
         self.results, self.first_pictures = {}, {}
         for key, array in arrays.items():

@@ -17,6 +17,11 @@ class PromptRecord:
     text: str
     extra: dict[str, Any] = field(default_factory=dict, hash=False, compare=False)
 
+    @property
+    def skill(self) -> str:
+        """What the prompt tests, by which evaluations break down: its `skill`, or `tag` as in GenEval's file; or ""."""
+        return str(self.extra.get("skill", self.extra.get("tag", "")))
+
 
 def load(source: str) -> list[PromptRecord]:
     """Read prompts from a .txt (one a line), .jsonl or .parquet file (column `prompt`), or "shapes:<split>".

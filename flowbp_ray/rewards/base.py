@@ -28,14 +28,15 @@ class Reward(Protocol):
 
 
 REWARDS: dict[str, str] = {
-    "hpsv3": "flowbp_ray.rewards.hpsv3:HPSv3",
-    "image_reward": "flowbp_ray.rewards.image_reward:ImageReward",
-    "shapes_clip": "flowbp_ray.rewards.shapes_clip:ShapesClip",
-    "shapes_clip_heldout": "flowbp_ray.rewards.shapes_clip:ShapesClipHeldout",
     "aesthetic": "flowbp_ray.rewards.aesthetic:Aesthetic",
     "clipscore": "flowbp_ray.rewards.clipscore:CLIPScore",
+    "geneval": "flowbp_ray.rewards.geneval:GenEval",
     "hpsv2": "flowbp_ray.rewards.hpsv2:HPSv2",
+    "hpsv3": "flowbp_ray.rewards.hpsv3:HPSv3",
+    "image_reward": "flowbp_ray.rewards.image_reward:ImageReward",
     "pickscore": "flowbp_ray.rewards.pickscore:PickScore",
+    "shapes_clip": "flowbp_ray.rewards.shapes_clip:ShapesClip",
+    "shapes_clip_heldout": "flowbp_ray.rewards.shapes_clip:ShapesClipHeldout",
 }
 """Name -> "module:factory". Strings, so that the packages one reward needs are imported only by who asks for it."""
 
@@ -68,6 +69,19 @@ def check(name: str, options: Mapping[str, Any]) -> None:
     own = getattr(made, "check", None)
     if own is not None:
         own(**options)
+
+
+def check_trainable(name: str) -> None:
+    """Raise ValueError where the factory says `differentiable = False`: its scores have no gradient to train on."""
+    if not getattr(factory(name), "differentiable", True):
+        raise ValueError(f"reward {name!r} has no gradient and cannot be among rewards.terms; write it under monitors")
+
+
+def check_prompts(name: str, options: Mapping[str, Any], texts: Sequence[str]) -> None:
+    """Raise ValueError where the factory's own `check_prompts(texts, **options)`, if it has one, refuses a prompt."""
+    own = getattr(factory(name), "check_prompts", None)
+    if own is not None:
+        own(texts, **options)
 
 
 def factory(name: str) -> Callable[..., Any]:

@@ -1,0 +1,128 @@
+"""GenEval as a metric: 1 where a picture shows all that its prompt lists, else 0 (see `flowbp_ray.geneval`).
+
+No gradient: it belongs among `rewards.monitors`. The published table value is the mean over the six tags' means (of 553
+prompts with 4 pictures each), which evaluations report as `<name>/overall`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from flowbp_ray.geneval.colours import ColourNamer, check_clip
+from flowbp_ray.geneval.detect import check_nouns, open_detector, read_config
+from flowbp_ray.geneval.prompts import Task, load
+from flowbp_ray.geneval.verdict import Detection, Thresholds, Verdict, keep, verdict
+from flowbp_ray.rewards.base import needed
+
+DETECTOR = (
+    "the folder of a detector for transformers: Mask2Former trained on COCO instances, as published "
+    "(facebook/mask2former-swin-small-coco-instance), or an OWL-ViT or OWLv2"
+)
+CLIP = "the folder of a CLIP for transformers (openai/clip-vit-large-patch14, as published), which names colours"
+PROMPTS = "GenEval's prompt file evaluation_metadata.jsonl (prompts/ of github.com/djghosh13/geneval)"
+OWL_OVERLAP = 0.5
+
+
+class GenEval:
+    """Detector, colours and verdict, one picture at a time."""
+
+    name = "geneval"
+    differentiable = False
+
+    def __init__(
+        self,
+        detector: str | Path | None = None,
+        clip: str | Path | None = None,
+        prompts: str | Path | None = None,
+        threshold: float = 0.3,
+        counting_threshold: float = 0.9,
+        max_objects: int = 16,
+        max_overlap: float | None = None,
+        position_threshold: float = 0.1,
+        device: str = "cpu",
+        dtype: str = "float32",
+    ) -> None:
+        """Load detector and CLIP from their folders, and what to check from the prompt file.
+
+        The numbers are the published ones (`Thresholds`). max_overlap None: with Mask2Former, whose queries find an
+        object once, 1 (all boxes stay); with an OWL detector, where every patch on an object has a box, 0.5.
+        """
+        folders, self.tasks = _inputs(detector, clip, prompts)
+        if max_overlap is None:
+            max_overlap = 1.0 if read_config(folders[0])["model_type"] == "mask2former" else OWL_OVERLAP
+        self.thresholds = Thresholds(threshold, counting_threshold, max_objects, max_overlap, position_threshold)
+        nouns = {noun for task in self.tasks.values() for noun in task.nouns}
+        self.detector = open_detector(folders[0], nouns, device, getattr(torch, dtype))
+        self.colours = ColourNamer(folders[1], device, getattr(torch, dtype))
+
+    @staticmethod
+    def check(
+        detector: str | Path | None = None,
+        clip: str | Path | None = None,
+        prompts: str | Path | None = None,
+        threshold: float = 0.3,
+        counting_threshold: float = 0.9,
+        max_objects: int = 16,
+        max_overlap: float | None = None,
+        position_threshold: float = 0.1,
+        device: str = "cpu",
+        dtype: str = "float32",
+    ) -> None:
+        """Raise ValueError for a file that is missing or not what it should be, and for classes that are not known."""
+        folders, tasks = _inputs(detector, clip, prompts)
+        overlap = 1.0 if max_overlap is None else max_overlap
+        Thresholds(threshold, counting_threshold, max_objects, overlap, position_threshold)
+        check_nouns(folders[0], {noun for task in tasks.values() for noun in task.nouns})
+        check_clip(folders[1])
+
+    @staticmethod
+    def check_prompts(texts: Sequence[str], prompts: str | Path | None = None, **_: object) -> None:
+        """Raise ValueError where one of the evaluation's prompts is not in the file: it could not be judged."""
+        tasks = load(needed("geneval", "prompts", prompts, PROMPTS))
+        if missing := [text for text in texts if text not in tasks]:
+            raise ValueError(_unknown(missing[0], f", nor are {len(missing) - 1} others" if len(missing) > 1 else ""))
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """1 or 0 for each of images [B, 3, H, W] (0..1) and B prompts; [B], no gradient. NaN for what is no picture."""
+        correct = [v.correct for v in self.verdicts(images.nan_to_num(), prompts)]
+        pictures = torch.isfinite(images).flatten(1).all(dim=1)
+        return torch.tensor(correct, dtype=torch.float32, device=images.device).where(pictures, torch.nan)
+
+    def verdicts(self, images: Tensor, prompts: Sequence[str]) -> list[Verdict]:
+        """Verdicts with their reasons. Pixels are rounded to 8 bits first: what is judged is the picture as saved."""
+        if len(images) != len(prompts):
+            raise ValueError(f"{len(images)} images need {len(images)} prompts, got {len(prompts)}")
+        tasks = [self._task(text) for text in prompts]
+        seen = (images.detach().float().clamp(0, 1) * 255).round() / 255
+        return [self._verdict(image, task) for image, task in zip(seen, tasks, strict=True)]
+
+    def _verdict(self, image: Tensor, task: Task) -> Verdict:
+        def colours(noun: str, found: Sequence[Detection]) -> list[str]:
+            return self.colours.name(image, noun, found)
+
+        found = self.detector.find(image, self.thresholds.of(task.tag))
+        return verdict(task, keep(found, task.tag, self.thresholds), colours, self.thresholds)
+
+    def _task(self, text: str) -> Task:
+        if text not in self.tasks:
+            raise ValueError(_unknown(text))
+        return self.tasks[text]
+
+
+def _inputs(
+    detector: str | Path | None, clip: str | Path | None, prompts: str | Path | None
+) -> tuple[tuple[Path, Path], dict[str, Task]]:
+    """The two folders and the tasks; raises ValueError for what is not there."""
+    folders = (needed("geneval", "detector", detector, DETECTOR), needed("geneval", "clip", clip, CLIP))
+    return folders, load(needed("geneval", "prompts", prompts, PROMPTS))
+
+
+def _unknown(text: str, others: str = "") -> str:
+    return (
+        f"reward 'geneval': the prompt {text!r} is not in options.prompts{others}, so nothing says what its picture "
+        "must show; evaluate on that file: evaluation.prompts"
+    )

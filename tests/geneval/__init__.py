@@ -1,0 +1,1 @@
+"""GenEval: prompts, verdicts, detectors, colours and the metric."""
