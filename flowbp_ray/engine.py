@@ -19,6 +19,8 @@ class Engine(Protocol):
     """One optimizer over one module. `backward` is called once per forward and `step` once after the last."""
 
     module: nn.Module
+    bare: nn.Module
+    """For forwards whose gradients are no part of a step; not at ZeRO stage 3, where the parameters are apart."""
     scale: float
     """What cotangents are multiplied by, so that an engine that averages over ranks gives their sum."""
     ema: Ema | None
@@ -53,7 +55,7 @@ class TorchEngine:
     scale = 1.0
 
     def __init__(self, module: nn.Module, config: LearnersConfig) -> None:
-        self.module = module
+        self.module = self.bare = module
         self.max_grad_norm = config.optimizer.max_grad_norm
         self.named = trained(module)
         self.masters: dict[str, nn.Parameter] = {

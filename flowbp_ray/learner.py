@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowbp_ray import rate, weights
 from flowbp_ray.backbones import Embeddings
@@ -126,12 +126,12 @@ class Learner:
         whole = torch.cat([unpack(part) for part in cotangents], dim=1).to(self.config.learners.device)
         return torch.tensordot(torch.tensor(shares, dtype=torch.float32, device=whole.device), whole, dims=1)
 
-    def _velocity(self, items: Sequence[Item]) -> VelocityFn:
+    def _velocity(self, items: Sequence[Item], module: nn.Module | None = None) -> VelocityFn:
         """The velocity that is differentiated, at the prompts of these items."""
         prompts = [prompt for item in items for prompt in item.prompt_ids]
         return trained_velocity(
             self.backbone,
-            self.engine.module,
+            module or self.engine.module,
             self.sigmas,
             self.embeddings.rows(prompts),
             self.embeddings.negative(len(prompts)),
@@ -158,8 +158,8 @@ class Learner:
         """After a norm that is not finite: which samples' gradients are to blame, one at a time. Nothing is kept."""
         if self.config.learners.engine == "deepspeed" and self.config.learners.zero == 3:
             return ()  # the parameters are apart; the driver names the step
-        watch, velocity = Watch(items, self.sigmas), self._velocity(items)
-        parameters = list(weights.trained(self.engine.module).values())
+        watch, velocity = Watch(items, self.sigmas), self._velocity(items, self.engine.bare)
+        parameters = list(weights.trained(self.engine.bare).values())
         bad: dict[tuple[int, int], Fault] = {}
         for place, (b, node) in enumerate(watch.places):
             at = [torch.tensor([i], device=states.device) for i in (node, b)]

@@ -19,6 +19,17 @@ from flowbp_ray.fingerprint import Part, checksum
 from flowbp_ray.weights import trained
 
 
+class Unhooked(nn.Module):
+    """A module without the hooks on it: DeepSpeed's would take a gradient that is only looked at for a step's."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.inner = module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.inner.forward(*args, **kwargs)
+
+
 class DeepSpeedEngine:
     """ZeRO stage 0–3 over the ranks of an already initialised process group."""
 
@@ -38,6 +49,7 @@ class DeepSpeedEngine:
             dist_init_required=False,
         )
         self.module: nn.Module = self.engine
+        self.bare: nn.Module = Unhooked(module)
         self.dtype = dtype
         self.ema = Ema(self._shards(), config.ema.decay) if config.ema else None
 
