@@ -37,6 +37,7 @@ def tokenizer(length: int) -> transformers.CLIPTokenizer:
     return transformers.CLIPTokenizer(vocab=vocabulary, merges=[], pad_token="<|endoftext|>", model_max_length=length)
 
 
+OUTSIDE = 30.0
 VOCABULARY = 2 * 256 + 2
 TEXT = {
     "vocab_size": VOCABULARY,
@@ -83,12 +84,15 @@ def mask2former(folder: Path) -> Path:
     )
     model = Mask2FormerForUniversalSegmentation(config)
     with torch.no_grad():
-        torch.nn.init.normal_(model.class_predictor.weight, std=2.0)
-        projection = model.model.pixel_level_module.decoder.mask_projection  # masks that are neither all nor nothing
-        torch.nn.init.normal_(projection.weight, std=3.0)
+        torch.nn.init.normal_(model.class_predictor.weight, std=0.7)
+        projection = model.model.pixel_level_module.decoder.mask_projection
+        torch.nn.init.normal_(projection.weight, std=1.0)
         torch.nn.init.zeros_(projection.bias)
-        for name, parameter in model.model.transformer_module.decoder.mask_predictor.named_parameters():
+        embedder = dict(model.model.transformer_module.decoder.mask_predictor.named_parameters())
+        for name, parameter in embedder.items():
             torch.nn.init.normal_(parameter, std=0.5 if name.endswith("weight") else 0.0)
+        *_, bias = (parameter for name, parameter in embedder.items() if name.endswith("bias"))
+        bias[0], projection.bias[0] = 1.0, -OUTSIDE  # most of every mask lies outside the object
     model.save_pretrained(folder)
     Mask2FormerImageProcessorPil(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(folder)
     return folder
