@@ -68,7 +68,7 @@ def test_an_evaluation_reports_it_by_tag(tmp_path: Path, mask2former: Path, clip
     means = measure(answer.images, records, answer.scores, np.array(answer.drawn)).as_dict()
     assert means["objects/single_object"]["mean"] == (person + couches) / 2
     assert means["objects/colors"]["mean"] is None and means["objects/overall"]["mean"] is None
-    assert {"shapes_clip/single_object", "shapes_clip/overall"} <= set(means)
+    assert "shapes_clip" in means and "shapes_clip/overall" not in means  # a score is not a verdict
 
 
 def test_a_run_with_other_prompts_is_refused(tmp_path: Path, mask2former: Path, clip: Path, prompts: Path) -> None:
