@@ -52,6 +52,7 @@ def train(config: RunConfig, progress: Progress | None = None) -> tuple[Run, dic
     try:
         with Interrupts() as interrupts:
             start_ray(config.cluster.address)
+            interrupts.arm()
             with Fleet(config, [r.text for r in (*records, *held_out)]) as fleet:
                 run.logger().info("embeddings: %s", fleet.encoded.describe())
                 evaluator = Evaluator(config, run, held_out, len(records))
@@ -222,8 +223,7 @@ class Loop:
 
     def after_step(self, done: int) -> None:
         """Evaluate and save where it is time to; leave where somebody asked to, or an evaluation is not finite."""
-        config, last = self.config, done == self.config.steps
-        every = config.evaluation.every
+        config, last, every = self.config, done == self.config.steps, self.config.evaluation.every
         evaluated = bool(last or (every and done % every == 0))
         faults = self.evaluate(done) if evaluated else []
         verdict = guard.judge(config, self.evaluator.results) if evaluated else None

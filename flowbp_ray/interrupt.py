@@ -21,9 +21,14 @@ class Interrupts:
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
-        if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self._caught) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.before = self.arm()
         return self
+
+    def arm(self) -> dict[int, Any]:
+        """Catch the signals, from now on or again: Ray takes SIGTERM for itself when it starts, and would abort."""
+        if threading.current_thread() is not threading.main_thread():
+            return {}
+        return {number: signal.signal(number, self._caught) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self.before.items():

@@ -38,8 +38,12 @@ class Case:
 
     @property
     def shared(self) -> list[str]:
-        """What the process without Ray is given too."""
-        lora = ["learners.lora={rank: 4, alpha: 8}", "learners.optimizer.lr=1e-3"] if self.lora else []
+        """What the process without Ray is given too.
+
+        The rate of adapters by Lagrange: at 1e-3 one process differs from itself with another micro_batch by 1e-5.
+        """
+        rate = "5e-5" if self.method == LAGRANGE else "1e-3"
+        lora = ["learners.lora={rank: 4, alpha: 8}", f"learners.optimizer.lr={rate}"] if self.lora else []
         count = ["method.k=3"] if self.method == BRIDGE else []
         return ["steps=5", f"method.draws={self.draws}", f"seed={40 + self.zero}", *count, *lora]
 
@@ -96,7 +100,7 @@ def test_zero_equals_one_process(local_ray: Any, tmp_path: Path, case: Case) -> 
         loop.step(step)
     got, want = whole(run.checkpoints.weights()[1]), whole(loop.learner.engine.weights())
     assert float((got - want).norm()) <= 1e-6 * float(want.norm())
-    assert float((start - want).norm()) > 1e-3 * float(want.norm())
+    assert float((start - want).norm()) > 5e-4 * float(want.norm())
 
 
 @pytest.mark.long

@@ -24,7 +24,9 @@ METRICS = "guard.metrics={shapes_clip_heldout: 0.05, verifier: 0.1}"
 
 def config(tmp_path: Path, *more: str) -> RunConfig:
     own = ["rewards.monitors=[shapes_clip_heldout]", "evaluation.prompts=shapes:heldout", "evaluation.every=1"]
-    return loading.load("shapes_flowbp_sparse", [*small_overrides(tmp_path), *own, METRICS, *more])
+    if not any(change.startswith("guard.metrics") for change in more):
+        own.append(METRICS)
+    return loading.load("shapes_flowbp_sparse", [*small_overrides(tmp_path), *own, *more])
 
 
 def evaluations(trained: list[float], heldout: list[float], verifier: list[float]) -> dict[int, Any]:
