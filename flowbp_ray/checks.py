@@ -13,6 +13,7 @@ from flowbp_ray.config import RunConfig
 from flowbp_ray.embedding_cache import cache_folder
 from flowbp_ray.prompts import PromptRecord
 from flowbp_ray.remembered import remembered
+from flowbp_ray.remote import agreement
 from flowbp_ray.rewards import base
 
 
@@ -35,12 +36,20 @@ def check(config: RunConfig) -> Checked:
     backbone.latent_shape(model.height, model.width)
     prepared = weights.prepare(backbone.skeleton(), lora, config.seed, backbone.lora_targets)
     train, held_out = read_prompts(config)
-    for reward in config.rewards.all:
-        base.check(reward.factory, reward.options)
+    if config.rewards.url:  # whose servers have checked their own
+        agreement.check(config)
+    else:
+        check_rewards(config)
     cache = cache_folder(config.encoder.cache)
     for part in (backbone.base_folder / "transformer", backbone.base_folder / "vae", *backbone.encoder_parts()):
         _check_weights(part, None if cache is None else cache / "files")
     return Checked(train, held_out, weights.describe(prepared, lora))
+
+
+def check_rewards(config: RunConfig) -> None:
+    """Raises ValueError for a reward that could not be built here."""
+    for reward in config.rewards.all:
+        base.check(reward.factory, reward.options)
 
 
 def _check_weights(part: Path, memory: Path | None) -> None:

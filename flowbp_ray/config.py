@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from flowbp_ray import backbones
+from flowbp_ray import addresses, backbones
 from flowbp_ray.backbones import Backbone
 from flowbp_ray.consistency import check_together
 from flowbp_ray.rollouts import BatchShape
@@ -98,7 +98,7 @@ class EncoderConfig(ProcessConfig):
     @classmethod
     def _absolute(cls, value: str | None) -> str | None:
         """Relative to where the command runs: actors run elsewhere."""
-        return value if value in (None, "auto") else str(Path(value).expanduser().absolute())
+        return value if value == "auto" else addresses.absolute(value)
 
 
 class RewardConfig(Strict):
@@ -133,12 +133,21 @@ class JitterConfig(Strict):
 
 
 class RewardsConfig(PoolConfig):
-    """terms are trained on; monitors are only measured, in evaluations."""
+    """terms are trained on; monitors are only measured, in evaluations.
+
+    url: of `flowbp-ray serve-reward`, one or several, which score in place of this cluster: actor i asks url i mod n.
+    token_file: holds their token, where $FLOWBP_RAY_REWARD_TOKEN does not (docs/remote-rewards.md).
+    """
 
     terms: list[TermConfig] = Field(min_length=1)
     monitors: list[RewardConfig] = []
     jitter: JitterConfig = JitterConfig()
     micro_batch: int | None = Field(None, ge=1)
+    url: Annotated[list[str], Field(min_length=1)] | None = None
+    token_file: str | None = Field(None, min_length=1)
+
+    _url = field_validator("url", mode="before")(addresses.several)
+    _token_file = field_validator("token_file")(addresses.absolute)
 
     @field_validator("monitors", mode="before")
     @classmethod

@@ -141,6 +141,7 @@ def _typed(kind: Any, plain: Any, path: str, tensors: dict[str, Packed]) -> Any:
     if kind is Packed or kind is np.ndarray:
         if path not in tensors:
             raise WireError(f"tensor {path} is missing")
+        _expect(plain is None, path, "null, for its tensor", plain)
         packed = tensors.pop(path)
         return packed if kind is Packed else packed.array
     if dataclasses.is_dataclass(kind):

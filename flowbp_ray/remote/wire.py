@@ -30,9 +30,7 @@ class ScoreRequest:
     target: Packed
 
     @classmethod
-    def of(
-        cls, item: Item, prompts: Sequence[str], report: RolloutReport, target: Packed, batch: int
-    ) -> ScoreRequest:
+    def of(cls, item: Item, prompts: Sequence[str], report: RolloutReport, target: Packed, batch: int) -> ScoreRequest:
         return cls(
             *(item.purpose, item.step, item.index, item.seed, item.prompt_ids, item.samples, tuple(prompts), batch),
             np.array(report.omega, dtype=np.float64),
