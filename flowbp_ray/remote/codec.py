@@ -205,7 +205,7 @@ def _below(path: str, name: str) -> str:
 
 def _expect(good: bool, path: str, wanted: str, given: Any) -> None:
     if not good:
-        raise WireError(f"{_short(path or 'the message')} must be {wanted}, got {_short(given)}")
+        raise WireError(f"{_short(path or 'the message')[1:-1]} must be {wanted}, got {_short(given)}")
 
 
 def _short(value: Any) -> str:
