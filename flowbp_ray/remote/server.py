@@ -49,7 +49,7 @@ class Door:
         header = request.headers.get("authorization")
         if header is not None and not token.allowed(header, self.secret):
             return _error(401, "this is not the token")
-        about = {} if header is None else self.service.about()
+        about = {} if header is None else self.service.about() | {"inside": self.inside}
         state = {"status": "draining" if self.draining else "ready", "version": codec.VERSION}
         return JSONResponse(state | about, 503 if self.draining else 200)
 
