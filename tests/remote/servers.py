@@ -47,9 +47,12 @@ def serving(folder: Path, *overrides: str, options: tuple[str, ...] = ()) -> Ite
     command += [*overrides, "--port", "0", "--token-file", str(secret), *options]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     errors = (folder / "stderr.txt").open("w")
-    with errors, subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
-    ) as process:
+    with (
+        errors,
+        subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
+        ) as process,
+    ):
         try:
             assert process.stdout is not None
             line = process.stdout.readline()

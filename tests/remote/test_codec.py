@@ -99,7 +99,9 @@ def test_fields_that_are_added_to_an_answer_travel_by_name() -> None:
 @given(st.floats(), st.text(), st.integers(-(2**63) + 1, 2**63 - 1), st.lists(st.floats(width=32), max_size=4))
 def test_numbers_and_texts_keep_their_bits(number: float, text: str, integer: int, row: list[float]) -> None:
     """repr of a float is the shortest decimal that reads back as the same double."""
-    read = codec.parse(Scored, codec.dump(Scored(**scored(step=integer, losses=(number,), scores={text: (tuple(row),)}))))
+    read = codec.parse(
+        Scored, codec.dump(Scored(**scored(step=integer, losses=(number,), scores={text: (tuple(row),)})))
+    )
     assert (read.step, repr(read.losses[0]), list(read.scores)) == (integer, repr(number), [text])
     assert repr(read.scores[text][0]) == repr(tuple(row))
 

@@ -50,7 +50,10 @@ def test_a_run_that_agrees_with_its_server_may_start(server: Server, tmp_path: P
 
 DISAGREE = {
     "other rewards": (["rewards.monitors=[]"], r'other settings: monitors is \[\] here and \["shapes_clip_heldout"\]'),
-    "another clip": (["rewards.terms=[{name: shapes_clip, clip: 0.9}]"], "rewards.shapes_clip.clip is 0.9 here and 1.0"),
+    "another clip": (
+        ["rewards.terms=[{name: shapes_clip, clip: 0.9}]"],
+        "rewards.shapes_clip.clip is 0.9 here and 1.0",
+    ),
     "another option": (["rewards.terms=[{name: shapes_clip, options: {dtype: bfloat16}}]"], "options.dtype is"),
     "another jitter": (["rewards.jitter.shift=1"], "settings.jitter.shift is 1 here and 2 there"),
     "another batch": (["data.prompts_per_step=8"], "batch is 8 here and 4 there"),
@@ -74,10 +77,10 @@ def test_a_run_without_its_server_or_its_token_does_not_start(
     with pytest.raises(ValueError, match="/nowhere is no `flowbp-ray serve-reward`; its /health answers 404"):
         check(asking(tmp_path, f"{server.url}/nowhere"))
     monkeypatch.delenv(token.VARIABLE, raising=False)
-    with pytest.raises(ValueError, match="no token for the reward servers; write rewards.token_file"):
+    with pytest.raises(ValueError, match=r"no token for the reward servers; write rewards.token_file"):
         check(asking(tmp_path, server.url, "rewards.token_file=null"))
     monkeypatch.setenv(token.VARIABLE, "another-token-of-the-tests")
-    with pytest.raises(ValueError, match="refuses the token; write rewards.token_file"):
+    with pytest.raises(ValueError, match=r"refuses the token; write rewards.token_file"):
         check(asking(tmp_path, server.url, "rewards.token_file=null"))
     monkeypatch.setenv(token.VARIABLE, TOKEN)
     check(asking(tmp_path, server.url, "rewards.token_file=null", "evaluation.batch=4"))
@@ -112,7 +115,6 @@ def test_the_size_is_bounded_by_what_is_said_and_by_what_is_sent(server: Server)
     for name, value in (("Authorization", f"Bearer {TOKEN}"), ("Content-Length", str(10**15))):
         connection.putheader(name, value)
     connection.endheaders()
-    connection.sock.shutdown(1)  # nothing will follow
     assert connection.getresponse().status == 413
     connection.close()
 
@@ -170,7 +172,7 @@ def test_malformed_bodies_are_refused_and_leave_nothing_behind(server: Server) -
     process, seen, warm = psutil.Process(server.process.pid), [0, 0], 0
 
     @seed(5)
-    @settings(max_examples=700, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=350, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(bodies(), st.sampled_from(["/score", "/evaluate"]))
     def fuzz(body: bytes, path: str) -> None:
         status = asked(connection, path, body)
@@ -186,7 +188,7 @@ def test_malformed_bodies_are_refused_and_leave_nothing_behind(server: Server) -
         body = (length.to_bytes(8, "little") + noise, noise, BODY[: rng.randrange(len(BODY))] + noise)[i % 3]
         assert asked(connection, "/score", body) == 400
     fuzz()
-    assert seen[0] > 1000
+    assert seen[0] > 500
     assert process.memory_info().rss - warm < GROWTH
     assert asked(connection, "/score", BODY) == 200 and server.process.poll() is None
     connection.close()

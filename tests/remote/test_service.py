@@ -31,7 +31,9 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Service:
 
 
 def request(rows: int = 2, **changes: Any) -> bytes:
-    made = ScoreRequest.of(item(tuple(range(rows))), PROMPTS[:rows], report((1.0,) * rows, (True,) * rows), target(rows), 4)
+    made = ScoreRequest.of(
+        item(tuple(range(rows))), PROMPTS[:rows], report((1.0,) * rows, (True,) * rows), target(rows), 4
+    )
     return codec.dump(dataclasses.replace(made, **changes))
 
 
@@ -91,8 +93,12 @@ def test_what_is_no_item_of_this_run_is_refused(service: Service, case: str) -> 
 
 
 def test_an_evaluation_that_does_not_fit(service: Service) -> None:
-    for latents, prompts in ((target(2, 1), PROMPTS[:2]), (target(2, None), PROMPTS[:3]), (target(1, None), PROMPTS[:2])):
-        with pytest.raises(Refused, match="must be|need") as error:
+    for latents, prompts in (
+        (target(2, 1), PROMPTS[:2]),
+        (target(2, None), PROMPTS[:3]),
+        (target(1, None), PROMPTS[:2]),
+    ):
+        with pytest.raises(Refused, match=r"must be|need") as error:
             service.evaluate(codec.dump(EvaluateRequest.of(item(), prompts, latents)))
         assert error.value.status == 422
     with pytest.raises(Refused) as error:
@@ -160,7 +166,9 @@ def test_a_request_that_is_refused_is_not_sent_again(scripted: str, tmp_path: Pa
     assert Scripted.asked == 1
 
 
-@pytest.mark.parametrize("answer", [(500, {}, b'{"error": "out of memory"}'), (200, {}, b"not safetensors"), (408, {}, b"")])
+@pytest.mark.parametrize(
+    "answer", [(500, {}, b'{"error": "out of memory"}'), (200, {}, b"not safetensors"), (408, {}, b"")]
+)
 def test_a_server_that_fails_leaves_the_item_to_be_issued_again(scripted: str, tmp_path: Path, answer: Any) -> None:
     Scripted.script = [answer]
     with pytest.raises(Unavailable):
