@@ -22,6 +22,7 @@ from flowbp_ray.config import RunConfig
 from flowbp_ray.embedding_cache import cache_path
 from flowbp_ray.embeddings import Encoded
 from flowbp_ray.failure import RunFailed
+from flowbp_ray.remote.client import assigned
 from flowbp_ray.settings import PoolConfig
 
 RESTARTS = -1  # samplers and reward servers hold nothing that cannot be built again
@@ -72,7 +73,8 @@ class Fleet:
         group = place(pool, f"{name}s", key, self.config.cluster.placement_timeout)
         self.groups.append(group)
         handles = [
-            remote.options(**actor_options(pool, RESTARTS, group, i)).remote(self.config) for i in range(pool.count)
+            remote.options(**actor_options(pool, RESTARTS, group, i)).remote(assigned(self.config, i))
+            for i in range(pool.count)
         ]
         self.handles += handles
         return Pool(name, handles)

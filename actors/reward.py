@@ -10,15 +10,15 @@ import ray
 from actors.process import prepare
 from flowbp_ray.config import RunConfig
 from flowbp_ray.messages import Evaluated, Item, Packed, RolloutReport, Scored
-from flowbp_ray.scoring import Scorer
+from flowbp_ray.remote.client import scorer
 
 
 class RewardActor:
-    """Holds the decoder and the rewards; has never seen the transformer."""
+    """Holds the decoder and the rewards, or the address of who does; has never seen the transformer."""
 
     def __init__(self, config: RunConfig) -> None:
         prepare(config, config.rewards.threads)
-        self.scorer = Scorer(config)
+        self.scorer = scorer(config)
 
     def ready(self) -> bool:
         return True

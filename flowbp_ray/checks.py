@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from flowbp_ray.config import RunConfig
 from flowbp_ray.embedding_cache import cache_folder
 from flowbp_ray.prompts import PromptRecord
 from flowbp_ray.remembered import remembered
+from flowbp_ray.remote import agreement
 from flowbp_ray.rewards import base
 
 
@@ -35,15 +37,23 @@ def check(config: RunConfig) -> Checked:
     backbone.latent_shape(model.height, model.width)
     prepared = weights.prepare(backbone.skeleton(), lora, config.seed, backbone.lora_targets)
     train, held_out = read_prompts(config)
-    for reward in config.rewards.all:
-        base.check(reward.factory, reward.options)
-        base.check_prompts(reward.factory, reward.options, [record.text for record in held_out])
-    for term in config.rewards.terms:
-        base.check_trainable(term.factory)
+    if config.rewards.url:  # whose servers have checked their own
+        agreement.check(config)
+    else:
+        check_rewards(config, [record.text for record in held_out])
     cache = cache_folder(config.encoder.cache)
     for part in (backbone.base_folder / "transformer", backbone.base_folder / "vae", *backbone.encoder_parts()):
         _check_weights(part, None if cache is None else cache / "files")
     return Checked(train, held_out, weights.describe(prepared, lora))
+
+
+def check_rewards(config: RunConfig, evaluated: Sequence[str] = ()) -> None:
+    """Raises ValueError for a reward that could not be built here, or judge the prompts of the evaluations."""
+    for reward in config.rewards.all:
+        base.check(reward.factory, reward.options)
+        base.check_prompts(reward.factory, reward.options, list(evaluated))
+    for term in config.rewards.terms:
+        base.check_trainable(term.factory)
 
 
 def _check_weights(part: Path, memory: Path | None) -> None:

@@ -1,4 +1,7 @@
-"""The door: flowbp-ray train | encode | sample | export | plan | methods. User errors: a line and exit code 2."""
+"""The door: flowbp-ray train | encode | sample | export | plan | methods | serve-reward.
+
+User errors: a line and exit code 2.
+"""
 
 from __future__ import annotations
 
@@ -188,6 +191,24 @@ def running_cluster() -> tuple[dict[str, float], ...]:
         return tuple(node["Resources"] for node in ray.nodes() if node["Alive"])
     finally:
         ray.shutdown()
+
+
+@app.command("serve-reward")
+def serve_reward(
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 for every address it has.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 for a free one.", min=0, max=65535)] = 8000,
+    token_file: Annotated[
+        Path | None, typer.Option(help="Holds the token. Default: $FLOWBP_RAY_REWARD_TOKEN, then rewards.token_file.")
+    ] = None,
+    max_rows: Annotated[int | None, typer.Option(help="Of one request. Default: what this run sends.", min=1)] = None,
+    waiting: Annotated[int, typer.Option(help="Requests that wait while one is scored.", min=0)] = 8,
+) -> None:
+    """Score for runs elsewhere, which name this server in rewards.url; SIGTERM ends it when its work is done."""
+    from flowbp_ray.remote.command import serve
+
+    serve(loading.load(config, overrides or []), host, port, token_file, max_rows, waiting, console.print)
 
 
 @app.command()

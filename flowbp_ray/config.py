@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field, field_validator, model_validator
 
-from flowbp_ray import backbones
+from flowbp_ray import addresses, backbones
 from flowbp_ray.backbones import Backbone
 from flowbp_ray.consistency import check_together
 from flowbp_ray.reward_settings import RewardsConfig
@@ -75,7 +75,7 @@ class EncoderConfig(ProcessConfig):
     @classmethod
     def _absolute(cls, value: str | None) -> str | None:
         """Relative to where the command runs: actors run elsewhere."""
-        return value if value in (None, "auto") else str(Path(value).expanduser().absolute())
+        return value if value == "auto" else addresses.absolute(value)
 
 
 class LoraConfig(Strict):

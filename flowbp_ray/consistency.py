@@ -49,6 +49,11 @@ def _check_gpus(config: RunConfig) -> None:
     for name, pool in (pools | {"learners": config.learners}).items():
         if pool.gpus > 1 and not float(pool.gpus).is_integer():
             raise ValueError(f"{name}.gpus={pool.gpus:g}: above 1 it must be a whole number; write {int(pool.gpus)}")
+    if config.rewards.url and config.rewards.gpus:
+        raise ValueError(
+            f"rewards.gpus={config.rewards.gpus:g} would wait for GPUs that rewards.url has no use for; "
+            "write rewards.gpus=0, or rewards.url=null (as for serve-reward)"
+        )
     learners = config.learners
     if 0 < learners.gpus < 1 and learners.count > 1:
         raise ValueError(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from flowbp_ray import addresses
 from flowbp_ray.settings import PoolConfig, Strict
 
 
@@ -44,7 +45,9 @@ class RewardsConfig(PoolConfig):
     """terms are trained on; monitors are only measured, in evaluations.
 
     balance: grad_norm gives each term the share of the gradient that its weight says, whatever its unit (see
-    `rewards.balance`); it costs a cotangent and a walk back through the decoder per term.
+    `rewards.balance`); it costs a cotangent and a walk back through the decoder per term. url: of `flowbp-ray
+    serve-reward`, one or several, which score in place of this cluster: actor i asks url i mod n. token_file: holds
+    their token, where $FLOWBP_RAY_REWARD_TOKEN does not (docs/remote-rewards.md).
     """
 
     terms: list[TermConfig] = Field(min_length=1)
@@ -52,6 +55,11 @@ class RewardsConfig(PoolConfig):
     balance: Literal["none", "grad_norm"] = "none"
     jitter: JitterConfig = JitterConfig()
     micro_batch: int | None = Field(None, ge=1)
+    url: Annotated[list[str], Field(min_length=1)] | None = None
+    token_file: str | None = Field(None, min_length=1)
+
+    _url = field_validator("url", mode="before")(addresses.several)
+    _token_file = field_validator("token_file")(addresses.absolute)
 
     @field_validator("monitors", mode="before")
     @classmethod

@@ -17,7 +17,10 @@ from flowbp_ray.loading import ConfigError, dump, load
 # What may differ between a run and its continuation: where and with how many processes, not what is computed. (Torch
 # gives the same bits for one and for several threads only where its kernels do.) On a CPU or on a GPU: that may not.
 FREE = {"output", "resume", "cluster", "samplers", "tracking", "checkpoint", "encoder", "nonfinite", "guard"}
-FREE_IN = {"rewards": {"count", "threads", "cpus", "gpus"}, "learners": {"threads", "cpus", "gpus"}}
+FREE_IN = {
+    "rewards": {"count", "threads", "cpus", "gpus", "url", "token_file"},
+    "learners": {"threads", "cpus", "gpus"},
+}
 
 
 class Run:

@@ -60,7 +60,7 @@ class Role:
     @property
     def fullest(self) -> str:
         """The phase that holds most."""
-        return max((s.phase for s in self.shares), key=self.held)
+        return max((s.phase for s in self.shares), key=self.held, default="")
 
     @property
     def overhead(self) -> int:
@@ -138,7 +138,12 @@ def samplers(config: RunConfig, costs: Costs, sizes: Sizes) -> Role:
 
 
 def rewards(config: RunConfig, costs: Costs, sizes: Sizes) -> Role:
-    """The VAE in fp32 and one decoding with its backward. The rewards' own models are not counted."""
+    """The VAE in fp32 and one decoding with its backward. The rewards' own models are not counted.
+
+    Nothing where `rewards.url` says that all this is elsewhere.
+    """
+    if config.rewards.url:
+        return role("reward servers", config.rewards, [])
     rows = decoded_at_once(config)
     shares = [
         Share("decoder weights (VAE)", sizes.vae * FP32),

@@ -1,0 +1,34 @@
+"""What a configuration names outside itself: addresses of servers, and files that actors open from elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+
+def several(value: Any) -> Any:
+    """One address or a list of them, as a list without trailing slashes. Raises ValueError for what is none."""
+    values = [value] if isinstance(value, str) else value
+    return [checked(v) for v in values] if isinstance(values, list) else values
+
+
+def checked(value: Any) -> Any:
+    """An address such as https://host:8000/prefix. Raises ValueError for another scheme, and for secrets within it."""
+    if not isinstance(value, str):
+        return value
+    parts = urlsplit(value)
+    try:
+        known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is no number, or too large
+        known = False
+    if not known:
+        raise ValueError(f"{value!r} is no address; write for example https://host:8000")
+    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
+        raise ValueError("an address is written down with the run: write scheme, host, port and path only")
+    return value.rstrip("/")
+
+
+def absolute(value: str | None) -> str | None:
+    """A path as seen from where the command runs."""
+    return None if value is None else str(Path(value).expanduser().absolute())

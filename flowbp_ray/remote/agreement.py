@@ -1,0 +1,68 @@
+"""Before a run starts: are its reward servers there, do they take its token, and do they score what it wants?"""
+
+from __future__ import annotations
+
+import http.client
+import json
+from typing import Any
+
+from flowbp_ray.config import RunConfig
+from flowbp_ray.remote import codec, token
+from flowbp_ray.remote.client import CONNECT, ask, reason
+from flowbp_ray.remote.identity import different, identity
+from flowbp_ray.remote.limits import Limits
+
+
+def check(config: RunConfig) -> None:
+    """Ask every address of `rewards.url` for its health.
+
+    Raises ValueError in one line for the first that is not there, shuts down, refuses the token, scores something else,
+    or takes smaller requests than the run sends.
+    """
+    urls = list(dict.fromkeys(config.rewards.url or []))
+    secret = token.read(config.rewards.token_file, "rewards.token_file")
+    needed, wanted = Limits.of(config), identity(config)
+    first: dict[str, Any] | None = None
+    for url in urls:
+        about = _health(url, secret)
+        if lines := different(wanted, about["identity"]):
+            more = f" and {len(lines) - 2} more" if len(lines) > 2 else ""
+            raise ValueError(f"rewards.url: {url} has other settings: {'; '.join(lines[:2])}{more}")
+        first = first or about["identity"]
+        if lines := different(first, about["identity"]):
+            raise ValueError(f"rewards.url: {urls[0]} (here) and {url} (there) score differently: {lines[0]}")
+        if about["max_rows"] < needed.rows or about["max_bytes"] < needed.nbytes:
+            raise ValueError(
+                f"rewards.url: {url} takes {about['max_rows']} rows and {about['max_bytes']} bytes at once, an item of "
+                f"this run has up to {needed.rows} and {needed.nbytes}; start it with a larger --max-rows"
+            )
+
+
+def _health(url: str, secret: str) -> dict[str, Any]:
+    """What a server says about itself. Raises ValueError where it says nothing of use."""
+    try:
+        status, _, content = ask(url, "GET", "/health", secret, None, CONNECT)
+    except (OSError, http.client.HTTPException) as error:
+        cause = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"rewards.url: {url} does not answer ({cause}); start `flowbp-ray serve-reward` there, or write its address"
+        ) from error
+    if status == 401:
+        raise ValueError(f"rewards.url: {url} refuses the token; write rewards.token_file: what its --token-file holds")
+    try:
+        about: Any = json.loads(content)
+        state, version = about["status"], about["version"]
+        ready = status == 200 and state == "ready"
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        said = f"{status}: {reason(content)}"
+        raise ValueError(f"rewards.url: {url} is no `flowbp-ray serve-reward`; its /health answers {said}") from error
+    if version != codec.VERSION:
+        raise ValueError(
+            f"rewards.url: {url} speaks version {version} of the wire format, this side {codec.VERSION}; "
+            "run the same flowbp_ray on both"
+        )
+    if not ready:
+        raise ValueError(f"rewards.url: {url} is {state}; wait until it has started again, or write another address")
+    if not all(key in about for key in ("identity", "max_rows", "max_bytes")):
+        raise ValueError(f"rewards.url: {url} does not say what it scores; does a proxy drop the Authorization header?")
+    return dict(about)

@@ -1,0 +1,109 @@
+"""What a run and a reward server must agree on for remote scores to be the local ones, bit for bit.
+
+That is everything the scores and the cotangents depend on: backbone, image size and decoder, the size of the global
+batch, and the `rewards` section without what says where and with how many processes. Files are compared by content:
+paths differ between clusters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flowbp_ray.config import RewardConfig, RunConfig
+from flowbp_ray.embedding_cache import cache_folder
+from flowbp_ray.remembered import remembered
+
+ELSEWHERE = {"terms", "monitors", "count", "threads", "cpus", "gpus", "micro_batch", "url", "token_file"}
+
+
+def identity(config: RunConfig) -> dict[str, Any]:
+    """Plain values by name, for JSON. `decoder` is None where this machine has no decoder."""
+    cache = cache_folder(config.encoder.cache)
+    memory = None if cache is None else cache / "files"
+    model, settings = config.backbone, config.rewards
+    return {
+        "backbone": {"name": model.name, "height": model.height, "width": model.width},
+        "decoder": decoder(model.open().base_folder / "vae", memory),
+        "batch": config.data.shape.batch,
+        "terms": [term.name for term in settings.terms],
+        "monitors": [monitor.name for monitor in settings.monitors],
+        "rewards": {reward.name: _reward(reward, memory) for reward in settings.all},
+        "settings": settings.model_dump(mode="json", exclude=ELSEWHERE),
+    }
+
+
+def digest(found: Mapping[str, Any]) -> str:
+    """16 hex digits of an identity."""
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def decoder(folder: Path, memory: Path | None) -> str | None:
+    """sha256 over the VAE's configuration and weights, or None where there are none.
+
+    Keys with an underscore are left out: they name the path and the diffusers version that wrote the file. Variants
+    (`*.fp16.safetensors`) are not loaded, nor looked at.
+    """
+    files = sorted(file for file in folder.glob("*.safetensors") if "." not in file.stem)
+    if not files or not (folder / "config.json").is_file():
+        return None
+    config = json.loads((folder / "config.json").read_text())
+    kept = {key: value for key, value in config.items() if not key.startswith("_")}
+    parts = [json.dumps(kept, sort_keys=True), *(f"{file.name} {content(file, memory)}" for file in files)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def content(path: Path, memory: Path | None) -> str:
+    """sha256 of a file, or of a folder's files with their names."""
+    if path.is_file():
+        return remembered(path, memory, "sha256", _sha256)
+    inside = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+    lines = [f"{p.relative_to(path).as_posix()} {content(p, memory)}" for p in inside]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _reward(reward: RewardConfig, memory: Path | None) -> dict[str, Any]:
+    """A reward's settings; an option that names a file or a folder stands for its content."""
+    plain = reward.model_dump(mode="json", exclude={"name", "options"}) | {"kind": reward.factory}
+    return plain | {"options": {name: _option(value, memory) for name, value in reward.options.items()}}
+
+
+def _option(value: Any, memory: Path | None) -> Any:
+    if isinstance(value, str) and value and Path(value).expanduser().exists():
+        return f"sha256:{content(Path(value).expanduser(), memory)}"
+    return value
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        found = hashlib.sha256()
+        while chunk := stream.read(1 << 20):
+            found.update(chunk)
+    return found.hexdigest()
+
+
+def different(run: Mapping[str, Any], server: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Where an identity of a run is not that of a server, as `key is a here and b there`.
+
+    What the run cannot know is not compared: a decoder that is not on its machine, and options that it leaves out.
+    """
+    found = []
+    for key in sorted(run.keys() | server.keys()):
+        a, b = run.get(key), server.get(key)
+        if prefix == "" and key == "decoder" and a is None:
+            continue
+        if prefix.endswith(".options.") and key not in run:
+            continue
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += different(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found.append(f"{prefix}{key} is {_shown(a)} here and {_shown(b)} there")
+    return found
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,195 @@
+"""The HTTP around a `Service`: who may ask, how much at once, and how it ends.
+
+POST /score and /evaluate take and return safetensors bodies; GET /health says ready (200) or draining (503). One thread
+computes, the others wait for it, at most `Limits.waiting` of them. SIGTERM drains: no new work is taken, what is under
+way is finished, and the process ends with code 0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+
+from flowbp_ray.remote import codec, token
+from flowbp_ray.remote.service import Refused, Service
+
+IDLE = 30.0  # seconds without a byte of a body, after which nothing more is expected
+LINGER = 1.0  # seconds for which a draining server still answers, so that a load balancer sees it
+DISCARD = 5.0  # seconds for which the rest of a refused body is read, so that the sender reads the answer
+
+log = logging.getLogger(__name__)
+
+
+class Door:
+    """Lets requests in: those with the token, of a size that is allowed, as long as there is room."""
+
+    def __init__(self, service: Service, secret: str) -> None:
+        self.service, self.secret = service, secret
+        self.draining = False
+        self.inside = 0  # requests from their first byte to their answer
+        self.turn = asyncio.Semaphore(1)
+        threads = service.config.rewards.threads
+        self.worker = ThreadPoolExecutor(1, "scorer", torch.set_num_threads, (threads,))
+
+    async def health(self, request: Request) -> Response:
+        """Ready or draining; to those with the token also what is scored and how much at once."""
+        header = request.headers.get("authorization")
+        if header is not None and not token.allowed(header, self.secret):
+            return _error(401, "this is not the token")
+        about = {} if header is None else self.service.about() | {"inside": self.inside}
+        state = {"status": "draining" if self.draining else "ready", "version": codec.VERSION}
+        return JSONResponse(state | about, 503 if self.draining else 200)
+
+    async def work(self, request: Request, answer: Callable[[bytes], bytes]) -> Response:
+        """`answer` of the request's body, when it is its turn."""
+        refusal = self._refusal(request)
+        if refusal is not None:
+            await self._discard(request)
+            return refusal
+        self.inside += 1
+        try:
+            body = await self._body(request)
+            async with self.turn:
+                if await request.is_disconnected():
+                    return _error(400, "nobody waits for the answer")
+                done = await asyncio.get_running_loop().run_in_executor(self.worker, answer, body)
+            return Response(done, media_type="application/octet-stream")
+        except Refused as error:
+            return _error(error.status, str(error))
+        except Exception as error:  # of a reward or the decoder: the client issues the item again
+            log.exception("a request failed")
+            return _error(500, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        finally:
+            self.inside -= 1
+
+    def _refusal(self, request: Request) -> Response | None:
+        """The answer to what is not let in, known from the headers alone."""
+        limits, length = self.service.limits, request.headers.get("content-length", "0")
+        if not token.allowed(request.headers.get("authorization"), self.secret):
+            return _error(401, "this needs the header Authorization: Bearer <token>")
+        if not length.isascii() or not length.isdigit() or int(length[:20]) > limits.nbytes:
+            return _error(413, _too_large(limits.nbytes))
+        if self.draining:
+            return _error(503, "this server is shutting down", retry_after=1)
+        if self.inside > limits.waiting:
+            return _error(503, f"{self.inside} requests are waiting already", retry_after=1)
+        return None
+
+    async def _body(self, request: Request) -> bytes:
+        """The whole body, however it is sent. Raises `Refused` where it is too large, or stops arriving."""
+        limit, parts, size = self.service.limits.nbytes, [], 0
+        stream = request.stream().__aiter__()
+        while (part := await _next(stream)) is not None:
+            size += len(part)
+            if size > limit:
+                raise Refused(413, _too_large(limit))
+            parts.append(part)
+        return b"".join(parts)
+
+    async def _discard(self, request: Request) -> None:
+        """Read what was sent anyway, for a while: whoever is still sending would see a broken pipe, not the answer."""
+        left, until, stream = self.service.limits.nbytes, time.monotonic() + DISCARD, request.stream().__aiter__()
+        with contextlib.suppress(Refused):
+            while left > 0 and (seconds := until - time.monotonic()) > 0:
+                part = await _next(stream, seconds)
+                if part is None:
+                    return
+                left -= len(part)
+
+
+async def _next(stream: AsyncIterator[bytes], seconds: float = IDLE) -> bytes | None:
+    """The next part of a body, None at its end. Raises `Refused` where none comes."""
+    try:
+        return await asyncio.wait_for(anext(stream, None), seconds)
+    except asyncio.TimeoutError as error:
+        raise Refused(408, f"the body stopped arriving for {seconds:.0f} s") from error
+    except Exception as error:  # the client is gone
+        raise Refused(400, "the body broke off") from error
+
+
+def _too_large(limit: int) -> str:
+    return f"a body has at most {limit} bytes here; send fewer rows, or start the server with a larger --max-rows"
+
+
+def _error(status: int, reason: str, retry_after: int | None = None) -> Response:
+    headers = {} if retry_after is None else {"retry-after": str(retry_after)}
+    if status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return JSONResponse({"error": reason}, status, headers)
+
+
+def application(door: Door) -> FastAPI:
+    """The routes. There are no pages that describe them: what the server is, is told to those with the token."""
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.get("/health")
+    async def health(request: Request) -> Response:
+        return await door.health(request)
+
+    @app.post("/score")
+    async def score(request: Request) -> Response:
+        return await door.work(request, door.service.score)
+
+    @app.post("/evaluate")
+    async def evaluate(request: Request) -> Response:
+        return await door.work(request, door.service.evaluate)
+
+    return app
+
+
+class DrainingServer(uvicorn.Server):
+    """uvicorn with signals of our own: it would close its socket first, and end with the signal's code."""
+
+    def __init__(self, config: uvicorn.Config, door: Door, ready: Callable[[], object]) -> None:
+        super().__init__(config)
+        self.door, self.ready = door, ready
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """The first SIGTERM or Ctrl-C drains; the second ends at once."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._end)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.ready()
+
+    def _end(self) -> None:
+        if self.door.draining:
+            os._exit(1)  # the thread that scores cannot be interrupted in another way
+        self.door.draining = True
+        self._drain = asyncio.get_running_loop().create_task(self._finish())
+
+    async def _finish(self) -> None:
+        await asyncio.sleep(LINGER)
+        while self.door.inside:
+            await asyncio.sleep(0.02)
+        self.should_exit = True
+
+
+def serve(service: Service, secret: str, listening: socket.socket, ready: Callable[[], object]) -> None:
+    """Answer at a bound socket until SIGTERM or Ctrl-C. ready: called once requests are answered."""
+    door = Door(service, secret)
+    settings: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False, "http": "h11"}
+    config = uvicorn.Config(application(door), loop="asyncio", ws="none", lifespan="off", **settings)
+    DrainingServer(config, door, ready).run([listening])
+    door.worker.shutdown()

@@ -1,0 +1,109 @@
+"""What a reward server does with a body: check it, score it, answer. Without HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from flowbp_ray.config import RunConfig
+from flowbp_ray.messages import Packed
+from flowbp_ray.remote import codec
+from flowbp_ray.remote.codec import WireError
+from flowbp_ray.remote.identity import digest, identity
+from flowbp_ray.remote.limits import Limits, latent_shape
+from flowbp_ray.remote.wire import EvaluateAnswer, EvaluateRequest, ScoreAnswer, ScoreRequest, item_of
+from flowbp_ray.scoring import Scorer
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+class Refused(Exception):
+    """A request that is answered with an HTTP status in the 400s. The text is one line for whoever sent it."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class Service:
+    """One `Scorer` behind bodies of bytes. Not for two threads at once."""
+
+    def __init__(self, config: RunConfig, limits: Limits) -> None:
+        self.config, self.limits = config, limits
+        self.shape = latent_shape(config)
+        self.identity = identity(config)
+        self.scorer = Scorer(config)
+
+    def about(self) -> dict[str, Any]:
+        """What /health tells whoever has the token."""
+        stated = {"identity": self.identity, "digest": digest(self.identity)}
+        return stated | {"max_rows": self.limits.rows, "max_bytes": self.limits.nbytes}
+
+    def score(self, body: bytes) -> bytes:
+        """The answer to POST /score. Raises `Refused` for what is no training item of this configuration."""
+        request = _parse(ScoreRequest, body)
+        self._check_rows(request)
+        self._check_values(request.target, "target", (len(request.samples), None, *self.shape))
+        rows = len(request.samples)
+        if request.omega.shape != (rows,) or request.omega.dtype != np.float64 or not np.isfinite(request.omega).all():
+            raise Refused(422, f"omega must be [{rows}] finite float64")
+        if request.kept.shape != (rows,) or request.kept.dtype != bool:
+            raise Refused(422, f"kept must be [{rows}] bool")
+        batch = self.config.data.shape.batch
+        if request.batch != batch:
+            raise Refused(
+                422, f"the global batch is {request.batch} there and {batch} here; start both with one config"
+            )
+        if rows > batch:
+            raise Refused(422, f"{rows} rows are more than the global batch of {batch}")
+        try:
+            scored, cotangent = self.scorer.score(item_of(request), request.prompts, request.report(), request.target)
+        except ValueError as error:
+            raise Refused(422, _line(error)) from error
+        return codec.dump(ScoreAnswer(scored, cotangent))
+
+    def evaluate(self, body: bytes) -> bytes:
+        """The answer to POST /evaluate. Raises `Refused` for what is no finished item of this configuration."""
+        request = _parse(EvaluateRequest, body)
+        self._check_rows(request)
+        self._check_values(request.latents, "latents", (len(request.samples), *self.shape))
+        try:
+            return codec.dump(EvaluateAnswer(self.scorer.evaluate(item_of(request), request.prompts, request.latents)))
+        except ValueError as error:
+            raise Refused(422, _line(error)) from error
+
+    def _check_rows(self, request: ScoreRequest | EvaluateRequest) -> None:
+        """As many rows of everything, no more than are allowed, and no negative key of a random stream."""
+        rows = len(request.samples)
+        if not 1 <= rows <= self.limits.rows:
+            raise Refused(422, f"a request has 1 to {self.limits.rows} rows, got {rows}; see --max-rows")
+        for name in ("prompt_ids", "prompts"):
+            if len(getattr(request, name)) != rows:
+                raise Refused(422, f"{rows} samples need {rows} {name}, got {len(getattr(request, name))}")
+        if min(request.seed, request.step, request.index, *request.samples, *request.prompt_ids) < 0:
+            raise Refused(422, "seed, step, index, samples and prompt_ids must not be negative")
+
+    def _check_values(self, packed: Packed, name: str, shape: Sequence[int | None]) -> None:
+        """Shape (None: one or more) and dtype of an array. Its values may be anything: the scorer names bad rows."""
+        given = packed.array.shape
+        fits = len(given) == len(shape) and all(
+            a == b or (b is None and a > 0) for a, b in zip(given, shape, strict=True)
+        )
+        if not fits:
+            wanted = ", ".join("branches" if n is None else str(n) for n in shape)
+            raise Refused(422, f"{name} must be [{wanted}], got {list(given)}")
+        if packed.dtype not in DTYPES:
+            raise Refused(422, f"{name} must be one of {', '.join(DTYPES)}, got {packed.dtype}")
+
+
+def _parse(kind: type[codec.Message], body: bytes) -> codec.Message:
+    try:
+        return codec.parse(kind, body)
+    except WireError as error:
+        raise Refused(400, str(error)) from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
