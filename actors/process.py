@@ -7,7 +7,8 @@ from typing import Any
 
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from flowbp_ray.config import ProcessConfig, RunConfig
+from flowbp_ray.config import RunConfig
+from flowbp_ray.strict import ProcessConfig
 
 
 def prepare(config: RunConfig, threads: int) -> None:

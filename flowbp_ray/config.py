@@ -6,22 +6,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from flowbp_ray import backbones
 from flowbp_ray.backbones import Backbone
 from flowbp_ray.consistency import check_together
+from flowbp_ray.judges.config import JudgeConfig
 from flowbp_ray.rollouts import BatchShape
 from flowbp_ray.spelling import build_method
+from flowbp_ray.strict import EncoderConfig, PoolConfig, Strict
 from flowbp_ray.surrogate import Method
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-class Strict(BaseModel):
-    """Unknown keys are refused; values cannot be changed after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class BackboneConfig(Strict):
@@ -64,41 +60,6 @@ class DataConfig(Strict):
     @property
     def shape(self) -> BatchShape:
         return BatchShape(self.prompts_per_step, self.images_per_prompt, self.rollout_batch)
-
-
-class ProcessConfig(Strict):
-    """One actor. cpus and gpus are Ray's logical resources; threads are torch's."""
-
-    threads: int = Field(1, ge=1)
-    cpus: float = Field(0.1, ge=0)
-    gpus: float = Field(0.0, ge=0)
-
-    @property
-    def device(self) -> str:
-        """Where an actor of the pool computes: on the GPU that Ray gives it, if it asks for one."""
-        return "cuda" if self.gpus else "cpu"
-
-
-class PoolConfig(ProcessConfig):
-    """A pool of identical actors."""
-
-    count: int = Field(1, ge=1)
-
-
-class EncoderConfig(ProcessConfig):
-    """Encodes the prompts before anything else, and ends.
-
-    cache: the folder of embeddings on disk that runs share, or null for none. auto: `embeddings` below
-    $FLOWBP_RAY_CACHE, where that is set, else below flowbp_ray in $XDG_CACHE_HOME or ~/.cache.
-    """
-
-    cache: str | None = Field("auto", min_length=1)
-
-    @field_validator("cache")
-    @classmethod
-    def _absolute(cls, value: str | None) -> str | None:
-        """Relative to where the command runs: actors run elsewhere."""
-        return value if value in (None, "auto") else str(Path(value).expanduser().absolute())
 
 
 class RewardConfig(Strict):
@@ -297,6 +258,7 @@ class RunConfig(Strict):
     encoder: EncoderConfig = EncoderConfig()
     samplers: PoolConfig = PoolConfig()
     rewards: RewardsConfig
+    judges: list[JudgeConfig] = []
     learners: LearnersConfig
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
