@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from flowbp_ray import prompts, weights
 from flowbp_ray.config import RunConfig
 from flowbp_ray.embedding_cache import cache_folder
+from flowbp_ray.judges import checks as judges
 from flowbp_ray.prompts import PromptRecord
 from flowbp_ray.remembered import remembered
 from flowbp_ray.rewards import base
@@ -37,6 +38,7 @@ def check(config: RunConfig) -> Checked:
     train, held_out = read_prompts(config)
     for reward in config.rewards.all:
         base.check(reward.factory, reward.options)
+    judges.check(config.judges)
     cache = cache_folder(config.encoder.cache)
     for part in (backbone.base_folder / "transformer", backbone.base_folder / "vae", *backbone.encoder_parts()):
         _check_weights(part, None if cache is None else cache / "files")

@@ -70,7 +70,7 @@ class RewardConfig(Strict):
 
     name: str
     kind: str | None = None
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field({})
 
     @property
     def factory(self) -> str:
@@ -97,7 +97,7 @@ class RewardsConfig(PoolConfig):
     """terms are trained on; monitors are only measured, in evaluations."""
 
     terms: list[TermConfig] = Field(min_length=1)
-    monitors: list[RewardConfig] = []
+    monitors: list[RewardConfig] = Field([])
     jitter: JitterConfig = JitterConfig()
     micro_batch: int | None = Field(None, ge=1)
 
@@ -188,8 +188,8 @@ class EvaluationConfig(Strict):
     limit: int | None = Field(None, ge=1)
     batch: int = Field(30, ge=1)
     num_steps: int | None = Field(None, ge=1)
-    guidance: list[float] = [1.0]
-    guidance_ends: list[float] = []
+    guidance: list[float] = Field([1.0])
+    guidance_ends: list[float] = Field([])
     pictures: int = Field(36, ge=1)
     seed: int = 7
 
@@ -258,7 +258,7 @@ class RunConfig(Strict):
     encoder: EncoderConfig = EncoderConfig()
     samplers: PoolConfig = PoolConfig()
     rewards: RewardsConfig
-    judges: list[JudgeConfig] = []
+    judges: list[JudgeConfig] = Field([])
     learners: LearnersConfig
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -281,6 +281,11 @@ class RunConfig(Strict):
     def surrogate(self) -> Method:
         """The method as a value."""
         return build_method(self.method)
+
+    @property
+    def gated(self) -> bool:
+        """Whether a judge weighs the training samples."""
+        return any(judge.role == "gate" for judge in self.judges)
 
     @property
     def run_dir(self) -> Path:

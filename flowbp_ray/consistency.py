@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from flowbp_ray.judges.config import check_names
+
 if TYPE_CHECKING:
     from flowbp_ray.config import RunConfig
 
@@ -13,6 +15,7 @@ def check_together(config: RunConfig) -> None:
     _check_batch(config)
     _check_engine(config)
     _check_gpus(config)
+    _check_judges(config)
 
 
 def _check_batch(config: RunConfig) -> None:
@@ -52,6 +55,14 @@ def _check_gpus(config: RunConfig) -> None:
             f"learners.gpus={learners.gpus:g} could put two ranks on one GPU, where NCCL cannot connect them; "
             "write learners.gpus=1, or learners.count=1"
         )
+
+
+def _check_judges(config: RunConfig) -> None:
+    """Names of their own, and pictures for monitors to look at."""
+    check_names(config.judges, {"verifier", *(reward.name for reward in config.rewards.all)})
+    for judge in config.judges:
+        if judge.role == "monitor" and config.evaluation.prompts is None:
+            raise ValueError(f"judge {judge.name!r} looks at the pictures of evaluations; write evaluation.prompts")
 
 
 def _check_engine(config: RunConfig) -> None:

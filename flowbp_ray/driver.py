@@ -15,6 +15,7 @@ import ray
 from actors import transport
 from actors.fleet import Fleet
 from actors.gang import GangLost
+from actors.judges import Judges
 from actors.transport import Published
 from flowbp_ray import prompts
 from flowbp_ray.checks import check
@@ -70,7 +71,8 @@ def train(config: RunConfig, progress: Progress | None = None) -> tuple[Run, dic
             with Fleet(config, [r.text for r in (*records, *held_out)]) as fleet:
                 run.logger().info("embeddings: %s", fleet.encoded.describe())
                 evaluator = Evaluator(config, run, held_out, len(records))
-                return run, Loop(config, run, fleet, tracker, progress, records, evaluator, interrupts).run_all()
+                with Judges(config, run, evaluator, tracker) as judges:
+                    return run, Loop(config, run, fleet, tracker, progress, records, judges, interrupts).run_all()
     except (RunFailed, ValueError) as error:
         run.logger().error("%s", error, exc_info=not isinstance(error, RunFailed))
         if isinstance(error, Stalled):
@@ -94,12 +96,12 @@ class Loop:
         tracker: Tracker,
         progress: Progress,
         records: Sequence[prompts.PromptRecord],
-        evaluator: Evaluator,
+        judges: Judges,
         interrupts: Interrupts,
     ) -> None:
         self.config, self.run, self.fleet = config, run, fleet
         self.tracker, self.progress, self.interrupts = tracker, progress, interrupts
-        self.records, self.evaluator = records, evaluator
+        self.records, self.judges, self.evaluator = records, judges, judges.evaluator
         model = config.backbone
         self.sigmas = model.open().sigmas(model.num_steps, model.height, model.width)
         self.method = config.surrogate()
@@ -140,7 +142,7 @@ class Loop:
         if saved:
             checkpoints = self.run.checkpoints
             self.fleet.gang.load(str(checkpoints.path(step).resolve()))
-            self.evaluator.load(checkpoints.evaluations(step))
+            self.judges.restore(checkpoints.evaluations(step), checkpoints.unjudged(step))
             if self.config.nonfinite == "stop":  # which an evaluation may have done after this checkpoint was made
                 self.stop_or_warn(self.evaluator.faults_at(step))
             for version, tensors in checkpoints.versions(step).items():
@@ -163,7 +165,7 @@ class Loop:
         scored_at = time.perf_counter()
         self.progress.phase("learning")
         drift = self.fleet.gang.drift(step, jobs) if self.config.drift.max is not None else []
-        chosen = select(self.config, jobs, drift)
+        chosen = self.judges.weigh(step, jobs, select(self.config, jobs, drift), self.fleet.pipeline.prompts)
         self.stop_or_warn([fault.describe(self.fleet.pipeline.prompts) for fault in chosen.faults])
         learners = self.fleet.gang.step(step, jobs, chosen.factors) if chosen.kept else []
         self.check_update(step, learners)
@@ -185,6 +187,7 @@ class Loop:
             "publish_s": ended - learned_at,
             "step_s": ended - began,
             "images_per_s": self.config.data.shape.batch / (ended - began),
+            **self.judges.weighed,
         }
         self.tracker.log(step, "train", metrics)
         self.progress.step(step + 1, metrics)
@@ -258,6 +261,7 @@ class Loop:
         results = self.evaluator.evaluate(published.version, self.drawing(published))
         for guidance, result in results.items():
             self.tracker.log(step, "evaluation", {"guidance": guidance, **flat(result)})
+        self.judges.watch(step)
         self.progress.evaluation(step, results)
         return self.evaluator.faults
 
@@ -282,10 +286,11 @@ class Loop:
         if self.config.learners.ema is not None:
             published = self.fleet.gang.publish(self.version(step, True))
             average = unpack_all(transport.load(published.weights))
-        checkpoints.finish(step, self.config.checkpoint.keep, current, held, self.evaluator.state(), average)
+        checkpoints.finish(step, self.config.checkpoint.keep, current, held, *self.judges.state(), average)
 
     def finish(self) -> dict[str, Any]:
         """curves.png and summary.json."""
+        self.judges.collect(wait=True)
         seconds = time.perf_counter() - self.started
         digest = self.fleet.gang.digest()
         summary = summarise(self.config, self.run, self.evaluator.results, seconds, digest)

@@ -57,7 +57,7 @@ class Answers:
 
 @dataclass
 class Client:
-    """Asks one judge. locate: gives the server's root; with True it looks whether the server is well, since a try failed.
+    """Asks one judge. locate: gives the server's root; with True it sees to the server first, since a try failed.
 
     Where the server is ours it waits until it is up, and raises RunFailed where that is in vain.
 
@@ -72,7 +72,9 @@ class Client:
     request: dict[str, Any] = field(default_factory=dict)
     known: tuple[str, Template] | None = None  # the model's name, and the template with its token ids
 
-    async def ask(self, images: Sequence[np.ndarray], prompts: Sequence[str], seeds: Sequence[Sequence[int]]) -> Answers:
+    async def ask(
+        self, images: Sequence[np.ndarray], prompts: Sequence[str], seeds: Sequence[Sequence[int]]
+    ) -> Answers:
         """Scores of images [H, W, 3] uint8. seeds: what keys each picture's seed and the jitter of its retries."""
         if not len(images) == len(prompts) == len(seeds):
             raise ValueError(f"{len(images)} images need as many prompts and seeds, got {len(prompts)}, {len(seeds)}")

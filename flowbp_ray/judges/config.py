@@ -30,8 +30,8 @@ class ServerConfig(Strict):
     """
 
     python: str | None = None
-    args: list[str] = []
-    env: dict[str, str] = {}
+    args: list[str] = Field([])
+    env: dict[str, str] = Field({})
     port: int | None = Field(None, ge=1, le=65535)
     start_timeout: float = Field(900.0, gt=0)
     starts: int = Field(3, ge=1)
@@ -62,7 +62,7 @@ class JudgeConfig(ProcessConfig):
     timeout: float = Field(120.0, gt=0)
     tries: int = Field(4, ge=1)
     backoff: float = Field(1.0, ge=0)
-    request: dict[str, Any] = {}
+    request: dict[str, Any] = Field({})
     api_key_env: str | None = None
     server: ServerConfig = ServerConfig()
     gate: GateConfig = GateConfig()

@@ -71,7 +71,8 @@ class Server:
                         return self.root
                     self.stop()
         times = f"{self.settings.starts} start{'s' * (self.settings.starts > 1)}"
-        self.given_up = ServerFailed(f"the judge's server did not come up ({times}): {self.last_words()}; see {self.log}")
+        why = f"{self.last_words()}; see {self.log}"
+        self.given_up = ServerFailed(f"the judge's server did not come up ({times}): {why}")
         raise self.given_up
 
     def stop(self) -> None:

@@ -102,7 +102,7 @@ class UnifiedReward15(Template):
 
 
 class UnifiedReward20(Template):
-    """UnifiedReward 2.0 (arXiv 2503.05236; Qwen2.5-VL and Qwen3-VL, MIT): three axes, each a line "<Axis> Score (1-5): s"."""
+    """UnifiedReward 2.0 (arXiv 2503.05236; Qwen2.5-VL and Qwen3-VL, MIT): three lines "<Axis> Score (1-5): s"."""
 
     kind: Literal["unified_reward_2_0"]
     max_tokens: int = Field(512, ge=8)

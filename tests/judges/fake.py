@@ -33,7 +33,7 @@ def picture_of(body: dict[str, Any]) -> np.ndarray:
 
 @dataclass
 class Fake:
-    """answer: (body, how many requests came before it) -> a status and an object or raw bytes; sleeps there are real."""
+    """answer: (body, how many requests came before it) -> a status, and an object or raw bytes."""
 
     answer: Callable[[dict[str, Any], int], tuple[int, Any]]
     bodies: list[dict[str, Any]] = field(default_factory=list)
@@ -87,6 +87,9 @@ class Fake:
         class Quiet(ThreadingHTTPServer):
             daemon_threads = True
             request_queue_size = 128
+
+            def handle_error(self, *_: object) -> None:
+                """The client hung up: an answer that is too long, say."""
 
         self.server = Quiet(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"

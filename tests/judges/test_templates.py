@@ -74,9 +74,8 @@ def test_yes_no_without_both_logprobs_raises(broken: dict[str, Any]) -> None:
 
 
 def test_a_free_template_has_scores_of_its_own_names() -> None:
-    free = template(
-        "free", instruction="Rate {prompt} {now}", pattern=r"count=(?P<count>\d+) colour=(?P<colour>\d+)", low=0, high=10
-    )
+    pattern = r"count=(?P<count>\d+) colour=(?P<colour>\d+)"
+    free = template("free", instruction="Rate {prompt} {now}", pattern=pattern, low=0, high=10)
     assert free.scores == ("count", "colour") and free.range == (0.0, 10.0)
     assert free.parse(choice("count=1 colour=2; no: count=3 colour=10")) == {"count": 3.0, "colour": 10.0}
     assert free.text("a {cat}") == "Rate a {cat} {now}"
