@@ -86,10 +86,7 @@ class Client:
             asked = zip(images, prompts, seeds, strict=True)
             found = await asyncio.gather(*[self._one(session, gate, retries, *picture) for picture in asked])
         return Answers(
-            {
-                name: tuple(math.nan if isinstance(f, str) else f[name] for f in found)
-                for name in self.template.scores
-            },
+            {name: tuple(math.nan if isinstance(f, str) else f[name] for f in found) for name in self.template.scores},
             tuple((row, why) for row, why in enumerate(found) if isinstance(why, str)),
             retries[0],
         )

@@ -143,8 +143,8 @@ def test_backoff_doubles_with_a_jitter_that_is_keyed() -> None:
     assert len({wait(0.5, (3, i), 1) for i in range(50)}) == 50
     with Fake(lambda body, before: (500, {})) as fake:
         ask(fake, 1, Limits(tries=3, backoff=1.0))
-    gaps = np.diff(fake.times)
-    assert gaps == pytest.approx([wait(1.0, (3, 0), 1), wait(1.0, (3, 0), 2)], abs=0.4)
+    waited = np.diff(fake.times)  # at least; a busy machine adds to it
+    assert (waited > [wait(1.0, (3, 0), attempt) - 0.02 for attempt in (1, 2)]).all()
 
 
 def test_yes_no_asks_for_the_ids_once() -> None:

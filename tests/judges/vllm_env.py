@@ -24,6 +24,19 @@ STEPS = (
 )
 ALLOW = "FLOWBP_RAY_ALLOW_NO_VLLM"
 
+CPU = {
+    "HF_HUB_OFFLINE": "1",
+    "TORCH_COMPILE_DISABLE": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_HOST_IP": "127.0.0.1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "OMP_NUM_THREADS": "1",
+}
+CPU_ARGS = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "2048", "--max-num-seqs", "8"]
+CPU_ARGS += ["--limit-mm-per-prompt", '{"image": 1, "video": 0}']
+"""How a tiny model is served without a GPU."""
+
 # The registry's torchvision wants operators that a CPU torch lacks; processors of Qwen-VL want torchvision.
 SHIM = '''"""Declares the two operators that torchvision registers fakes for; they are never called here."""
 import importlib.abc
