@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from flowbp_ray import driver
@@ -130,17 +129,3 @@ def test_a_gate_that_cannot_see_stops_the_run(local_ray: Any, tmp_path: Path) ->
     ):
         driver.train(config(tmp_path, judged(fake, "gate")))
     assert len(fake.bodies) == 4 + 4 * 2
-
-
-def test_the_gates_weight_is_the_rows_factor(tmp_path: Path) -> None:
-    """The arithmetic, without Ray: batch / kept times the weight, and the rows that select left out are not asked."""
-    from flowbp_ray.judges.config import JudgeConfig
-    from flowbp_ray.judges.judge import Judge
-
-    with Fake(lambda body, before: (200, said(f"Final Score: {picture_of(body)[0, 0, 0]}"))) as fake:
-        settings = {"name": "eye", "url": fake.url, "role": "gate", "template": {"kind": "unified_reward_1_5"}}
-        judge = Judge(JudgeConfig.model_validate(settings | {"gate": {"low": 2, "high": 4}}), tmp_path / "log")
-        images = [np.full((4, 4, 3), value, np.uint8) for value in (1, 2, 3, 4, 5)]
-        weights = judge.weights(images, ["x"] * 5, [(i,) for i in range(5)])
-        judge.close()
-    assert weights == (0.0, 0.0, 0.5, 1.0, 1.0)
