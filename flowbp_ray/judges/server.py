@@ -132,7 +132,8 @@ class Leashed:
         self.lifeline, self.reports = starter.stdin, starter.stdout
         starter.wait()  # it goes on in a fork
         os.set_blocking(self.reports.fileno(), False)
-        self.said, self.code, self.gone = b"", None, False
+        self.said, self.gone = b"", False
+        self.code: int | None = None
 
     def alive(self) -> bool:
         """Whether the command runs; reads what the leash has said since."""

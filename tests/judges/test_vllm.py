@@ -78,6 +78,12 @@ def engine(judge: Judge) -> psutil.Process:
     return found
 
 
+def alive(processes: list[psutil.Process]) -> list[str]:
+    """Who is still there; a moment is given to who has ended but was not waited for yet."""
+    _, left = psutil.wait_procs(processes, timeout=10)
+    return [p.name() for p in left if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
 def test_p_yes_is_that_of_transformers(judge: Judge, folder: Path) -> None:
     answers = judge.score(pictures(4), prompts(4), seeds(4))
     assert not answers.missing
@@ -120,7 +126,7 @@ def test_a_killed_engine_costs_no_sample_and_leaves_no_process(judge: Judge) -> 
     assert judge.server.deaths == 1 and after.retries > 0
     assert not after.missing
     assert after.scores["yes"] == pytest.approx(before.scores["yes"], abs=1e-5)
-    assert not any(p.is_running() for p in old), [p.name() for p in old if p.is_running()]
+    assert not (left := alive(old)), left
     assert engine(judge).pid != core.pid
 
 
@@ -130,5 +136,5 @@ def test_nothing_is_left_at_the_end(judge: Judge) -> None:
     assert len(everybody) >= 3 and engine(judge) in everybody
     assert judge.server is not None
     judge.server.stop()
-    assert not any(p.is_running() for p in everybody), [p.name() for p in everybody if p.is_running()]
+    assert not (left := alive(everybody)), left
     assert "POST /v1/chat/completions" in judge.server.log.read_text()
