@@ -122,6 +122,12 @@ class Judges:
             if not pictures.calls:
                 del self.waiting[key]
 
+    def finish(self) -> None:
+        """Wait for all answers and add them to the last checkpoint, which was saved before: no judge can cost it."""
+        if self.waiting:
+            self.collect(wait=True)
+            self.run.checkpoints.judged(self.config.steps, self.evaluator.state())
+
     def _take(self, key: Key, name: str, pictures: Pictures) -> None:
         """Read an answer; after a lost process ask again. What fails for good is missing samples: the run goes on."""
         judge, rows = self.monitors[name], self._rows(name, pictures.drawn)

@@ -58,8 +58,8 @@ class Checkpoints:
         weights: Mapping[str, Tensor],
         versions: Mapping[int, Mapping[str, Tensor]],
         evaluations: Mapping[str, np.ndarray],
-        unjudged: Mapping[str, np.ndarray] | None = None,
         average: Mapping[str, Tensor] | None = None,
+        unjudged: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         """Add the published weights and the evaluations, give the folder its name, remove all but the newest `keep`."""
         partial, final = self.path(step).with_suffix(".partial"), self.path(step)
@@ -104,6 +104,15 @@ class Checkpoints:
     def evaluations(self, step: int) -> dict[str, np.ndarray]:
         with np.load(self.path(step) / "evaluations.npz") as stored:
             return dict(stored)
+
+    def judged(self, step: int, evaluations: Mapping[str, np.ndarray]) -> None:
+        """Exchange the evaluations of a checkpoint for these, in which nothing is left to be judged."""
+        partial = self.path(step) / "evaluations.partial.npz"
+        np.savez(partial, **dict(evaluations))  # type: ignore[arg-type]
+        _sync(partial)
+        partial.rename(self.path(step) / "evaluations.npz")
+        (self.path(step) / UNJUDGED).unlink(missing_ok=True)
+        _sync(self.path(step))
 
     def unjudged(self, step: int) -> dict[str, np.ndarray]:
         """Pictures that were not judged yet (see `actors.judges`); empty where there are none."""

@@ -286,11 +286,12 @@ class Loop:
         if self.config.learners.ema is not None:
             published = self.fleet.gang.publish(self.version(step, True))
             average = unpack_all(transport.load(published.weights))
-        checkpoints.finish(step, self.config.checkpoint.keep, current, held, *self.judges.state(), average)
+        evaluations, unjudged = self.judges.state()
+        checkpoints.finish(step, self.config.checkpoint.keep, current, held, evaluations, average, unjudged)
 
     def finish(self) -> dict[str, Any]:
         """curves.png and summary.json."""
-        self.judges.collect(wait=True)
+        self.judges.finish()
         seconds = time.perf_counter() - self.started
         digest = self.fleet.gang.digest()
         summary = summarise(self.config, self.run, self.evaluator.results, seconds, digest)

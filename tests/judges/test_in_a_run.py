@@ -108,6 +108,8 @@ def test_what_is_not_judged_when_a_run_stops_is_judged_when_it_goes_on(local_ray
     means = [(score(asked[i]) + score(asked[i + 1])) / 2 for i in (0, 2, 4)]  # the judge takes one call at a time
     assert [line["eye"] for line in found] == pytest.approx(means, abs=1e-5)
     assert summary["guidance"]["1"]["after"]["eye"]["mean"] == found[-1]["eye"]
+    assert run.checkpoints.unjudged(2) == {}, "the last checkpoint knows the last answers"
+    assert "values|2|1.0|eye" in run.checkpoints.evaluations(2)
 
 
 @pytest.mark.parametrize(
