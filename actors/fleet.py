@@ -67,7 +67,8 @@ class Fleet:
         ):
             for ref in refs:
                 _get(ref, what, timeout)
-        self.pipeline = Pipeline(samplers, scorers, [self.embeddings], prompts, config.cluster.tries, timeout)
+        tries, gated = config.cluster.tries, config.gated
+        self.pipeline = Pipeline(samplers, scorers, [self.embeddings], prompts, tries, timeout, gated)
 
     def _pool(self, name: str, key: str, remote: Any, pool: PoolConfig) -> Pool:
         group = place(pool, f"{name}s", key, self.config.cluster.placement_timeout)

@@ -35,6 +35,7 @@ class Job:
     report: RolloutReport | None = None
     result: Scored | Evaluated | None = None
     cotangent: Any = None
+    pictures: Any = None  # [rows, H, W, 3] uint8, where a gate wants to see them
     dropped: bool = False  # of an incarnation that is gone: its worker is still busy with it
 
     @property
@@ -54,10 +55,12 @@ class Pipeline:
         prompts: Sequence[str],
         tries: int,
         stall_timeout: float,
+        pictures: bool = False,
     ) -> None:
+        """pictures: the reward servers return those of the targets too."""
         self.samplers, self.scorers = samplers, scorers
         self.embeddings, self.prompts = embeddings, prompts
-        self.tries, self.stall_timeout = tries, stall_timeout
+        self.tries, self.stall_timeout, self.pictures = tries, stall_timeout, pictures
         self.jobs: list[Job] = []
         self.retries = 0
 
@@ -116,7 +119,9 @@ class Pipeline:
         actor = self.scorers.handles[worker]
         texts = [self.prompts[i] for i in job.item.prompt_ids]
         if job.item.plans:
-            scored, job.cotangent = actor.score.options(num_returns=2).remote(job.item, texts, job.refs[0], job.refs[2])
+            call = actor.score.options(num_returns=3 if self.pictures else 2)
+            answers = call.remote(job.item, texts, job.refs[0], job.refs[2])
+            scored, job.cotangent, job.pictures = (*answers, None)[:3]
         else:
             scored = actor.evaluate.remote(job.item, texts, job.refs[1])
         job.stage, job.worker, job.pending = "scoring", worker, scored

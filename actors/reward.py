@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import numpy as np
 import ray
 
 from actors.process import prepare
@@ -23,8 +24,12 @@ class RewardActor:
     def ready(self) -> bool:
         return True
 
-    def score(self, item: Item, prompts: list[str], report: RolloutReport, target: Packed) -> tuple[Scored, Packed]:
-        return self.scorer.score(item, prompts, report, target)
+    def score(
+        self, item: Item, prompts: list[str], report: RolloutReport, target: Packed
+    ) -> tuple[Scored, Packed] | tuple[Scored, Packed, np.ndarray]:
+        """Scores and cotangent; with a gate in the run also the pictures of the targets."""
+        scored, cotangent = self.scorer.score(item, prompts, report, target)
+        return (scored, cotangent, self.scorer.pictures(target)) if self.scorer.config.gated else (scored, cotangent)
 
     def evaluate(self, item: Item, prompts: list[str], latents: Packed) -> Evaluated:
         return self.scorer.evaluate(item, prompts, latents)

@@ -6,6 +6,7 @@
         average.safetensors      their average, where one is kept
         version_39.safetensors   older versions that batches of a stale run still need
         evaluations.npz          the evaluations so far and the first pictures
+    unjudged.npz             pictures of evaluations that a judge has not answered about, where there are any
 
 Prompts, noise, plans, jitter and the learning rate are functions of the step, so the step is all the rest there is.
 """
@@ -25,6 +26,7 @@ from flowbp_ray.loading import ConfigError
 
 WEIGHTS = "weights.safetensors"
 AVERAGE = "average.safetensors"
+UNJUDGED = "unjudged.npz"
 
 
 class Checkpoints:
@@ -58,6 +60,7 @@ class Checkpoints:
         evaluations: Mapping[str, np.ndarray],
         average: Mapping[str, Tensor] | None = None,
         spare: int | None = None,
+        unjudged: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         """Add the published weights and the evaluations, give the folder its name, remove all but the newest `keep`.
 
@@ -67,6 +70,8 @@ class Checkpoints:
         for version, tensors in versions.items():
             _save(tensors, partial / f"version_{version}.safetensors")
         np.savez(partial / "evaluations.npz", **dict(evaluations))  # type: ignore[arg-type]
+        if unjudged:
+            np.savez_compressed(partial / UNJUDGED, **dict(unjudged))  # type: ignore[arg-type]
         if average is not None:
             _save(average, partial / AVERAGE)
         _save(weights, partial / WEIGHTS)
@@ -108,6 +113,22 @@ class Checkpoints:
 
     def evaluations(self, step: int) -> dict[str, np.ndarray]:
         with np.load(self.path(step) / "evaluations.npz") as stored:
+            return dict(stored)
+
+    def judged(self, step: int, evaluations: Mapping[str, np.ndarray]) -> None:
+        """Exchange the evaluations of a checkpoint for these, in which nothing is left to be judged."""
+        partial = self.path(step) / "evaluations.partial.npz"
+        np.savez(partial, **dict(evaluations))  # type: ignore[arg-type]
+        _sync(partial)
+        partial.rename(self.path(step) / "evaluations.npz")
+        (self.path(step) / UNJUDGED).unlink(missing_ok=True)
+        _sync(self.path(step))
+
+    def unjudged(self, step: int) -> dict[str, np.ndarray]:
+        """Pictures that were not judged yet (see `actors.judges`); empty where there are none."""
+        if not (self.path(step) / UNJUDGED).is_file():
+            return {}
+        with np.load(self.path(step) / UNJUDGED) as stored:
             return dict(stored)
 
 

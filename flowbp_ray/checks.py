@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from flowbp_ray import prompts, weights
 from flowbp_ray.config import RunConfig
 from flowbp_ray.embedding_cache import cache_folder
+from flowbp_ray.judges import checks as judges
 from flowbp_ray.prompts import PromptRecord
 from flowbp_ray.remembered import remembered
 from flowbp_ray.remote import agreement
@@ -41,6 +42,7 @@ def check(config: RunConfig) -> Checked:
         agreement.check(config)
     else:
         check_rewards(config, [record.text for record in held_out])
+    judges.check(config.judges)
     cache = cache_folder(config.encoder.cache)
     for part in (backbone.base_folder / "transformer", backbone.base_folder / "vae", *backbone.encoder_parts()):
         _check_weights(part, None if cache is None else cache / "files")

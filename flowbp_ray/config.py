@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from flowbp_ray import addresses, backbones
 from flowbp_ray.backbones import Backbone
 from flowbp_ray.consistency import check_together
+from flowbp_ray.judges.config import JudgeConfig
 from flowbp_ray.reward_settings import RewardsConfig
 from flowbp_ray.rollouts import BatchShape
 from flowbp_ray.settings import PoolConfig, ProcessConfig, Strict
@@ -229,6 +230,7 @@ class RunConfig(Strict):
     encoder: EncoderConfig = EncoderConfig()
     samplers: PoolConfig = PoolConfig()
     rewards: RewardsConfig
+    judges: list[JudgeConfig] = Field([])
     learners: LearnersConfig
     evaluation: EvaluationConfig = EvaluationConfig()
     guard: GuardConfig | None = None
@@ -252,6 +254,11 @@ class RunConfig(Strict):
     def surrogate(self) -> Method:
         """The method as a value."""
         return build_method(self.method)
+
+    @property
+    def gated(self) -> bool:
+        """Whether a judge weighs the training samples."""
+        return any(judge.role == "gate" for judge in self.judges)
 
     @property
     def run_dir(self) -> Path:

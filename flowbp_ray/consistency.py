@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from flowbp_ray.judges.config import check_names
+
 if TYPE_CHECKING:
     from flowbp_ray.config import RunConfig
 
@@ -16,6 +18,7 @@ def check_together(config: RunConfig) -> None:
     _check_engine(config)
     _check_gpus(config)
     _check_guard(config)
+    _check_judges(config)
 
 
 def _check_batch(config: RunConfig) -> None:
@@ -70,11 +73,20 @@ def _check_guard(config: RunConfig) -> None:
         raise ValueError("guard judges evaluations in the run's course; write evaluation.prompts and evaluation.every")
     trained, known = {t.name for t in config.rewards.terms}, [m.name for m in config.rewards.monitors]
     known += VERIFIED if config.evaluation.prompts.startswith("shapes:") else []
+    known += [metric for judge in config.judges if judge.role == "monitor" for metric in judge.metrics.values()]
     for name in config.guard.metrics:
         if name in trained:
             raise ValueError(f"guard.metrics names {name!r}, which is trained on; write what is only measured")
         if name not in known:
             raise ValueError(f"guard.metrics names {name!r}, which is not measured; write one of {', '.join(known)}")
+
+
+def _check_judges(config: RunConfig) -> None:
+    """Names of their own, and pictures for monitors to look at."""
+    check_names(config.judges, {"verifier", *(reward.name for reward in config.rewards.all)})
+    for judge in config.judges:
+        if judge.role == "monitor" and config.evaluation.prompts is None:
+            raise ValueError(f"judge {judge.name!r} looks at the pictures of evaluations; write evaluation.prompts")
 
 
 def _check_engine(config: RunConfig) -> None:

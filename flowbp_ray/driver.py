@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import ray
 
 from actors import transport
 from actors.fleet import Fleet
 from actors.gang import GangLost
 from actors.joining import start_ray
+from actors.judges import Judges
 from actors.transport import Published
 from flowbp_ray import guard, prompts
 from flowbp_ray.checks import check
@@ -29,6 +29,7 @@ from flowbp_ray.report import curves, summarise
 from flowbp_ray.rollouts import items_of_step
 from flowbp_ray.run import Run
 from flowbp_ray.selection import select
+from flowbp_ray.updates import changed
 
 SKIPS = 10  # steps in a row without an update after which there is no point in going on
 
@@ -56,7 +57,8 @@ def train(config: RunConfig, progress: Progress | None = None) -> tuple[Run, dic
             with Fleet(config, [r.text for r in (*records, *held_out)]) as fleet:
                 run.logger().info("embeddings: %s", fleet.encoded.describe())
                 evaluator = Evaluator(config, run, held_out, len(records))
-                return run, Loop(config, run, fleet, tracker, progress, records, evaluator, interrupts).run_all()
+                with Judges(config, run, evaluator, tracker) as judges:
+                    return run, Loop(config, run, fleet, tracker, progress, records, judges, interrupts).run_all()
     except (RunFailed, ValueError) as error:
         run.logger().error("%s", error, exc_info=not isinstance(error, RunFailed))
         if isinstance(error, Stalled):
@@ -80,12 +82,12 @@ class Loop:
         tracker: Tracker,
         progress: Progress,
         records: Sequence[prompts.PromptRecord],
-        evaluator: Evaluator,
+        judges: Judges,
         interrupts: Interrupts,
     ) -> None:
         self.config, self.run, self.fleet = config, run, fleet
         self.tracker, self.progress, self.interrupts = tracker, progress, interrupts
-        self.records, self.evaluator = records, evaluator
+        self.records, self.judges, self.evaluator = records, judges, judges.evaluator
         model = config.backbone
         self.sigmas = model.open().sigmas(model.num_steps, model.height, model.width)
         self.method = config.surrogate()
@@ -127,7 +129,7 @@ class Loop:
         if saved:
             checkpoints = self.run.checkpoints
             self.fleet.gang.load(str(checkpoints.path(step).resolve()))
-            self.evaluator.load(checkpoints.evaluations(step))
+            self.judges.restore(checkpoints.evaluations(step), checkpoints.unjudged(step))
             if self.config.nonfinite == "stop":  # which an evaluation may have done after this checkpoint was made
                 self.stop_or_warn(self.evaluator.faults_at(step))
             for version, tensors in checkpoints.versions(step).items():
@@ -155,7 +157,7 @@ class Loop:
         scored_at = time.perf_counter()
         self.progress.phase("learning")
         drift = self.fleet.gang.drift(step, jobs) if self.config.drift.max is not None else []
-        chosen = select(self.config, jobs, drift)
+        chosen = self.judges.weigh(step, jobs, select(self.config, jobs, drift), self.fleet.pipeline.prompts)
         self.stop_or_warn([fault.describe(self.fleet.pipeline.prompts) for fault in chosen.faults])
         learners = self.fleet.gang.step(step, jobs, chosen) if chosen.kept else []
         self.check_update(step, learners)
@@ -173,6 +175,7 @@ class Loop:
             "incarnation": self.incarnation,
             "retries": self.fleet.pipeline.retries,
             **phases(began, scored_at, learned_at, ended, self.config.data.shape.batch),
+            **self.judges.weighed,
         }
         self.tracker.log(step, "train", metrics)
         self.progress.step(step + 1, metrics)
@@ -205,19 +208,9 @@ class Loop:
             raise RunFailed(f"{faults[0]}{more}; nonfinite=skip_sample would go on without it")
 
     def check_update(self, step: int, learners: Sequence[StepReport]) -> None:
-        """A norm that is not finite updated nothing; name why. Too many steps without an update end the run."""
-        updated = bool(learners) and bool(np.isfinite(learners[0].grad_norm))
-        faults = [fault for report in learners for fault in report.faults]
-        for fault in faults:
-            self.log.warning("%s", fault.describe(self.fleet.pipeline.prompts))
-        if learners and not updated and self.config.nonfinite == "stop":
-            why = (
-                faults[0].describe(self.fleet.pipeline.prompts) if faults else f"gradient of step {step} is not finite"
-            )
-            raise RunFailed(f"{why}; nonfinite=skip_step would go on without the step")
+        """Too many steps without an update end the run; a bad gradient at once, where the config says so."""
+        updated = changed(self.config, step, learners, self.fleet.pipeline.prompts, self.log)
         self.skipped = 0 if updated else self.skipped + 1
-        if not updated:
-            self.log.warning("step %d changed nothing: %s", step, "bad gradient" if learners else "no sample was kept")
         if self.skipped >= SKIPS:
             raise RunFailed(f"{SKIPS} steps in a row changed nothing, the last was step {step}; see log.txt for why")
 
@@ -226,6 +219,8 @@ class Loop:
         config, last, every = self.config, done == self.config.steps, self.config.evaluation.every
         evaluated = bool(last or (every and done % every == 0))
         faults = self.evaluate(done) if evaluated else []
+        if evaluated and config.guard is not None:
+            self.judges.collect(wait=True)  # whose answers may speak against going on
         verdict = guard.judge(config, self.evaluator.results) if evaluated else None
         asked = self.interrupts.asked and not last
         stops = bool(faults) and config.nonfinite == "stop"
@@ -263,6 +258,7 @@ class Loop:
         results = self.evaluator.evaluate(published.version, self.drawing(published))
         for guidance, result in results.items():
             self.tracker.log(step, "evaluation", {"guidance": guidance, **flat(result)})
+        self.judges.watch(step)
         self.progress.evaluation(step, results)
         return self.evaluator.faults
 
@@ -288,11 +284,12 @@ class Loop:
             published = self.fleet.gang.publish(self.version(step, True))
             average = unpack_all(transport.load(published.weights))
         spare = guard.best_so_far(self.config, self.evaluator.results) if self.rolls_back() else None
-        keep, state = self.config.checkpoint.keep, self.evaluator.state()
-        checkpoints.finish(step, keep, current, held, state, average, spare)
+        keep, (state, unjudged) = self.config.checkpoint.keep, self.judges.state()
+        checkpoints.finish(step, keep, current, held, state, average, spare, unjudged)
 
     def finish(self) -> dict[str, Any]:
         """curves.png and summary.json."""
+        self.judges.finish(self.done)
         seconds, digest = time.perf_counter() - self.started, self.fleet.gang.digest()
         summary = summarise(self.config, self.run, self.evaluator.results, seconds, digest, self.verdict)
         self.run.write_summary(summary)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -24,6 +25,8 @@ class Evaluator:
         self.config, self.run, self.held_out, self.offset = config, run, held_out, offset
         self.results: dict[int, dict[float, Evaluation]] = {}
         self.faults: list[str] = []
+        self.shown: dict[float, tuple[np.ndarray, np.ndarray]] = {}  # of the last: pictures, and which are drawn
+        self.judged = [metric for judge in config.judges for metric in judge.metrics.values()]
         self.first_pictures: dict[float, np.ndarray] = {}  # [n, H, W, 3] uint8
 
     def evaluate(self, version: Version, draw: Draw) -> dict[float, Evaluation]:
@@ -33,7 +36,7 @@ class Evaluator:
         """
         settings, step = self.config.evaluation, version.step
         ends = settings.guidance_ends if step in (0, self.config.steps) else []
-        results, self.faults = {}, list[str]()
+        results, self.faults, self.shown = {}, list[str](), {}
         for guidance in dict.fromkeys([*settings.guidance, *ends]):
             parts = draw(self._items(version, guidance))
             images = np.concatenate([part.images for part in parts])
@@ -41,14 +44,25 @@ class Evaluator:
             self.faults += self._faults(scores, step, guidance)
             drawn = np.array([there for part in parts for there in part.drawn])
             results[guidance] = measure(images, self.held_out, scores, drawn)
+            self.shown[guidance] = images, drawn
             self._pictures(images, step, guidance)
         self.results[step] = results
         return results
 
+    def add(self, step: int, guidance: float, values: dict[str, np.ndarray]) -> None:
+        """Metrics of an evaluation that come later: a judge's. Their order is that of the configuration."""
+        evaluation = self.results[step][guidance]
+        known = {**evaluation.values, **values}
+        late = {name: known.pop(name) for name in self.judged if name in known}
+        self.results[step][guidance] = replace(evaluation, values=known | late)
+
     def faults_at(self, step: int) -> list[str]:
-        """What was not finite in the evaluation after `step`, where there was one."""
-        found = self.results.get(step, {}).items()
-        return [line for g, e in found for line in self._faults({n: v.tolist() for n, v in e.values.items()}, step, g)]
+        """What was not finite in the evaluation after `step`, where there was one; not what a judge did not answer."""
+        lines = []
+        for guidance, evaluation in self.results.get(step, {}).items():
+            values = {name: v.tolist() for name, v in evaluation.values.items() if name not in self.judged}
+            lines += self._faults(values, step, guidance)
+        return lines
 
     def _faults(self, scores: dict[str, list[float]], step: int, guidance: float) -> list[str]:
         """The scores that are not finite, one line each; a reward without any finite one in one line."""

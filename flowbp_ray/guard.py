@@ -7,6 +7,7 @@ A pure function of the evaluations so far, so that a resumed run judges as the u
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -98,7 +99,8 @@ def best(guard: GuardConfig, curves: Mapping[str, Mapping[int, float]]) -> int:
     steps = sorted(next(iter(curves.values())))
 
     def height(step: int) -> float:
-        return sum((curves[m][step] - curves[m][steps[0]]) / margin for m, margin in guard.metrics.items())
+        found = sum((curves[m][step] - curves[m][steps[0]]) / margin for m, margin in guard.metrics.items())
+        return -math.inf if math.isnan(found) else found
 
     return max(reversed(steps), key=height)  # of equals the later one
 

@@ -136,21 +136,27 @@ class Tracker:
             )
 
     def log(self, step: int, kind: str, values: dict[str, Any]) -> None:
-        """kind: train, or evaluation. Non-finite numbers are written as null: JSON has no NaN."""
+        """kind: train, evaluation or judge (which comes late). What is not finite is written as null."""
         clean = {k: (None if isinstance(v, float) and not np.isfinite(v) else v) for k, v in values.items()}
         self.file.write(json.dumps({"step": step, "kind": kind, **clean}) + "\n")
         if self.wandb is not None:
-            self.wandb.log({f"{kind}/{k}": v for k, v in clean.items() if isinstance(v, int | float)}, step=step)
+            numbers = {f"{kind}/{k}": v for k, v in clean.items() if isinstance(v, int | float)}
+            late = kind == "judge"  # wandb drops a step that is not the newest
+            self.wandb.log({**numbers, "judge/step": step} if late else numbers, step=None if late else step)
 
     def rewind(self, step: int) -> None:
-        """Forget what was logged after the checkpoint of `step` (-1: everything); a line torn by a kill goes too."""
+        """Forget what was logged after the checkpoint of `step` (-1: everything); a line torn by a kill goes too.
+
+        And all lines of judges, which know by the checkpoint what to write anew.
+        """
         kept = []
         for line in self.path.read_text().splitlines():
             try:
                 entry = json.loads(line)
             except json.JSONDecodeError:
                 continue
-            if entry["step"] < step or (entry["kind"] == "evaluation" and entry["step"] == step):
+            before = entry["step"] < step or (entry["kind"] == "evaluation" and entry["step"] == step)
+            if before and entry["kind"] != "judge":
                 kept.append(line + "\n")
         self.file.close()
         partial = self.path.with_suffix(".partial")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,9 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def compared(before: Evaluation, after: Evaluation) -> dict[str, Any]:
-    """before, after and the paired change by metric, with their intervals."""
+    """before, after and the paired change by metric, with their intervals. Only what both have: a judge may be late."""
+    both = before.values.keys() & after.values.keys()
+    before, after = (replace(e, values={n: v for n, v in e.values.items() if n in both}) for e in (before, after))
     change = {
         name: asdict(paired(v, after.values[name]))
         for name, v in before.values.items()

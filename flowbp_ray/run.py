@@ -22,6 +22,9 @@ FREE_IN = {
     "learners": {"threads", "cpus", "gpus"},
 }
 
+FREE_IN_JUDGES = {"url", "server", "concurrency", "timeout", "tries", "backoff", "api_key_env"}
+FREE_IN_JUDGES |= {"threads", "cpus", "gpus"}
+
 
 class Run:
     """Paths and the few formats of a run's folder."""
@@ -114,6 +117,7 @@ def comparable(config: RunConfig) -> dict[str, Any]:
     plain = config.model_dump(mode="json", exclude=FREE)
     for pool, free in FREE_IN.items():
         plain[pool] = {key: value for key, value in plain[pool].items() if key not in free}
+    plain["judges"] = [judge.model_dump(mode="json", exclude=FREE_IN_JUDGES) for judge in config.judges]
     return plain | {f"{p}.gpus": "above 0" if getattr(config, p).gpus else 0 for p in ("encoder", "samplers", *FREE_IN)}
 
 

@@ -60,6 +60,15 @@ class Scorer:
         )
         return scored, cotangent
 
+    def pictures(self, target: Packed) -> np.ndarray:
+        """What a gate sees of target [rows, branches, ...]: [rows, H, W, 3] uint8, of the first branch, without jitter.
+
+        Decoded once more, without a graph. A latent that is not finite is decoded as zeros; its row counts for nothing.
+        """
+        latents = unpack(target)[:, 0].to(self.config.rewards.device)
+        with torch.no_grad():
+            return _bytes(self.decode(torch.nan_to_num(latents, 0.0, 0.0, 0.0)))
+
     def evaluate(self, item: Item, prompts: Sequence[str], latents: Packed) -> Evaluated:
         """Scores of finished latents by every reward and monitor, and the pictures as uint8; no gradient.
 
@@ -74,6 +83,11 @@ class Scorer:
                 name: tuple(reward.score(images, prompts).float().cpu().where(good.cpu(), torch.nan).tolist())
                 for name, reward in self.rewards.items()
             }
-        pixels = (images.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).cpu().numpy()
         drawn = tuple(good.tolist())
-        return Evaluated(item.index, scores, drawn, np.ascontiguousarray(pixels), time.perf_counter() - started)
+        return Evaluated(item.index, scores, drawn, _bytes(images), time.perf_counter() - started)
+
+
+def _bytes(images: torch.Tensor) -> np.ndarray:
+    """Images [n, 3, H, W] in 0..1 as [n, H, W, 3] uint8."""
+    pixels = (images.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).cpu().numpy()
+    return np.ascontiguousarray(pixels)

@@ -47,8 +47,14 @@ def select(config: RunConfig, jobs: Sequence[Any], drift: Sequence[float]) -> Se
     if faults and config.nonfinite == "skip_step":
         kept = [False] * len(kept)
     count = sum(kept)
-    factors = tuple(len(kept) / count if flag else 0.0 for flag in kept)
+    return selection(config, jobs, tuple(len(kept) / count if flag else 0.0 for flag in kept), faults)
+
+
+def selection(
+    config: RunConfig, jobs: Sequence[Any], factors: tuple[float, ...], faults: tuple[Fault, ...]
+) -> Selection:
+    """What follows from the rows' factors."""
     products = balance.gram([job.result for job in jobs], factors)
-    balanced = config.rewards.balance != "none"
     weights = [term.weight for term in config.rewards.terms]
-    return Selection(factors, count, faults, products, balance.shares(products, weights) if balanced else ())
+    shares = balance.shares(products, weights) if config.rewards.balance != "none" else ()
+    return Selection(factors, sum(factor != 0 for factor in factors), faults, products, shares)

@@ -1,0 +1,235 @@
+"""The judges of a run, as the driver sees them: monitors beside training, gates within a step.
+
+A monitor gets the pictures of an evaluation and answers when it can. Its numbers become metrics of that evaluation, and
+a line of kind `judge` in metrics.jsonl, which is appended when they come: in order within one collection, but after
+lines of later steps. A checkpoint holds the pictures that are not judged yet, so nothing is lost; going on writes the
+lines of kind `judge` anew from what the checkpoint knows, so nothing is there twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import RayActorError, RayError
+
+from actors.errors import cause
+from actors.judge import RemoteJudge
+from actors.placement import free, place
+from actors.process import actor_options
+from flowbp_ray.config import RunConfig
+from flowbp_ray.evaluating import Evaluator
+from flowbp_ray.failure import RunFailed
+from flowbp_ray.judges.checks import api_key
+from flowbp_ray.judges.client import Answers
+from flowbp_ray.judges.config import JudgeConfig
+from flowbp_ray.metrics import Tracker
+from flowbp_ray.run import Run
+from flowbp_ray.selection import Selection, selection
+from flowbp_ray.settings import PoolConfig
+
+RESTARTS = -1  # a judge holds nothing that cannot be built again
+Key = tuple[int, float]  # step and guidance of an evaluation
+
+
+@dataclass
+class Pictures:
+    """Those of one evaluation, and the calls about them that are not answered."""
+
+    images: np.ndarray  # [n, H, W, 3] uint8
+    drawn: np.ndarray  # [n] bool
+    calls: dict[str, Any]  # judge -> reference
+    tries: dict[str, int]
+
+
+class Judges:
+    """Use as a context manager."""
+
+    def __init__(self, config: RunConfig, run: Run, evaluator: Evaluator, tracker: Tracker) -> None:
+        self.config, self.run, self.evaluator, self.tracker = config, run, evaluator, tracker
+        self.log = run.logger()
+        self.monitors = {j.name: j for j in config.judges if j.role == "monitor"}
+        self.gates = {j.name: j for j in config.judges if j.role == "gate"}
+        self.waiting: dict[Key, Pictures] = {}
+        self.weighed: dict[str, float] = {}
+        self.handles: dict[str, Any] = {}
+        self.groups: list[Any] = []
+        try:
+            for judge in config.judges:
+                self._start(judge)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _start(self, judge: JudgeConfig) -> None:
+        pool = PoolConfig(count=1, **{key: getattr(judge, key) for key in ("threads", "cpus", "gpus")})
+        group = place(pool, f"judge {judge.name!r}", f"judges.{judge.name}", self.config.cluster.placement_timeout)
+        self.groups.append(group)
+        log = str((self.run.folder / f"judge-{judge.name}.log").resolve())
+        options = actor_options(pool, RESTARTS, group)
+        self.handles[judge.name] = RemoteJudge.options(**options).remote(judge, log, api_key(judge))
+
+    def stop(self) -> None:
+        """End the actors, and with them the servers that they started."""
+        for handle in self.handles.values():
+            ray.kill(handle)
+        for group in self.groups:
+            free(group)
+        self.handles, self.groups = {}, []
+
+    def __enter__(self) -> Judges:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    # monitors
+
+    def watch(self, step: int) -> None:
+        """Send the pictures of the evaluation that has just been made to the monitors that are due."""
+        if step == 0:
+            self.waiting = {}  # a beginning, perhaps not the first one
+        for guidance, (images, drawn) in self.evaluator.shown.items():
+            self._send((step, guidance), images, drawn, self._due(step))
+
+    def _send(self, key: Key, images: np.ndarray, drawn: np.ndarray, names: Sequence[str]) -> None:
+        if names:
+            pictures = self.waiting[key] = Pictures(images, drawn, {}, dict.fromkeys(names, 0))
+            for name in names:
+                self._ask(name, pictures)
+
+    def _ask(self, name: str, pictures: Pictures) -> None:
+        rows = self._rows(name, pictures.drawn)
+        texts = [self.evaluator.held_out[row].text for row in rows]
+        seeds = [(self.config.evaluation.seed, row) for row in rows]
+        pictures.tries[name] += 1
+        pictures.calls[name] = self.handles[name].score.remote(pictures.images[rows], texts, seeds)
+
+    def _rows(self, name: str, drawn: np.ndarray) -> list[int]:
+        """The held-out prompts that a monitor is asked about."""
+        return [int(row) for row in np.flatnonzero(drawn[: self.monitors[name].limit])]
+
+    def collect(self, wait: bool = False) -> None:
+        """Take the answers that are there, or wait for all of them."""
+        for key in sorted(self.waiting):
+            pictures = self.waiting[key]
+            for name in [name for name in self.monitors if name in pictures.calls]:
+                while name in pictures.calls and (wait or ray.wait([pictures.calls[name]], timeout=0)[0]):
+                    self._take(key, name, pictures)
+            if not pictures.calls:
+                del self.waiting[key]
+
+    def finish(self, step: int) -> None:
+        """Wait for all answers and add them to the last checkpoint, which was saved before: no judge can cost it."""
+        if self.waiting:
+            self.collect(wait=True)
+            self.run.checkpoints.judged(step, self.evaluator.state())
+
+    def _take(self, key: Key, name: str, pictures: Pictures) -> None:
+        """Read an answer; after a lost process ask again. What fails for good is missing samples: the run goes on."""
+        judge, rows = self.monitors[name], self._rows(name, pictures.drawn)
+        try:
+            answers: Answers = ray.get(pictures.calls.pop(name))
+        except RayError as error:
+            if isinstance(error, RayActorError) and pictures.tries[name] < self.config.cluster.tries:
+                self.log.warning("judge %s: %s; asking again", name, cause(error))
+                self._ask(name, pictures)
+                return
+            nothing = {score: (float("nan"),) * len(rows) for score in judge.metrics}
+            answers = Answers(nothing, tuple((i, cause(error)) for i in range(len(rows))))
+        for row, why in answers.missing[:3]:
+            text = self.evaluator.held_out[rows[row]].text
+            self.log.warning("judge %s, step %d, prompt %r: no score: %s", name, key[0], text, why)
+        if lost := len(answers.missing):
+            self.log.warning("judge %s, step %d: %d of %d samples missing", name, key[0], lost, len(rows))
+        values = {}
+        for score, metric in judge.metrics.items():
+            values[metric] = np.full(len(pictures.images), np.nan)
+            values[metric][rows] = answers.scores[score]
+        self.evaluator.add(*key, values)
+        self._write(key, judge)
+
+    def _write(self, key: Key, judge: JudgeConfig) -> None:
+        """The line in metrics.jsonl: means, and of how many pictures there is no score. A function of the values."""
+        step, guidance = key
+        evaluation = self.evaluator.results[step][guidance]
+        estimates = evaluation.estimates()
+        first = evaluation.values[next(iter(judge.metrics.values()))][: judge.limit]
+        missing = int(np.isnan(first).sum())
+        line = {metric: estimates[metric].mean for metric in judge.metrics.values()}
+        about = {"guidance": guidance, "judge": judge.name, "pictures": len(first), "missing": missing}
+        self.tracker.log(step, "judge", {**about, **line})
+
+    def state(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """For a checkpoint: the evaluations, and the pictures that are not judged yet, by step and guidance."""
+        unjudged = {}
+        for (step, guidance), pictures in self.waiting.items():
+            unjudged[f"images|{step}|{guidance!r}"] = pictures.images
+            unjudged[f"drawn|{step}|{guidance!r}"] = pictures.drawn
+        return self.evaluator.state(), unjudged
+
+    def restore(self, evaluations: dict[str, np.ndarray], unjudged: dict[str, np.ndarray]) -> None:
+        """The inverse of `state`: ask again about what is not judged, and write the lines of what is."""
+        self.evaluator.load(evaluations)
+        self.waiting = {}
+        for step, results in sorted(self.evaluator.results.items()):
+            for guidance in sorted(results):
+                for judge in self._judged(step, guidance):
+                    self._write((step, guidance), judge)
+        for name in (name for name in unjudged if name.startswith("images|")):
+            _, step_text, guidance_text = name.split("|")
+            step, guidance = int(step_text), float(guidance_text)
+            left = [j for j in self._due(step) if self.monitors[j] not in self._judged(step, guidance)]
+            self._send((step, guidance), unjudged[name], unjudged[name.replace("images", "drawn", 1)], left)
+
+    def _due(self, step: int) -> list[str]:
+        """The monitors that judge the evaluation after `step`."""
+        ends = step in (0, self.config.steps)
+        return [judge.name for judge in self.monitors.values() if ends or step % judge.every == 0]
+
+    def _judged(self, step: int, guidance: float) -> list[JudgeConfig]:
+        """The monitors that have answered about an evaluation."""
+        known = self.evaluator.results[step][guidance].values.keys()
+        return [judge for judge in self.monitors.values() if set(judge.metrics.values()) <= known]
+
+    # gates
+
+    def weigh(self, step: int, jobs: Sequence[Any], chosen: Selection, prompts: Sequence[str]) -> Selection:
+        """Multiply each kept row's factor by the gates' weights of its picture. Raises RunFailed without an answer.
+
+        Also takes what monitors have answered since the last step.
+        The mean stays over the rows that were kept: a weight takes something off the loss and gives it to no other row.
+        """
+        self.collect()
+        self.weighed = {}
+        if not self.gates:
+            return chosen
+        where = [pair for job in jobs for pair in zip(job.item.samples, job.item.prompt_ids, strict=True)]
+        rows = [row for row, factor in enumerate(chosen.factors) if factor]
+        texts = [prompts[where[row][1]] for row in rows]
+        seeds = [(self.config.seed, step, where[row][0]) for row in rows]
+        factors = np.array(chosen.factors)
+        calls = {name: self._weights(name, rows, texts, seeds, jobs) for name in self.gates}
+        for name, call in calls.items():
+            weights = self._answer(name, call, rows, texts, seeds, jobs)
+            factors[rows] *= weights
+            self.weighed[f"gate/{name}"] = float(np.mean(weights)) if rows else float("nan")
+        return selection(self.config, jobs, tuple(factors.tolist()), chosen.faults)
+
+    def _weights(self, name: str, rows: Any, texts: Any, seeds: Any, jobs: Sequence[Any]) -> Any:
+        return self.handles[name].weights.remote(rows, texts, seeds, *[job.pictures for job in jobs])
+
+    def _answer(self, name: str, call: Any, *question: Any) -> np.ndarray:
+        """The weights; where the judge's process was lost it is asked again, `cluster.tries` times in all."""
+        for left in reversed(range(self.config.cluster.tries)):
+            try:
+                return np.array(ray.get(call))
+            except RayError as error:
+                if not isinstance(error, RayActorError) or not left:
+                    raise RunFailed(f"{cause(error)}; a run with a gate does not go on without it") from error
+                self.log.warning("gate %s: %s; asking again", name, cause(error))
+                call = self._weights(name, *question)
+        raise AssertionError("there is at least one try")

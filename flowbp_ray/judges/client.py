@@ -1,0 +1,213 @@
+"""Questions to an OpenAI-compatible server: several at once, each with a time limit and retries."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import logging
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import numpy as np
+from PIL import Image
+
+from flowbp_ray.failure import RunFailed
+from flowbp_ray.judges.templates import Template, Unparsable, YesNo, shortened
+
+log = logging.getLogger(__name__)
+
+PURPOSE = 0x6A756467  # "judg": keeps the seeds and the jitter apart from other streams with the same key
+LONGEST = 60.0  # seconds between two tries
+AGAIN = {408, 409, 425, 429}  # and every 5xx: the server may answer later
+WARMER = 0.7  # temperature after an unparsable answer: the same question at 0 would get the same answer
+LARGEST = 4 << 20  # bytes of an answer
+
+
+class Refused(RuntimeError):
+    """The server will never answer this: the request is wrong."""
+
+
+class Unanswered(RuntimeError):
+    """No answer this time."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How hard to try: see `JudgeConfig`."""
+
+    concurrency: int = 8
+    timeout: float = 120.0
+    tries: int = 4
+    backoff: float = 1.0
+
+
+@dataclass(frozen=True)
+class Answers:
+    """scores: name -> one number per picture, NaN where there is none. missing: (row, why) of these."""
+
+    scores: dict[str, tuple[float, ...]]
+    missing: tuple[tuple[int, str], ...] = ()
+    retries: int = 0
+
+
+@dataclass
+class Client:
+    """Asks one judge. locate: gives the server's root; with True it sees to the server first, since a try failed.
+
+    Where the server is ours it waits until it is up, and raises RunFailed where that is in vain.
+
+    served_as: the model's name at the server; None: the first that it lists. request: more fields of every request.
+    """
+
+    locate: Callable[[bool], Awaitable[str]]
+    template: Template
+    limits: Limits = Limits()
+    served_as: str | None = None
+    key: str | None = None
+    request: dict[str, Any] = field(default_factory=dict)
+    known: tuple[str, Template] | None = None  # the model's name, and the template with its token ids
+
+    async def ask(
+        self, images: Sequence[np.ndarray], prompts: Sequence[str], seeds: Sequence[Sequence[int]]
+    ) -> Answers:
+        """Scores of images [H, W, 3] uint8. seeds: what keys each picture's seed and the jitter of its retries."""
+        if not len(images) == len(prompts) == len(seeds):
+            raise ValueError(f"{len(images)} images need as many prompts and seeds, got {len(prompts)}, {len(seeds)}")
+        gate, retries = asyncio.Semaphore(self.limits.concurrency), [0]
+        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        connector = aiohttp.TCPConnector(limit=0)
+        no_limit = aiohttp.ClientTimeout(total=None)  # _try has its own
+        async with aiohttp.ClientSession(headers=headers, connector=connector, timeout=no_limit) as session:
+            asked = zip(images, prompts, seeds, strict=True)
+            found = await asyncio.gather(*[self._one(session, gate, retries, *picture) for picture in asked])
+        return Answers(
+            {name: tuple(math.nan if isinstance(f, str) else f[name] for f in found) for name in self.template.scores},
+            tuple((row, why) for row, why in enumerate(found) if isinstance(why, str)),
+            retries[0],
+        )
+
+    async def _one(
+        self,
+        session: aiohttp.ClientSession,
+        gate: asyncio.Semaphore,
+        retries: list[int],
+        image: np.ndarray,
+        prompt: str,
+        seed: Sequence[int],
+    ) -> dict[str, float] | str:
+        """The scores of a picture, or why there are none. While it waits for its next try others are asked."""
+        picture, why, warm = "", "", False
+        for attempt in range(self.limits.tries):
+            if attempt:
+                retries[0] += 1
+                await asyncio.sleep(wait(self.limits.backoff, seed, attempt))
+            async with gate:
+                picture = picture or data_url(image)
+                try:
+                    root = await self.locate(attempt > 0)
+                    return await self._try(session, root, picture, prompt, seed, attempt if warm else 0)
+                except (Refused, RunFailed) as error:
+                    return str(error)
+                except Unparsable as error:
+                    why, warm = f"unparsable: {error}", True
+                except (Unanswered, aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
+                    timed_out = isinstance(error, asyncio.TimeoutError)
+                    why = f"no answer within {self.limits.timeout:g} s" if timed_out else described(error)
+            log.debug("try %d: %s", attempt + 1, why)
+        return f"{why} ({self.limits.tries} tries)"
+
+    async def _try(
+        self, session: aiohttp.ClientSession, root: str, picture: str, prompt: str, seed: Sequence[int], warmed: int
+    ) -> dict[str, float]:
+        """One question. warmed: the number of the try, where an unparsable answer came before it."""
+        name, template = await asyncio.wait_for(self._known(session, root), self.limits.timeout)
+        content = [
+            {"type": "image_url", "image_url": {"url": picture}},
+            {"type": "text", "text": template.text(prompt)},
+        ]
+        body = {"model": name, "messages": [{"role": "user", "content": content}], **template.fields()}
+        body["seed"] = int(np.random.default_rng([PURPOSE, *seed, warmed]).integers(2**31))
+        if warmed:
+            body["temperature"] = WARMER
+        url = f"{root}/v1/chat/completions"
+        answer = await asyncio.wait_for(_json(session, "POST", url, body | self.request), self.limits.timeout)
+        choices = answer.get("choices")
+        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+            raise Unparsable(f"the answer has no choices: {shortened(str(answer))}")
+        return template.parse(choices[0])
+
+    async def _known(self, session: aiohttp.ClientSession, root: str) -> tuple[str, Template]:
+        """What must be asked once: the model's name, and the ids of Yes and No."""
+        if self.known is None:
+            name = self.served_as
+            if name is None:
+                listed = (await _json(session, "GET", f"{root}/v1/models")).get("data")
+                if not isinstance(listed, list) or not listed or not isinstance(listed[0], dict):
+                    raise Refused(f"{root}/v1/models lists no model")
+                name = str(listed[0].get("id"))
+            template = self.template
+            if isinstance(template, YesNo):
+                template = template.model_copy(
+                    update={
+                        "yes_id": await self._id(session, root, name, template.yes, template.yes_id),
+                        "no_id": await self._id(session, root, name, template.no, template.no_id),
+                    }
+                )
+            self.known = name, template
+        return self.known
+
+    async def _id(self, session: aiohttp.ClientSession, root: str, model: str, word: str, known: int | None) -> int:
+        if known is not None:
+            return known
+        body = {"model": model, "prompt": word, "add_special_tokens": False}
+        tokens = (await _json(session, "POST", f"{root}/tokenize", body)).get("tokens")
+        if not isinstance(tokens, list) or len(tokens) != 1:
+            raise Refused(f"{word!r} is not one token of {model} but {tokens}; write another word, or its id")
+        return int(tokens[0])
+
+
+async def _json(session: aiohttp.ClientSession, method: str, url: str, body: Any = None) -> dict[str, Any]:
+    """The answer's object. Raises Refused, Unanswered or Unparsable, by status."""
+    async with session.request(method, url, json=body) as response:
+        raw = b""
+        async for part in response.content.iter_chunked(1 << 16):
+            raw += part
+            if len(raw) > LARGEST:
+                raise Unparsable(f"the answer is longer than {LARGEST} bytes")
+        if response.status != 200:
+            said = f"{url} said {response.status}: {shortened(raw.decode(errors='replace').strip())}"
+            raise (Unanswered if response.status >= 500 or response.status in AGAIN else Refused)(said)
+    try:
+        answer = json.loads(raw)
+    except ValueError as error:
+        raise Unparsable(f"the answer is no JSON: {shortened(raw.decode(errors='replace'))}") from error
+    if not isinstance(answer, dict):
+        raise Unparsable(f"the answer is no object: {shortened(str(answer))}")
+    return answer
+
+
+def data_url(image: np.ndarray) -> str:
+    """A PNG, which keeps every bit of image [H, W, 3] uint8; compressed lightly, since it goes next door."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"a picture must be [H, W, 3] uint8, got {list(image.shape)} {image.dtype}")
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", compress_level=1)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def wait(backoff: float, seed: Sequence[int], attempt: int) -> float:
+    """Seconds before try `attempt` (1, 2, …): min(60, backoff · 2^(attempt−1)) · u, u in [1/2, 1) keyed by the seed.
+
+    The jitter keeps those that failed together from coming back together.
+    """
+    u = np.random.default_rng([PURPOSE + 1, *seed, attempt]).uniform(0.5, 1.0)
+    return float(min(LONGEST, backoff * 2.0 ** (attempt - 1)) * u)
+
+
+def described(error: BaseException) -> str:
+    return str(error) or type(error).__name__

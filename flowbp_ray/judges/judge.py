@@ -1,0 +1,63 @@
+"""A judge as a plain object: its server where that is ours, its client, and what is made of a missing answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from flowbp_ray.failure import RunFailed
+from flowbp_ray.judges.client import Answers, Client, Limits
+from flowbp_ray.judges.config import JudgeConfig
+from flowbp_ray.judges.server import SERVED_AS, Server
+
+
+class Judge:
+    """Scores pictures. Use `close` at the end: a server of our own ends with it (and with this process anyway)."""
+
+    def __init__(self, config: JudgeConfig, log: Path, key: str | None = None) -> None:
+        """log: where a server of our own writes. key: the server's API key."""
+        self.config = config
+        self.loop = asyncio.new_event_loop()
+        self.server = None if config.model is None else Server(config.model, config.server, log)
+        limits = Limits(config.concurrency, config.timeout, config.tries, config.backoff)
+        name = config.served_as if self.server is None else SERVED_AS
+        self.client = Client(self._locate, config.template, limits, name, key, config.request)
+
+    def score(self, images: Sequence[np.ndarray], prompts: Sequence[str], seeds: Sequence[Sequence[int]]) -> Answers:
+        """Scores of images [H, W, 3] uint8; NaN where there is no answer (see `Answers.missing`)."""
+        if self.server is not None:
+            self.server.given_up = None  # another call, another chance
+        return self.loop.run_until_complete(self.client.ask(images, prompts, seeds))
+
+    def weights(
+        self, images: Sequence[np.ndarray], prompts: Sequence[str], seeds: Sequence[Sequence[int]]
+    ) -> tuple[float, ...]:
+        """A gate's weight in [0, 1] per picture: clip((score − low) / (high − low), 0, 1).
+
+        Raises RunFailed where a picture has no score: a gate that cannot see must not decide.
+        """
+        answers = self.score(images, prompts, seeds)
+        if answers.missing:
+            _, why = answers.missing[0]
+            more = f" ({len(answers.missing)} of {len(images)} samples)" if len(images) > 1 else ""
+            raise RunFailed(f"gate {self.config.name!r} has no answer{more}: {why}")
+        score, low, high = self.config.gated
+        return tuple(float(np.clip((value - low) / (high - low), 0.0, 1.0)) for value in answers.scores[score])
+
+    def start(self) -> None:
+        """Start a server of our own and wait until it is up. Raises RunFailed where it does not come up."""
+        self.loop.run_until_complete(self._locate(False))
+
+    def close(self) -> None:
+        if self.server is not None:
+            self.server.stop()
+        self.loop.close()
+
+    async def _locate(self, doubt: bool) -> str:
+        if self.server is not None:
+            return await self.server.ensure(doubt)
+        assert self.config.url is not None
+        return self.config.url

@@ -1,0 +1,219 @@
+"""A vLLM server of our own: started, waited for, started again when it ends, ended with whoever asked for it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from flowbp_ray.failure import RunFailed
+from flowbp_ray.judges.config import ServerConfig
+
+LEASH = Path(__file__).with_name("leash.py")
+SERVED_AS = "judge"
+POLL = 0.5  # seconds between two looks at /health
+SICK = 30.0  # seconds that a server which once was healthy may fail /health before it is ended
+
+
+class ServerFailed(RunFailed):
+    """The server does not come up."""
+
+
+def command(model: str, port: int, settings: ServerConfig) -> list[str]:
+    """vLLM's OpenAI-compatible server by module: a CPU build of vLLM has no `vllm` command."""
+    python = settings.python or sys.executable
+    own = ["--model", model, "--served-model-name", SERVED_AS, "--host", "127.0.0.1", "--port", str(port)]
+    return [python, "-m", "vllm.entrypoints.openai.api_server", *own, *settings.args]
+
+
+class Server:
+    """Any exit of the process is a death, also with code 0: a server whose engine died ends like that."""
+
+    def __init__(self, model: str, settings: ServerConfig, log: Path) -> None:
+        self.model, self.settings, self.log = model, settings, log
+        self.process: Leashed | None = None
+        self.healthy = False
+        self.deaths = 0
+        self.port = 0
+        self.lock = asyncio.Lock()
+        self.given_up: ServerFailed | None = None
+
+    @property
+    def root(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def ensure(self, doubt: bool = False) -> str:
+        """The root of a server that is up; starts it where there is none. Raises ServerFailed, and then at once.
+
+        doubt: ask /health whether it still is.
+        """
+        if self.healthy and not doubt:
+            return self.root
+        async with self.lock:  # one looks, and the others wait for what it finds
+            if self.given_up is not None:
+                raise self.given_up
+            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session:
+                if self.healthy and await self._stays(session):
+                    return self.root
+                for _ in range(self.settings.starts):
+                    self._start()
+                    if await self._comes_up(session):
+                        return self.root
+                    self.stop()
+        times = f"{self.settings.starts} start{'s' * (self.settings.starts > 1)}"
+        why = f"{self.last_words()}; see {self.log}"
+        self.given_up = ServerFailed(f"the judge's server did not come up ({times}): {why}")
+        raise self.given_up
+
+    def stop(self) -> None:
+        """End the process and all below it; returns when they are gone."""
+        self.healthy = False
+        if self.process is not None:
+            self.process.end()
+            self.process = None
+
+    def last_words(self) -> str:
+        """The last line of the log that names an error, or the last one."""
+        with suppress(OSError), self.log.open("rb") as file:
+            file.seek(max(0, self.log.stat().st_size - 20_000))
+            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+            errors = [line for line in lines if "Error" in line]
+            return (errors or lines or ["nothing in its log"])[-1][-300:]
+        return "it has no log"
+
+    def _start(self) -> None:
+        self.stop()
+        self.port = self.settings.port or free_port()
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self.process = Leashed(command(self.model, self.port, self.settings), environment(self.settings), self.log)
+
+    async def _comes_up(self, session: aiohttp.ClientSession) -> bool:
+        until = time.monotonic() + self.settings.start_timeout
+        while time.monotonic() < until and self.process is not None and self.process.alive():
+            if await _answers(session, self.root):
+                self.healthy = True
+                return True
+            await asyncio.sleep(POLL)
+        return False
+
+    async def _stays(self, session: aiohttp.ClientSession) -> bool:
+        """Whether the server that was healthy is so still; one that is not is counted as a death and ended."""
+        until = time.monotonic() + SICK
+        while time.monotonic() < until and self.process is not None and self.process.alive():
+            if await _answers(session, self.root):
+                return True
+            await asyncio.sleep(POLL)
+        self.deaths += 1
+        self.stop()
+        return False
+
+
+class Leashed:
+    """A command run by `leash.py`: it and all its descendants end when this process does, or at `end`."""
+
+    def __init__(self, arguments: Sequence[str], env: dict[str, str], log: Path) -> None:
+        starter = subprocess.Popen(
+            [sys.executable, "-I", str(LEASH), str(log), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=env,
+        )
+        assert starter.stdin is not None and starter.stdout is not None
+        self.lifeline, self.reports = starter.stdin, starter.stdout
+        starter.wait()  # it goes on in a fork
+        os.set_blocking(self.reports.fileno(), False)
+        self.said, self.gone = b"", False
+        self.code: int | None = None
+
+    def alive(self) -> bool:
+        """Whether the command runs; reads what the leash has said since."""
+        while not self.gone:
+            part = self.reports.read(4096)
+            if part is None:  # nothing new
+                break
+            self.said += part
+            self.gone = not part
+        for line in self.said.split(b"\n")[:-1]:
+            if line.startswith(b"exit "):
+                self.code = int(line[5:])
+        return self.code is None and not self.gone
+
+    def pid(self, of: str = "command") -> int | None:
+        """Process id of the `command`, or of the leash (`pid`), once it has said so."""
+        self.alive()
+        for line in self.said.split(b"\n")[:-1]:
+            if line.startswith(of.encode() + b" "):
+                return int(line.split()[1])
+        return None
+
+    def end(self, patience: float = 20.0) -> None:
+        """Close the lifeline and wait until the leash is gone; where it was killed, end its session ourselves."""
+        with suppress(OSError):
+            self.lifeline.close()
+        until = time.monotonic() + patience
+        while self.alive() or not self.gone:
+            if time.monotonic() > until:
+                break
+            time.sleep(0.02)
+        leash = self.pid("pid")
+        if self.code is None and leash is not None:
+            for pid in of_session(leash):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        self.reports.close()
+
+
+def of_session(session: int) -> list[int]:
+    """Processes of a session: what a killed leash may leave behind."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with suppress(OSError), open(f"/proc/{entry}/stat") as file:
+                if int(file.read().rpartition(")")[2].split()[3]) == session:
+                    found.append(int(entry))
+    return found
+
+
+def environment(settings: ServerConfig) -> dict[str, str]:
+    """Ours, without what would lead another interpreter to our packages, and with what the configuration adds."""
+    ours = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
+    return ours | settings.env
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+async def _answers(session: aiohttp.ClientSession, root: str) -> bool:
+    """Whether /health says 200."""
+    with suppress(aiohttp.ClientError, asyncio.TimeoutError, OSError):
+        async with session.get(f"{root}/health") as response:
+            return response.status == 200
+    return False
+
+
+def check_python(python: str | None) -> Any:
+    """Raises ValueError where the interpreter has no vLLM. Asks it, without importing vLLM (which takes seconds)."""
+    path = python or sys.executable
+    ask = "import importlib.util, sys; sys.exit(0 if importlib.util.find_spec('vllm') else 3)"
+    try:
+        done = subprocess.run([path, "-c", ask], capture_output=True, timeout=60, env=environment(ServerConfig()))
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ValueError(f"server.python is {path!r}, which does not run: {error}") from error
+    if done.returncode:
+        raise ValueError(
+            f"{path} has no vllm: write server.python, the interpreter of an environment with vLLM, or "
+            "pip install 'flowbp-ray[judge]' into this one"
+        )

@@ -1,0 +1,143 @@
+"""Judges in runs on real Ray; they ask a small HTTP server of the test. A real vLLM: test_vllm.py."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowbp_ray import driver
+from flowbp_ray.config import RunConfig
+from flowbp_ray.driver import Loop
+from flowbp_ray.failure import RunFailed
+from flowbp_ray.interrupt import Interrupted
+from flowbp_ray.run import Run
+from tests.chaos import before_step
+from tests.judges.fake import Fake, picture_of, said
+from tests.small import local_digest, small_config
+
+pytestmark = pytest.mark.ray
+PROMPTS = Path(__file__).parents[1] / "data" / "few_prompts.txt"
+
+
+def judged(fake: Fake, role: str, **more: Any) -> str:
+    """`judges=[...]` as people write it on the command line."""
+    fields = {"name": "eye", "url": fake.url, "role": role, "tries": 2, "backoff": 0.01, **more}
+    inside = ", ".join(f"{key}: {value}" for key, value in fields.items())
+    return f"judges=[{{{inside}, template: {{kind: unified_reward_1_5}}}}]"
+
+
+def config(tmp_path: Path, *overrides: str) -> RunConfig:
+    return small_config(tmp_path, "flowbp_sparse", *overrides)
+
+
+def evaluated(limit: int = 3) -> list[str]:
+    return [
+        f"evaluation.prompts={PROMPTS}",
+        f"evaluation.limit={limit}",
+        "evaluation.every=1",
+        "evaluation.num_steps=2",
+    ]
+
+
+def score(body: dict[str, Any]) -> float:
+    """A score that can be computed without a judge: 1 + 4 · mean / 255, of the pixels that arrived."""
+    return float(1 + 4 * picture_of(body).mean() / 255)
+
+
+def brightness(body: dict[str, Any]) -> tuple[int, Any]:
+    return 200, said(f"Final Score: {score(body):.6f}")
+
+
+def lines(run: Run) -> list[dict[str, Any]]:
+    return [line for line in run.metrics() if line["kind"] == "judge"]
+
+
+def test_a_monitor_judges_the_pictures_of_evaluations_and_changes_no_weight(local_ray: Any, tmp_path: Path) -> None:
+    """One prompt gets garbage: a missing sample of its own, and no fault of the run, though nonfinite=stop."""
+
+    def answer(body: dict[str, Any], before: int) -> tuple[int, Any]:
+        text = body["messages"][0]["content"][1]["text"]
+        return (200, said("?")) if "only one green circle" in text else brightness(body)
+
+    with Fake(answer) as fake:
+        run, summary = driver.train(config(tmp_path, *evaluated(), judged(fake, "monitor", limit=2)))
+    assert summary["weights_sha256"] == local_digest(config(tmp_path))
+    found = lines(run)
+    assert [(line["step"], line["pictures"], line["missing"]) for line in found] == [(s, 2, 1) for s in range(3)]
+    seen = [score(b) for b in fake.bodies if "red cross" in str(b["messages"][0]["content"][1])]
+    assert sorted(line["eye"] for line in found) == pytest.approx(sorted(seen), abs=1e-5)
+    assert len(fake.bodies) == 3 * (1 + 2)
+    before, after = (summary["guidance"]["1"][when]["eye"] for when in ("before", "after"))
+    assert before["count"] == after["count"] == 1 and before["mean"] == found[0]["eye"]
+    assert "only one green circle" in (run.folder / "log.txt").read_text()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_what_is_not_judged_when_a_run_stops_is_judged_when_it_goes_on(local_ray: Any, tmp_path: Path) -> None:
+    """The judge is silent until after the interruption: the pictures of steps 0 and 1 lie in the checkpoint."""
+    talks = threading.Event()
+
+    def answer(body: dict[str, Any], before: int) -> tuple[int, Any]:
+        talks.wait(600)
+        return brightness(body)
+
+    def ask_to_stop(loop: Loop) -> None:
+        loop.interrupts.asked = True
+
+    def pictures(bodies: list[dict[str, Any]]) -> list[bytes]:
+        return sorted(picture_of(body).tobytes() for body in bodies)
+
+    with Fake(answer) as fake:
+        settings = config(tmp_path, *evaluated(2), judged(fake, "monitor"), "resume=auto", "name=again")
+        with before_step(0, ask_to_stop), pytest.raises(Interrupted):
+            driver.train(settings)
+        assert lines(Run.open(tmp_path / "again")) == []
+        seen, stopped = pictures(fake.bodies), len(fake.bodies)
+        assert len(seen) <= 2 * 2, "those of steps 0 and 1, where the judge was up in time"
+        talks.set()
+        run, summary = driver.train(settings)
+        asked = fake.bodies[stopped:]
+    assert len(asked) == 3 * 2 and set(seen) <= set(pictures(asked))
+    found = lines(run)
+    assert [(line["step"], line["missing"]) for line in found] == [(0, 0), (1, 0), (2, 0)]
+    means = [(score(asked[i]) + score(asked[i + 1])) / 2 for i in (0, 2, 4)]  # the judge takes one call at a time
+    assert [line["eye"] for line in found] == pytest.approx(means, abs=1e-5)
+    assert summary["guidance"]["1"]["after"]["eye"]["mean"] == found[-1]["eye"]
+    assert run.checkpoints.unjudged(2) == {}, "the last checkpoint knows the last answers"
+    assert "values|2|1.0|eye" in run.checkpoints.evaluations(2)
+
+
+@pytest.mark.parametrize(
+    ("say", "wanted"),
+    [
+        pytest.param(lambda body: "Final Score: 5", "all", id="weight 1"),
+        pytest.param(lambda body: "Final Score: 1", "none", id="weight 0", marks=pytest.mark.long),
+    ],
+)
+def test_a_gate_at_its_ends(local_ray: Any, tmp_path: Path, say: Callable[[Any], str], wanted: str) -> None:
+    """Weight 1 is the run without a gate, bit for bit; weight 0 changes nothing."""
+    with Fake(lambda body, before: (200, said(say(body)))) as fake:
+        run, summary = driver.train(config(tmp_path, judged(fake, "gate")))
+    train = [line for line in run.metrics() if line["kind"] == "train"]
+    assert len(fake.bodies) == 2 * 4, "every picture of every step is looked at"
+    if wanted == "all":
+        assert summary["weights_sha256"] == local_digest(config(tmp_path))
+        assert [(line["gate/eye"], line["kept"]) for line in train] == [(1.0, 1.0)] * 2
+    else:
+        assert summary["weights_sha256"] == local_digest(config(tmp_path).model_copy(update={"steps": 0}))
+        assert [(line["gate/eye"], line["kept"], line["updated"]) for line in train] == [(0.0, 0.0, 0.0)] * 2
+
+
+@pytest.mark.long
+def test_a_gate_that_cannot_see_stops_the_run(local_ray: Any, tmp_path: Path) -> None:
+    with (
+        Fake(lambda body, before: (200, said("Final Score: 3") if before < 4 else said("a nice picture"))) as fake,
+        pytest.raises(RunFailed, match=r"gate 'eye' has no answer \(4 of 4 samples\): unparsable.*2 tries"),
+    ):
+        driver.train(config(tmp_path, judged(fake, "gate")))
+    assert len(fake.bodies) == 4 + 4 * 2
