@@ -19,7 +19,8 @@ class RewardActor:
 
     def __init__(self, config: RunConfig) -> None:
         prepare(config, config.rewards.threads)
-        self.scorer = scorer(config)
+        self.scorer: Any = scorer(config)
+        self.gated = config.gated  # not with remote servers, see `consistency`
 
     def ready(self) -> bool:
         return True
@@ -29,10 +30,11 @@ class RewardActor:
     ) -> tuple[Scored, Packed] | tuple[Scored, Packed, np.ndarray]:
         """Scores and cotangent; with a gate in the run also the pictures of the targets."""
         scored, cotangent = self.scorer.score(item, prompts, report, target)
-        return (scored, cotangent, self.scorer.pictures(target)) if self.scorer.config.gated else (scored, cotangent)
+        return (scored, cotangent, self.scorer.pictures(target)) if self.gated else (scored, cotangent)
 
     def evaluate(self, item: Item, prompts: list[str], latents: Packed) -> Evaluated:
-        return self.scorer.evaluate(item, prompts, latents)
+        evaluated: Evaluated = self.scorer.evaluate(item, prompts, latents)
+        return evaluated
 
     def pid(self) -> int:
         return os.getpid()

@@ -84,6 +84,8 @@ def _check_guard(config: RunConfig) -> None:
 def _check_judges(config: RunConfig) -> None:
     """Names of their own, and pictures for monitors to look at."""
     check_names(config.judges, {"verifier", *(reward.name for reward in config.rewards.all)})
+    if config.gated and config.rewards.url:
+        raise ValueError("a gate looks at pictures, which remote reward servers keep; write rewards.url=null")
     for judge in config.judges:
         if judge.role == "monitor" and config.evaluation.prompts is None:
             raise ValueError(f"judge {judge.name!r} looks at the pictures of evaluations; write evaluation.prompts")

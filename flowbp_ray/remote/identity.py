@@ -13,9 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flowbp_ray.config import RewardConfig, RunConfig
+from flowbp_ray.config import RunConfig
 from flowbp_ray.embedding_cache import cache_folder
 from flowbp_ray.remembered import remembered
+from flowbp_ray.reward_settings import RewardConfig
 
 ELSEWHERE = {"terms", "monitors", "count", "threads", "cpus", "gpus", "micro_batch", "url", "token_file"}
 
