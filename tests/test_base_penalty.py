@@ -16,6 +16,7 @@ from flowbp_ray.config import RunConfig
 from flowbp_ray.local import LocalLoop, encode
 from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport, Scored, StepReport, pack, pack_all, unpack
 from flowbp_ray.metrics import step_metrics
+from flowbp_ray.rewards.balance import gram
 from flowbp_ray.rollouts import noise_of, run_item
 from flowbp_ray.sampling import Sampler
 from flowbp_ray.selection import Selection
@@ -129,7 +130,7 @@ def test_the_learner_adds_the_gradient_of_the_penalty(
     want, value = step.written_out(factors, weight, guidance, detach)
     assert float((both - reward - want).norm()) <= 1e-4 * float(want.norm())
     assert float(want.norm()) > 1e-2 * float(reward.norm()) > 0
-    chosen = Selection(tuple(factors), 3, ())
+    chosen = Selection(tuple(factors), 3, (), gram(step.scored, factors))
     metrics = step_metrics(penalised, step.reports, step.scored, [report], chosen)
     assert metrics["base_penalty"] == pytest.approx(value, rel=1e-4)
     assert metrics["base_distance"] == pytest.approx((value / weight) ** 0.5, rel=1e-4)

@@ -93,7 +93,7 @@ def test_what_is_not_finite_is_named_and_stops_the_run(local_ray: Any, tmp_path:
     assert f"sample {who}, prompt 'a" in str(found.value)
 
 
-@pytest.mark.parametrize("policy", ["skip_sample", pytest.param("skip_step", marks=long)])
+@pytest.mark.parametrize("policy", [pytest.param(policy, marks=long) for policy in ("skip_sample", "skip_step")])
 def test_a_bad_sample_or_its_step_can_be_skipped(local_ray: Any, tmp_path: Path, policy: str) -> None:
     config = small_config(tmp_path, "flowbp_sparse", "steps=3", f"nonfinite={policy}")
     with instead(*SAMPLERS, faulty.NanVelocitySampler):

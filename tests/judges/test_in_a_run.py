@@ -19,7 +19,7 @@ from tests.chaos import before_step
 from tests.judges.fake import Fake, picture_of, said
 from tests.small import local_digest, small_config
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.long]
 PROMPTS = Path(__file__).parents[1] / "data" / "few_prompts.txt"
 
 

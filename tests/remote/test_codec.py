@@ -26,7 +26,7 @@ from tests.remote.servers import PROMPTS, item, report, target
 class Later(Scored):
     """What `Scored` may become: an array, one that may be absent, and another shape of tuple."""
 
-    gram: np.ndarray = None  # type: ignore[assignment]
+    matrix: np.ndarray = None  # type: ignore[assignment]
     more: np.ndarray | None = None
     pair: tuple[int, str] = (1, "b")
     norms: Mapping[str, Packed] | None = None
@@ -36,6 +36,7 @@ class Later(Scored):
 def scored(**more: Any) -> dict[str, Any]:
     fault = Fault("score", 1, 2, 3, None, "näme")
     plain = {"scores": {"näme": ((0.1, math.nan), (-0.0, 1e-310))}, "losses": (1 / 3, 0.0), "clipped": {"näme": 0.5}}
+    plain["gram"] = (((0.1,),), ((1e-310,),))
     return plain | {"step": 1, "index": 2, "cotangent_bytes": 4, "seconds": 0.5, "faults": (fault,)} | more
 
 
@@ -87,11 +88,11 @@ def test_pictures_and_scores_of_an_evaluation() -> None:
 
 def test_fields_that_are_added_to_an_answer_travel_by_name() -> None:
     """Arrays, present or not, also within a mapping; nothing about them is written down in the codec."""
-    extra = {"gram": np.eye(3), "pair": (7, "x"), "norms": {"a": pack(torch.ones(2))}, "note": "n"}
+    extra = {"matrix": np.eye(3), "pair": (7, "x"), "norms": {"a": pack(torch.ones(2))}, "note": "n"}
     written = codec.dump(Later(**scored(**extra)))
-    assert set(load(written)) == {"gram", "norms.a"}
+    assert set(load(written)) == {"matrix", "norms.a"}
     read = codec.parse(Later, written)
-    assert np.array_equal(read.gram, np.eye(3)) and read.more is None and (read.pair, read.note) == ((7, "x"), "n")
+    assert np.array_equal(read.matrix, np.eye(3)) and read.more is None and (read.pair, read.note) == ((7, "x"), "n")
     assert read.norms is not None and torch.equal(unpack(read.norms["a"]), torch.ones(2))
 
 

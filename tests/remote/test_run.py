@@ -13,6 +13,8 @@ from tests.small import local_digest, small_config
 
 
 @pytest.mark.ray
+@pytest.mark.long
+@pytest.mark.timeout(600)
 @pytest.mark.slow
 def test_a_run_with_a_remote_pool_has_the_digest_of_the_local_one(
     local_ray: Any, server: Server, tmp_path: Path
