@@ -9,6 +9,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+
 from flowbp_ray.remote import codec
 from flowbp_ray.remote.wire import ScoreAnswer, ScoreRequest
 from tests.remote.servers import PROMPTS, item, report, serving, target
@@ -24,6 +26,7 @@ def until(true: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.long
 def test_a_full_queue_and_a_graceful_end(tmp_path: Path) -> None:
     """One is scored, one waits, a third is sent away. SIGTERM: 503 for what is new, both are finished, exit code 0."""
     begun, gate = tmp_path / "begun", tmp_path / "gate"

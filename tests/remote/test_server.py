@@ -166,6 +166,7 @@ def asked(connection: http.client.HTTPConnection, path: str, body: bytes) -> int
     return response.status
 
 
+@pytest.mark.long
 def test_malformed_bodies_are_refused_and_leave_nothing_behind(server: Server) -> None:
     """Some thousand bodies: 4xx (or 200 where a change did no harm), the process lives, its memory does not grow."""
     connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=120)
