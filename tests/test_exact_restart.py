@@ -191,8 +191,11 @@ def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 def gone(processes: list[psutil.Process]) -> bool:
-    """Within a minute; what has ended and waits for its parent to ask (psutil counts it as alive) is gone too."""
-    _, alive = psutil.wait_procs(processes, timeout=60)
+    """Within two minutes: after a SIGKILL Ray's agents look for their GCS for one.
+
+    What has ended and waits for its parent to ask (psutil counts it as alive) is gone too.
+    """
+    _, alive = psutil.wait_procs(processes, timeout=120)
     return not [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
