@@ -12,6 +12,7 @@ from typing import Any
 
 from flowbp_ray.checkpoint import Checkpoints
 from flowbp_ray.config import RunConfig
+from flowbp_ray.differing import differing, shown
 from flowbp_ray.loading import ConfigError, dump, load
 
 # What may differ between a run and its continuation: where and with how many processes, not what is computed. (Torch
@@ -121,19 +122,6 @@ def comparable(config: RunConfig) -> dict[str, Any]:
     return plain | {f"{p}.gpus": "above 0" if getattr(config, p).gpus else 0 for p in ("encoder", "samplers", *FREE_IN)}
 
 
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """What differs, as `dotted.key was a, is b`."""
-    found = []
-    for key in sorted(old.keys() | new.keys()):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            found.append(f"{prefix}{key} was {shown(a)}, is {shown(b)}")
-    return found
-
-
-def shown(value: Any) -> str:
-    """As in YAML, on one line and not too long."""
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return [f"{key} was {shown(a)}, is {shown(b)}" for key, a, b in differing(old, new)]

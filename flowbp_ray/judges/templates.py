@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -20,7 +21,7 @@ class Unparsable(ValueError):
     """An answer that holds no score."""
 
 
-class Template(Strict):
+class Template(Strict, ABC):
     """One question about one picture. instruction: the text, with {prompt} for the picture's own; None: ours.
 
     Only {prompt} is replaced; other braces stay as they are.
@@ -29,27 +30,30 @@ class Template(Strict):
     instruction: str | None = None
 
     @property
+    @abstractmethod
     def scores(self) -> tuple[str, ...]:
         """The names that `parse` gives."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def range(self) -> tuple[float, float]:
         """Worst and best."""
-        raise NotImplementedError
 
-    def text(self, prompt: str) -> str:
-        """The question about a picture of `prompt`."""
-        assert self.instruction is not None
-        return self.instruction.replace("{prompt}", prompt)
+    @abstractmethod
+    def question(self, prompt: str) -> str:
+        """Our words about a picture of `prompt`."""
 
+    @abstractmethod
     def fields(self) -> dict[str, Any]:
         """What the body of the request says besides model and messages."""
-        raise NotImplementedError
 
+    @abstractmethod
     def parse(self, choice: Mapping[str, Any]) -> dict[str, float]:
         """Score name -> value from choices[0] of the answer. Raises Unparsable."""
-        raise NotImplementedError
+
+    def text(self, prompt: str) -> str:
+        """What is asked about a picture of `prompt`: the instruction, or ours."""
+        return self.question(prompt) if self.instruction is None else self.instruction.replace("{prompt}", prompt)
 
     @field_validator("instruction")
     @classmethod
@@ -57,6 +61,25 @@ class Template(Strict):
         if value is not None and "{prompt}" not in value:
             raise ValueError("the instruction must say {prompt} where the picture's prompt belongs")
         return value
+
+
+class Written(Template):
+    """Answered in words, by the likeliest token each time."""
+
+    max_tokens: int = Field(512, ge=1)
+
+    def fields(self) -> dict[str, Any]:
+        return {"max_tokens": self.max_tokens, "temperature": 0}
+
+
+class UnifiedReward(Written):
+    """Scores from 1 to 5 after their labels."""
+
+    max_tokens: int = Field(512, ge=8)
+
+    @property
+    def range(self) -> tuple[float, float]:
+        return 1.0, 5.0
 
 
 ASPECTS = {
@@ -67,7 +90,7 @@ ASPECTS = {
 }
 
 
-class UnifiedReward15(Template):
+class UnifiedReward15(UnifiedReward):
     """UnifiedReward 1.5 (arXiv 2503.05236; LLaVA-OneVision-7B, MIT): "Final Score: s", s in 1..5.
 
     ask: overall, or one of the two criteria by itself: alignment (UR-Align) and quality (UR-IQ).
@@ -75,49 +98,32 @@ class UnifiedReward15(Template):
 
     kind: Literal["unified_reward_1_5"]
     ask: Literal["overall", "alignment", "quality"] = "overall"
-    max_tokens: int = Field(512, ge=8)
 
     @property
     def scores(self) -> tuple[str, ...]:
         return (self.ask,)
 
-    @property
-    def range(self) -> tuple[float, float]:
-        return 1.0, 5.0
-
-    def text(self, prompt: str) -> str:
-        if self.instruction is not None:
-            return super().text(prompt)
+    def question(self, prompt: str) -> str:
         return (
             f"You see an image that was generated from a caption. Rate {ASPECTS[self.ask]}.\n"
             "Give one number from 1 (worst) to 5 (best) after 'Final Score:'.\n"
             f"Text Caption: [{prompt}]"
         )
 
-    def fields(self) -> dict[str, Any]:
-        return {"max_tokens": self.max_tokens, "temperature": 0}
-
     def parse(self, choice: Mapping[str, Any]) -> dict[str, float]:
-        return {self.ask: labelled(content(choice), r"Final\s+Score", 1.0, 5.0)}
+        return {self.ask: labelled(content(choice), r"Final\s+Score", *self.range)}
 
 
-class UnifiedReward20(Template):
+class UnifiedReward20(UnifiedReward):
     """UnifiedReward 2.0 (arXiv 2503.05236; Qwen2.5-VL and Qwen3-VL, MIT): three lines "<Axis> Score (1-5): s"."""
 
     kind: Literal["unified_reward_2_0"]
-    max_tokens: int = Field(512, ge=8)
 
     @property
     def scores(self) -> tuple[str, ...]:
         return "alignment", "coherence", "style"
 
-    @property
-    def range(self) -> tuple[float, float]:
-        return 1.0, 5.0
-
-    def text(self, prompt: str) -> str:
-        if self.instruction is not None:
-            return super().text(prompt)
+    def question(self, prompt: str) -> str:
         return (
             "You see an image that was generated from a caption. Rate it from 1 (worst) to 5 (best) on three axes:\n"
             "- Alignment: does it show what the caption says?\n"
@@ -128,12 +134,9 @@ class UnifiedReward20(Template):
             f"Text Caption: [{prompt}]"
         )
 
-    def fields(self) -> dict[str, Any]:
-        return {"max_tokens": self.max_tokens, "temperature": 0}
-
     def parse(self, choice: Mapping[str, Any]) -> dict[str, float]:
         text = content(choice)
-        return {axis: labelled(text, rf"{axis}\s+Score(?:\s*\(1\s*-\s*5\))?", 1.0, 5.0) for axis in self.scores}
+        return {axis: labelled(text, rf"{axis}\s+Score(?:\s*\(1\s*-\s*5\))?", *self.range) for axis in self.scores}
 
 
 class YesNo(Template):
@@ -157,9 +160,7 @@ class YesNo(Template):
     def range(self) -> tuple[float, float]:
         return 0.0, 1.0
 
-    def text(self, prompt: str) -> str:
-        if self.instruction is not None:
-            return super().text(prompt)
+    def question(self, prompt: str) -> str:
         return f"Does this image show exactly what the caption says? Answer {self.yes} or {self.no}.\nCaption: {prompt}"
 
     def fields(self) -> dict[str, Any]:
@@ -188,7 +189,7 @@ class YesNo(Template):
         return {"yes": 0.0 if difference > 700 else 1.0 / (1.0 + math.exp(difference))}
 
 
-class Free(Template):
+class Free(Written):
     """An instruction and a regular expression of one's own.
 
     pattern: its named groups are the scores; one without a name is called `score`. The last match counts, since models
@@ -196,11 +197,10 @@ class Free(Template):
     """
 
     kind: Literal["free"]
-    instruction: str | None = Field(min_length=1)
+    instruction: str = Field(min_length=1)
     pattern: str
     low: float
     high: float
-    max_tokens: int = Field(512, ge=1)
 
     @property
     def scores(self) -> tuple[str, ...]:
@@ -210,8 +210,8 @@ class Free(Template):
     def range(self) -> tuple[float, float]:
         return self.low, self.high
 
-    def fields(self) -> dict[str, Any]:
-        return {"max_tokens": self.max_tokens, "temperature": 0}
+    def question(self, prompt: str) -> str:
+        return self.text(prompt)  # the instruction, which it cannot be without
 
     def parse(self, choice: Mapping[str, Any]) -> dict[str, float]:
         text = content(choice)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from flowbp_ray.config import RunConfig
+from flowbp_ray.differing import differing, shown
 from flowbp_ray.embedding_cache import cache_folder
 from flowbp_ray.remembered import remembered
 from flowbp_ray.reward_settings import RewardConfig
@@ -86,25 +87,13 @@ def _sha256(file: Path) -> str:
     return found.hexdigest()
 
 
-def different(run: Mapping[str, Any], server: Mapping[str, Any], prefix: str = "") -> list[str]:
+def different(run: Mapping[str, Any], server: Mapping[str, Any]) -> list[str]:
     """Where an identity of a run is not that of a server, as `key is a here and b there`.
 
     What the run cannot know is not compared: a decoder that is not on its machine, and options that it leaves out.
     """
-    found = []
-    for key in sorted(run.keys() | server.keys()):
-        a, b = run.get(key), server.get(key)
-        if prefix == "" and key == "decoder" and a is None:
-            continue
-        if prefix.endswith(".options.") and key not in run:
-            continue
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += different(a, b, f"{prefix}{key}.")
-        elif a != b:
-            found.append(f"{prefix}{key} is {_shown(a)} here and {_shown(b)} there")
-    return found
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return [
+        f"{key} is {shown(a)} here and {shown(b)} there"
+        for key, a, b in differing(run, server)
+        if a is not None or not (key == "decoder" or ".options." in key)
+    ]

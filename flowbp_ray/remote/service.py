@@ -13,7 +13,7 @@ from flowbp_ray.remote import codec
 from flowbp_ray.remote.codec import WireError
 from flowbp_ray.remote.identity import digest, identity
 from flowbp_ray.remote.limits import Limits, latent_shape
-from flowbp_ray.remote.wire import EvaluateAnswer, EvaluateRequest, ScoreAnswer, ScoreRequest, item_of
+from flowbp_ray.remote.wire import EvaluateAnswer, EvaluateRequest, ScoreAnswer, ScoreRequest
 from flowbp_ray.scoring import Scorer
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -59,7 +59,7 @@ class Service:
         if rows > batch:
             raise Refused(422, f"{rows} rows are more than the global batch of {batch}")
         try:
-            scored, cotangent = self.scorer.score(item_of(request), request.prompts, request.report(), request.target)
+            scored, cotangent = self.scorer.score(request.item(), request.prompts, request.report(), request.target)
         except ValueError as error:
             raise Refused(422, _line(error)) from error
         return codec.dump(ScoreAnswer(scored, cotangent))
@@ -70,7 +70,7 @@ class Service:
         self._check_rows(request)
         self._check_values(request.latents, "latents", (len(request.samples), *self.shape))
         try:
-            return codec.dump(EvaluateAnswer(self.scorer.evaluate(item_of(request), request.prompts, request.latents)))
+            return codec.dump(EvaluateAnswer(self.scorer.evaluate(request.item(), request.prompts, request.latents)))
         except ValueError as error:
             raise Refused(422, _line(error)) from error
 

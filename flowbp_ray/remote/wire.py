@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -11,11 +12,8 @@ from flowbp_ray.messages import Evaluated, Item, Packed, RolloutReport, Scored, 
 
 
 @dataclass(frozen=True)
-class ScoreRequest:
-    """What `Scorer.score` reads of an item, its rollout's report and its targets.
-
-    batch: rows of the global batch. omega [rows] fp64; kept [rows] bool; target [rows, branches, C, h, w].
-    """
+class Request:
+    """What both requests say of an item."""
 
     purpose: str
     step: int
@@ -24,6 +22,36 @@ class ScoreRequest:
     prompt_ids: tuple[int, ...]
     samples: tuple[int, ...]
     prompts: tuple[str, ...]
+
+    def item(self) -> Item:
+        """The item, without plans and weights: those stay where it is rolled out and learned from."""
+        return Item(
+            purpose=self.purpose,
+            step=self.step,
+            index=self.index,
+            prompt_ids=self.prompt_ids,
+            samples=self.samples,
+            plans=(),
+            seed=self.seed,
+            num_steps=0,
+            guidance=1.0,
+            version=Version(0, 0),
+        )
+
+
+def _said(item: Item, prompts: Sequence[str]) -> dict[str, Any]:
+    """The fields of `Request`."""
+    said = {field.name: getattr(item, field.name) for field in fields(Request) if field.name != "prompts"}
+    return said | {"prompts": tuple(prompts)}
+
+
+@dataclass(frozen=True)
+class ScoreRequest(Request):
+    """What `Scorer.score` reads of an item, its rollout's report and its targets.
+
+    batch: rows of the global batch. omega [rows] fp64; kept [rows] bool; target [rows, branches, C, h, w].
+    """
+
     batch: int
     omega: np.ndarray
     kept: np.ndarray
@@ -31,12 +59,8 @@ class ScoreRequest:
 
     @classmethod
     def of(cls, item: Item, prompts: Sequence[str], report: RolloutReport, target: Packed, batch: int) -> ScoreRequest:
-        return cls(
-            *(item.purpose, item.step, item.index, item.seed, item.prompt_ids, item.samples, tuple(prompts), batch),
-            np.array(report.omega, dtype=np.float64),
-            np.array(report.kept, dtype=bool),
-            target,
-        )
+        omega, kept = np.array(report.omega, dtype=np.float64), np.array(report.kept, dtype=bool)
+        return cls(**_said(item, prompts), batch=batch, omega=omega, kept=kept, target=target)
 
     def report(self) -> RolloutReport:
         """A report with omega and kept, and nothing of what a scorer does not read."""
@@ -45,22 +69,14 @@ class ScoreRequest:
 
 
 @dataclass(frozen=True)
-class EvaluateRequest:
+class EvaluateRequest(Request):
     """What `Scorer.evaluate` reads of an item and its finished latents [rows, C, h, w]."""
 
-    purpose: str
-    step: int
-    index: int
-    seed: int
-    prompt_ids: tuple[int, ...]
-    samples: tuple[int, ...]
-    prompts: tuple[str, ...]
     latents: Packed
 
     @classmethod
     def of(cls, item: Item, prompts: Sequence[str], latents: Packed) -> EvaluateRequest:
-        common = (item.purpose, item.step, item.index, item.seed, item.prompt_ids, item.samples)
-        return cls(*common, tuple(prompts), latents)
+        return cls(**_said(item, prompts), latents=latents)
 
 
 @dataclass(frozen=True)
@@ -76,19 +92,3 @@ class EvaluateAnswer:
     """What `Scorer.evaluate` returns."""
 
     evaluated: Evaluated
-
-
-def item_of(request: ScoreRequest | EvaluateRequest) -> Item:
-    """The item of a request, without plans and weights: those stay where it is rolled out and learned from."""
-    return Item(
-        purpose=request.purpose,
-        step=request.step,
-        index=request.index,
-        prompt_ids=request.prompt_ids,
-        samples=request.samples,
-        plans=(),
-        seed=request.seed,
-        num_steps=0,
-        guidance=1.0,
-        version=Version(0, 0),
-    )

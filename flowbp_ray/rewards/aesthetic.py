@@ -53,7 +53,7 @@ class Aesthetic:
         dtype: str = "float32",
     ) -> None:
         """Load the head from the file `path` and the tower from the folder `clip`; raises ValueError for a misfit."""
-        self.check(path, clip, device, dtype)
+        self.check(path, clip, dtype)
         folder, kind = check_model(self.name, "clip", clip, CLIP), tower_dtype(self.name, dtype)
         file = check_file(self.name, "path", path, WHAT)
         model = load_clip(self.name, folder, device, kind)
@@ -63,9 +63,7 @@ class Aesthetic:
         self.head.to(device, self.tower.wide).eval().requires_grad_(False)
 
     @staticmethod
-    def check(
-        path: str | Path | None = None, clip: str | Path | None = None, device: str = "cpu", dtype: str = "float32"
-    ) -> None:
+    def check(path: str | Path | None, clip: str | Path | None, dtype: str) -> None:
         """Raise ValueError for what `Aesthetic(...)` would stumble over, without loading anything."""
         check_file("aesthetic", "path", path, WHAT)
         check_model("aesthetic", "clip", clip, CLIP)

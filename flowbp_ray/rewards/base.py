@@ -58,17 +58,25 @@ def check(name: str, options: Mapping[str, Any]) -> None:
     """Raise ValueError for what `build(name, **options)` would stumble over, without building it.
 
     That is an unknown name (the nearest known one is offered), a package that is not there, an option the factory does
-    not take, and what the factory's own `check(**options)` refuses where it has one: a missing file, say.
+    not take, and what the factory's own `check` refuses where it has one: a missing file, say. Its parameters are some
+    of the factory's, which has their defaults.
     """
-    made = factory(name)
-    parameters = inspect.signature(made).parameters
-    try:
-        inspect.signature(made).bind(**options)
-    except TypeError as error:
-        raise ValueError(f"options of reward {name!r}: {error}; it takes {', '.join(parameters) or 'none'}") from error
-    own = getattr(made, "check", None)
+    given = _arguments(name, options)
+    own = getattr(factory(name), "check", None)
     if own is not None:
-        own(**options)
+        own(**{parameter: given[parameter] for parameter in inspect.signature(own).parameters})
+
+
+def _arguments(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What `build(name, **options)` gives the factory, with its defaults; raises ValueError for an unknown option."""
+    signature = inspect.signature(factory(name))
+    try:
+        bound = signature.bind(**options)
+    except TypeError as error:
+        takes = ", ".join(signature.parameters) or "none"
+        raise ValueError(f"options of reward {name!r}: {error}; it takes {takes}") from error
+    bound.apply_defaults()
+    return dict(bound.arguments)
 
 
 def check_trainable(name: str) -> None:
@@ -78,10 +86,14 @@ def check_trainable(name: str) -> None:
 
 
 def check_prompts(name: str, options: Mapping[str, Any], texts: Sequence[str]) -> None:
-    """Raise ValueError where the factory's own `check_prompts(texts, **options)`, if it has one, refuses a prompt."""
+    """Raise ValueError where the factory's own `check_prompts(texts, …)`, if it has one, refuses a prompt.
+
+    Beyond `texts` its parameters are some of the factory's, as those of `check`.
+    """
     own = getattr(factory(name), "check_prompts", None)
     if own is not None:
-        own(texts, **options)
+        given = _arguments(name, options) | {"texts": texts}
+        own(**{parameter: given[parameter] for parameter in inspect.signature(own).parameters})
 
 
 def factory(name: str) -> Callable[..., Any]:

@@ -24,12 +24,12 @@ class CLIPScore:
 
     def __init__(self, path: str | Path | None = None, device: str = "cpu", dtype: str = "float32") -> None:
         """Load a CLIPModel of transformers from the folder `path`; raises ValueError where it is not one."""
-        self.check(path, device, dtype)
+        self.check(path, dtype)
         folder, kind = check_model(self.name, "path", path, WHAT), tower_dtype(self.name, dtype)
         self.towers = embedder(self.name, load_clip(self.name, folder, device, kind), folder, device, kind)
 
     @staticmethod
-    def check(path: str | Path | None = None, device: str = "cpu", dtype: str = "float32") -> None:
+    def check(path: str | Path | None, dtype: str) -> None:
         """Raise ValueError for what `CLIPScore(...)` would stumble over, without loading anything."""
         check_model("clipscore", "path", path, WHAT)
         check_tokenizer("clipscore", "path", path, WHAT)

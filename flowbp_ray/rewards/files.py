@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,25 +29,44 @@ def read_checkpoint(reward: str, file: Path, what: str) -> dict[str, Any]:
     what: which file belongs here, for the message. Raises ValueError where it cannot be read.
     """
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        reason = one_line(error)
-        raise ValueError(f"reward {reward!r}: {file} cannot be read ({reason}); it should be {what}") from error
+        content = unpickled(file)
+    except ValueError as error:
+        raise ValueError(f"reward {reward!r}: {error}; it should be {what}") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"reward {reward!r}: {file} holds a {type(content).__name__}; it should be {what}")
     return dict(content)
 
 
+def unpickled(file: Path, device: str = "cpu") -> Any:
+    """What `torch.save` wrote, of tensors and plain values; runs no code from the file. Raises ValueError."""
+    try:
+        # mapping into memory needs the zip format; torch before 1.6 wrote another
+        return torch.load(file, map_location=device, weights_only=True, mmap=zipfile.is_zipfile(file))
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, KeyError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read as weights ({one_line(error)})") from error
+
+
+def finite(reward: str, file: Path, loaded: Mapping[str, Tensor]) -> None:
+    """Raise ValueError where a value is not finite: one such weight makes every score NaN."""
+    for name, tensor in loaded.items():
+        # The sum is finite unless a value is not (or the sum overflows, hence fp32); it needs no copy of the tensor.
+        if tensor.is_floating_point() and not math.isfinite(tensor.sum(dtype=torch.float32).item()):
+            raise ValueError(f"reward {reward!r}: {name} in {file} has values that are not finite; download it again")
+
+
 def fill(model: nn.Module, state: Mapping[str, Any], reward: str, file: Path, what: str) -> None:
     """Load exactly the tensors that the model has; raises ValueError where names or shapes differ.
 
-    A tensor that is left out would stay random, and the score would be a number without meaning.
+    A tensor that is left out would stay random, and the score would be a number without meaning. So would one with a
+    value that is not finite: that is refused as well.
     """
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     given = {name: tuple(value.shape) for name, value in state.items() if isinstance(value, Tensor)}
     if problem := misfit(wanted, given):
         raise ValueError(f"reward {reward!r}: {file} does not fit the model: {problem}; it should be {what}")
-    model.load_state_dict({name: state[name] for name in wanted})
+    found = {name: state[name] for name in wanted}
+    finite(reward, file, found)
+    model.load_state_dict(found)
 
 
 def misfit(wanted: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]]) -> str:

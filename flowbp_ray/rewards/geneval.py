@@ -17,6 +17,7 @@ from flowbp_ray.geneval.detect import check_nouns, open_detector, read_config
 from flowbp_ray.geneval.prompts import Task, load
 from flowbp_ray.geneval.verdict import Detection, Thresholds, Verdict, keep, verdict
 from flowbp_ray.rewards.base import needed
+from flowbp_ray.rewards.embedding import tower_dtype
 
 DETECTOR = (
     "the folder of a detector for transformers: Mask2Former trained on COCO instances, as published "
@@ -56,21 +57,21 @@ class GenEval:
             max_overlap = 1.0 if read_config(folders[0])["model_type"] == "mask2former" else OWL_OVERLAP
         self.thresholds = Thresholds(threshold, counting_threshold, max_objects, max_overlap, position_threshold)
         nouns = {noun for task in self.tasks.values() for noun in task.nouns}
-        self.detector = open_detector(folders[0], nouns, device, getattr(torch, dtype))
-        self.colours = ColourNamer(folders[1], device, getattr(torch, dtype))
+        kind = tower_dtype(self.name, dtype)
+        self.detector = open_detector(folders[0], nouns, device, kind)
+        self.colours = ColourNamer(folders[1], device, kind)
 
     @staticmethod
     def check(
-        detector: str | Path | None = None,
-        clip: str | Path | None = None,
-        prompts: str | Path | None = None,
-        threshold: float = 0.3,
-        counting_threshold: float = 0.9,
-        max_objects: int = 16,
-        max_overlap: float | None = None,
-        position_threshold: float = 0.1,
-        device: str = "cpu",
-        dtype: str = "float32",
+        detector: str | Path | None,
+        clip: str | Path | None,
+        prompts: str | Path | None,
+        threshold: float,
+        counting_threshold: float,
+        max_objects: int,
+        max_overlap: float | None,
+        position_threshold: float,
+        dtype: str,
     ) -> None:
         """Raise ValueError for a file that is missing or not what it should be, and for classes that are not known."""
         folders, tasks = _inputs(detector, clip, prompts)
@@ -78,9 +79,10 @@ class GenEval:
         Thresholds(threshold, counting_threshold, max_objects, overlap, position_threshold)
         check_nouns(folders[0], {noun for task in tasks.values() for noun in task.nouns})
         check_clip(folders[1])
+        tower_dtype("geneval", dtype)
 
     @staticmethod
-    def check_prompts(texts: Sequence[str], prompts: str | Path | None = None, **_: object) -> None:
+    def check_prompts(texts: Sequence[str], prompts: str | Path | None) -> None:
         """Raise ValueError where one of the evaluation's prompts is not in the file: it could not be judged."""
         tasks = load(needed("geneval", "prompts", prompts, PROMPTS))
         if missing := [text for text in texts if text not in tasks]:

@@ -38,7 +38,7 @@ class HPSv2:
         dtype: str = "float32",
     ) -> None:
         """Load the checkpoint at `path` ({"state_dict": ...}); raises ValueError where it is not one."""
-        self.check(path, architecture, device, dtype)
+        self.check(path, dtype)
         # Not at the top: it takes seconds, and `check` must answer where it is not installed.
         import open_clip
 
@@ -58,9 +58,7 @@ class HPSv2:
         self.towers = Embedder(self.name, device, kind, pixels, model.encode_image, read)
 
     @staticmethod
-    def check(
-        path: str | Path | None = None, architecture: str = "ViT-H-14", device: str = "cpu", dtype: str = "float32"
-    ) -> None:
+    def check(path: str | Path | None, dtype: str) -> None:
         """Raise ValueError for what `HPSv2(...)` would stumble over, without loading anything."""
         check_file("hpsv2", "path", path, WHAT)
         tower_dtype("hpsv2", dtype)

@@ -29,6 +29,7 @@ from transformers import AutoTokenizer, Qwen2VLConfig
 
 from flowbp_ray.rewards import published
 from flowbp_ray.rewards.base import needed
+from flowbp_ray.rewards.files import finite
 from flowbp_ray.rewards.qwen2vl import MERGE, older_name, patches, skeleton
 from flowbp_ray.rewards.rows import score_rows
 
@@ -75,7 +76,7 @@ class HPSv3:
         self.device, self.dtype = torch.device(device), getattr(torch, dtype)
         self.model, self.head = skeleton(config), head(config.text_config.hidden_size, "meta")
         loaded = published.tensors(file, device)
-        published.finite(NAME, file, loaded)
+        finite(NAME, file, loaded)
         wanted = self.model.state_dict()
         self.model.load_state_dict({name: loaded[older_name(name)] for name in wanted}, assign=True)
         self.head.load_state_dict({name: loaded[f"rm_head.{name}"] for name in self.head.state_dict()}, assign=True)
@@ -85,12 +86,11 @@ class HPSv3:
 
     @staticmethod
     def check(
-        path: str | Path | None = None,
-        backbone: str | Path | None = None,
-        question: str | Path | None = None,
-        published_question: bool = True,
-        device: str = "cpu",
-        dtype: str = "bfloat16",
+        path: str | Path | None,
+        backbone: str | Path | None,
+        question: str | Path | None,
+        published_question: bool,
+        dtype: str,
     ) -> None:
         """Raise ValueError for a file or folder that is missing, is another model's, or does not fit the others.
 

@@ -19,6 +19,7 @@ from transformers import BertTokenizer
 from flowbp_ray.rewards import published
 from flowbp_ray.rewards.base import needed
 from flowbp_ray.rewards.blip import Blip, Sizes
+from flowbp_ray.rewards.files import finite
 from flowbp_ray.rewards.preprocess import clip_pixels
 
 NAME = "image_reward"
@@ -91,7 +92,7 @@ class ImageReward:
         self.tokenizer = _tokenizer(needed(NAME, "tokenizer", tokenizer, WORDS), sizes.vocabulary)
         self.size = sizes.image
         loaded = {name: value for name, value in published.tensors(file).items() if name not in UNUSED}
-        published.finite(NAME, file, loaded)
+        finite(NAME, file, loaded)
         with torch.device("meta"):
             self.model = Model(sizes)
         self.model.load_state_dict(loaded, assign=True)
@@ -99,12 +100,7 @@ class ImageReward:
         self.model.mlp.to(torch.promote_types(self.dtype, torch.float32))
 
     @staticmethod
-    def check(
-        path: str | Path | None = None,
-        tokenizer: str | Path | None = None,
-        device: str = "cpu",
-        dtype: str = "float32",
-    ) -> None:
+    def check(path: str | Path | None, tokenizer: str | Path | None, dtype: str) -> None:
         """Raise ValueError for a file or folder that is missing, is another model's, or does not fit the other.
 
         Names and shapes are read, values are not.

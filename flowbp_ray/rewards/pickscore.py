@@ -35,7 +35,7 @@ class PickScore:
         dtype: str = "float32",
     ) -> None:
         """Load a CLIPModel of transformers from the folder `path`; raises ValueError where it is not one."""
-        self.check(path, tokenizer, scale, device, dtype)
+        self.check(path, tokenizer, scale, dtype)
         folder, kind = check_model(self.name, "path", path, WHAT), tower_dtype(self.name, dtype)
         model = load_clip(self.name, folder, device, kind)
         words = folder if tokenizer is None else check_tokenizer(self.name, "tokenizer", tokenizer, WORDS)
@@ -43,13 +43,7 @@ class PickScore:
         self.factor = scale * model.logit_scale.to(self.towers.wide).exp()
 
     @staticmethod
-    def check(
-        path: str | Path | None = None,
-        tokenizer: str | Path | None = None,
-        scale: float = 1.0,
-        device: str = "cpu",
-        dtype: str = "float32",
-    ) -> None:
+    def check(path: str | Path | None, tokenizer: str | Path | None, scale: float, dtype: str) -> None:
         """Raise ValueError for what `PickScore(...)` would stumble over, without loading anything."""
         folder = check_model("pickscore", "path", path, WHAT)
         if tokenizer is not None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
-import pickle
-import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
+
+from flowbp_ray.rewards.files import unpickled
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -50,22 +48,12 @@ def compare(
             raise ValueError(f"reward {reward!r}: {name} in {file} is {list(found[name])}, the model's {list(shape)}")
 
 
-def finite(reward: str, file: Path, loaded: Mapping[str, Tensor]) -> None:
-    """Raise ValueError where a value is not finite: one such weight makes every score NaN."""
-    for name, tensor in loaded.items():
-        # The sum is finite unless a value is not (or the sum overflows, hence fp32); it needs no copy of the tensor.
-        if tensor.is_floating_point() and not math.isfinite(tensor.sum(dtype=torch.float32).item()):
-            raise ValueError(f"reward {reward!r}: {name} in {file} has values that are not finite; download it again")
-
-
 def _pickled(file: Path, device: str) -> dict[str, Tensor]:
     """What torch.save wrote: a mapping of tensors, or one under "model". Runs no code from the file."""
     try:
-        # mapping into memory needs the zip format; torch before 1.6 wrote another
-        loaded = torch.load(file, map_location=device, weights_only=True, mmap=zipfile.is_zipfile(file))
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, KeyError, ValueError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{file} cannot be read as weights ({first}); download it again") from error
+        loaded = unpickled(file, device)
+    except ValueError as error:
+        raise ValueError(f"{error}; download it again") from error
     if isinstance(loaded, dict) and isinstance(loaded.get("model"), dict):
         loaded = loaded["model"]
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):

@@ -96,6 +96,9 @@ def test_files_that_are_something_else(file: Path, tmp_path: Path) -> None:
     assert "it has" in message(bad) and "others (module." in message(bad)
     torch.save({"state_dict": {**state, "visual.proj": torch.zeros(2, 2)}}, bad)
     assert "visual.proj is (2, 2), not (32, 16)" in message(bad)
+    spoiled = state["visual.proj"].index_fill(0, torch.tensor([1]), float("nan"))
+    torch.save({"state_dict": {**state, "visual.proj": spoiled}}, bad)
+    assert "visual.proj" in message(bad) and "has values that are not finite" in message(bad)
     assert "did you mean 'ViT-H-14'?" in message(file, architecture="ViT-H/14")
 
 

@@ -34,12 +34,6 @@ PROMPTS = ["a", "a red star", "two rings", "a ring and a star", "cross"]
 
 
 @pytest.fixture(scope="module")
-def decoder() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.SiLU(), nn.ConvTranspose2d(8, 3, 2, 2)).double()
-
-
-@pytest.fixture(scope="module")
 def target() -> Tensor:
     return torch.randn(ROWS, BRANCHES, 4, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 

@@ -1,0 +1,23 @@
+"""Where two nested mappings of plain values differ, for messages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+def differing(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Dotted key, value in a, value in b, for each that is not the same; None stands for a key that is not there."""
+    for key in sorted(a.keys() | b.keys()):
+        left, right = a.get(key), b.get(key)
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            yield from differing(left, right, f"{prefix}{key}.")
+        elif left != right:
+            yield f"{prefix}{key}", left, right
+
+
+def shown(value: Any) -> str:
+    """As in YAML, on one line and not too long."""
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
