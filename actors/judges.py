@@ -58,15 +58,15 @@ class Judges:
         self.handles: dict[str, Any] = {}
         self.groups: list[Any] = []
         try:
-            for judge in config.judges:
-                self._start(judge)
+            for i, judge in enumerate(config.judges):
+                self._start(judge, f"judges[{i}]")
         except BaseException:
             self.stop()
             raise
 
-    def _start(self, judge: JudgeConfig) -> None:
+    def _start(self, judge: JudgeConfig, key: str) -> None:
         pool = PoolConfig(count=1, **{key: getattr(judge, key) for key in ("threads", "cpus", "gpus")})
-        group = place(pool, f"judge {judge.name!r}", f"judges.{judge.name}", self.config.cluster.placement_timeout)
+        group = place(pool, f"judge {judge.name!r}", key, self.config.cluster.placement_timeout)
         self.groups.append(group)
         log = str((self.run.folder / f"judge-{judge.name}.log").resolve())
         options = actor_options(pool, RESTARTS, group)

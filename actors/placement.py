@@ -25,10 +25,12 @@ def place(pool: PoolConfig, name: str, key: str, timeout: float) -> Any:
         remove_placement_group(group)
         there, free = _resources(ray.cluster_resources()), _resources(ray.available_resources())
         needs = " and ".join(f"{amount:g} {kind}" for kind, amount in bundle.items())
+        who = f"{pool.count} {name} with {needs} each" if pool.count > 1 else f"{name} with {needs}"
+        fields = ["count"] * (pool.count > 1) + [f"{kind.lower()}s" for kind in bundle]
         raise RunFailed(
-            f"{pool.count} {name} with {needs} each cannot be placed within {timeout:g} s; the cluster has {there} "
-            f"({free} free); write a smaller {key}.count, {key}.cpus or {key}.gpus, or a longer "
-            "cluster.placement_timeout where the cluster grows on demand"
+            f"{who} cannot be placed within {timeout:g} s; the cluster has {there} ({free} free); write a smaller "
+            f"{' or '.join(f'{key}.{field}' for field in fields)}, or a longer cluster.placement_timeout where the "
+            "cluster grows on demand"
         )
     return group
 

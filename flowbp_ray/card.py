@@ -13,8 +13,9 @@ from flowbp_ray.backbones import Backbone
 from flowbp_ray.checks import read_prompts
 from flowbp_ray.config import RunConfig
 from flowbp_ray.evaluating import Evaluator
+from flowbp_ray.judges.config import JudgeConfig
 from flowbp_ray.prompts import PromptRecord
-from flowbp_ray.report import compared, rows
+from flowbp_ray.report import compared, monitoring, rows
 from flowbp_ray.run import Run, digest_of
 from flowbp_ray.surrogate.methods import METHODS
 
@@ -157,7 +158,8 @@ def _training(run: Run, backbone: Backbone, step: int, average: bool) -> dict[st
         "distance to the base": f"penalised with weight {penalty.weight:g}"
         if penalty is not None and penalty.weight > 0
         else "not penalised",
-        "measured only": ", ".join(m.name for m in config.rewards.monitors) or "nothing",
+        "measured only": ", ".join(_measured(config)) or "nothing",
+        "judges": "; ".join(_judge(judge) for judge in config.judges) or "none",
         "sampling": f"{model.height}x{model.width} pixels, {model.num_steps} steps, sigmas {model.sigmas}, guidance "
         f"{model.guidance:g}",
         "staleness": f"{config.staleness}; {aged}",
@@ -180,6 +182,18 @@ def _method(spec: dict[str, Any]) -> str:
     return f"`{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})`"
 
 
+def _measured(config: RunConfig) -> list[str]:
+    """What nothing was trained on: monitors, and judges of evaluations."""
+    return [*(monitor.name for monitor in config.rewards.monitors), *monitoring(config)]
+
+
+def _judge(judge: JudgeConfig) -> str:
+    """Name, which model as far as it is known, what it was asked, what its answers did."""
+    known = Path(judge.model).name if judge.model else judge.served_as or "the model of a running server"
+    what = "weighed each sample's loss" if judge.role == "gate" else "measured only"
+    return f"{judge.name} ({known}, asked by {judge.template.kind}, {what})"
+
+
 def _data(config: RunConfig, run: Run, known: Prompts | None) -> str:
     """Where the prompts came from, how many, and the digest that the run was bound to."""
     file = run.folder / "prompts.sha256"
@@ -198,7 +212,7 @@ def _data(config: RunConfig, run: Run, known: Prompts | None) -> str:
 
 def _limits(config: RunConfig) -> str:
     """What the numbers do not say."""
-    monitors = ", ".join(m.name for m in config.rewards.monitors)
+    monitors = ", ".join(_measured(config))
     others = f"what was measured only ({monitors})" if monitors else "another reward or by eye"
     return (
         f"Training pushes its own rewards up, if need be by deceiving them: judge by {others}. Only what stands "

@@ -28,7 +28,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         if "=" not in override:
             raise ConfigError(f"override {override!r} is not key=value; write for example learners.optimizer.lr=1e-4")
         try:
-            change = OmegaConf.from_dotlist([_null(override)])
+            change = _change(tree, override)
             same = OmegaConf.select(change, "method.name") == OmegaConf.select(tree, "method.name")
             tree = OmegaConf.merge(tree, change) if same else _override_method(OmegaConf.merge(tree, change), change)
         except (OmegaConfBaseException, TypeError, IndexError, ValueError, yaml.YAMLError) as error:
@@ -97,9 +97,17 @@ def _override_method(merged: Any, tree: Any) -> Any:
     return merged
 
 
-def _null(override: str) -> str:
+def _change(tree: Any, override: str) -> Any:
+    """`key=value` as a tree; rewards.terms[0].weight=2 gives the whole list that is there with one entry changed."""
     key, value = override.split("=", 1)
-    return f"{key}=null" if value.lower() == "none" else f"{key}={value}"
+    value = "null" if value.lower() == "none" else value
+    if "[" not in key:
+        return OmegaConf.from_dotlist([f"{key}={value}"])
+    where = key.split("[")[0]
+    change = OmegaConf.from_dotlist([f"{where}=null"])
+    OmegaConf.update(change, where, OmegaConf.select(tree, where))
+    OmegaConf.update(change, key, OmegaConf.from_dotlist([f"value={value}"]).value, merge=True)
+    return change
 
 
 def _line(error: Any) -> str:

@@ -41,7 +41,7 @@ def grid(images: Sequence[np.ndarray], captions: Sequence[str], path: Path, colu
 
 
 def curves(run: Run) -> Path | None:
-    """curves.png: the training reward per step, and what evaluations measured."""
+    """curves.png: the training reward per step, what evaluations measured, and what judges said of their pictures."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -49,26 +49,23 @@ def curves(run: Run) -> Path | None:
 
     lines = run.metrics()
     train = [line for line in lines if line["kind"] == "train"]
-    held_out = [line for line in lines if line["kind"] == "evaluation"]
     if not train:
         return None
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
+    rewards, judges = [reward.name for reward in run.config().rewards.all], monitoring(run.config())
+    panels = [("evaluation", "rewards on held-out prompts", rewards)]
+    panels += [("evaluation", "share that the exact verifier accepts", ["verifier"])]
+    panels += [("judge", "judges on held-out prompts", judges)] if judges else []
+    figure, (left, *others) = plt.subplots(
+        1, 1 + len(panels), figsize=(4.4 * (1 + len(panels)), 3.6), layout="constrained"
+    )
     for key in (k for k in train[0] if k.startswith("reward/")):
         left.plot([t["step"] + 1 for t in train], [t[key] for t in train], lw=1, label=key.removeprefix("reward/"))
     left.set(title="reward of the training batches", xlabel="step")
     left.legend()
-    rewards = [reward.name for reward in run.config().rewards.all]
-    for guidance in sorted({line["guidance"] for line in held_out}):
-        mine = [line for line in held_out if line["guidance"] == guidance]
-        steps = [line["step"] for line in mine]
-        for axis, names in ((middle, rewards), (right, ["verifier"])):
-            for name in names:
-                if name in mine[0]:
-                    axis.plot(steps, [m[name] for m in mine], marker="o", label=f"{name}, guidance {guidance:g}")
-    middle.set(title="rewards on held-out prompts", xlabel="step")
-    right.set(title="share that the exact verifier accepts", xlabel="step")
     stopped = guard.read(run)
-    for axis in (middle, right):
+    for axis, (kind, title, names) in zip(others, panels, strict=True):
+        _held_out(axis, [line for line in lines if line["kind"] == kind], names)
+        axis.set(title=title, xlabel="step")
         if stopped:
             axis.axvline(stopped["step"], color="red", ls=":", label="ended by the guard")
             axis.axvline(stopped["best"], color="grey", ls=":", label="best by what is guarded")
@@ -78,6 +75,21 @@ def curves(run: Run) -> Path | None:
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path
+
+
+def monitoring(config: RunConfig) -> list[str]:
+    """The metrics of the judges that are monitors."""
+    return [metric for judge in config.judges if judge.role == "monitor" for metric in judge.metrics.values()]
+
+
+def _held_out(axis: Any, lines: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
+    """One curve per metric and guidance; what has no finite value at a step is a gap."""
+    for guidance in sorted({line["guidance"] for line in lines}):
+        for name in names:
+            mine = [line for line in lines if line["guidance"] == guidance and name in line]
+            values = [np.nan if line[name] is None else line[name] for line in mine]
+            if mine:
+                axis.plot([m["step"] for m in mine], values, marker="o", label=f"{name}, guidance {guidance:g}")
 
 
 def summarise(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -135,9 +136,36 @@ def test_parts_of_gpus_are_packed_as_ray_gives_them_out() -> None:
     assert cluster.packed([(2, 0.6)]) == 2 and cluster.packed([(10, 0.1)]) == 1
     assert cluster.packed([(2, 0.6), (2, 0.4)]) == 2 and cluster.packed([(2, 0.4), (2, 0.6)]) == 3
     assert cluster.packed([(2, 2.0), (1, 0.5), (3, 0.0)]) == 5
+
+
+def test_roles_are_packed_in_the_order_in_which_they_are_placed(folder: Path, costs: Costs) -> None:
     names = ("samplers", "learners", "reward servers")
-    roles = [Role(name, 2, gpus, ()) for name, gpus in zip(names, (0.4, 0.6, 0.6), strict=True)]
-    assert cluster.wanted(roles) == 4  # learners first: 0.6 + 0.4, 0.6 + 0.4, 0.6, 0.6
+    roles = tuple(Role(name, 2, gpus, ()) for name, gpus in zip(names, (0.4, 0.6, 0.6), strict=True))
+    plan = replace(forecast(config_of(folder), costs), roles=roles)
+    assert cluster.wanted(plan) == 4  # learners first: 0.6 + 0.4, 0.6 + 0.4, 0.6, 0.6
+    assert cluster.wanted(replace(plan, judges=(Role("judge a", 1, 0.4, ()), Role("judge b", 1, 1.0, ())))) == 5
+
+
+def test_a_judge_of_the_run_takes_its_gpu_and_needs_room_for_its_weights(
+    folder: Path, costs: Costs, tmp_path: Path
+) -> None:
+    """Its files are 2 GiB, sparse. One at a url takes nothing here."""
+    with (tmp_path / "model-00001-of-00001.safetensors").open("wb") as file:
+        file.truncate(2 * GIB)
+    asked = "template: {kind: yes_no}"
+    elsewhere = config_of(folder, f"judges=[{{name: j, url: http://there, {asked}}}]")
+    here = config_of(folder, f"judges=[{{name: j, model: {tmp_path}, gpus: 1, {asked}}}]")
+    without, plan = forecast(config_of(folder), costs), forecast(here, costs)
+    assert cluster.wanted(forecast(elsewhere, costs)) == cluster.wanted(without) == 7
+    assert cluster.wanted(plan) == 8 and plan.host > without.host
+    assert [(j.name, j.held("")) for j in plan.judges] == [("judge j", 2 * GIB)]
+    assert judge(here, Cluster((80 * GIB,) * 8), costs).fits
+    assert "+ 1 judge j ask for 8 GPUs of 7" in judge(here, Cluster((80 * GIB,) * 7), costs).line
+    assert cluster.problems(plan, Cluster((3 * GIB,) * 8))[-1].startswith("judge j need 3.6 GiB per GPU of 3.0 GiB")
+    two = config_of(folder, f"judges=[{{name: j, model: {tmp_path}, gpus: 2, {asked}}}]")
+    assert [j.held("") for j in forecast(two, costs).judges] == [GIB] and cluster.wanted(forecast(two, costs)) == 9
+    on_cpu = config_of(folder, f"judges=[{{name: j, model: {tmp_path}, {asked}}}]")
+    assert forecast(on_cpu, costs).host == plan.host + 2 * GIB and cluster.wanted(forecast(on_cpu, costs)) == 7
 
 
 def test_the_counts_that_are_tried_can_be_placed(folder: Path, costs: Costs) -> None:
@@ -146,7 +174,7 @@ def test_the_counts_that_are_tried_can_be_placed(folder: Path, costs: Costs) -> 
     assert {"samplers.count": 1, "learners.count": 1, "rewards.count": 1} in tried
     for counts in tried:
         changed = cluster.apply(config, counts)
-        assert changed is not None and cluster.wanted(forecast(changed, costs).roles) <= 3
+        assert changed is not None and cluster.wanted(forecast(changed, costs)) <= 3
 
 
 def test_host_memory_and_the_object_store_count(folder: Path, costs: Costs) -> None:

@@ -109,7 +109,7 @@ def judge(config: RunConfig, cluster: Cluster, costs: Costs) -> Verdict:
     plan = forecast(config, costs)
     wrong = problems(plan, cluster)
     if not wrong:
-        asked = wanted(plan.roles)
+        asked = wanted(plan)
         return Verdict(True, f"fits: {asked} of {len(cluster.gpus)} GPUs, {free(plan, cluster)}", {})
     changes = remedy(config, plan, cluster, costs)
     if changes is not None:
@@ -120,10 +120,10 @@ def judge(config: RunConfig, cluster: Cluster, costs: Costs) -> Verdict:
 def problems(plan: Forecast, cluster: Cluster) -> list[str]:
     """What does not fit, in the order of the question; empty where everything does."""
     found = []
-    if (asked := wanted(plan.roles)) > len(cluster.gpus):
-        parts = " + ".join(f"{r.count} {r.name}" for r in plan.roles if r.gpus)
+    if (asked := wanted(plan)) > len(cluster.gpus):
+        parts = " + ".join(f"{r.count} {r.name}" for r in plan.placed if r.gpus)
         found.append(f"{parts} ask for {asked} GPUs of {len(cluster.gpus)}")
-    for role in plan.roles:
+    for role in plan.placed:
         if role.gpus and role.nbytes > (room := available(role, cluster)):
             found.append(f"{role.name} need {gib(role.nbytes)} per GPU of {gib(room)} ({role.fullest or 'always'})")
     if cluster.host is not None and plan.host > cluster.host:
@@ -133,10 +133,10 @@ def problems(plan: Forecast, cluster: Cluster) -> list[str]:
     return found
 
 
-def wanted(roles: Sequence[Role]) -> int:
-    """GPUs that the roles (samplers, learners, reward servers) take when `Fleet` places them."""
-    samplers, *others, rewards = roles
-    return packed([(role.count, role.gpus) for role in (*others, samplers, rewards)])
+def wanted(plan: Forecast) -> int:
+    """GPUs that the roles (samplers, learners, reward servers) and then the judges take when they are placed."""
+    samplers, *others, rewards = plan.roles
+    return packed([(role.count, role.gpus) for role in (*others, samplers, rewards, *plan.judges)])
 
 
 def packed(pools: Sequence[tuple[int, float]]) -> int:
@@ -158,7 +158,7 @@ def available(role: Role, cluster: Cluster) -> int:
 
 def free(plan: Forecast, cluster: Cluster) -> str:
     """How full the fullest GPU is."""
-    on_gpu = [role for role in plan.roles if role.gpus]
+    on_gpu = [role for role in plan.placed if role.gpus]
     if not on_gpu:
         return "no role asks for one (write samplers.gpus=1, learners.gpus=1, rewards.gpus=1 to use them)"
     tight = max(on_gpu, key=lambda role: role.nbytes / available(role, cluster))
@@ -167,7 +167,7 @@ def free(plan: Forecast, cluster: Cluster) -> str:
 
 def remedy(config: RunConfig, plan: Forecast, cluster: Cluster, costs: Costs) -> Changes | None:
     """The first change that makes all fit: counts where there are too many, then each role that is too large."""
-    crowded = wanted(plan.roles) > len(cluster.gpus)
+    crowded = wanted(plan) > len(cluster.gpus)
     scarce = not crowded and cluster.host is not None and plan.host > cluster.host
     for counts in recounts(config, plan, len(cluster.gpus)) if crowded else [{}, *fewer(config)] if scarce else [{}]:
         changes: Changes | None = counts
@@ -249,6 +249,7 @@ def recounts(config: RunConfig, plan: Forecast, gpus: int) -> Iterator[Changes]:
     """Counts that fit on so many GPUs, the best balanced first; roles without GPUs keep theirs."""
     pools = (config.samplers, config.learners, config.rewards)
     items, times = config.data.shape.items, [w.time for w in plan.work]
+    judges = [(1, judge.gpus) for judge in plan.judges]
     choices = [
         [n for n in range(1, int(gpus / pool.gpus) + 1) if name != "learners" or items % n == 0]
         if pool.gpus
@@ -258,7 +259,7 @@ def recounts(config: RunConfig, plan: Forecast, gpus: int) -> Iterator[Changes]:
     found = []
     for learners, rewards in product(choices[1], choices[2]):
         others = (learners, pools[1].gpus), (rewards, pools[2].gpus)
-        fitting = [n for n in choices[0] if packed([others[0], (n, pools[0].gpus), others[1]]) <= gpus]
+        fitting = [n for n in choices[0] if packed([others[0], (n, pools[0].gpus), others[1], *judges]) <= gpus]
         if fitting:
             found.append((fitting[-1], learners, rewards))
     slowest = [(max(t / n for t, n in zip(times, counts, strict=True)), sum(counts), counts) for counts in found]
@@ -289,8 +290,8 @@ def spelled(changes: Changes) -> str:
 
 def last_resort(plan: Forecast) -> str:
     """What is left to say: which GPUs it would take as it is."""
-    on_gpu = [role for role in plan.roles if role.gpus]
+    on_gpu = [role for role in plan.placed if role.gpus]
     if not on_gpu:
         return "it takes more host memory"
     most = max(role.nbytes / min(1.0, role.gpus) for role in on_gpu)
-    return f"it takes {wanted(plan.roles)} GPUs of {gib(int(most))}"
+    return f"it takes {wanted(plan)} GPUs of {gib(int(most))}"

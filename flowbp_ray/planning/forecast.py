@@ -19,7 +19,10 @@ PROCESS = 2**30
 
 @dataclass(frozen=True)
 class Forecast:
-    """Sizes, the three roles' memory, traffic, work and host memory (bytes, over all nodes, the store included)."""
+    """Sizes, the three roles' memory, traffic, work and host memory (bytes, over all nodes, the store included).
+
+    judges: those that the run serves itself.
+    """
 
     sizes: Sizes
     roles: tuple[Role, Role, Role]
@@ -27,13 +30,20 @@ class Forecast:
     work: tuple[Work, Work, Work]
     ratio: tuple[int, ...]
     host: int
+    judges: tuple[Role, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and numbers, for JSON; a role also says its total and its fullest phase."""
         plain = asdict(self)
-        for row, role in zip(plain["roles"], self.roles, strict=True):
-            row |= {"overhead": role.overhead, "bytes": role.nbytes, "fullest": role.fullest}
+        for rows, roles in ((plain["roles"], self.roles), (plain["judges"], self.judges)):
+            for row, role in zip(rows, roles, strict=True):
+                row |= {"overhead": role.overhead, "bytes": role.nbytes, "fullest": role.fullest}
         return plain
+
+    @property
+    def placed(self) -> tuple[Role, ...]:
+        """All that Ray has to place, in the order in which it is shown."""
+        return self.roles + self.judges
 
 
 def forecast(config: RunConfig, costs: Costs | None = None) -> Forecast:
@@ -49,8 +59,9 @@ def forecast(config: RunConfig, costs: Costs | None = None) -> Forecast:
         memory.learners(config, costs, sizes),
         memory.rewards(config, costs, sizes),
     )
-    done, moved = work(config, costs), traffic(config, costs, sizes, texts)
-    return Forecast(sizes, roles, moved, done, ratio([w.time for w in done]), host(config, roles, sizes, moved))
+    done, moved, judges = work(config, costs), traffic(config, costs, sizes, texts), memory.judges(config)
+    total = host(config, roles, sizes, moved) + sum(2 * PROCESS + (0 if j.gpus else j.nbytes) for j in judges)
+    return Forecast(sizes, roles, moved, done, ratio([w.time for w in done]), total, judges)
 
 
 def count_prompts(config: RunConfig) -> int | None:

@@ -7,6 +7,7 @@ each of them; what belongs to one phase is gone in the next. The fullest phase d
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from torch import nn
@@ -153,6 +154,20 @@ def rewards(config: RunConfig, costs: Costs, sizes: Sizes) -> Role:
         peak = costs.decoding(evaluated_at_once(config), False).peak
         shares.append(Share("decoder activations", peak, "evaluation"))
     return role("reward servers", config.rewards, shares)
+
+
+def judges(config: RunConfig) -> tuple[Role, ...]:
+    """The judges that the run serves itself: the files of their weights, shared out where one takes several GPUs.
+
+    What vLLM holds besides (caches, as many as fit) is its own to fit.
+    """
+    found = []
+    for judge in config.judges:
+        if judge.model is not None:
+            files = [file for end in ("safetensors", "bin") for file in Path(judge.model).glob(f"*.{end}")]
+            nbytes = sum(file.stat().st_size for file in files) // max(1, int(judge.gpus))
+            found.append(Role(f"judge {judge.name}", 1, judge.gpus, (Share("files of its weights", nbytes),)))
+    return tuple(found)
 
 
 def decoded_at_once(config: RunConfig) -> int:

@@ -53,7 +53,7 @@ def _memory(plan: Forecast) -> Table:
     table.add_column("what")
     table.add_column("when")
     table.add_column("bytes", justify="right")
-    for role in plan.roles:
+    for role in plan.placed:
         for share in role.shares:
             table.add_row(
                 "",
