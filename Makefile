@@ -23,7 +23,7 @@ test: $(STAMP) lint types
 	$(BIN)/python -m pytest -n 2 --dist loadscope -m "not ray and not judge and not long"
 	$(BIN)/python -m pytest -m "ray and not judge and not long"
 
-# A real vLLM on the CPU; the first time it is installed into an environment of its own below ~/.cache (3.4 GB).
+# A real vLLM on the CPU, alone and in a run; the first time it is installed into an environment of its own below ~/.cache (3.4 GB).
 test-judge: $(STAMP)
 	$(BIN)/python -m pytest -m "judge and not long"
 

@@ -46,23 +46,29 @@ def curves(run: Run) -> Path | None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     lines = run.metrics()
     train = [line for line in lines if line["kind"] == "train"]
     if not train:
         return None
     rewards, judges = [reward.name for reward in run.config().rewards.all], monitoring(run.config())
-    panels = [("evaluation", "rewards on held-out prompts", rewards)]
-    panels += [("evaluation", "share that the exact verifier accepts", ["verifier"])]
-    panels += [("judge", "judges on held-out prompts", judges)] if judges else []
-    figure, (left, *others) = plt.subplots(
-        1, 1 + len(panels), figsize=(4.4 * (1 + len(panels)), 3.6), layout="constrained"
-    )
+    panels = [
+        ("evaluation", "rewards on held-out prompts", rewards),
+        ("evaluation", "share that the exact verifier accepts", ["verifier"]),
+        ("judge", "judges on held-out prompts", judges),
+    ]
+    panels = [(kind, title, names) for kind, title, names in panels if _have(lines, kind, names)]
+    width = 4.4 * (1 + len(panels))
+    figure, axes = plt.subplots(1, 1 + len(panels), figsize=(width, 3.6), layout="constrained", squeeze=False)
+    left, *others = axes[0]
     for key in (k for k in train[0] if k.startswith("reward/")):
         left.plot([t["step"] + 1 for t in train], [t[key] for t in train], lw=1, label=key.removeprefix("reward/"))
     left.set(title="reward of the training batches", xlabel="step")
     left.legend()
     stopped = guard.read(run)
+    for axis in axes[0]:
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axis, (kind, title, names) in zip(others, panels, strict=True):
         _held_out(axis, [line for line in lines if line["kind"] == kind], names)
         axis.set(title=title, xlabel="step")
@@ -80,6 +86,10 @@ def curves(run: Run) -> Path | None:
 def monitoring(config: RunConfig) -> list[str]:
     """The metrics of the judges that are monitors."""
     return [metric for judge in config.judges if judge.role == "monitor" for metric in judge.metrics.values()]
+
+
+def _have(lines: Sequence[Mapping[str, Any]], kind: str, names: Sequence[str]) -> bool:
+    return any(line["kind"] == kind and name in line for line in lines for name in names)
 
 
 def _held_out(axis: Any, lines: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:

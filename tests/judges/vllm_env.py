@@ -2,7 +2,7 @@
 
     python -m tests.judges.vllm_env        builds it where it is not there, and prints its interpreter
 
-About two minutes and 3.8 GB. It lies in `vllm-<hash of what goes in>` below flowbp_ray in $XDG_CACHE_HOME or
+About two minutes and 3.4 GB. It lies in `vllm-<hash of what goes in>` below flowbp_ray in $XDG_CACHE_HOME or
 ~/.cache; a file `complete` in it says that it is.
 """
 
