@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import logging
 import os
 import sys
 from collections.abc import Callable
@@ -186,7 +185,9 @@ def running_cluster() -> tuple[dict[str, float], ...]:
     """The resources of each node of the running Ray cluster."""
     import ray
 
-    ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=False)
+    from actors.joining import join
+
+    join("auto")
     try:
         return tuple(node["Resources"] for node in ray.nodes() if node["Alive"])
     finally:

@@ -200,3 +200,13 @@ def test_a_running_cluster_is_read_from_its_resources() -> None:
     with pytest.raises(ValueError, match="write --gpus 4x80GB"):
         cluster.given(None, None, [node])
     assert cluster.given("4x40GB", None, [node]) == Cluster((40 * GIB,) * 4, 1000 * GIB, 100 * GIB)
+
+
+def test_no_cluster_at_the_address_is_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Port 1 takes no connection."""
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    assert call(*arguments(folder, "--cluster")) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "no Ray cluster answers at 127.0.0.1:1 (Connection refused)" in error
