@@ -242,6 +242,7 @@ class Loop:
         if verdict.action == "warn":
             return
         if verdict.action == "rollback":
+            verdict = guard.reachable(verdict, self.config, self.evaluator.results, self.run)
             self.fleet.gang.load(str(self.run.checkpoints.path(verdict.best).resolve()))
             self.run.checkpoints.drop_after(verdict.best)
             self.done = verdict.best
@@ -283,7 +284,8 @@ class Loop:
         if self.config.learners.ema is not None:
             published = self.fleet.gang.publish(self.version(step, True))
             average = unpack_all(transport.load(published.weights))
-        spare = guard.best_so_far(self.config, self.evaluator.results) if self.rolls_back() else None
+        among = [*checkpoints.steps(), step] if self.rolls_back() else []
+        spare = guard.best_so_far(self.config, self.evaluator.results, among)
         keep, (state, unjudged) = self.config.checkpoint.keep, self.judges.state()
         checkpoints.finish(step, keep, current, held, state, average, spare, unjudged)
 

@@ -1,15 +1,15 @@
 """Against reward hacking: what is trained on rises while what is only measured falls below where it began.
 
-A pure function of the evaluations so far, so that a resumed run judges as the uninterrupted one. Only the first of
-`evaluation.guidance` is looked at.
+A pure function of the evaluations so far, so that a resumed run judges as the uninterrupted one. A metric begins at its
+first finite value. Only the first of `evaluation.guidance` is looked at.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from flowbp_ray.config import GuardConfig, RunConfig
@@ -75,41 +75,54 @@ def judge(config: RunConfig, results: Results) -> Verdict | None:
     if guard is None or len(steps) <= guard.patience:
         return None
     curves = _curves(config, results)
-    newest = steps[-guard.patience :]
+    starts = {name: start for name, curve in curves.items() if (start := _start(curve)) is not None}
+    newest, last = steps[-guard.patience :], steps[-1]
     for metric, margin in guard.metrics.items():
-        start, values = curves[metric][steps[0]], curves[metric]
-        if all(_hacked(config, curves, metric, margin, steps[0], step) for step in newest):
-            rose = {n: (curves[n][steps[0]], curves[n][steps[-1]]) for n in _risen(config, curves, steps[0], steps[-1])}
+        if all(_hacked(config, curves, starts, metric, margin, step) for step in newest):
+            risen = _risen(config, curves, starts, last)
             return Verdict(
-                step=steps[-1],
+                step=last,
                 metric=metric,
-                start=start,
-                now=values[steps[-1]],
+                start=starts[metric],
+                now=curves[metric][last],
                 margin=margin,
                 evaluations=guard.patience,
-                rose=rose,
+                rose={name: (starts[name], curves[name][last]) for name in risen},
                 action=guard.action,
-                best=best(guard, curves),
+                best=best(guard, curves, steps),
             )
     return None
 
 
-def best(guard: GuardConfig, curves: Mapping[str, Mapping[int, float]]) -> int:
-    """The evaluated step at which the guarded metrics stand highest, in sum, each in units of its margin."""
-    steps = sorted(next(iter(curves.values())))
+def best(guard: GuardConfig, curves: Mapping[str, Mapping[int, float]], among: Collection[int]) -> int:
+    """Of the evaluated steps `among`, where the guarded metrics stand highest, in sum, each in units of its margin.
+
+    Steps at which one of them is missing come last; a metric that was never there does not count.
+    """
+    starts = {metric: start for metric in guard.metrics if (start := _start(curves[metric])) is not None}
 
     def height(step: int) -> float:
-        found = sum((curves[m][step] - curves[m][steps[0]]) / margin for m, margin in guard.metrics.items())
+        found = sum((curves[m][step] - start) / guard.metrics[m] for m, start in starts.items())
         return -math.inf if math.isnan(found) else found
 
-    return max(reversed(steps), key=height)  # of equals the later one
+    return max(sorted(among, reverse=True), key=height)  # of equals the later one
 
 
-def best_so_far(config: RunConfig, results: Results) -> int | None:
-    """`best` of the evaluations so far; None without a guard or an evaluation."""
-    if config.guard is None or not results:
+def best_so_far(config: RunConfig, results: Results, among: Collection[int]) -> int | None:
+    """`best` of those steps `among` that were evaluated; None without a guard or such a step."""
+    evaluated = [step for step in among if step in results]
+    if config.guard is None or not evaluated:
         return None
-    return best(config.guard, _curves(config, results))
+    return best(config.guard, _curves(config, results), evaluated)
+
+
+def reachable(verdict: Verdict, config: RunConfig, results: Results, run: Run) -> Verdict:
+    """With the best step that has a checkpoint: a run that began with another action has not kept all of them."""
+    found = best_so_far(config, results, run.checkpoints.steps())
+    if found is None or found == verdict.best:
+        return verdict
+    run.logger().warning("guard: step %d has no checkpoint; going back to step %d", verdict.best, found)
+    return replace(verdict, best=found)
 
 
 def _curves(config: RunConfig, results: Results) -> dict[str, dict[int, float]]:
@@ -126,12 +139,24 @@ def _curves(config: RunConfig, results: Results) -> dict[str, dict[int, float]]:
     return found
 
 
-def _risen(config: RunConfig, curves: Mapping[str, Mapping[int, float]], first: int, step: int) -> list[str]:
-    return [t.name for t in config.rewards.terms if curves[t.name][step] > curves[t.name][first]]
+def _start(curve: Mapping[int, float]) -> float | None:
+    """The first finite value: a judge may have been silent at the first evaluation."""
+    return next((curve[step] for step in sorted(curve) if math.isfinite(curve[step])), None)
+
+
+def _risen(
+    config: RunConfig, curves: Mapping[str, Mapping[int, float]], starts: Mapping[str, float], step: int
+) -> list[str]:
+    return [t.name for t in config.rewards.terms if t.name in starts and curves[t.name][step] > starts[t.name]]
 
 
 def _hacked(
-    config: RunConfig, curves: Mapping[str, Mapping[int, float]], metric: str, margin: float, first: int, step: int
+    config: RunConfig,
+    curves: Mapping[str, Mapping[int, float]],
+    starts: Mapping[str, float],
+    metric: str,
+    margin: float,
+    step: int,
 ) -> bool:
-    fell = curves[metric][step] < curves[metric][first] - margin
-    return fell and bool(_risen(config, curves, first, step))
+    fell = metric in starts and curves[metric][step] < starts[metric] - margin
+    return fell and bool(_risen(config, curves, starts, step))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -101,6 +102,7 @@ def _change(tree: Any, override: str) -> Any:
     """`key=value` as a tree; rewards.terms[0].weight=2 gives the whole list that is there with one entry changed."""
     key, value = override.split("=", 1)
     value = "null" if value.lower() == "none" else value
+    key = re.sub(r"\.(\d+)(?=\.|\[|$)", r"[\1]", key)  # rewards.terms.0.weight is the same
     if "[" not in key:
         return OmegaConf.from_dotlist([f"{key}={value}"])
     where = key.split("[")[0]

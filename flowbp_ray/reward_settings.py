@@ -61,6 +61,12 @@ class RewardsConfig(PoolConfig):
     _url = field_validator("url", mode="before")(addresses.several)
     _token_file = field_validator("token_file")(addresses.absolute)
 
+    @field_validator("balance", mode="before")
+    @classmethod
+    def _none(cls, value: Any) -> Any:
+        """On the command line none is null, for all keys."""
+        return "none" if value is None else value
+
     @field_validator("monitors", mode="before")
     @classmethod
     def _by_name(cls, value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 from collections.abc import Iterator
@@ -44,8 +45,8 @@ def test_the_example_scores_by_hand() -> None:
     red = torch.zeros(2, 3, 4, 4)
     red[:, 0] = 1.0
     assert reward.score(red, ["a red star", "a blue star"]).tolist() == [0.0, -4.0]
-    with pytest.raises(StopIteration):
-        reward.score(red, ["a star", "a red star"])
+    with pytest.raises(ValueError, match="no colour that it knows in 'a star'"):
+        reward.score(red, ["a red star", "a star"])
 
 
 def test_its_gradient_is_that_of_finite_differences() -> None:
@@ -98,3 +99,12 @@ def test_every_registered_reward_has_a_row() -> None:
     rows = set(re.findall(r"^\| `(\w+)` \|", DOCS.read_text(), flags=re.MULTILINE))
     missing = {name for name in REWARDS if name not in rows and name.removesuffix("_heldout") not in rows}
     assert not missing
+
+
+@pytest.mark.parametrize("name", sorted(name for name in REWARDS if not name.startswith("shapes_")))
+def test_a_row_names_every_file_that_its_reward_may_need(name: str) -> None:
+    """Those are the options without a default: a path, or nothing."""
+    (row,) = re.findall(rf"^\| `{name}` \|.*$", DOCS.read_text(), flags=re.MULTILINE)
+    parameters = inspect.signature(base.factory(name)).parameters.values()
+    files = [p.name for p in parameters if p.default is None and "Path" in str(p.annotation)]
+    assert files and not [file for file in files if f"→ `{file}`" not in row]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from flowbp_ray import guard, loading
 from flowbp_ray.config import RunConfig
 from flowbp_ray.driver import train
 from flowbp_ray.evaluate import Evaluation
+from flowbp_ray.interrupt import Interrupted
 from flowbp_ray.loading import ConfigError
 from flowbp_ray.run import Run
+from tests.chaos import before_step
 from tests.small import small_overrides
 
 METRICS = "guard.metrics={shapes_clip_heldout: 0.05, verifier: 0.1}"
@@ -68,8 +71,52 @@ def test_patience_and_the_best_step(tmp_path: Path) -> None:
     results = evaluations([0.3, 0.4, 0.5, 0.6], [0.5, 0.55, 0.44, 0.40], [0.4, 0.45, 0.45, 0.45])
     assert guard.judge(config(tmp_path, "guard.patience=3"), results) is None
     found = guard.judge(config(tmp_path), results)
-    assert found is not None and found.best == 10 and guard.best_so_far(config(tmp_path), results) == 10
+    assert found is not None and found.best == 10 and guard.best_so_far(config(tmp_path), results, results) == 10
     assert "step 30: shapes_clip rose from 0.300 to 0.600 while shapes_clip_heldout fell" in found.describe()
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("trained", "heldout", "verifier", "metric", "best"),
+    [
+        ([0.3, 0.4, 0.5, 0.6], [NAN, 0.5, 0.44, 0.43], [0.4, 0.4, 0.4, 0.4], "shapes_clip_heldout", 10),
+        ([NAN, 0.4, 0.5, 0.6], [0.5, 0.5, 0.4, 0.3], [0.4, 0.4, 0.4, 0.4], "shapes_clip_heldout", 10),
+        ([0.3, 0.4, 0.5, 0.6], [NAN, 0.5, 0.5, 0.5], [0.4, 0.45, 0.2, 0.1], "verifier", 10),
+        ([0.3, 0.4, 0.5, 0.6], [NAN] * 4, [0.4, 0.45, 0.2, 0.1], "verifier", 10),
+        ([0.3, 0.4, 0.5, 0.6], [NAN] * 4, [NAN] * 4, None, None),
+        ([NAN] * 4, [0.5, 0.5, 0.4, 0.3], [0.4, 0.4, 0.4, 0.4], None, None),
+    ],
+)
+def test_what_is_missing_at_first_begins_where_it_is_there(
+    tmp_path: Path,
+    trained: list[float],
+    heldout: list[float],
+    verifier: list[float],
+    metric: str | None,
+    best: int | None,
+) -> None:
+    """A judge that was down at the first evaluation blinds the guard neither then nor in its choice of the best."""
+    found = guard.judge(config(tmp_path), evaluations(trained, heldout, verifier))
+    assert (found and found.metric, found and found.best) == (metric, best)
+    if metric == "shapes_clip_heldout" and found is not None:
+        assert found.start == 0.5 and found.rose["shapes_clip"][0] == next(x for x in trained if x == x)
+
+
+def test_a_rollback_goes_where_there_is_a_checkpoint(tmp_path: Path) -> None:
+    run = Run.create(config(tmp_path, "guard.action=rollback"))
+    results = evaluations([0.3, 0.4, 0.5, 0.6], [0.5, 0.55, 0.44, 0.40], [0.4, 0.45, 0.45, 0.45])
+    found = guard.judge(run.config(), results)
+    assert found is not None and found.best == 10
+    for saved, target in (([30], 30), ([20, 30], 20), ([0, 30], 0), ([10, 30], 10)):
+        shutil.rmtree(run.checkpoints.folder)
+        for step in saved:
+            run.checkpoints.path(step).mkdir(parents=True)
+            (run.checkpoints.path(step) / "weights.safetensors").touch()
+        assert run.checkpoints.steps() == saved
+        assert guard.reachable(found, run.config(), results, run).best == target
+    assert "step 10 has no checkpoint; going back to step 30" in (run.folder / "log.txt").read_text()
 
 
 @pytest.mark.parametrize(
@@ -94,21 +141,22 @@ class Whiteness:
         return images.mean((1, 2, 3)) - torch.tensor(0.0)
 
 
+HACKED = [
+    "rewards.terms=[{name: whiteness, kind: 'tests.test_guard:Whiteness', clip: 2.0, scale: 10.0}]",
+    "steps=30",
+    "learners.optimizer.lr=1.0e-3",
+    "evaluation.every=3",
+    "evaluation.limit=24",
+    "evaluation.batch=12",
+    "guard.metrics={verifier: 0.05}",
+]
+
+
 @pytest.mark.ray
 @pytest.mark.long
 @pytest.mark.parametrize("action", ["stop", "rollback"])
 def test_a_hacked_run_ends_by_itself(tmp_path: Path, local_ray: None, action: str) -> None:
-    own = [
-        "rewards.terms=[{name: whiteness, kind: 'tests.test_guard:Whiteness', clip: 2.0, scale: 10.0}]",
-        "steps=30",
-        "learners.optimizer.lr=1.0e-3",
-        "evaluation.every=3",
-        "evaluation.limit=24",
-        "evaluation.batch=12",
-        "guard.metrics={verifier: 0.05}",
-        f"guard.action={action}",
-        "checkpoint.keep=1",
-    ]
+    own = [*HACKED, f"guard.action={action}", "checkpoint.keep=1"]
     run, summary = train(config(tmp_path, *own))
     told = summary["guard"]
     assert told["step"] < 30 and told["metric"] == "verifier" and told["now"] < told["start"] - 0.05
@@ -126,3 +174,17 @@ def test_a_hacked_run_ends_by_itself(tmp_path: Path, local_ray: None, action: st
     with pytest.raises(ConfigError, match=r"the guard ended .* guard.action=warn goes on"):
         train(config(tmp_path, *own, f"name={run.folder.name}", "resume=auto"))
     assert Run.open(run.folder).checkpoints.steps()[-1] == kept
+
+
+@pytest.mark.ray
+@pytest.mark.long
+def test_a_run_that_is_told_to_roll_back_later_ends_where_it_has_a_checkpoint(tmp_path: Path, local_ray: None) -> None:
+    """It began with warn, so the evaluation that was best, the first one, has none."""
+    more = [*HACKED, "guard.patience=1", "name=late", "checkpoint.every=9", "resume=auto"]
+    with before_step(10, lambda loop: setattr(loop.interrupts, "asked", True)), pytest.raises(Interrupted):
+        train(config(tmp_path, *more, "guard.action=warn", "guard.metrics={verifier: 0.9}"))
+    begun = Run.open(tmp_path / "late").checkpoints.steps()
+    assert begun and begun[0] > 0
+    run, summary = train(config(tmp_path, *more, "guard.action=rollback", "guard.metrics={verifier: 0.05}"))
+    assert summary["guard"]["best"] == run.checkpoints.steps()[-1] and summary["guard"]["best"] >= begun[0]
+    assert "has no checkpoint; going back to step" in (run.folder / "log.txt").read_text()

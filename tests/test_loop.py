@@ -48,9 +48,10 @@ def test_bit_for_bit_with_one_process(local_ray: Any, tmp_path: Path, method: st
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("servers", [1, 2])
-def test_balanced_rewards_over_one_or_two_servers(local_ray: Any, tmp_path: Path, servers: int) -> None:
+@pytest.mark.parametrize("servers", [1, 2, 4])
+def test_balanced_rewards_over_several_servers(local_ray: Any, tmp_path: Path, servers: int) -> None:
     both = [
+        "data.rollout_batch=1",
         "rewards.balance=grad_norm",
         "rewards.terms=[{name: shapes_clip}, {name: shapes_clip_heldout, weight: 0.5}]",
     ]

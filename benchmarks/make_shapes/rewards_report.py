@@ -52,7 +52,7 @@ def hard_negatives(
 
 def calibrate(name: str, root: Any = WEIGHTS, count: int = 60) -> dict[str, float]:
     """Mean cosine of wrong (low) and true (high) captions over all skills, fresh training-split scenes, augmented."""
-    reward, rng = ShapesClip(root / name, name), np.random.default_rng(2024)
+    reward, rng = ShapesClip(root / name), np.random.default_rng(2024)
     found = [hard_negatives(reward, rng, "train", skill, count, noisy=True) for skill in SKILLS]
     true, wrong = torch.cat([t for t, _ in found]), torch.cat([w for _, w in found])
     return {"low": round(wrong.mean().item(), 4), "high": round(true.mean().item(), 4)}
@@ -94,7 +94,7 @@ def damage_auc(reward: ShapesClip, rng: np.random.Generator, kind: str, count: i
 
 def report(name: str) -> dict[str, Any]:
     """Accuracy per skill and split, AUC per kind of damage, and the facts that the config holds."""
-    reward, rng = ShapesClip(name=name), np.random.default_rng(99)
+    reward, rng = ShapesClip(WEIGHTS / name), np.random.default_rng(99)
     skills = {}
     for skill in SKILLS:
         row = {}

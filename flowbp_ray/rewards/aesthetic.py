@@ -14,8 +14,8 @@ from flowbp_ray.rewards.clip_folder import check_model, image_embedder, load_cli
 from flowbp_ray.rewards.embedding import check_pairs, tower_dtype
 from flowbp_ray.rewards.files import check_file, fill, read_checkpoint
 
-WHAT = "LAION's head sac+logos+ava1-l14-linearMSE.pth, from improved-aesthetic-predictor on GitHub (Apache-2.0)"
-CLIP = "the folder of openai/clip-vit-large-patch14 from Hugging Face (MIT)"
+WHAT = "LAION's head sac+logos+ava1-l14-linearMSE.pth, from improved-aesthetic-predictor on GitHub"
+CLIP = "the folder of openai/clip-vit-large-patch14 from Hugging Face"
 
 
 class Head(nn.Module):

@@ -41,7 +41,7 @@ REWARDS: dict[str, str] = {
 """Name -> "module:factory". Strings, so that the packages one reward needs are imported only by who asks for it."""
 
 
-def build(name: str, device: str = "cpu", **options: Any) -> Reward:
+def build(name: str, device: str = "cpu", /, **options: Any) -> Reward:
     """Build the reward registered as `name`; "package.module:Factory" names one that lives outside the library.
 
     Where images and models are on a GPU the factory is given `device`.
@@ -103,13 +103,22 @@ def factory(name: str) -> Callable[..., Any]:
         hint = f"did you mean {near[0]!r}?" if near else f"known rewards: {', '.join(sorted(REWARDS))}"
         raise ValueError(f"unknown reward {name!r}; {hint}")
     module, _, attribute = REWARDS.get(name, name).partition(":")
+    if not module.strip(".") or module.startswith(".") or not attribute:
+        raise ValueError(f"reward {name!r} is not understood; write package.module:Class")
     try:
-        found: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+        loaded = importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise ValueError(f"reward {name!r} needs the package {error.name!r}, which is not installed") from error
-    except AttributeError as error:
-        raise ValueError(f"reward {name!r}: there is no {attribute!r} in {module}") from error
-    return found
+    except Exception as error:  # whatever a module of one's own does when it is imported
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"reward {name!r}: importing {module} raises {why}") from error
+    found = getattr(loaded, attribute, None)
+    if found is None:
+        raise ValueError(f"reward {name!r}: there is no {attribute!r} in {module}")
+    if not callable(found):
+        raise ValueError(f"reward {name!r}: {attribute} in {module} is a {type(found).__name__}, not a class to build")
+    made: Callable[..., Any] = found
+    return made
 
 
 def needed(reward: str, option: str, path: str | Path | None, what: str) -> Path:
@@ -119,6 +128,13 @@ def needed(reward: str, option: str, path: str | Path | None, what: str) -> Path
     """
     if path is None:
         raise ValueError(f"reward {reward!r} needs options.{option}: {what}")
-    if not Path(path).expanduser().exists():
+    if not isinstance(path, str | Path):
+        raise ValueError(f"reward {reward!r}: options.{option} must be a path, got {path!r}; it is {what}")
+    try:
+        found = Path(path).expanduser()
+        there = found.exists()
+    except (OSError, RuntimeError, ValueError):  # too long a name, no such user, a NUL byte
+        there = False
+    if not there:
         raise ValueError(f"reward {reward!r}: options.{option} is {str(path)!r}, which does not exist; it is {what}")
-    return Path(path).expanduser()
+    return found

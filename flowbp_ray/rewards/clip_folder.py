@@ -48,10 +48,14 @@ def check_tokenizer(reward: str, option: str, folder: str | Path | None, what: s
 
 
 def load_clip(reward: str, folder: Path, device: str, dtype: torch.dtype) -> Any:
-    """The CLIPModel of a folder, frozen, in eval mode; raises ValueError where a weight is missing or misshaped."""
+    """The CLIPModel of a folder, frozen, in eval mode; raises ValueError where a weight is missing or misshaped.
+
+    Its logit_scale is fp32 at least: in bfloat16 its exponential would be 1 % off.
+    """
+    wide = torch.promote_types(dtype, torch.float32)
     try:
         # typed here: transformers' own annotation does not know of the second value
-        loaded: Any = CLIPModel.from_pretrained(folder, dtype=dtype, local_files_only=True, output_loading_info=True)
+        loaded: Any = CLIPModel.from_pretrained(folder, dtype=wide, local_files_only=True, output_loading_info=True)
     except (RuntimeError, OSError, SafetensorError) as error:
         raise ValueError(f"reward {reward!r}: the weights in {folder} do not load ({one_line(error)})") from error
     model, info = loaded
@@ -60,7 +64,9 @@ def load_clip(reward: str, folder: Path, device: str, dtype: torch.dtype) -> Any
     for weight in model.parameters():
         # Out of the mapped file: tensors start at any address there, and CPU kernels round by how memory is aligned.
         weight.data = weight.data.clone()
-    model.to(device).eval().requires_grad_(False)
+    temperature = model.logit_scale.data
+    model.to(device, dtype).eval().requires_grad_(False)
+    model.logit_scale.data = temperature.to(device)
     return model
 
 

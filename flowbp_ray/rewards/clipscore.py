@@ -10,7 +10,7 @@ from torch import Tensor
 from flowbp_ray.rewards.clip_folder import check_model, check_tokenizer, embedder, load_clip
 from flowbp_ray.rewards.embedding import tower_dtype
 
-WHAT = "the folder of openai/clip-vit-large-patch14 from Hugging Face (MIT)"
+WHAT = "the folder of openai/clip-vit-large-patch14 from Hugging Face"
 
 
 class CLIPScore:

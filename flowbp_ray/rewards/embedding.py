@@ -15,7 +15,7 @@ REMEMBERED = 4096
 
 def tower_dtype(reward: str, dtype: str) -> torch.dtype:
     """The torch dtype that options.dtype names; raises ValueError for one that the towers do not run in."""
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(f"reward {reward!r}: options.dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     return DTYPES[dtype]
 

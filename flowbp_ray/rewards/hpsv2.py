@@ -18,7 +18,7 @@ from flowbp_ray.rewards.embedding import Embedder, tower_dtype
 from flowbp_ray.rewards.files import check_file, fill, read_checkpoint
 from flowbp_ray.rewards.preprocess import padded_pixels
 
-WHAT = "HPSv2.1's checkpoint HPS_v2.1_compressed.pt, from xswu/HPSv2 on Hugging Face (Apache-2.0)"
+WHAT = "HPSv2.1's checkpoint HPS_v2.1_compressed.pt, from xswu/HPSv2 on Hugging Face"
 
 
 class HPSv2:

@@ -29,7 +29,9 @@ from transformers import AutoTokenizer, Qwen2VLConfig
 
 from flowbp_ray.rewards import published
 from flowbp_ray.rewards.base import needed
+from flowbp_ray.rewards.embedding import check_pairs, tower_dtype
 from flowbp_ray.rewards.files import finite
+from flowbp_ray.rewards.preprocess import precise
 from flowbp_ray.rewards.qwen2vl import MERGE, older_name, patches, skeleton
 from flowbp_ray.rewards.rows import score_rows
 
@@ -37,13 +39,10 @@ NAME = "hpsv3"
 PIXELS = 256 * 28 * 28
 REWARD, IMAGE, PROMPT = "<|Reward|>", "<|image_pad|>", "{text_prompt}"
 QUESTION_SHA256 = "f6ee57479d4e9eee76b49c00dc962e1e696a5a2b3cc32cebd9b1fa76fe27502c"
-WEIGHTS = "HPSv3.safetensors (17 GB) of MizzenAI/HPSv3 on the Hugging Face hub, MIT"
-BACKBONE = (
-    "a folder with config.json and the tokenizer files of Qwen/Qwen2-VL-7B-Instruct, Apache-2.0; "
-    "its weights are not needed"
-)
+WEIGHTS = "HPSv3.safetensors (17 GB) of MizzenAI/HPSv3 on the Hugging Face hub"
+BACKBONE = "a folder with config.json and the tokenizer files of Qwen/Qwen2-VL-7B-Instruct; its weights are not needed"
 QUESTION = (
-    "the question HPSv3 was trained with: hpsv3/dataset/data_collator_qwen.py of the package hpsv3 (MIT), "
+    "the question HPSv3 was trained with: hpsv3/dataset/data_collator_qwen.py of the package hpsv3, "
     "which `pip download --no-deps hpsv3==1.0.0` fetches as a zip"
 )
 
@@ -73,7 +72,7 @@ class HPSv3:
         """
         file, self.tokenizer, config, self.question = _opened(path, backbone, question, published_question)
         self.name = NAME
-        self.device, self.dtype = torch.device(device), getattr(torch, dtype)
+        self.device, self.dtype = torch.device(device), tower_dtype(NAME, dtype)
         self.model, self.head = skeleton(config), head(config.text_config.hidden_size, "meta")
         loaded = published.tensors(file, device)
         finite(NAME, file, loaded)
@@ -97,19 +96,17 @@ class HPSv3:
         Names and shapes of the weights are read, values are not.
         """
         _opened(path, backbone, question, published_question)
-        if dtype not in ("float32", "float64", "bfloat16", "float16"):
-            raise ValueError(f"reward {NAME!r}: options.dtype is {dtype!r}; write bfloat16 or float32")
+        tower_dtype(NAME, dtype)
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores [B] of images [B, 3, H, W] against B prompts. Differentiable once in the images."""
-        if len(images) != len(prompts):
-            raise ValueError(f"{len(images)} images need {len(images)} prompts, got {len(prompts)}")
-        return score_rows(self._one, images, prompts)
+        check_pairs(NAME, images, prompts)
+        return score_rows(self._one, precise(images), prompts)  # bf16 would lose what a resize averages
 
     def _one(self, image: Tensor, prompt: str) -> Tensor:
         """The score of one image [3, H, W]; a scalar."""
-        high = torch.promote_types(self.dtype, torch.float32)  # what a resize averages would be lost in bf16
-        cut, (rows, columns) = patches(image.to(self.device, high), PIXELS)
+        high = torch.promote_types(self.dtype, torch.float32)
+        cut, (rows, columns) = patches(image.to(self.device), PIXELS)
         ids = torch.tensor([self.words(prompt, rows * columns // MERGE**2)], device=self.device)
         out = self.model(
             input_ids=ids,

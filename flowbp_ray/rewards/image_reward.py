@@ -19,14 +19,15 @@ from transformers import BertTokenizer
 from flowbp_ray.rewards import published
 from flowbp_ray.rewards.base import needed
 from flowbp_ray.rewards.blip import Blip, Sizes
+from flowbp_ray.rewards.embedding import check_pairs, tower_dtype
 from flowbp_ray.rewards.files import finite
 from flowbp_ray.rewards.preprocess import clip_pixels
 
 NAME = "image_reward"
 MEAN, DEVIATION = 0.16717362830052426, 1.0333394966054072
 TOKENS = 35
-WEIGHTS = "ImageReward.pt (1.8 GB) of THUDM/ImageReward on the Hugging Face hub, Apache-2.0"
-WORDS = "a folder with the tokenizer of google-bert/bert-base-uncased (vocab.txt or tokenizer.json), Apache-2.0"
+WEIGHTS = "ImageReward.pt (1.8 GB) of THUDM/ImageReward on the Hugging Face hub"
+WORDS = "a folder with the tokenizer of google-bert/bert-base-uncased (vocab.txt or tokenizer.json)"
 UNUSED = (
     "blip.vision_proj.weight",  # the projections of BLIP's contrastive loss
     "blip.vision_proj.bias",
@@ -88,7 +89,7 @@ class ImageReward:
         """
         file, sizes = _files(path, tokenizer)
         self.name = NAME
-        self.device, self.dtype = torch.device(device), getattr(torch, dtype)
+        self.device, self.dtype = torch.device(device), tower_dtype(NAME, dtype)
         self.tokenizer = _tokenizer(needed(NAME, "tokenizer", tokenizer, WORDS), sizes.vocabulary)
         self.size = sizes.image
         loaded = {name: value for name, value in published.tensors(file).items() if name not in UNUSED}
@@ -107,17 +108,14 @@ class ImageReward:
         """
         _, sizes = _files(path, tokenizer)
         _tokenizer(needed(NAME, "tokenizer", tokenizer, WORDS), sizes.vocabulary)
-        if dtype not in ("float32", "float64", "bfloat16", "float16"):
-            raise ValueError(f"reward {NAME!r}: options.dtype is {dtype!r}; write float32 or bfloat16")
+        tower_dtype(NAME, dtype)
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores [B] of images [B, 3, H, W] against B prompts, about -2..2. Differentiable in the images."""
-        if len(images) != len(prompts):
-            raise ValueError(f"{len(images)} images need {len(images)} prompts, got {len(prompts)}")
+        check_pairs(NAME, images, prompts)
         ids, mask = self.words(prompts)
-        # bf16 would lose what a resize averages, so the pixels are prepared in fp32 at least
-        images = images.to(self.device, torch.promote_types(self.dtype, torch.float32))
-        scores: Tensor = self.model(clip_pixels(images, self.size, "even").to(self.dtype), ids, mask)
+        pixels = clip_pixels(images.to(self.device), self.size, "even")  # in fp32: bf16 would lose what it averages
+        scores: Tensor = self.model(pixels.to(self.dtype), ids, mask)
         return scores
 
     def words(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:

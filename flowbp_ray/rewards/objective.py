@@ -135,9 +135,7 @@ def _part(
         seen = images.detach().requires_grad_(True)
         scores, gradients = [], []
         for term, reward in rewards:
-            score = reward.score(seen, texts).float()
-            if score.shape != (len(where),):
-                raise ValueError(f"reward {term.name!r} must return one score per image, got {tuple(score.shape)}")
+            score = _scored(term.name, reward, seen, texts)
             loss = (factor * term.weight * term.scale * torch.relu(term.clip - score)).sum()
             scores.append(score.detach())
             gradients.append(torch.autograd.grad(loss, seen)[0])
@@ -148,6 +146,21 @@ def _part(
         ]
     pulled = torch.stack(gradients, dim=1).flatten(2).double()  # [R, M, 3 H W]
     return torch.stack(scores), torch.stack(cotangents).float(), pulled @ pulled.transpose(1, 2)
+
+
+def _scored(name: str, reward: Reward, images: Tensor, texts: list[str]) -> Tensor:
+    """Scores [R] fp32 with a gradient. Raises ValueError, with the reward's name, for what cannot be trained on."""
+    try:
+        score = reward.score(images, texts).float()
+    except ValueError:
+        raise
+    except Exception as error:
+        raise RuntimeError(f"reward {name!r} failed: {type(error).__name__}: {error}") from error
+    if score.shape != (len(texts),):
+        raise ValueError(f"reward {name!r} must return one score per image, got {tuple(score.shape)}")
+    if not score.requires_grad:
+        raise ValueError(f"reward {name!r} has no gradient in the images; write it under rewards.monitors")
+    return score
 
 
 def _check(

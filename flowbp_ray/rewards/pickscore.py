@@ -5,6 +5,7 @@ Pick-a-Pic (Kirstain et al., arXiv 2305.01569) and the card of yuvalkirstain/Pic
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from flowbp_ray.rewards.clip_folder import TOKENIZER, check_model, check_tokeniz
 from flowbp_ray.rewards.embedding import tower_dtype
 
 WHAT = "the folder of yuvalkirstain/PickScore_v1 from Hugging Face"
-WORDS = "the folder of a CLIP tokenizer, such as that of laion/CLIP-ViT-H-14-laion2B-s32B-b79K (MIT) from Hugging Face"
+WORDS = "the folder of a CLIP tokenizer, such as that of laion/CLIP-ViT-H-14-laion2B-s32B-b79K from Hugging Face"
 
 
 class PickScore:
@@ -40,7 +41,7 @@ class PickScore:
         model = load_clip(self.name, folder, device, kind)
         words = folder if tokenizer is None else check_tokenizer(self.name, "tokenizer", tokenizer, WORDS)
         self.towers = embedder(self.name, model, words, device, kind)
-        self.factor = scale * model.logit_scale.to(self.towers.wide).exp()
+        self.factor = scale * model.logit_scale.exp()
 
     @staticmethod
     def check(path: str | Path | None, tokenizer: str | Path | None, scale: float, dtype: str) -> None:
@@ -50,8 +51,8 @@ class PickScore:
             check_tokenizer("pickscore", "tokenizer", tokenizer, WORDS)
         elif not any((folder / name).is_file() for name in TOKENIZER):
             raise ValueError(f"reward 'pickscore': {folder} has no tokenizer; give options.tokenizer: {WORDS}")
-        if not scale > 0:
-            raise ValueError(f"reward 'pickscore': options.scale must be above 0, got {scale}")
+        if not isinstance(scale, int | float) or not 0 < scale < math.inf:
+            raise ValueError(f"reward 'pickscore': options.scale must be a number above 0, got {scale!r}")
         tower_dtype("pickscore", dtype)
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

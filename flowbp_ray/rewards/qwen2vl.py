@@ -10,12 +10,11 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from accelerate import init_empty_weights
 from torch import Tensor
 from transformers import Qwen2VLModel
 
-from flowbp_ray.rewards.preprocess import CLIP_MEAN, CLIP_STD
+from flowbp_ray.rewards.preprocess import CLIP_MEAN, CLIP_STD, resize
 
 PATCH, MERGE, FRAMES = 14, 2, 2
 CELL = PATCH * MERGE  # pixels of one token, each way
@@ -46,8 +45,7 @@ def patches(image: Tensor, pixels: int) -> tuple[Tensor, tuple[int, int]]:
     merges them; within a patch: channel, frame, row, column.
     """
     size = fitted(image.shape[-2], image.shape[-1], pixels)
-    if size != tuple(image.shape[-2:]):
-        image = F.interpolate(image[None], size, mode="bicubic", antialias=True, align_corners=False)[0]
+    image = resize(image, *size)
     mean, std = (torch.tensor(v, device=image.device, dtype=image.dtype).view(3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
     rows, columns = size[0] // PATCH, size[1] // PATCH
     cells = ((image - mean) / std).reshape(3, rows // MERGE, MERGE, PATCH, columns // MERGE, MERGE, PATCH)

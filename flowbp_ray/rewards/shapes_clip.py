@@ -20,9 +20,12 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
+from flowbp_ray.rewards.base import needed
+from flowbp_ray.rewards.embedding import tower_dtype
 from flowbp_ray.rewards.towers import build_towers
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "shapes" / "data" / "rewards"
+WHAT = "a folder with config.json and model.safetensors, as `python -m benchmarks.make_shapes` makes them"
 PAD, START, END = 0, 1, 3  # 2 is left free: transformers' CLIP treats an end token of 2 as a legacy model
 SPECIAL = ["<pad>", "<start>", "<free>", "<end>"]
 
@@ -52,22 +55,28 @@ class Words:
 class ShapesClip:
     """Affine-calibrated cosine of a small image tower and a small text tower (module docstring), on [B, 3, 64, 64]."""
 
-    def __init__(
-        self, folder: str | Path | None = None, name: str = "shapes_clip", device: str = "cpu", dtype: str = "float32"
-    ) -> None:
+    name = "shapes_clip"
+
+    def __init__(self, folder: str | Path | None = None, device: str = "cpu", dtype: str = "float32") -> None:
         """Load `config.json` and `model.safetensors` from `folder` (default: the weights in the package)."""
-        self.name = name
-        folder = Path(folder) if folder is not None else WEIGHTS / name
-        if not (folder / "config.json").is_file():
-            raise ValueError(f"no reward model in {folder}; make it with `python -m benchmarks.make_shapes`")
+        self.check(folder, dtype)
+        folder = WEIGHTS / self.name if folder is None else Path(folder).expanduser()
         config: dict[str, Any] = json.loads((folder / "config.json").read_text())
         self.words = Words(config["vocabulary"], config["text_length"])
         self.low, self.high = float(config["calibration"]["low"]), float(config["calibration"]["high"])
-        self.device, self.dtype = torch.device(device), getattr(torch, dtype)
+        self.device, self.dtype = torch.device(device), tower_dtype(self.name, dtype)
         self.model = build_towers(config["architecture"], config["model"])
         self.model.load_state_dict(load_file(folder / "model.safetensors"))
         self.model.to(self.device, self.dtype).eval().requires_grad_(False)
         self._texts: dict[str, Tensor] = {}
+
+    @classmethod
+    def check(cls, folder: str | Path | None, dtype: str) -> None:
+        """Raise ValueError where there is no such model, or no such dtype."""
+        found = WEIGHTS / cls.name if folder is None else needed(cls.name, "folder", folder, WHAT)
+        if not (found / "config.json").is_file() or not (found / "model.safetensors").is_file():
+            raise ValueError(f"reward {cls.name!r}: no model in {found}; options.folder is {WHAT}")
+        tower_dtype(cls.name, dtype)
 
     def cosine(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Cosine of each image [B, 3, 64, 64] in 0..1 with its prompt; [B]. Differentiable in the images."""
@@ -95,5 +104,4 @@ class ShapesClip:
 class ShapesClipHeldout(ShapesClip):
     """The second model: another architecture, seed and data order. Reported, never trained on."""
 
-    def __init__(self, folder: str | Path | None = None, device: str = "cpu", dtype: str = "float32") -> None:
-        super().__init__(folder, name="shapes_clip_heldout", device=device, dtype=dtype)
+    name = "shapes_clip_heldout"

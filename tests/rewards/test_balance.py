@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,11 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from flowbp_ray.local import LocalLoop
 from flowbp_ray.rewards import Objective, score_and_cotangent
 from flowbp_ray.rewards.balance import gram, shares, strengths
 from flowbp_ray.surrogate import METHODS
 from flowbp_ray.surrogate.backward import sweep
 from tests.rewards.test_objective import PROMPTS, TERMS, Bumpy, RewardTerm
+from tests.small import small_config
 
 ROWS, BRANCHES, SIGMAS = 4, 2, [1.0, 0.75, 0.5, 0.25, 0.0]
 NAMES, WEIGHTS = [t.name for t, _ in TERMS], [t.weight for t, _ in TERMS]
@@ -117,3 +120,21 @@ def test_one_two_or_four_servers_give_one_parameter_gradient(
     assert gradients[0].abs().max() > 0
     for other in gradients[1:]:
         torch.testing.assert_close(other, gradients[0], rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("balance", ["none", "grad_norm"])
+def test_the_real_parts_give_one_gradient_however_the_batch_is_split(tmp_path: Path, balance: str) -> None:
+    """Sampler, decoder, two rewards, selection and learner; a batch of four scored in 1, 2 or 4 parts."""
+    terms = "rewards.terms=[{name: shapes_clip}, {name: shapes_clip_heldout, weight: 0.5, scale: 3}]"
+    found = []
+    for rows in (4, 2, 1):
+        split = [terms, f"rewards.balance={balance}", f"data.rollout_batch={rows}", "learners.micro_batch=4"]
+        loop = LocalLoop(small_config(tmp_path, "flowbp_sparse", *split))
+        assert len(loop.items(0)) == 4 // rows
+        loop.step(0)
+        moments = loop.learner.engine.optimizer.state.values()  # (1 - beta1) times the gradient, after one step
+        found.append(torch.cat([state["exp_avg"].flatten() for state in moments]))
+    assert found[0].norm() > 0
+    for other in found[1:]:
+        assert (other - found[0]).norm() <= 1e-5 * found[0].norm()

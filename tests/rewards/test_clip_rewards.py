@@ -115,6 +115,8 @@ def test_bad_calls_say_what_is_wrong(make: Make) -> None:
         reward.score(torch.zeros(2, 3, 32, 32), ["a"])
     with pytest.raises(ValueError, match="images must be float"):
         reward.score(torch.zeros(1, 32, 32, 3), ["a"])
+    with pytest.raises(ValueError, match="images must be float"):
+        reward.score(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), ["a"])
     with pytest.raises(ValueError, match=r"options.dtype must be one of float32, bfloat16, float64, got 'float16'"):
         make(dtype="float16")
 

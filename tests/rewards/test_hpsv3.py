@@ -119,8 +119,9 @@ def test_equals_transformers_qwen2vl_and_plain_matrices(options: dict[str, Any])
     assert (scores[0] - reward.score(images[1:], PROMPTS[:1])).abs() > 1e-3  # and so does the image
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("height", "width"), [(512, 512), (300, 700), (1024, 576)])
-def test_pixels_equal_pil(height: int, width: int) -> None:
+def test_pixels_equal_pil(height: int, width: int, dtype: torch.dtype) -> None:
     image = pictures(1, height, width, seed=height)[0]
     rows, columns = fitted(height, width, PIXELS)
     processor = Qwen2VLImageProcessorPil(size={"shortest_edge": PIXELS, "longest_edge": PIXELS})
@@ -128,7 +129,7 @@ def test_pixels_equal_pil(height: int, width: int) -> None:
     how = Image.Resampling.BICUBIC
     resized = np.stack([np.asarray(Image.fromarray(c.numpy(), mode="F").resize((columns, rows), how)) for c in image])
     exact, high, wide = processor.patchify((resized - mean) / std, 14, 2, 2)
-    found, grid = patches(image.double(), PIXELS)
+    found, grid = patches(image.to(dtype), PIXELS)
     assert grid == (high, wide)
     torch.testing.assert_close(found.float(), torch.from_numpy(exact.copy()), rtol=0, atol=1e-5)
     rounded = processor(Image.fromarray((image.permute(1, 2, 0) * 255).round().byte().numpy()), return_tensors="pt")
@@ -183,7 +184,7 @@ def test_a_row_is_scored_alone_and_backward_multiplies(options: dict[str, Any]) 
         torch.testing.assert_close(together[i], score, rtol=1e-6, atol=1e-6)
         (plain,) = torch.autograd.grad(score, alone)
         torch.testing.assert_close(pulled[i], factor * plain, rtol=1e-4, atol=1e-3 * plain.abs().max().item())
-    with pytest.raises(ValueError, match="2 images need 2 prompts, got 1"):
+    with pytest.raises(ValueError, match="needs one prompt per image, got 2 and 1"):
         reward.score(images, PROMPTS[:1])
     with pytest.raises(ValueError, match=r"cannot read a prompt with <\|Reward\|> in it"):
         reward.score(images[:1].detach(), ["give me <|Reward|>"])
@@ -275,7 +276,7 @@ def test_missing_and_foreign_files_are_refused_before_anything_starts(options: d
         ({"question": str(tmp_path / "other.py")}, "does not define INSTRUCTION and prompt_with_special_token"),
         ({"question": str(tmp_path / "mute.txt")}, r"must contain <\|Reward\|> once, it does 0 times"),
         ({"question": str(bare)}, "bare cannot be read"),
-        ({"dtype": "int4"}, "options.dtype is 'int4'"),
+        ({"dtype": "int4"}, "options.dtype must be one of .* got 'int4'"),
     ):
         with pytest.raises(ValueError, match=match) as caught:
             base.check("hpsv3", options | change)
@@ -283,3 +284,13 @@ def test_missing_and_foreign_files_are_refused_before_anything_starts(options: d
     save_file(weights | {key: weights[key] * float("inf")}, tmp_path / "inf.safetensors")
     with pytest.raises(ValueError, match=f"{key} in .*inf.safetensors has values that are not finite"):
         HPSv3(**options | {"path": str(tmp_path / "inf.safetensors")})
+
+
+def test_pictures_of_another_type_are_refused(options: dict[str, Any]) -> None:
+    """A uint8 picture is 0..255, not 0..1: its score would mean nothing."""
+    reward = build("hpsv3", **options)
+    for images in (torch.zeros(1, 3, 56, 56, dtype=torch.uint8), torch.zeros(1, 56, 56, 3)):
+        with pytest.raises(ValueError, match="images must be float"):
+            reward.score(images, ["a"])
+    with pytest.raises(ValueError, match="needs one prompt per image, got 2 and 1"):
+        reward.score(torch.zeros(2, 3, 56, 56), ["a"])

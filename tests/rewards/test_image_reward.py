@@ -162,7 +162,7 @@ def test_a_row_is_scored_alone(options: dict[str, str]) -> None:
         together = reward.score(images, texts)
         alone = torch.cat([reward.score(images[i : i + 1], texts[i : i + 1]) for i in range(6)])
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
-    with pytest.raises(ValueError, match="6 images need 6 prompts, got 2"):
+    with pytest.raises(ValueError, match="needs one prompt per image, got 6 and 2"):
         reward.score(images, texts[:2])
 
 
@@ -233,8 +233,18 @@ def test_missing_and_foreign_files_are_refused_before_anything_starts(options: d
         ({"tokenizer": None}, "needs options.tokenizer: a folder with the tokenizer of google-bert/bert-base-uncased"),
         ({"tokenizer": str(tmp_path / "empty")}, "the tokenizer in .*empty has 5 words, the model 15"),
         ({"tokenizer": str(tmp_path / "short")}, "has 14 words, the model 15"),
-        ({"dtype": "float31"}, "options.dtype is 'float31'"),
+        ({"dtype": "float31"}, "options.dtype must be one of .* got 'float31'"),
         ({"med_config": "x"}, "it takes path, tokenizer, device, dtype"),
     ):
         with pytest.raises(ValueError, match=match):
             base.check("image_reward", options | change)
+
+
+def test_pictures_of_another_type_are_refused(options: dict[str, str]) -> None:
+    """A uint8 picture is 0..255, not 0..1: its score would mean nothing."""
+    reward = build("image_reward", **options)
+    for images in (torch.zeros(1, 3, 56, 56, dtype=torch.uint8), torch.zeros(1, 56, 56, 3)):
+        with pytest.raises(ValueError, match="images must be float"):
+            reward.score(images, ["a"])
+    with pytest.raises(ValueError, match="needs one prompt per image, got 2 and 1"):
+        reward.score(torch.zeros(2, 3, 56, 56), ["a"])

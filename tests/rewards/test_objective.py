@@ -144,3 +144,28 @@ def test_bad_input_says_what_to_write(
 def test_unknown_reward_names_the_nearest() -> None:
     with pytest.raises(ValueError, match="did you mean 'shapes_clip'"):
         build("shape_clip")
+
+
+class Detached(Bumpy):
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return super().score(images, prompts).detach()
+
+
+class Broken(Bumpy):
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        raise KeyError("red")
+
+
+@pytest.mark.parametrize(
+    ("reward", "kind", "message"),
+    [
+        (Detached, ValueError, "reward 'r' has no gradient"),
+        (Broken, RuntimeError, "reward 'r' failed: KeyError: 'red'"),
+    ],
+)
+def test_a_reward_that_cannot_be_trained_on_is_named(
+    target: Tensor, decoder: nn.Module, omega: Tensor, reward: type[Bumpy], kind: type[Exception], message: str
+) -> None:
+    terms = [(RewardTerm("r"), reward("r", 0.7))]
+    with pytest.raises(kind, match=message):
+        score_and_cotangent(target, decoder, terms, PROMPTS, omega, ROWS)

@@ -10,7 +10,7 @@ from torch import Tensor
 from benchmarks.make_shapes.rewards_damage import KINDS, damage
 from benchmarks.make_shapes.rewards_data import false_claim, make_batch, say
 from benchmarks.make_shapes.rewards_report import as_images
-from flowbp_ray.rewards import build
+from flowbp_ray.rewards import base, build
 from flowbp_ray.rewards.shapes_clip import WEIGHTS, ShapesClip
 from flowbp_ray.shapes.combinations import is_held_out
 from flowbp_ray.shapes.render import render
@@ -97,8 +97,18 @@ def test_words_outside_the_grammar_are_refused(reward: ShapesClip) -> None:
 
 
 def test_missing_weights_say_how_to_make_them() -> None:
-    with pytest.raises(ValueError, match=r"benchmarks\.make_shapes"):
+    with pytest.raises(ValueError, match=r"options\.folder is 'no/such/folder', which does not exist.*make_shapes"):
         ShapesClip(folder="no/such/folder")
+    for options, message in (
+        ({"folder": "no/such/folder"}, r"benchmarks\.make_shapes"),
+        ({"folder": 5}, r"options\.folder must be a path, got 5"),
+        ({"dtype": "foo"}, "options.dtype must be one of float32"),
+        ({"name": "x"}, "it takes folder, device, dtype"),
+    ):
+        for name in ("shapes_clip", "shapes_clip_heldout"):
+            with pytest.raises(ValueError, match=message):
+                base.check(name, options)
+    base.check("shapes_clip_heldout", {})
 
 
 def test_training_batches_show_nothing_held_out_and_tell_the_truth() -> None:
