@@ -8,11 +8,11 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
+from actors.crew import Crew
 from actors.encoder import RemoteEncoder
 from actors.errors import cause
 from actors.gang import Gang
 from actors.pipeline import Pipeline
-from actors.placement import free, place
 from actors.pool import Pool
 from actors.process import actor_options
 from actors.reward import RemoteReward
@@ -25,7 +25,6 @@ from flowbp_ray.failure import RunFailed
 from flowbp_ray.remote.client import assigned
 from flowbp_ray.settings import PoolConfig
 
-RESTARTS = -1  # samplers and reward servers hold nothing that cannot be built again
 ENCODED_AT_ONCE = 32  # prompts per call of the encoder: cluster.stall_timeout is for these, not for all of them
 
 
@@ -39,7 +38,7 @@ class Fleet:
     def __init__(self, config: RunConfig, prompts: Sequence[str]) -> None:
         self.config = config
         self.handles: list[Any] = []
-        self.groups: list[Any] = []
+        self.crews: dict[str, Crew] = {}
         self._gang: Gang | None = None
         try:
             self._start(config, list(prompts))
@@ -55,8 +54,8 @@ class Fleet:
         if config.encoder.gpus:  # which the others may be waiting for
             self.encoded = encoding.finish(timeout)
         self.gang = self._gang = Gang(config)
-        samplers = self._pool("sampler", "samplers", RemoteSampler, config.samplers)
-        scorers = self._pool("reward server", "rewards", RemoteReward, config.rewards)
+        samplers = self._crew("sampler", "samplers", RemoteSampler, config.samplers)
+        scorers = self._crew("reward server", "rewards", RemoteReward, config.rewards)
         built = self.gang.launch(self.embeddings)
         if not config.encoder.gpus:  # they were starting meanwhile
             self.encoded = encoding.finish(timeout)
@@ -70,15 +69,11 @@ class Fleet:
         tries, gated = config.cluster.tries, config.gated
         self.pipeline = Pipeline(samplers, scorers, [self.embeddings], prompts, tries, timeout, gated)
 
-    def _pool(self, name: str, key: str, remote: Any, pool: PoolConfig) -> Pool:
-        group = place(pool, f"{name}s", key, self.config.cluster.placement_timeout)
-        self.groups.append(group)
-        handles = [
-            remote.options(**actor_options(pool, RESTARTS, group, i)).remote(assigned(self.config, i))
-            for i in range(pool.count)
-        ]
-        self.handles += handles
-        return Pool(name, handles)
+    def _crew(self, name: str, key: str, remote: Any, pool: PoolConfig) -> Pool:
+        """Start the actors of a pool; they learn from the configuration all that they need."""
+        timeout = self.config.cluster.placement_timeout
+        self.crews[key] = Crew(name, key, remote, pool, timeout, lambda index: assigned(self.config, index))
+        return self.crews[key].pool
 
     def rebuild(self) -> None:
         """A new gang; samplers and reward servers stay, what they are doing for the old one is forgotten."""
@@ -89,9 +84,9 @@ class Fleet:
         """End every actor and give the placement back."""
         for handle in self.handles:
             ray.kill(handle)
-        for group in self.groups:
-            free(group)
-        self.handles, self.groups = [], []
+        for crew in self.crews.values():
+            crew.stop()
+        self.handles, self.crews = [], {}
         if self._gang is not None:
             self._gang.stop()
             self._gang = None

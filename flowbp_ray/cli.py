@@ -1,4 +1,4 @@
-"""The door: flowbp-ray train | encode | sample | export | plan | methods | serve-reward.
+"""The door: flowbp-ray train | encode | sample | export | plan | scale | methods | serve-reward.
 
 User errors: a line and exit code 2.
 """
@@ -192,6 +192,22 @@ def running_cluster() -> tuple[dict[str, float], ...]:
         return tuple(node["Resources"] for node in ray.nodes() if node["Alive"])
     finally:
         ray.shutdown()
+
+
+@app.command()
+def scale(
+    run: Annotated[str, typer.Argument(help="The folder of a run that is going on.")],
+    sizes: Annotated[list[str], typer.Argument(help="samplers=6 rewards=2")],
+) -> None:
+    """Ask a run for more or fewer samplers and reward servers; it follows between two steps."""
+    from flowbp_ray import scaling
+    from flowbp_ray.run import Run
+
+    opened = Run.open(run)
+    wished = scaling.parse(opened.config(), sizes)
+    scaling.ask(opened, wished)
+    shown = " ".join(f"{role}={size}" for role, size in wished.items())
+    console.print(f"asked for {shown}; it follows after the step that it is at, and says so in {opened.folder}/log.txt")
 
 
 @app.command("serve-reward")

@@ -10,11 +10,11 @@ from pydantic import Field, field_validator, model_validator
 
 from flowbp_ray import addresses, backbones
 from flowbp_ray.backbones import Backbone
-from flowbp_ray.consistency import check_together
+from flowbp_ray.consistency import check_together, share_a_gpu
 from flowbp_ray.judges.config import JudgeConfig
 from flowbp_ray.reward_settings import RewardsConfig
 from flowbp_ray.rollouts import BatchShape
-from flowbp_ray.settings import PoolConfig, ProcessConfig, Strict
+from flowbp_ray.settings import ElasticPoolConfig, PoolConfig, ProcessConfig, Strict
 from flowbp_ray.spelling import build_method
 from flowbp_ray.surrogate import Method
 
@@ -199,7 +199,10 @@ class ClusterConfig(Strict):
 
     tries: of an item before the run stops, and of the learner gang without a step in between. stall_timeout: seconds
     without an answer. placement_timeout: seconds to find room for a pool, or for the cluster to grow. deterministic:
-    only deterministic GPU kernels (slower; CPUs are deterministic anyway).
+    only deterministic GPU kernels (slower; CPUs are deterministic anyway). scaling: who changes the sizes of samplers
+    and rewards within their min and max: a hand, by `flowbp-ray scale`, or also the rule of `flowbp_ray.scaling`.
+    colocate: samplers, reward servers and the one learner share a GPU, whatever their gpus are: each process gets an
+    equal part, with room for as many as there may be.
     """
 
     address: str = "local"
@@ -207,6 +210,8 @@ class ClusterConfig(Strict):
     stall_timeout: float = Field(600.0, gt=0)
     placement_timeout: float = Field(30.0, gt=0)
     deterministic: bool = False
+    scaling: Literal["hand", "rule"] = "hand"
+    colocate: bool = False
 
 
 class RunConfig(Strict):
@@ -228,7 +233,7 @@ class RunConfig(Strict):
     method: dict[str, Any]
     data: DataConfig
     encoder: EncoderConfig = EncoderConfig()
-    samplers: PoolConfig = PoolConfig()
+    samplers: ElasticPoolConfig = ElasticPoolConfig()
     rewards: RewardsConfig
     judges: list[JudgeConfig] = Field([])
     learners: LearnersConfig
@@ -238,6 +243,11 @@ class RunConfig(Strict):
     drift: DriftConfig = DriftConfig()
     tracking: TrackingConfig = TrackingConfig()
     cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _colocated(cls, data: Any) -> Any:
+        return share_a_gpu(data)
 
     @field_validator("method")
     @classmethod

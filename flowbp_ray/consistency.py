@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
 from flowbp_ray.judges.config import check_names
 
@@ -17,8 +18,27 @@ def check_together(config: RunConfig) -> None:
     _check_batch(config)
     _check_engine(config)
     _check_gpus(config)
+    _check_scaling(config)
     _check_guard(config)
     _check_judges(config)
+
+
+def share_a_gpu(plain: Any) -> Any:
+    """With cluster.colocate the `gpus` of samplers, rewards and learners, in a plain tree: equal parts of one GPU."""
+    if (
+        not isinstance(plain, dict)
+        or not isinstance(plain.get("cluster"), dict)
+        or not plain["cluster"].get("colocate")
+    ):
+        return plain
+    roles = {role: plain.get(role) or {} for role in ("samplers", "rewards", "learners")}
+    try:
+        here = {role: keys for role, keys in roles.items() if not keys.get("url")}
+        processes = sum(keys.get("max") or keys.get("count", 1) for keys in here.values())
+        part = math.floor(1000 / processes) / 1000  # Ray counts in ten-thousandths
+    except (AttributeError, TypeError, ZeroDivisionError):  # which validation will name
+        return plain
+    return plain | {role: {**keys, "gpus": part} for role, keys in here.items()}
 
 
 def _check_batch(config: RunConfig) -> None:
@@ -63,6 +83,16 @@ def _check_gpus(config: RunConfig) -> None:
             f"learners.gpus={learners.gpus:g} could put two ranks on one GPU, where NCCL cannot connect them; "
             "write learners.gpus=1, or learners.count=1"
         )
+
+
+def _check_scaling(config: RunConfig) -> None:
+    """A rule needs room, and roles that work side by side: in step with one another they all wait."""
+    if config.cluster.scaling != "rule":
+        return
+    if config.staleness == 0:
+        raise ValueError("cluster.scaling=rule needs staleness=1 or more, or the roles wait for one another anyway")
+    if all(len(set(pool.bounds)) == 1 for pool in (config.samplers, config.rewards)):
+        raise ValueError("cluster.scaling=rule has nothing to change; write samplers.min and samplers.max")
 
 
 def _check_guard(config: RunConfig) -> None:

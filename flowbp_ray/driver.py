@@ -14,6 +14,7 @@ from actors.fleet import Fleet
 from actors.gang import GangLost
 from actors.joining import start_ray
 from actors.judges import Judges
+from actors.scaler import Scaler
 from actors.transport import Published
 from flowbp_ray import guard, prompts
 from flowbp_ray.checks import check
@@ -88,6 +89,7 @@ class Loop:
         self.config, self.run, self.fleet = config, run, fleet
         self.tracker, self.progress, self.interrupts = tracker, progress, interrupts
         self.records, self.judges, self.evaluator = records, judges, judges.evaluator
+        self.scaler = Scaler(config, run, fleet.crews)
         model = config.backbone
         self.sigmas = model.open().sigmas(model.num_steps, model.height, model.width)
         self.method = config.surrogate()
@@ -168,16 +170,16 @@ class Loop:
         scored = [job.result for job in jobs if isinstance(job.result, Scored)]
         reports = [job.report for job in jobs if job.report is not None]
         metrics = step_metrics(self.config, reports, scored, learners, chosen, drift) | {
-            "state_bytes_per_image_formula": state_bytes(
-                self.config, [plan for job in jobs for plan in job.item.plans]
-            ),
+            "state_bytes_per_image_formula": state_bytes(self.config, [job.item for job in jobs]),
             "version": reports[0].version.step,
             "incarnation": self.incarnation,
             "retries": self.fleet.pipeline.retries,
             **phases(began, scored_at, learned_at, ended, self.config.data.shape.batch),
             **self.judges.weighed,
+            **self.scaler.metrics(),
         }
         self.tracker.log(step, "train", metrics)
+        self.scaler.between(step, metrics)
         self.progress.step(step + 1, metrics)
 
     def issue(self, batch: int) -> None:
@@ -232,8 +234,7 @@ class Loop:
             self.guard(verdict)
         if asked:
             self.log.info("stopped on request after step %d", done)
-            again = f"name={self.run.folder.name} resume=auto goes on from there"
-            raise Interrupted(f"stopped after step {done}, saved in {self.run.folder}; {again}")
+            raise Interrupted.after(done, self.run.folder)
 
     def guard(self, verdict: Verdict) -> None:
         """Say what the guard found; unless it only warns, end the run, where it is asked to at the best step."""

@@ -5,12 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 
 class Interrupted(RuntimeError):
     """The run was asked to stop, and did after saving; the message says where it can go on."""
+
+    @classmethod
+    def after(cls, step: int, folder: Path) -> Interrupted:
+        """What a run says whose checkpoint of `step` is in `folder`."""
+        return cls(f"stopped after step {step}, saved in {folder}; name={folder.name} resume=auto goes on from there")
 
 
 class Interrupts:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from flowbp_ray import addresses
-from flowbp_ray.settings import PoolConfig, Strict
+from flowbp_ray.settings import ElasticPoolConfig, Strict
 
 
 class RewardConfig(Strict):
@@ -41,7 +41,7 @@ class JitterConfig(Strict):
     shift: int = Field(0, ge=0)
 
 
-class RewardsConfig(PoolConfig):
+class RewardsConfig(ElasticPoolConfig):
     """terms are trained on; monitors are only measured, in evaluations.
 
     balance: grad_norm gives each term the share of the gradient that its weight says, whatever its unit (see

@@ -19,7 +19,7 @@ from flowbp_ray.loading import ConfigError, dump, load
 # gives the same bits for one and for several threads only where its kernels do.) On a CPU or on a GPU: that may not.
 FREE = {"output", "resume", "cluster", "samplers", "tracking", "checkpoint", "encoder", "nonfinite", "guard"}
 FREE_IN = {
-    "rewards": {"count", "threads", "cpus", "gpus", "url", "token_file"},
+    "rewards": {"count", "min", "max", "threads", "cpus", "gpus", "url", "token_file"},
     "learners": {"threads", "cpus", "gpus"},
 }
 

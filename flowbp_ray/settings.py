@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Strict(BaseModel):
@@ -28,3 +28,27 @@ class PoolConfig(ProcessConfig):
     """A pool of identical actors."""
 
     count: int = Field(1, ge=1)
+
+
+class ElasticPoolConfig(PoolConfig):
+    """A pool that may grow and shrink between steps, within min and max; where they are not written it stays at count.
+
+    Results do not depend on it. See `flowbp_ray.scaling`.
+    """
+
+    min: int | None = Field(None, ge=1)
+    max: int | None = Field(None, ge=1)
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """Fewest and most actors."""
+        return self.min or self.count, self.max or self.count
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ElasticPoolConfig:
+        least, most = self.bounds
+        if not least <= self.count <= most:
+            raise ValueError(
+                f"count={self.count} must lie between min={least} and max={most}; write min <= count <= max"
+            )
+        return self

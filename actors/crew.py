@@ -1,0 +1,76 @@
+"""The processes of a pool: each has a placement of its own, so that one may come or go without the others."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+
+from actors.placement import free, reserve, settle
+from actors.pool import Pool
+from actors.process import actor_options
+from flowbp_ray.settings import PoolConfig
+
+RESTARTS = -1  # samplers and reward servers hold nothing that cannot be built again
+
+
+class Crew:
+    """A `Pool` and what is behind it. make(i): the constructor's arguments of actor i.
+
+    Raises RunFailed where the first `config.count` of them cannot be placed within `timeout` seconds.
+    """
+
+    def __init__(
+        self, name: str, key: str, remote: Any, config: PoolConfig, timeout: float, make: Callable[[int], Any]
+    ) -> None:
+        self.name, self.key, self.remote, self.config, self.make = name, key, remote, config, make
+        self.timeout = timeout
+        groups = [reserve(config, 1) for _ in range(config.count)]
+        settle(groups, config, f"{name}s", key, timeout)
+        self.groups: dict[int, Any] = dict(enumerate(groups))
+        self.waiting: dict[int, float] = {}  # number of an actor that has no room yet -> since when
+        self.pool = Pool(name, [self._start(i) for i in self.groups])
+
+    def _start(self, index: int) -> Any:
+        options = actor_options(self.config, RESTARTS, self.groups[index])
+        return self.remote.options(**options).remote(self.make(index))
+
+    def resize(self, size: int) -> None:
+        """Start or dismiss until `size` actors stay. Returns at once: who starts gets work when it answers."""
+        while len(self.pool.staying) < size:
+            index = len(self.pool.handles)
+            self.groups[index] = reserve(self.config, 1)
+            self.waiting[index] = time.monotonic()
+            self.pool.join(self._start(index))
+        while len(self.pool.staying) > size:
+            self.pool.leave()
+        self.dismiss()
+
+    def dismiss(self) -> None:
+        """End those that were leaving and have finished; their room is given back."""
+        for index in self.pool.left():
+            ray.kill(self.pool.handles[index])
+            free(self.groups.pop(index))
+            self.waiting.pop(index, None)
+
+    def complain(self, log: logging.Logger) -> None:
+        """Say once of each new actor that the cluster has had no room for it in `timeout` seconds."""
+        for index, since in list(self.waiting.items()):
+            group = self.groups[index]
+            if group is None or group.wait(0):
+                del self.waiting[index]
+            elif time.monotonic() - since > self.timeout:
+                del self.waiting[index]
+                log.warning("%s %d still waits for room; the run goes on without it", self.name, index)
+
+    def stop(self) -> None:
+        """End all, and give their room back."""
+        for index, handle in enumerate(self.pool.handles):
+            if index not in self.pool.gone:
+                ray.kill(handle)
+        for group in self.groups.values():
+            free(group)
+        self.groups = {}

@@ -1,0 +1,43 @@
+"""Changes the sizes of the pools between two steps, as `flowbp_ray.scaling` says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from actors.crew import Crew
+from flowbp_ray import scaling
+from flowbp_ray.config import RunConfig
+from flowbp_ray.run import Run
+
+
+class Scaler:
+    """crews: by role, samplers and rewards."""
+
+    def __init__(self, config: RunConfig, run: Run, crews: Mapping[str, Crew]) -> None:
+        self.config, self.run, self.crews = config, run, crews
+        self.steps: list[Mapping[str, float]] = []  # since the last change
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {role: len(crew.pool.staying) for role, crew in self.crews.items()}
+
+    def metrics(self) -> dict[str, float]:
+        """For the step's line in metrics.jsonl."""
+        return {f"count/{role}": float(count) for role, count in self.counts.items()}
+
+    def between(self, step: int, metrics: Mapping[str, float]) -> None:
+        """After step `step`: what a hand asked for, else what the rule says."""
+        log = self.run.logger()
+        for crew in self.crews.values():
+            crew.dismiss()
+            crew.complain(log)
+        self.steps.append(metrics)
+        wished, why = scaling.take(self.run), "asked for"
+        if not wished and self.config.cluster.scaling == "rule":
+            wished, why = scaling.rule(self.config, self.counts, self.steps), "by rule"
+        for role, size in wished.items():
+            before, (least, most) = self.counts[role], getattr(self.config, role).bounds
+            self.crews[role].resize(min(max(size, least), most))
+            log.info("after step %d: %s %d -> %d, %s", step, role, before, self.counts[role], why)
+        if wished:
+            self.steps = []

@@ -1,0 +1,132 @@
+"""Pools that grow and shrink: the rule by hand-made steps, the wish's file, and a run on real Ray that does not notice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowbp_ray import driver, loading, scaling
+from flowbp_ray.config import RunConfig
+from flowbp_ray.driver import Loop
+from flowbp_ray.loading import ConfigError
+from flowbp_ray.run import Run
+from flowbp_ray.scaling import WINDOW
+from tests.chaos import before_step
+from tests.small import local_digest, small_config
+from tests.test_cli import call
+
+ROOM = ["samplers.min=1", "samplers.max=4", "rewards.min=1", "rewards.max=3"]
+RULE = [*ROOM, "cluster.scaling=rule", "staleness=1"]
+
+
+def config(tmp_path: Path, *more: str) -> RunConfig:
+    return small_config(tmp_path, "flowbp_sparse", *more)
+
+
+def steps(count: int = WINDOW, **seconds: float) -> list[dict[str, float]]:
+    return [{"step_s": 1.0, "wait_s": 0.0, "sampler_s": 0.9, "reward_s": 0.9, **seconds}] * count
+
+
+@pytest.mark.parametrize(
+    ("counts", "seconds", "expected"),
+    [
+        # the learners wait a fifth of the time: the busier role gets one more
+        ((2, 1), {"wait_s": 0.2, "sampler_s": 1.9, "reward_s": 0.5}, {"samplers": 3}),
+        ((2, 1), {"wait_s": 0.2, "sampler_s": 1.0, "reward_s": 0.9}, {"rewards": 2}),
+        ((2, 1), {"wait_s": 0.1, "sampler_s": 1.9, "reward_s": 0.9}, {}),  # a tenth is borne
+        ((4, 1), {"wait_s": 0.2, "sampler_s": 3.9}, {}),  # as many as there may be
+        # nobody waits, and samplers idle 40 % of the time: three do what four did, at 80 %
+        ((4, 1), {"sampler_s": 2.4}, {"samplers": 3}),
+        ((4, 2), {"sampler_s": 3.8, "reward_s": 0.5}, {"rewards": 1}),
+        ((2, 1), {"sampler_s": 1.55}, {}),  # idle 22 %, but one alone would be over full
+        ((1, 1), {"sampler_s": 0.1, "reward_s": 0.1}, {}),  # as few as there may be
+    ],
+)
+def test_the_rule(tmp_path: Path, counts: tuple[int, int], seconds: dict[str, float], expected: dict[str, int]) -> None:
+    sizes = dict(zip(("samplers", "rewards"), counts, strict=True))
+    assert scaling.rule(config(tmp_path, *RULE), sizes, steps(**seconds)) == expected
+
+
+def test_the_rule_waits_for_a_window_and_looks_no_further_back(tmp_path: Path) -> None:
+    waiting, busy = {"wait_s": 0.5, "sampler_s": 2.0}, {"sampler_s": 1.9}
+    sizes = {"samplers": 2, "rewards": 1}
+    found = [scaling.rule(config(tmp_path, *RULE), sizes, steps(n, **waiting)) for n in (WINDOW - 1, WINDOW)]
+    assert found == [{}, {"samplers": 3}]
+    assert scaling.rule(config(tmp_path, *RULE), sizes, [*steps(20, **waiting), *steps(**busy)]) == {}
+
+
+def test_a_wish_lies_in_the_runs_folder_until_it_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run.create(config(tmp_path, *ROOM))
+    assert scaling.take(run) == {}
+    assert call("scale", str(run.folder), "samplers=4") == 0 == call("scale", str(run.folder), "rewards=2")
+    assert "asked for rewards=2" in capsys.readouterr().out
+    assert scaling.take(run) == {"samplers": 4, "rewards": 2}
+    assert scaling.take(run) == {} and not (run.folder / scaling.FILE).exists()
+    for wrong, message in (
+        ("samplers=5", "samplers=5 is beyond samplers.min=1 and samplers.max=4"),
+        ("rewards=0", "beyond rewards.min=1"),
+        ("learners=2", "'learners=2' is not understood; write samplers=6 or rewards=2"),
+        ("samplers", "is not understood"),
+    ):
+        assert call("scale", str(run.folder), wrong) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+    assert call("scale", str(tmp_path / "nothing"), "samplers=2") == 2
+    (run.folder / scaling.FILE).write_text("[1, 2")
+    assert scaling.take(run) == {}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["samplers.min=3", "samplers.max=2"], "count=1 must lie between min=3 and max=2"),
+        (["samplers.count=5", "samplers.max=4"], "count=5 must lie between min=5 and max=4"),
+        (["cluster.scaling=rule", "staleness=1"], "write samplers.min and samplers.max"),
+        (["cluster.scaling=rule", *ROOM], "needs staleness=1 or more"),
+    ],
+)
+def test_sizes_that_do_not_go_together(tmp_path: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config(tmp_path, *overrides)
+
+
+def test_three_roles_on_one_gpu(tmp_path: Path) -> None:
+    shared = config(tmp_path, "cluster.colocate=true", "samplers.count=2", "samplers.gpus=1")
+    assert [pool.gpus for pool in (shared.samplers, shared.rewards, shared.learners)] == [0.25] * 3
+    grown = config(tmp_path, "cluster.colocate=true", "samplers.max=4")
+    assert grown.samplers.gpus == 0.166 and grown.learners.device == "cuda"
+    assert loading.validate(grown.model_dump(mode="json")) == grown
+    assert config(tmp_path, "samplers.max=4").samplers.gpus == 0
+    with pytest.raises(ConfigError, match="two ranks on one GPU"):
+        config(tmp_path, "cluster.colocate=true", "learners.count=2", "learners.engine=deepspeed")
+
+
+@pytest.mark.ray
+def test_a_pool_that_changes_all_the_time_changes_no_weight(local_ray: Any, tmp_path: Path) -> None:
+    """Samplers 1, 3, 1, 2 and reward servers 1, 2, 1: the first by hand, some while they are at work."""
+    settings = config(tmp_path, *ROOM, "steps=4", "data.rollout_batch=1", "name=elastic")
+    sizes: list[dict[str, int]] = []
+
+    def wish(loop: Loop, **wished: int) -> None:
+        sizes.append(loop.scaler.counts)
+        scaling.ask(loop.run, wished)
+
+    with (
+        before_step(0, lambda loop: wish(loop, samplers=3, rewards=2)),
+        before_step(1, lambda loop: wish(loop, samplers=1)),
+        before_step(2, lambda loop: wish(loop, samplers=9, rewards=1)),
+        before_step(3, lambda loop: sizes.append(loop.scaler.counts)),
+    ):
+        run, summary = driver.train(settings)
+    assert sizes == [
+        {"samplers": 1, "rewards": 1},
+        {"samplers": 3, "rewards": 2},
+        {"samplers": 1, "rewards": 2},
+        {"samplers": 4, "rewards": 1},
+    ]
+    assert summary["weights_sha256"] == local_digest(settings)
+    counts = [(line["count/samplers"], line["count/rewards"]) for line in run.metrics() if line["kind"] == "train"]
+    assert counts == [(1, 1), (3, 2), (1, 2), (4, 1)]
+    assert "after step 2: samplers 1 -> 4, asked for" in (run.folder / "log.txt").read_text()
