@@ -59,4 +59,4 @@ def _check_model(judge: JudgeConfig) -> None:
             f"model is {judge.model!r}, which has no config.json; write the folder of a vision-language model in the "
             "layout of transformers, such as a download of CodeGoat24/UnifiedReward-2.0-qwen-7b"
         )
-    check_python(judge.server.python)
+    check_python(judge.server)

@@ -55,22 +55,29 @@ class Answers:
     retries: int = 0
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a judge is. root: of its server. model: its name there; None: the first that the server lists."""
+
+    root: str
+    model: str | None = None
+
+
 @dataclass
 class Client:
-    """Asks one judge. locate: gives the server's root; with True it sees to the server first, since a try failed.
+    """Asks one judge. locate: says where it is; with True it sees to the server first, since a try failed.
 
     Where the server is ours it waits until it is up, and raises RunFailed where that is in vain.
 
-    served_as: the model's name at the server; None: the first that it lists. request: more fields of every request.
+    request: more fields of every request.
     """
 
-    locate: Callable[[bool], Awaitable[str]]
+    locate: Callable[[bool], Awaitable[Place]]
     template: Template
     limits: Limits = Limits()
-    served_as: str | None = None
     key: str | None = None
     request: dict[str, Any] = field(default_factory=dict)
-    known: tuple[str, Template] | None = None  # the model's name, and the template with its token ids
+    known: tuple[Place, str, Template] | None = None  # the model's name at a place, the template with its token ids
 
     async def ask(
         self, images: Sequence[np.ndarray], prompts: Sequence[str], seeds: Sequence[Sequence[int]]
@@ -79,10 +86,9 @@ class Client:
         if not len(images) == len(prompts) == len(seeds):
             raise ValueError(f"{len(images)} images need as many prompts and seeds, got {len(prompts)}, {len(seeds)}")
         gate, retries = asyncio.Semaphore(self.limits.concurrency), [0]
-        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         connector = aiohttp.TCPConnector(limit=0)
         no_limit = aiohttp.ClientTimeout(total=None)  # _try has its own
-        async with aiohttp.ClientSession(headers=headers, connector=connector, timeout=no_limit) as session:
+        async with aiohttp.ClientSession(headers=bearer(self.key), connector=connector, timeout=no_limit) as session:
             asked = zip(images, prompts, seeds, strict=True)
             found = await asyncio.gather(*[self._one(session, gate, retries, *picture) for picture in asked])
         return Answers(
@@ -109,8 +115,8 @@ class Client:
             async with gate:
                 picture = picture or data_url(image)
                 try:
-                    root = await self.locate(attempt > 0)
-                    return await self._try(session, root, picture, prompt, seed, attempt if warm else 0)
+                    place = await self.locate(attempt > 0)
+                    return await self._try(session, place, picture, prompt, seed, attempt if warm else 0)
                 except (Refused, RunFailed) as error:
                     return str(error)
                 except Unparsable as error:
@@ -122,10 +128,10 @@ class Client:
         return f"{why} ({self.limits.tries} tries)"
 
     async def _try(
-        self, session: aiohttp.ClientSession, root: str, picture: str, prompt: str, seed: Sequence[int], warmed: int
+        self, session: aiohttp.ClientSession, place: Place, picture: str, prompt: str, seed: Sequence[int], warmed: int
     ) -> dict[str, float]:
         """One question. warmed: the number of the try, where an unparsable answer came before it."""
-        name, template = await asyncio.wait_for(self._known(session, root), self.limits.timeout)
+        name, template = await asyncio.wait_for(self._known(session, place), self.limits.timeout)
         content = [
             {"type": "image_url", "image_url": {"url": picture}},
             {"type": "text", "text": template.text(prompt)},
@@ -134,23 +140,22 @@ class Client:
         body["seed"] = int(np.random.default_rng([PURPOSE, *seed, warmed]).integers(2**31))
         if warmed:
             body["temperature"] = WARMER
-        url = f"{root}/v1/chat/completions"
-        answer = await asyncio.wait_for(_json(session, "POST", url, body | self.request), self.limits.timeout)
+        url = f"{place.root}/v1/chat/completions"
+        answer = await asyncio.wait_for(as_json(session, "POST", url, body | self.request), self.limits.timeout)
         choices = answer.get("choices")
         if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
             raise Unparsable(f"the answer has no choices: {shortened(str(answer))}")
         return template.parse(choices[0])
 
-    async def _known(self, session: aiohttp.ClientSession, root: str) -> tuple[str, Template]:
-        """What must be asked once: the model's name, and the ids of Yes and No."""
-        if self.known is None:
-            name = self.served_as
+    async def _known(self, session: aiohttp.ClientSession, place: Place) -> tuple[str, Template]:
+        """What must be asked once per place: the model's name, and the ids of Yes and No."""
+        if self.known is None or self.known[0] != place:
+            root, name, template = place.root, place.model, self.template
             if name is None:
-                listed = (await _json(session, "GET", f"{root}/v1/models")).get("data")
+                listed = (await as_json(session, "GET", f"{root}/v1/models")).get("data")
                 if not isinstance(listed, list) or not listed or not isinstance(listed[0], dict):
                     raise Refused(f"{root}/v1/models lists no model")
                 name = str(listed[0].get("id"))
-            template = self.template
             if isinstance(template, YesNo):
                 template = template.model_copy(
                     update={
@@ -158,20 +163,25 @@ class Client:
                         "no_id": await self._id(session, root, name, template.no, template.no_id),
                     }
                 )
-            self.known = name, template
-        return self.known
+            self.known = place, name, template
+        return self.known[1:]
 
     async def _id(self, session: aiohttp.ClientSession, root: str, model: str, word: str, known: int | None) -> int:
         if known is not None:
             return known
         body = {"model": model, "prompt": word, "add_special_tokens": False}
-        tokens = (await _json(session, "POST", f"{root}/tokenize", body)).get("tokens")
+        tokens = (await as_json(session, "POST", f"{root}/tokenize", body)).get("tokens")
         if not isinstance(tokens, list) or len(tokens) != 1:
             raise Refused(f"{word!r} is not one token of {model} but {tokens}; write another word, or its id")
         return int(tokens[0])
 
 
-async def _json(session: aiohttp.ClientSession, method: str, url: str, body: Any = None) -> dict[str, Any]:
+def bearer(key: str | None) -> dict[str, str]:
+    """The headers that carry an API key."""
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+async def as_json(session: aiohttp.ClientSession, method: str, url: str, body: Any = None) -> dict[str, Any]:
     """The answer's object. Raises Refused, Unanswered or Unparsable, by status."""
     async with session.request(method, url, json=body) as response:
         raw = b""

@@ -10,6 +10,8 @@ from pydantic import Field, field_validator, model_validator
 from flowbp_ray.judges.templates import AnyTemplate
 from flowbp_ray.settings import ProcessConfig, Strict
 
+OURS = {"--model", "--served-model-name", "--host", "--port"}  # vLLM's arguments that every start sets
+
 
 class GateConfig(Strict):
     """weight = clip((score − low) / (high − low), 0, 1). score: which of the template's; None: its only one.
@@ -35,6 +37,16 @@ class ServerConfig(Strict):
     port: int | None = Field(None, ge=1, le=65535)
     start_timeout: float = Field(900.0, gt=0)
     starts: int = Field(3, ge=1)
+
+    @field_validator("args")
+    @classmethod
+    def _not_ours(cls, value: list[str]) -> list[str]:
+        """vLLM takes the last of several, so these would lead it away from where it is looked for."""
+        for argument in value:
+            if (name := argument.partition("=")[0].replace("_", "-")) in OURS:
+                instead = "server.port" if name == "--port" else "nothing there"
+                raise ValueError(f"server.args says {name}, which is set for every start; write {instead} instead")
+        return value
 
 
 class JudgeConfig(ProcessConfig):
@@ -110,9 +122,16 @@ class JudgeConfig(ProcessConfig):
         return self
 
 
-def check_names(judges: list[JudgeConfig], taken: set[str]) -> None:
-    """Raises ValueError where two metrics would have one name."""
+def check_names_and_ports(judges: list[JudgeConfig], taken: set[str]) -> None:
+    """Raises ValueError where two metrics would have one name, or two servers of our own one port."""
+    ports: dict[int, str] = {}
     for judge in judges:
+        port = judge.server.port
+        if judge.model is not None and port is not None and ports.setdefault(port, judge.name) != judge.name:
+            raise ValueError(
+                f"judges {ports[port]!r} and {judge.name!r} both have server.port={port}; write two ports, or null, "
+                "which picks a free one"
+            )
         for metric in (judge.name, *judge.metrics.values()):
             if metric in taken:
                 raise ValueError(f"judge {judge.name!r} would be reported as {metric!r}, which is taken; rename it")

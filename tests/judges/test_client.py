@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flowbp_ray.judges.client import AGAIN, Answers, Client, Limits, data_url, wait
+from flowbp_ray.judges.client import AGAIN, Answers, Client, Limits, Place, data_url, wait
 from flowbp_ray.judges.templates import Free, UnifiedReward15, YesNo
 from tests.judges.fake import Fake, picture_of, said
 
@@ -23,8 +23,8 @@ def pictures(count: int) -> list[np.ndarray]:
 
 
 def ask(fake: Fake, count: int, limits: Limits = QUICK, template: Any = None, **more: Any) -> Answers:
-    async def here(doubt: bool) -> str:
-        return fake.url
+    async def here(doubt: bool) -> Place:
+        return Place(fake.url)
 
     client = Client(here, template or UnifiedReward15(kind="unified_reward_1_5"), limits, **more)
     prompts = [f"picture {i}" for i in range(count)]

@@ -31,6 +31,8 @@ def judge(**fields: Any) -> JudgeConfig:
         ({"url": "http://a:1", "role": "gate", "gate": {"score": "yes"}}, "one of alignment"),
         ({"url": "http://a:1", "role": "gate", "gate": {"score": "style", "low": 5}}, "below gate.high=5"),
         ({"url": "http://a:1", "tries": 0}, "tries"),
+        ({"model": "/b", "server": {"args": ["--port", "8000"]}}, "write server.port instead"),
+        ({"model": "/b", "server": {"args": ["--served_model_name=x"]}}, "--served-model-name, which is set"),
     ],
 )
 def test_what_cannot_be_meant(fields: dict[str, Any], says: str) -> None:
@@ -53,6 +55,11 @@ def test_names_and_places() -> None:
     [
         ("judges=[{name: shapes_clip, url: 'http://a:1', template: {kind: yes_no}}]", "is taken"),
         ("judges=[{name: eye, url: 'http://a:1', template: {kind: yes_no}}]", "write evaluation.prompts"),
+        (
+            "judges=[{name: a, model: /m, template: {kind: yes_no}, server: {port: 8000}}, "
+            "{name: b, model: /m, template: {kind: yes_no}, server: {port: 8000}}]",
+            "'a' and 'b' both have server.port=8000; write two",
+        ),
     ],
 )
 def test_judges_fit_the_rest_of_the_configuration(tmp_path: Path, override: str, says: str) -> None:
