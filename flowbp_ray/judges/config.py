@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from flowbp_ray.addresses import checked
 from flowbp_ray.judges.templates import AnyTemplate
 from flowbp_ray.settings import ProcessConfig, Strict
 
@@ -63,7 +64,7 @@ class JudgeConfig(ProcessConfig):
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
-    url: str | None = Field(None, pattern=r"^https?://[^/]+")
+    url: str | None = None
     model: str | None = None
     template: AnyTemplate
     role: Literal["monitor", "gate"] = "monitor"
@@ -88,7 +89,7 @@ class JudgeConfig(ProcessConfig):
     @field_validator("url")
     @classmethod
     def _root(cls, value: str | None) -> str | None:
-        return value and value.rstrip("/").removesuffix("/v1")
+        return value and str(checked(value)).removesuffix("/v1").rstrip("/")
 
     @property
     def metrics(self) -> dict[str, str]:
