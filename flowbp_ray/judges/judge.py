@@ -17,11 +17,11 @@ from flowbp_ray.judges.server import Server
 class Judge:
     """Scores pictures. Use `close` at the end: a server of our own ends with it (and with this process anyway)."""
 
-    def __init__(self, config: JudgeConfig, log: Path, key: str | None = None) -> None:
-        """log: where a server of our own writes. key: the server's API key."""
+    def __init__(self, config: JudgeConfig, log: Path, key: str | None = None, shown: Path | None = None) -> None:
+        """log: where a server of our own writes. key: the server's API key. shown: where people find the log."""
         self.config = config
         self.loop = asyncio.new_event_loop()
-        self.server = None if config.model is None else Server(config.model, config.server, log, key)
+        self.server = None if config.model is None else Server(config.model, config.server, log, key, shown)
         limits = Limits(config.concurrency, config.timeout, config.tries, config.backoff)
         self.client = Client(self._locate, config.template, limits, key, config.request)
 

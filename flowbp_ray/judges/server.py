@@ -44,9 +44,12 @@ class Server:
     served_as: the model's name at this start and no other: who answers at the port without knowing it is a stranger.
     """
 
-    def __init__(self, model: str, settings: ServerConfig, log: Path, key: str | None = None) -> None:
-        """key: the API key, where args or env give the server one."""
+    def __init__(
+        self, model: str, settings: ServerConfig, log: Path, key: str | None = None, shown: Path | None = None
+    ) -> None:
+        """key: the API key, where args or env give the server one. shown: where people find the log; None: there."""
         self.model, self.settings, self.log = model, settings, log
+        self.shown = shown or log
         self.headers = bearer(key)
         self.served_as = ""
         self.process: Leashed | None = None
@@ -87,7 +90,7 @@ class Server:
                 return
             self.stop()
         times = f"{self.settings.starts} start{'s' * (self.settings.starts > 1)}"
-        why = f"{self.last_words()}; see {self.log}"
+        why = f"{self.last_words()}; see {self.shown}"
         raise ServerFailed(f"the judge's server did not come up ({times}): {why}")
 
     def stop(self) -> None:

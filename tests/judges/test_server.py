@@ -193,6 +193,15 @@ def test_a_server_that_does_not_come_up_says_why(tmp_path: Path) -> None:
         assert server.log.read_text().count("serving") == 2
 
 
+def test_an_error_names_the_log_that_people_find(tmp_path: Path) -> None:
+    """The server writes on the judge's node, and the run's folder gets a copy."""
+    for server in serving(tmp_path, 'raise RuntimeError("no such model here")', starts=1):
+        there = Server(server.model, server.settings, server.log, shown=tmp_path / "run" / "judge-x.log")
+        with pytest.raises(ServerFailed, match=f"no such model here; see {tmp_path}/run/judge-x.log"):
+            asyncio.run(there.ensure())
+        assert "no such model here" in server.log.read_text()
+
+
 def test_a_server_that_is_slow_to_start_is_not_waited_for_for_ever(tmp_path: Path) -> None:
     for server in serving(tmp_path, "import time; time.sleep(600)", starts=1, start_timeout=1.5):
         with pytest.raises(ServerFailed, match="1 start"):
