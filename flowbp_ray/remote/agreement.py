@@ -8,7 +8,7 @@ from typing import Any
 
 from flowbp_ray.config import RunConfig
 from flowbp_ray.remote import codec, token
-from flowbp_ray.remote.client import CONNECT, ask, reason
+from flowbp_ray.remote.exchange import CONNECT, LARGEST_LINE, ask, bearer, line, reason
 from flowbp_ray.remote.identity import different, identity
 from flowbp_ray.remote.limits import Limits
 
@@ -41,11 +41,11 @@ def check(config: RunConfig) -> None:
 def _health(url: str, secret: str) -> dict[str, Any]:
     """What a server says about itself. Raises ValueError where it says nothing of use."""
     try:
-        status, _, content = ask(url, "GET", "/health", secret, None, CONNECT)
+        status, _, content = ask(url, "GET", "/health", bearer(secret), None, CONNECT, LARGEST_LINE)
     except (OSError, http.client.HTTPException) as error:
-        cause = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
-            f"rewards.url: {url} does not answer ({cause}); start `flowbp-ray serve-reward` there, or write its address"
+            f"rewards.url: {url} does not answer ({line(error)}); start `flowbp-ray serve-reward` there, or write its "
+            "address"
         ) from error
     if status == 401:
         raise ValueError(f"rewards.url: {url} refuses the token; write rewards.token_file: what its --token-file holds")

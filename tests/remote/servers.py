@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flowbp_ray.config import RunConfig
 from flowbp_ray.messages import Item, Packed, RolloutReport, Version, pack
-from flowbp_ray.remote.client import ask
+from flowbp_ray.remote.exchange import ask, bearer
 from tests.small import small_config, small_overrides
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +36,7 @@ class Server:
     def ask(
         self, method: str, path: str, body: bytes | None = None, token: str | None = TOKEN
     ) -> tuple[int, float, bytes]:
-        return ask(self.url, method, path, token, body, 120.0)
+        return ask(self.url, method, path, bearer(token), body, 120.0, 1 << 26)
 
 
 @contextlib.contextmanager

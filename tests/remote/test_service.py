@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -181,6 +183,23 @@ def test_an_answer_for_another_item_is_not_taken(service: Service, scripted: str
     Scripted.script = [(200, {}, other)]
     with pytest.raises(Unavailable, match="answered for another item"):
         ask(asking(tmp_path, scripted))
+
+
+def test_an_answer_larger_than_any_is_not_kept(scripted: str, tmp_path: Path) -> None:
+    Scripted.script = [(200, {}, b"0" * (2 << 20))]
+    with pytest.raises(Unavailable, match="did not answer well: an answer of 2097152 bytes, more than 10"):
+        ask(asking(tmp_path, scripted))
+    assert Scripted.asked == 1
+
+
+def test_silence_ends_before_the_run_would(tmp_path: Path) -> None:
+    """Nine tenths of the stall timeout, after all of which the driver calls it a stall."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        config = asking(tmp_path, f"http://127.0.0.1:{silent.getsockname()[1]}", "cluster.stall_timeout=1")
+        began = time.monotonic()
+        with pytest.raises(Unavailable, match="did not answer well: no whole answer within 1 s"):
+            ask(config)
+        assert 0.85 < time.monotonic() - began < 1.0
 
 
 def test_patience_ends(scripted: str, tmp_path: Path) -> None:
