@@ -13,13 +13,15 @@ from flowbp_ray.remote.identity import different, identity
 from flowbp_ray.remote.limits import Limits
 
 
-def check(config: RunConfig) -> None:
-    """Ask every address of `rewards.url` for its health.
+def check(config: RunConfig) -> dict[str, str]:
+    """Ask every address of `rewards.url` for its health; address -> the digest of what it scores, for every request.
 
-    Raises ValueError in one line for the first that is not there, shuts down, refuses the token, scores something else,
+    Empty where there is no address. Raises ValueError in one line for the first that is not there, shuts down, refuses the token, scores something else,
     or takes smaller requests than the run sends.
     """
-    urls = list(dict.fromkeys(config.rewards.url or []))
+    if not config.rewards.url:
+        return {}
+    urls, agreed = list(dict.fromkeys(config.rewards.url)), dict[str, str]()
     secret = token.read(config.rewards.token_file, "rewards.token_file")
     needed, wanted = Limits.of(config), identity(config)
     first: dict[str, Any] | None = None
@@ -36,6 +38,8 @@ def check(config: RunConfig) -> None:
                 f"rewards.url: {url} takes {about['max_rows']} rows and {about['max_bytes']} bytes at once, an item of "
                 f"this run has up to {needed.rows} and {needed.nbytes}; start it with a larger --max-rows"
             )
+        agreed[url] = about["digest"]
+    return agreed
 
 
 def _health(url: str, secret: str) -> dict[str, Any]:
@@ -63,6 +67,6 @@ def _health(url: str, secret: str) -> dict[str, Any]:
         )
     if not ready:
         raise ValueError(f"rewards.url: {url} is {state}; wait until it has started again, or write another address")
-    if not all(key in about for key in ("identity", "max_rows", "max_bytes")):
+    if not all(key in about for key in ("identity", "digest", "max_rows", "max_bytes")):
         raise ValueError(f"rewards.url: {url} does not say what it scores; does a proxy drop the Authorization header?")
     return dict(about)

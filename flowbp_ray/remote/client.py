@@ -5,20 +5,21 @@ from __future__ import annotations
 import http.client
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from flowbp_ray.config import RunConfig
 from flowbp_ray.messages import Evaluated, Item, Packed, RolloutReport, Scored
 from flowbp_ray.remote import codec, token
 from flowbp_ray.remote.codec import WireError
-from flowbp_ray.remote.exchange import TooLarge, ask, bearer, line, reason
+from flowbp_ray.remote.exchange import DIGEST, TooLarge, ask, bearer, line, reason
 from flowbp_ray.remote.limits import largest_evaluation, largest_score
 from flowbp_ray.remote.wire import EvaluateAnswer, EvaluateRequest, ScoreAnswer, ScoreRequest
 
 IN_TIME = 0.9  # of cluster.stall_timeout, for all tries together: after all of it the driver ends the run
 FIRST_WAIT, LONGEST_WAIT = 0.25, 10.0  # seconds between tries
 AGAIN = (502, 503, 504)  # the server, or a proxy before it, will answer later
+OTHER = 409  # the server's settings are not those that the run agreed with
 LATER = (408, 429)  # in the 400s, and yet no mistake of the request
 
 
@@ -34,10 +35,10 @@ class Scores(Protocol):
         ...
 
 
-def scorer(config: RunConfig) -> Scores:
-    """The rewards of `config`: here, or where `rewards.url` says."""
+def scorer(config: RunConfig, agreed: Mapping[str, str]) -> Scores:
+    """The rewards of `config`: here, or where `rewards.url` says. agreed: what `agreement.check` returned."""
     if config.rewards.url:
-        return RemoteScorer(config)
+        return RemoteScorer(config, agreed)
     from flowbp_ray.scoring import Scorer
 
     return Scorer(config)
@@ -61,12 +62,16 @@ class RemoteScorer:
     What is refused with a status in the 400s raises ValueError: it would be refused again. Everything else is tried
     again with growing pauses for half of `cluster.stall_timeout`, then raises `Unavailable`, and the item is issued
     again. A server that fails (500) raises at once, one that is silent after nine tenths of it.
+
+    agreed: by address the digest of the settings that the run compared with its own. It goes with every request, so
+    that a server which starts again with others refuses it (409).
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, agreed: Mapping[str, str]) -> None:
         assert config.rewards.url
         self.config, self.url = config, config.rewards.url[0]
         self.headers = bearer(token.read(config.rewards.token_file, "rewards.token_file"))
+        self.headers[DIGEST] = agreed[self.url]
         self.timeout = IN_TIME * config.cluster.stall_timeout
         self.patience = config.cluster.stall_timeout / 2
 
@@ -104,6 +109,11 @@ class RemoteScorer:
                 if status == 200:
                     return _parsed(kind, where, content)
                 failure = f"{where} answered {status}: {reason(content)}"
+                if status == OTHER:
+                    raise ValueError(
+                        f"rewards.url: {self.url} has other settings than when the run began ({reason(content)}); "
+                        "start it with those again, or the run with resume=auto, which compares them with its own"
+                    )
                 if status not in AGAIN:
                     wrong = 400 <= status < 500 and status not in LATER
                     raise (ValueError if wrong else Unavailable)(failure)

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 CONNECT = 10.0  # seconds for a connection, and for an answer of /health
+DIGEST = "Flowbp-Ray-Digest"  # header of a request: the server's settings that the run has agreed with
 LARGEST_LINE = 1 << 20  # bytes of an answer that holds no arrays: /health, and what is wrong
 
 

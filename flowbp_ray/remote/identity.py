@@ -1,8 +1,8 @@
 """What a run and a reward server must agree on for remote scores to be the local ones, bit for bit.
 
 That is everything the scores and the cotangents depend on: backbone, image size and decoder, the size of the global
-batch, and the `rewards` section without what says where and with how many processes. Files are compared by content:
-paths differ between clusters.
+batch, targets per sample (branches), and the `rewards` section without what says where and with how many processes.
+Files are compared by content: paths differ between clusters.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ def identity(config: RunConfig) -> dict[str, Any]:
         "backbone": {"name": model.name, "height": model.height, "width": model.width},
         "decoder": decoder(model.open().base_folder / "vae", memory),
         "batch": config.data.shape.batch,
+        "branches": config.surrogate().branches,
         "terms": [term.name for term in settings.terms],
         "monitors": [monitor.name for monitor in settings.monitors],
         "rewards": {reward.name: _reward(reward, memory) for reward in settings.all},

@@ -24,6 +24,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
 from flowbp_ray.remote import codec, token
+from flowbp_ray.remote.exchange import DIGEST
 from flowbp_ray.remote.service import Refused, Service
 
 IDLE = 30.0  # seconds without a byte of a body, after which nothing more is expected
@@ -80,6 +81,11 @@ class Door:
         limits, length = self.service.limits, request.headers.get("content-length", "0")
         if not token.allowed(request.headers.get("authorization"), self.secret):
             return _error(401, "this needs the header Authorization: Bearer <token>")
+        asked, digest = request.headers.get(DIGEST, "none"), self.service.digest
+        if asked != digest:
+            return _error(
+                409, f"the request is for settings {ascii(asked[:16])[1:-1]}, these are {digest}, see /health"
+            )
         if not length.isascii() or not length.isdigit() or int(length[:20]) > limits.nbytes:
             return _error(413, _too_large(limits.nbytes))
         if self.draining:

@@ -32,6 +32,13 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Service:
     return Service(config, Limits.of(config, rows=4))
 
 
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Service:
+    """Of a method with three targets per sample."""
+    config = small_config(tmp_path_factory.mktemp("run"), "draft_lv", BOTH)
+    return Service(config, Limits.of(config, rows=4))
+
+
 def request(rows: int = 2, **changes: Any) -> bytes:
     made = ScoreRequest.of(
         item(tuple(range(rows))), PROMPTS[:rows], report((1.0,) * rows, (True,) * rows), target(rows), 4
@@ -40,8 +47,11 @@ def request(rows: int = 2, **changes: Any) -> bytes:
 
 
 @pytest.mark.parametrize(("branches", "dtype"), [(1, torch.float32), (3, torch.float32), (1, torch.bfloat16)])
-def test_a_score_has_the_bits_of_the_scorer(service: Service, branches: int, dtype: torch.dtype) -> None:
+def test_a_score_has_the_bits_of_the_scorer(
+    service: Service, several: Service, branches: int, dtype: torch.dtype
+) -> None:
     """Jitter is on: seed, step and samples arrive. A row that is not kept, and one that is not finite, too."""
+    service = several if branches == 3 else service
     latents = target(3, branches, dtype)
     unpack(latents)[2] = torch.nan
     arguments = (item((3, 0, 2)), PROMPTS[:3], report((0.7, 1 / 3, 1.0), (True, False, True)), latents)
@@ -76,7 +86,8 @@ WRONG = {
     "omega that is no number": (dict(omega=np.array([1.0, np.nan])), "omega must be"),
     "kept as numbers": (dict(kept=np.ones(2, np.uint8)), r"kept must be \[2\] bool"),
     "no branches": (dict(target=target(2, 0)), "target must be"),
-    "no axis of branches": (dict(target=target(2, None)), r"\[2, branches, 8, 8, 8\], got \[2, 8, 8, 8\]"),
+    "more branches": (dict(target=target(2, 2)), r"target must be \[2, 1, 8, 8, 8\], got \[2, 2, 8, 8, 8\]"),
+    "no axis of branches": (dict(target=target(2, None)), r"\[2, 1, 8, 8, 8\], got \[2, 8, 8, 8\]"),
     "other rows": (dict(target=target(3)), r"target must be \[2, "),
     "fp64": (dict(target=target(2, 1, torch.float64)), "one of float32, bfloat16, float16, got float64"),
     "integers": (dict(target=target(2, 1, torch.int32)), "got int32"),
@@ -146,7 +157,10 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def ask(config: RunConfig) -> tuple[Any, Any]:
-    return RemoteScorer(config).score(item(), PROMPTS[:2], report(), target())
+    assert config.rewards.url
+    return RemoteScorer(config, {config.rewards.url[0]: "0123456789abcdef"}).score(
+        item(), PROMPTS[:2], report(), target()
+    )
 
 
 def test_what_may_succeed_later_is_tried_again(service: Service, scripted: str, tmp_path: Path) -> None:
