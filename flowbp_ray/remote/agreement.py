@@ -16,8 +16,8 @@ from flowbp_ray.remote.limits import Limits
 def check(config: RunConfig) -> dict[str, str]:
     """Ask every address of `rewards.url` for its health; address -> the digest of what it scores, for every request.
 
-    Empty where there is no address. Raises ValueError in one line for the first that is not there, shuts down, refuses the token, scores something else,
-    or takes smaller requests than the run sends.
+    Empty where there is no address. Raises ValueError in one line for the first that is not there, shuts down, refuses
+    the token, scores something else, or takes smaller requests than the run sends.
     """
     if not config.rewards.url:
         return {}

@@ -11,11 +11,13 @@ from typing import Protocol
 from flowbp_ray.config import RunConfig
 from flowbp_ray.messages import Evaluated, Item, Packed, RolloutReport, Scored
 from flowbp_ray.remote import codec, token
+from flowbp_ray.remote.answers import wrong_evaluation, wrong_score
 from flowbp_ray.remote.codec import WireError
-from flowbp_ray.remote.exchange import DIGEST, TooLarge, ask, bearer, line, reason
+from flowbp_ray.remote.exchange import CONNECT, DIGEST, LARGEST_LINE, TooLarge, ask, bearer, line, reason
 from flowbp_ray.remote.limits import largest_evaluation, largest_score
 from flowbp_ray.remote.wire import EvaluateAnswer, EvaluateRequest, ScoreAnswer, ScoreRequest
 
+PROBE = 1.0  # seconds after which a server that is away may be asked again whether it is back
 IN_TIME = 0.9  # of cluster.stall_timeout, for all tries together: after all of it the driver ends the run
 FIRST_WAIT, LONGEST_WAIT = 0.25, 10.0  # seconds between tries
 AGAIN = (502, 503, 504)  # the server, or a proxy before it, will answer later
@@ -75,23 +77,34 @@ class RemoteScorer:
         self.timeout = IN_TIME * config.cluster.stall_timeout
         self.patience = config.cluster.stall_timeout / 2
 
+    def reach(self) -> None:
+        """Ask once whether the server would take work. Raises `Unavailable` after a moment, since one may ask again."""
+        try:
+            status, _, content = ask(self.url, "GET", "/health", self.headers, None, CONNECT, LARGEST_LINE)
+            later = status >= 500 or status in LATER  # what else is wrong, the next item is told
+            failure = f"answered {status}: {reason(content)}" if later else None
+        except (OSError, http.client.HTTPException) as error:
+            failure = f"cannot be reached: {line(error)}"
+        if failure:
+            time.sleep(PROBE)
+            raise Unavailable(f"{self.url}/health {failure}")
+
     def score(self, item: Item, prompts: Sequence[str], report: RolloutReport, target: Packed) -> tuple[Scored, Packed]:
         """See `Scorer.score`."""
         request = ScoreRequest.of(item, prompts, report, target, self.config.data.shape.batch)
         largest = largest_score(self.config, target)
         answer = self._answer(ScoreAnswer, "/score", codec.dump(request), largest)
-        scored, pulled, wanted = answer.scored, answer.cotangent.array.shape, target.array.shape
-        if (scored.step, scored.index) != (item.step, item.index) or pulled[-len(wanted) :] != wanted:
-            raise Unavailable(f"{self.url} answered for another item: step {scored.step}, {scored.index}, {pulled}")
-        return scored, answer.cotangent
+        if wrong := wrong_score(self.config, item, target, answer.scored, answer.cotangent):
+            raise Unavailable(f"{self.url}/score answered with {wrong}")
+        return answer.scored, answer.cotangent
 
     def evaluate(self, item: Item, prompts: Sequence[str], latents: Packed) -> Evaluated:
         """See `Scorer.evaluate`."""
         request = EvaluateRequest.of(item, prompts, latents)
         largest = largest_evaluation(self.config, item.rows)
         evaluated = self._answer(EvaluateAnswer, "/evaluate", codec.dump(request), largest).evaluated
-        if evaluated.index != item.index or len(evaluated.images) != len(latents.array):
-            raise Unavailable(f"{self.url} answered for another item: {evaluated.index}, {evaluated.images.shape}")
+        if wrong := wrong_evaluation(self.config, item, evaluated):
+            raise Unavailable(f"{self.url}/evaluate answered with {wrong}")
         return evaluated
 
     def _answer(self, kind: type[codec.Message], path: str, body: bytes, largest: int) -> codec.Message:

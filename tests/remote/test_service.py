@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import socket
-import threading
 import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,11 +14,12 @@ import torch
 
 from flowbp_ray.config import RunConfig
 from flowbp_ray.messages import unpack
-from flowbp_ray.remote import client, codec
+from flowbp_ray.remote import codec
 from flowbp_ray.remote.client import RemoteScorer, Unavailable, assigned
 from flowbp_ray.remote.limits import Limits
 from flowbp_ray.remote.service import Refused, Service
 from flowbp_ray.remote.wire import EvaluateAnswer, EvaluateRequest, ScoreAnswer, ScoreRequest
+from tests.remote.scripted import Scripted
 from tests.remote.servers import BOTH, PROMPTS, asking, bits, item, report, target
 from tests.small import small_config
 
@@ -119,43 +117,6 @@ def test_an_evaluation_that_does_not_fit(service: Service) -> None:
     assert error.value.status == 400
 
 
-class Scripted(BaseHTTPRequestHandler):
-    """Answers POSTs with one (status, headers, content) after the other, the last one for ever; None hangs up."""
-
-    script: ClassVar[list[tuple[int, dict[str, str], bytes] | None]] = []
-    asked = 0
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        answer = self.script[min(Scripted.asked, len(self.script) - 1)]
-        Scripted.asked += 1
-        if answer is None:
-            self.close_connection = True
-            return
-        status, headers, content = answer
-        self.send_response(status)
-        for name, value in (headers | {"Content-Length": str(len(content))}).items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_: Any) -> None:
-        """Print nothing."""
-
-
-@pytest.fixture
-def scripted(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of a server that answers as `Scripted.script` says; the client waits less between tries."""
-    monkeypatch.setattr(client, "FIRST_WAIT", 0.02)
-    Scripted.asked = 0
-    with ThreadingHTTPServer(("127.0.0.1", 0), Scripted) as listening:
-        thread = threading.Thread(target=listening.serve_forever, args=(0.05,))
-        thread.start()
-        yield f"http://127.0.0.1:{listening.server_port}"
-        listening.shutdown()
-        thread.join()
-
-
 def ask(config: RunConfig) -> tuple[Any, Any]:
     assert config.rewards.url
     return RemoteScorer(config, {config.rewards.url[0]: "0123456789abcdef"}).score(
@@ -195,7 +156,7 @@ def test_a_server_that_fails_leaves_the_item_to_be_issued_again(scripted: str, t
 def test_an_answer_for_another_item_is_not_taken(service: Service, scripted: str, tmp_path: Path) -> None:
     other = service.score(codec.dump(ScoreRequest.of(item(step=2), PROMPTS[:2], report(), target(), 4)))
     Scripted.script = [(200, {}, other)]
-    with pytest.raises(Unavailable, match="answered for another item"):
+    with pytest.raises(Unavailable, match="/score answered with step 2, item 1 for step 3, item 1"):
         ask(asking(tmp_path, scripted))
 
 
