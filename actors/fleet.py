@@ -24,6 +24,7 @@ from flowbp_ray.embeddings import Encoded
 from flowbp_ray.failure import RunFailed
 from flowbp_ray.remote import agreement
 from flowbp_ray.remote.client import assigned
+from flowbp_ray.reward_settings import RewardsConfig
 from flowbp_ray.settings import PoolConfig
 
 RESTARTS = -1  # samplers and reward servers hold nothing that cannot be built again
@@ -81,7 +82,8 @@ class Fleet:
             for i in range(pool.count)
         ]
         self.handles += handles
-        return Pool(name, handles)
+        urls = pool.url if isinstance(pool, RewardsConfig) else None
+        return Pool(name, handles, [urls[i % len(urls)] for i in range(pool.count)] if urls else None)
 
     def rebuild(self) -> None:
         """A new gang; samplers and reward servers stay, what they are doing for the old one is forgotten."""

@@ -12,7 +12,7 @@ import ray
 from actors.process import prepare
 from flowbp_ray.config import RunConfig
 from flowbp_ray.messages import Evaluated, Item, Packed, RolloutReport, Scored
-from flowbp_ray.remote.client import scorer
+from flowbp_ray.remote.client import RemoteScorer, scorer
 
 
 class RewardActor:
@@ -25,6 +25,9 @@ class RewardActor:
         self.gated = config.gated  # not with remote servers, see `consistency`
 
     def ready(self) -> bool:
+        """Once the rewards are there: built here, or at a server that says so. Raises `Unavailable`."""
+        if isinstance(self.scorer, RemoteScorer):
+            self.scorer.reach()
         return True
 
     def score(
