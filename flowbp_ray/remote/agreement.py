@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import ssl
 from typing import Any
 
 from flowbp_ray.config import RunConfig
@@ -46,6 +47,11 @@ def _health(url: str, secret: str) -> dict[str, Any]:
     """What a server says about itself. Raises ValueError where it says nothing of use."""
     try:
         status, _, content = ask(url, "GET", "/health", bearer(secret), None, CONNECT, LARGEST_LINE)
+    except ssl.SSLCertVerificationError as error:
+        raise ValueError(
+            f"rewards.url: the certificate of {url} is not trusted here ({error.verify_message}); set SSL_CERT_FILE to "
+            "a file with its authority's, here and where the reward actors run"
+        ) from error
     except (OSError, http.client.HTTPException) as error:
         raise ValueError(
             f"rewards.url: {url} does not answer ({line(error)}); start `flowbp-ray serve-reward` there, or write its "
