@@ -75,9 +75,17 @@ def _reward(reward: RewardConfig, memory: Path | None) -> dict[str, Any]:
 
 
 def _option(value: Any, memory: Path | None) -> Any:
-    if isinstance(value, str) and value and Path(value).expanduser().exists():
-        return f"sha256:{content(Path(value).expanduser(), memory)}"
-    return value
+    path = named(value) if isinstance(value, str) and value else None
+    return value if path is None else f"sha256:{content(path, memory)}"
+
+
+def named(text: str) -> Path | None:
+    """The file or folder that a text names, or None: it may be long, or of a user who is not here."""
+    try:
+        path = Path(text).expanduser()
+        return path if path.exists() else None
+    except (OSError, RuntimeError, ValueError):
+        return None
 
 
 def _sha256(file: Path) -> str:
