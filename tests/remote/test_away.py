@@ -24,6 +24,11 @@ pytestmark = pytest.mark.ray
 
 
 @ray.remote(num_cpus=0)
+def endless() -> None:
+    time.sleep(600)
+
+
+@ray.remote(num_cpus=0)
 class Elsewhere:
     """Ready while there is a file."""
 
@@ -35,9 +40,9 @@ class Elsewhere:
             raise Unavailable(f"{self.file} is away")
         return True
 
-    def put(self) -> list[Any]:
-        """A reference to what is gone with this process."""
-        return [ray.put(b"1" * (1 << 20))]
+    def begin(self) -> list[Any]:
+        """A reference to what is not there yet, and is lost with this process."""
+        return [endless.remote()]
 
     def score(self, value: int) -> int:
         if value < 0:
@@ -89,7 +94,7 @@ def test_what_had_arrived_is_known_by_the_error(local_ray: Any, tmp_path: Path) 
 
     assert arrived(error(-1))
     owner = Elsewhere.remote(str(tmp_path))
-    [lost] = ray.get(owner.put.remote(), timeout=120)
+    [lost] = ray.get(owner.begin.remote(), timeout=120)
     ray.kill(owner)
     assert not arrived(error(lost))
     ray.kill(actor)
