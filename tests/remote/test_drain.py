@@ -84,7 +84,7 @@ def test_a_body_that_drips_does_not_hold_the_end(tmp_path: Path) -> None:
                 sent += 1
                 with contextlib.suppress(TimeoutError):
                     answer = client.recv(1000)
-            assert answer.startswith(b"HTTP/1.1 503 ") and b"shutting down" in answer and sent < 150
+            assert answer.startswith(b"HTTP/1.1 503 ") and sent < 150
             assert server.process.wait(60) == 0
 
 

@@ -67,7 +67,7 @@ def test_a_body_that_drips_is_given_up(service: Service, monkeypatch: pytest.Mon
                     client.sendall(byte)
                     with suppress(TimeoutError):
                         answer = client.recv(1000)
-            assert answer.startswith(b"HTTP/1.1 408 ") and b"the body did not arrive within 1 s" in answer
+            assert answer.startswith(b"HTTP/1.1 408 ")
             assert 0.9 < time.monotonic() - began < 20
         url, headers = f"http://{address[0]}:{address[1]}", bearer(TOKEN) | {DIGEST: service.digest}
         assert ask(url, "POST", "/evaluate", headers, BODY, 60.0, 1 << 24)[0] == 200
