@@ -22,7 +22,9 @@ from flowbp_ray.config import RunConfig
 from flowbp_ray.embedding_cache import cache_path
 from flowbp_ray.embeddings import Encoded
 from flowbp_ray.failure import RunFailed
+from flowbp_ray.remote import agreement
 from flowbp_ray.remote.client import assigned
+from flowbp_ray.reward_settings import RewardsConfig
 from flowbp_ray.settings import PoolConfig
 
 RESTARTS = -1  # samplers and reward servers hold nothing that cannot be built again
@@ -49,6 +51,7 @@ class Fleet:
 
     def _start(self, config: RunConfig, prompts: list[str]) -> None:
         timeout = config.cluster.stall_timeout
+        agreed = agreement.check(config)
         encoding = Encoding(config, prompts)
         self.handles.append(encoding.actor)
         self.embeddings = encoding.embeddings
@@ -56,7 +59,7 @@ class Fleet:
             self.encoded = encoding.finish(timeout)
         self.gang = self._gang = Gang(config)
         samplers = self._pool("sampler", "samplers", RemoteSampler, config.samplers)
-        scorers = self._pool("reward server", "rewards", RemoteReward, config.rewards)
+        scorers = self._pool("reward server", "rewards", RemoteReward, config.rewards, agreed)
         built = self.gang.launch(self.embeddings)
         if not config.encoder.gpus:  # they were starting meanwhile
             self.encoded = encoding.finish(timeout)
@@ -70,15 +73,17 @@ class Fleet:
         tries, gated = config.cluster.tries, config.gated
         self.pipeline = Pipeline(samplers, scorers, [self.embeddings], prompts, tries, timeout, gated)
 
-    def _pool(self, name: str, key: str, remote: Any, pool: PoolConfig) -> Pool:
+    def _pool(self, name: str, key: str, remote: Any, pool: PoolConfig, *more: Any) -> Pool:
+        """`pool.count` actors; more: what their class takes after the configuration."""
         group = place(pool, f"{name}s", key, self.config.cluster.placement_timeout)
         self.groups.append(group)
         handles = [
-            remote.options(**actor_options(pool, RESTARTS, group, i)).remote(assigned(self.config, i))
+            remote.options(**actor_options(pool, RESTARTS, group, i)).remote(assigned(self.config, i), *more)
             for i in range(pool.count)
         ]
         self.handles += handles
-        return Pool(name, handles)
+        urls = pool.url if isinstance(pool, RewardsConfig) else None
+        return Pool(name, handles, [urls[i % len(urls)] for i in range(pool.count)] if urls else None)
 
     def rebuild(self) -> None:
         """A new gang; samplers and reward servers stay, what they are doing for the old one is forgotten."""
