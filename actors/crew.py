@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import ray
@@ -18,25 +18,32 @@ RESTARTS = -1  # samplers and reward servers hold nothing that cannot be built a
 
 
 class Crew:
-    """A `Pool` and what is behind it. make(i): the constructor's arguments of actor i.
+    """A `Pool` and what is behind it. make(i): the constructor's arguments of actor i. place(i): see `Pool`.
 
     Raises RunFailed where the first `config.count` of them cannot be placed within `timeout` seconds.
     """
 
     def __init__(
-        self, name: str, key: str, remote: Any, config: PoolConfig, timeout: float, make: Callable[[int], Any]
+        self,
+        name: str,
+        key: str,
+        remote: Any,
+        config: PoolConfig,
+        timeout: float,
+        make: Callable[[int], Sequence[Any]],
+        place: Callable[[int], Hashable],
     ) -> None:
-        self.name, self.key, self.remote, self.config, self.make = name, key, remote, config, make
-        self.timeout = timeout
+        self.name, self.remote, self.config, self.timeout = name, remote, config, timeout
+        self.make, self.place = make, place
         groups = [reserve(config, 1) for _ in range(config.count)]
         settle(groups, config, f"{name}s", key, timeout)
         self.groups: dict[int, Any] = dict(enumerate(groups))
         self.waiting: dict[int, float] = {}  # number of an actor that has no room yet -> since when
-        self.pool = Pool(name, [self._start(i) for i in self.groups])
+        self.pool = Pool(name, [self._start(i) for i in self.groups], [place(i) for i in self.groups])
 
     def _start(self, index: int) -> Any:
         options = actor_options(self.config, RESTARTS, self.groups[index])
-        return self.remote.options(**options).remote(self.make(index))
+        return self.remote.options(**options).remote(*self.make(index))
 
     def resize(self, size: int) -> None:
         """Start or dismiss until `size` actors stay. Returns at once: who starts gets work when it answers."""
@@ -44,7 +51,7 @@ class Crew:
             index = len(self.pool.handles)
             self.groups[index] = reserve(self.config, 1)
             self.waiting[index] = time.monotonic()
-            self.pool.join(self._start(index))
+            self.pool.join(self._start(index), self.place(index))
         while len(self.pool.staying) > size:
             self.pool.leave()
         self.dismiss()

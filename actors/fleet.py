@@ -22,7 +22,9 @@ from flowbp_ray.config import RunConfig
 from flowbp_ray.embedding_cache import cache_path
 from flowbp_ray.embeddings import Encoded
 from flowbp_ray.failure import RunFailed
+from flowbp_ray.remote import agreement
 from flowbp_ray.remote.client import assigned
+from flowbp_ray.reward_settings import RewardsConfig
 from flowbp_ray.settings import PoolConfig
 
 ENCODED_AT_ONCE = 32  # prompts per call of the encoder: cluster.stall_timeout is for these, not for all of them
@@ -48,6 +50,7 @@ class Fleet:
 
     def _start(self, config: RunConfig, prompts: list[str]) -> None:
         timeout = config.cluster.stall_timeout
+        agreed = agreement.check(config)
         encoding = Encoding(config, prompts)
         self.handles.append(encoding.actor)
         self.embeddings = encoding.embeddings
@@ -55,7 +58,7 @@ class Fleet:
             self.encoded = encoding.finish(timeout)
         self.gang = self._gang = Gang(config)
         samplers = self._crew("sampler", "samplers", RemoteSampler, config.samplers)
-        scorers = self._crew("reward server", "rewards", RemoteReward, config.rewards)
+        scorers = self._crew("reward server", "rewards", RemoteReward, config.rewards, agreed)
         built = self.gang.launch(self.embeddings)
         if not config.encoder.gpus:  # they were starting meanwhile
             self.encoded = encoding.finish(timeout)
@@ -69,10 +72,18 @@ class Fleet:
         tries, gated = config.cluster.tries, config.gated
         self.pipeline = Pipeline(samplers, scorers, [self.embeddings], prompts, tries, timeout, gated)
 
-    def _crew(self, name: str, key: str, remote: Any, pool: PoolConfig) -> Pool:
-        """Start the actors of a pool; they learn from the configuration all that they need."""
-        timeout = self.config.cluster.placement_timeout
-        self.crews[key] = Crew(name, key, remote, pool, timeout, lambda index: assigned(self.config, index))
+    def _crew(self, name: str, key: str, remote: Any, pool: PoolConfig, *more: Any) -> Pool:
+        """Start the actors of a pool; more: what their class takes after the configuration."""
+        urls = pool.url if isinstance(pool, RewardsConfig) else None
+        self.crews[key] = Crew(
+            name,
+            key,
+            remote,
+            pool,
+            self.config.cluster.placement_timeout,
+            make=lambda index: (assigned(self.config, index), *more),
+            place=lambda index: urls[index % len(urls)] if urls else index,
+        )
         return self.crews[key].pool
 
     def rebuild(self) -> None:

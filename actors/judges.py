@@ -8,6 +8,7 @@ lines of kind `judge` anew from what the checkpoint knows, so nothing is there t
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from ray.exceptions import RayActorError, RayError
 
 from actors.errors import cause
 from actors.judge import RemoteJudge
+from actors.judge_logs import Logs
 from actors.placement import free, place
 from actors.process import actor_options
 from flowbp_ray.config import RunConfig
@@ -32,6 +34,7 @@ from flowbp_ray.selection import Selection, selection
 from flowbp_ray.settings import PoolConfig
 
 RESTARTS = -1  # a judge holds nothing that cannot be built again
+LOOK = 2.0  # seconds between two looks at the servers' logs while an answer is waited for
 Key = tuple[int, float]  # step and guidance of an evaluation
 
 
@@ -57,6 +60,7 @@ class Judges:
         self.weighed: dict[str, float] = {}
         self.handles: dict[str, Any] = {}
         self.groups: list[Any] = []
+        self.logs = Logs(run.folder)
         try:
             for i, judge in enumerate(config.judges):
                 self._start(judge, f"judges[{i}]")
@@ -68,17 +72,22 @@ class Judges:
         pool = PoolConfig(count=1, **{key: getattr(judge, key) for key in ("threads", "cpus", "gpus")})
         group = place(pool, f"judge {judge.name!r}", key, self.config.cluster.placement_timeout)
         self.groups.append(group)
-        log = str((self.run.folder / f"judge-{judge.name}.log").resolve())
+        log, token = str(self.logs.path(judge.name)), uuid.uuid4().hex
         options = actor_options(pool, RESTARTS, group)
-        self.handles[judge.name] = RemoteJudge.options(**options).remote(judge, log, api_key(judge))
+        self.handles[judge.name] = RemoteJudge.options(**options).remote(judge, token, log, api_key(judge))
+        if judge.model is not None:
+            self.logs.follow(judge.name, self.handles[judge.name])
 
     def stop(self) -> None:
         """End the actors, and with them the servers that they started."""
-        for handle in self.handles.values():
-            ray.kill(handle)
-        for group in self.groups:
-            free(group)
-        self.handles, self.groups = {}, []
+        try:
+            self.logs.finish()
+        finally:
+            for handle in self.handles.values():
+                ray.kill(handle)
+            for group in self.groups:
+                free(group)
+            self.handles, self.groups = {}, []
 
     def __enter__(self) -> Judges:
         return self
@@ -113,7 +122,8 @@ class Judges:
         return [int(row) for row in np.flatnonzero(drawn[: self.monitors[name].limit])]
 
     def collect(self, wait: bool = False) -> None:
-        """Take the answers that are there, or wait for all of them."""
+        """Take the answers that are there, or wait for all of them; and what the servers wrote in the meantime."""
+        self.logs.take()
         for key in sorted(self.waiting):
             pictures = self.waiting[key]
             for name in [name for name in self.monitors if name in pictures.calls]:
@@ -132,7 +142,7 @@ class Judges:
         """Read an answer; after a lost process ask again. What fails for good is missing samples: the run goes on."""
         judge, rows = self.monitors[name], self._rows(name, pictures.drawn)
         try:
-            answers: Answers = ray.get(pictures.calls.pop(name))
+            answers: Answers = self._get(pictures.calls.pop(name))
         except RayError as error:
             if isinstance(error, RayActorError) and pictures.tries[name] < self.config.cluster.tries:
                 self.log.warning("judge %s: %s; asking again", name, cause(error))
@@ -195,6 +205,12 @@ class Judges:
         known = self.evaluator.results[step][guidance].values.keys()
         return [judge for judge in self.monitors.values() if set(judge.metrics.values()) <= known]
 
+    def _get(self, call: Any) -> Any:
+        """The answer, once it is there; what the servers write until then can be read."""
+        while not ray.wait([call], timeout=LOOK)[0]:
+            self.logs.take()
+        return ray.get(call)
+
     # gates
 
     def weigh(self, step: int, jobs: Sequence[Any], chosen: Selection, prompts: Sequence[str]) -> Selection:
@@ -226,7 +242,7 @@ class Judges:
         """The weights; where the judge's process was lost it is asked again, `cluster.tries` times in all."""
         for left in reversed(range(self.config.cluster.tries)):
             try:
-                return np.array(ray.get(call))
+                return np.array(self._get(call))
             except RayError as error:
                 if not isinstance(error, RayActorError) or not left:
                     raise RunFailed(f"{cause(error)}; a run with a gate does not go on without it") from error

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from actors.errors import cause, wrong_for_good
+from actors.errors import arrived, cause, wrong_for_good
 from actors.pool import Pool
 from actors.transport import Published, Reference
 from flowbp_ray.failure import RunFailed, Stalled
@@ -154,6 +154,8 @@ class Pipeline:
         """Count the try; go back to the start of the stage, or of the item where its rollout was lost too."""
         if isinstance(error, RayActorError):
             pool.down(worker)
+        else:
+            pool.doubt(worker)
         if job.dropped:
             return
         job.tries += 1
@@ -163,7 +165,7 @@ class Pipeline:
             times = f"{job.tries} time{'s' * (job.tries > 1)}"
             what = f"item {job.item.index} of step {job.item.step} failed {times} at a {pool.name}"
             raise RunFailed(f"{what}; the last time: {cause(error)}") from error
-        lost_rollout = job.stage == "scoring" and not isinstance(error, RayActorError)
+        lost_rollout = job.stage == "scoring" and not (isinstance(error, RayActorError) or arrived(error))
         if lost_rollout:
             job.failed_on = None  # it names a reward server, and a sampler is next
         job.stage = "queued" if job.stage == "rolling" or lost_rollout else "rolled"
@@ -183,7 +185,7 @@ class Pipeline:
         for job in self.jobs:
             counts[job.stage] = counts.get(job.stage, 0) + 1
         pools = (self.samplers, self.scorers)
-        down = {pool.name: sorted(pool.asked) for pool in pools if pool.asked}
+        down = {pool.name: pool.silent for pool in pools if pool.silent}
         return {
             "summary": f"items {counts}, actors that do not answer {down or 'none'}",
             "items": [

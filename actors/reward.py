@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,18 +12,22 @@ import ray
 from actors.process import prepare
 from flowbp_ray.config import RunConfig
 from flowbp_ray.messages import Evaluated, Item, Packed, RolloutReport, Scored
-from flowbp_ray.remote.client import scorer
+from flowbp_ray.remote.client import RemoteScorer, scorer
 
 
 class RewardActor:
     """Holds the decoder and the rewards, or the address of who does; has never seen the transformer."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, agreed: Mapping[str, str] | None = None) -> None:
+        """agreed: what `agreement.check` returned, where there are remote servers."""
         prepare(config, config.rewards.threads)
-        self.scorer: Any = scorer(config)
+        self.scorer: Any = scorer(config, agreed or {})
         self.gated = config.gated  # not with remote servers, see `consistency`
 
     def ready(self) -> bool:
+        """Once the rewards are there: built here, or at a server that says so. Raises `Unavailable`."""
+        if isinstance(self.scorer, RemoteScorer):
+            self.scorer.reach()
         return True
 
     def score(

@@ -30,5 +30,8 @@ def checked(value: Any) -> Any:
 
 
 def absolute(value: str | None) -> str | None:
-    """A path as seen from where the command runs."""
-    return None if value is None else str(Path(value).expanduser().absolute())
+    """A path as seen from where the command runs. Raises ValueError for the home of a user who is not here."""
+    try:
+        return None if value is None else str(Path(value).expanduser().absolute())
+    except RuntimeError as error:
+        raise ValueError(f"{value!r} names the home of nobody here; write the whole path") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from flowbp_ray.judges.config import check_names
+from flowbp_ray.judges.config import check_names_and_ports
 
 if TYPE_CHECKING:
     from flowbp_ray.config import RunConfig
@@ -112,8 +112,8 @@ def _check_guard(config: RunConfig) -> None:
 
 
 def _check_judges(config: RunConfig) -> None:
-    """Names of their own, and pictures for monitors to look at."""
-    check_names(config.judges, {"verifier", *(reward.name for reward in config.rewards.all)})
+    """Names and ports of their own, and pictures for monitors to look at."""
+    check_names_and_ports(config.judges, {"verifier", *(reward.name for reward in config.rewards.all)})
     if config.gated and config.rewards.url:
         raise ValueError("a gate looks at pictures, which remote reward servers keep; write rewards.url=null")
     for judge in config.judges:

@@ -14,6 +14,7 @@ from flowbp_ray.config import RunConfig
 from flowbp_ray.embeddings import encode
 from flowbp_ray.learner import Learner
 from flowbp_ray.messages import Item, RolloutReport, Scored, StepReport, Version, pack_all, unpack
+from flowbp_ray.remote import agreement
 from flowbp_ray.remote.client import scorer
 from flowbp_ray.rollouts import items_of_step
 from flowbp_ray.run import Run
@@ -38,7 +39,7 @@ class LocalLoop:
         self.texts = [r.text for r in prompts.load(config.data.prompts)]
         embeddings = encode(config, self.texts)
         self.sampler = Sampler(config, embeddings)
-        self.scorer = scorer(config)
+        self.scorer = scorer(config, agreement.check(config))
         self.learner = Learner(config, embeddings)
         self.method = config.surrogate()
 

@@ -1,4 +1,4 @@
-"""Pools that grow and shrink: the rule by hand-made steps, the wish in its file, and a real run that does not notice."""
+"""Pools that grow and shrink: the rule by hand-made steps, the wish in its file, a real run that does not notice."""
 
 from __future__ import annotations
 

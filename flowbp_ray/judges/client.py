@@ -8,9 +8,9 @@ import io
 import json
 import logging
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 import numpy as np
@@ -26,6 +26,14 @@ LONGEST = 60.0  # seconds between two tries
 AGAIN = {408, 409, 425, 429}  # and every 5xx: the server may answer later
 WARMER = 0.7  # temperature after an unparsable answer: the same question at 0 would get the same answer
 LARGEST = 4 << 20  # bytes of an answer
+ODD = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)  # what reading one may raise
 
 
 class Refused(RuntimeError):
@@ -56,21 +64,51 @@ class Answers:
 
 
 @dataclass
+class Call:
+    """What the questions of one call of `ask` share, and when they stop: a silent server must not cost them all.
+
+    silent: how many questions in a row got no answer in all their tries (an answer is also one that cannot be read, and
+    a refusal). given_up: why the rest is not asked; set when they are max(2, concurrency).
+    """
+
+    session: aiohttp.ClientSession
+    concurrency: int
+    retries: int = 0
+    silent: int = 0
+    given_up: str = ""
+
+    def __post_init__(self) -> None:
+        self.turns = asyncio.Semaphore(self.concurrency)
+
+    def unanswered(self, why: str) -> None:
+        self.silent += 1
+        if self.silent >= max(2, self.concurrency):
+            self.given_up = f"given up: {self.silent} questions in a row got no answer (the last one: {why})"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a judge is. root: of its server. model: its name there; None: the first that the server lists."""
+
+    root: str
+    model: str | None = None
+
+
+@dataclass
 class Client:
-    """Asks one judge. locate: gives the server's root; with True it sees to the server first, since a try failed.
+    """Asks one judge. locate: says where it is; with True it sees to the server first, since a try failed.
 
     Where the server is ours it waits until it is up, and raises RunFailed where that is in vain.
 
-    served_as: the model's name at the server; None: the first that it lists. request: more fields of every request.
+    request: more fields of every request.
     """
 
-    locate: Callable[[bool], Awaitable[str]]
+    locate: Callable[[bool], Awaitable[Place]]
     template: Template
     limits: Limits = Limits()
-    served_as: str | None = None
     key: str | None = None
     request: dict[str, Any] = field(default_factory=dict)
-    known: tuple[str, Template] | None = None  # the model's name, and the template with its token ids
+    known: tuple[Place, str, Template] | None = None  # the model's name at a place, the template with its token ids
 
     async def ask(
         self, images: Sequence[np.ndarray], prompts: Sequence[str], seeds: Sequence[Sequence[int]]
@@ -78,54 +116,56 @@ class Client:
         """Scores of images [H, W, 3] uint8. seeds: what keys each picture's seed and the jitter of its retries."""
         if not len(images) == len(prompts) == len(seeds):
             raise ValueError(f"{len(images)} images need as many prompts and seeds, got {len(prompts)}, {len(seeds)}")
-        gate, retries = asyncio.Semaphore(self.limits.concurrency), [0]
-        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         connector = aiohttp.TCPConnector(limit=0)
-        no_limit = aiohttp.ClientTimeout(total=None)  # _try has its own
-        async with aiohttp.ClientSession(headers=headers, connector=connector, timeout=no_limit) as session:
+        no_limit = aiohttp.ClientTimeout(total=None)  # every try has its own
+        async with aiohttp.ClientSession(headers=bearer(self.key), connector=connector, timeout=no_limit) as session:
+            call = Call(session, self.limits.concurrency)
             asked = zip(images, prompts, seeds, strict=True)
-            found = await asyncio.gather(*[self._one(session, gate, retries, *picture) for picture in asked])
+            found = await all_of([self._one(call, *picture) for picture in asked])
         return Answers(
             {name: tuple(math.nan if isinstance(f, str) else f[name] for f in found) for name in self.template.scores},
             tuple((row, why) for row, why in enumerate(found) if isinstance(why, str)),
-            retries[0],
+            call.retries,
         )
 
-    async def _one(
-        self,
-        session: aiohttp.ClientSession,
-        gate: asyncio.Semaphore,
-        retries: list[int],
-        image: np.ndarray,
-        prompt: str,
-        seed: Sequence[int],
-    ) -> dict[str, float] | str:
-        """The scores of a picture, or why there are none. While it waits for its next try others are asked."""
-        picture, why, warm = "", "", False
-        for attempt in range(self.limits.tries):
-            if attempt:
-                retries[0] += 1
-                await asyncio.sleep(wait(self.limits.backoff, seed, attempt))
-            async with gate:
+    async def _one(self, call: Call, image: np.ndarray, prompt: str, seed: Sequence[int]) -> dict[str, float] | str:
+        """The scores of a picture, or why there are none. Keeps its turn until it is through with all its tries."""
+        async with call.turns:
+            picture, why, warm = "", "", False
+            for attempt in range(self.limits.tries):
+                if call.given_up:
+                    return call.given_up
+                if attempt:
+                    call.retries += 1
+                    await asyncio.sleep(wait(self.limits.backoff, seed, attempt))
                 picture = picture or data_url(image)
                 try:
-                    root = await self.locate(attempt > 0)
-                    return await self._try(session, root, picture, prompt, seed, attempt if warm else 0)
-                except (Refused, RunFailed) as error:
+                    place = await self.locate(attempt > 0 or call.silent > 0)
+                    question = self._try(call.session, place, picture, prompt, seed, attempt if warm else 0)
+                    scores = await asyncio.wait_for(question, self.limits.timeout)
+                except Refused as error:
+                    call.silent = 0
+                    return str(error)
+                except RunFailed as error:
                     return str(error)
                 except Unparsable as error:
-                    why, warm = f"unparsable: {error}", True
+                    call.silent, why, warm = 0, f"unparsable: {error}", True
                 except (Unanswered, aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
                     timed_out = isinstance(error, asyncio.TimeoutError)
                     why = f"no answer within {self.limits.timeout:g} s" if timed_out else described(error)
-            log.debug("try %d: %s", attempt + 1, why)
-        return f"{why} ({self.limits.tries} tries)"
+                else:
+                    call.silent = 0
+                    return scores
+                log.debug("try %d: %s", attempt + 1, why)
+            if not warm:
+                call.unanswered(why)
+            return f"{why} ({self.limits.tries} tries)"
 
     async def _try(
-        self, session: aiohttp.ClientSession, root: str, picture: str, prompt: str, seed: Sequence[int], warmed: int
+        self, session: aiohttp.ClientSession, place: Place, picture: str, prompt: str, seed: Sequence[int], warmed: int
     ) -> dict[str, float]:
         """One question. warmed: the number of the try, where an unparsable answer came before it."""
-        name, template = await asyncio.wait_for(self._known(session, root), self.limits.timeout)
+        name, template = await self._known(session, place)
         content = [
             {"type": "image_url", "image_url": {"url": picture}},
             {"type": "text", "text": template.text(prompt)},
@@ -134,23 +174,20 @@ class Client:
         body["seed"] = int(np.random.default_rng([PURPOSE, *seed, warmed]).integers(2**31))
         if warmed:
             body["temperature"] = WARMER
-        url = f"{root}/v1/chat/completions"
-        answer = await asyncio.wait_for(_json(session, "POST", url, body | self.request), self.limits.timeout)
-        choices = answer.get("choices")
-        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-            raise Unparsable(f"the answer has no choices: {shortened(str(answer))}")
-        return template.parse(choices[0])
+        url = f"{place.root}/v1/chat/completions"
+        return read(await as_json(session, "POST", url, body | self.request), template)
 
-    async def _known(self, session: aiohttp.ClientSession, root: str) -> tuple[str, Template]:
-        """What must be asked once: the model's name, and the ids of Yes and No."""
-        if self.known is None:
-            name = self.served_as
+    async def _known(self, session: aiohttp.ClientSession, place: Place) -> tuple[str, Template]:
+        """What must be asked once per place: the model's name, and the ids of Yes and No."""
+        if self.known is None or self.known[0] != place:
+            root, name, template = place.root, place.model, self.template
             if name is None:
-                listed = (await _json(session, "GET", f"{root}/v1/models")).get("data")
+                listed = (await as_json(session, "GET", f"{root}/v1/models")).get("data")
                 if not isinstance(listed, list) or not listed or not isinstance(listed[0], dict):
                     raise Refused(f"{root}/v1/models lists no model")
-                name = str(listed[0].get("id"))
-            template = self.template
+                name = listed[0].get("id")
+                if not isinstance(name, str):
+                    raise Refused(f"{root}/v1/models lists a model without a name")
             if isinstance(template, YesNo):
                 template = template.model_copy(
                     update={
@@ -158,36 +195,71 @@ class Client:
                         "no_id": await self._id(session, root, name, template.no, template.no_id),
                     }
                 )
-            self.known = name, template
-        return self.known
+            self.known = place, name, template
+        return self.known[1:]
 
     async def _id(self, session: aiohttp.ClientSession, root: str, model: str, word: str, known: int | None) -> int:
         if known is not None:
             return known
         body = {"model": model, "prompt": word, "add_special_tokens": False}
-        tokens = (await _json(session, "POST", f"{root}/tokenize", body)).get("tokens")
-        if not isinstance(tokens, list) or len(tokens) != 1:
-            raise Refused(f"{word!r} is not one token of {model} but {tokens}; write another word, or its id")
-        return int(tokens[0])
+        tokens = (await as_json(session, "POST", f"{root}/tokenize", body)).get("tokens")
+        if not isinstance(tokens, list) or [type(token) for token in tokens] != [int]:
+            count = f"{len(tokens)} tokens" if isinstance(tokens, list) else "none that /tokenize knows"
+            raise Refused(f"{word!r} is not one token of {model} but {count}; write another word, or its id")
+        return tokens[0]
 
 
-async def _json(session: aiohttp.ClientSession, method: str, url: str, body: Any = None) -> dict[str, Any]:
+T = TypeVar("T")
+
+
+async def all_of(parts: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Their results, in order. Where one raises the others are cancelled, and have ended when this returns."""
+    tasks = [asyncio.ensure_future(part) for part in parts]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def read(answer: Mapping[str, Any], template: Template) -> dict[str, float]:
+    """The scores in an answer. Raises Unparsable, however odd it is: it costs its own picture and no other."""
+    try:
+        choices = answer.get("choices")
+        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+            raise Unparsable(f"the answer has no choices: {shortened(str(answer))}")
+        return template.parse(choices[0])
+    except Unparsable:
+        raise
+    except ODD as error:
+        raise Unparsable(f"the answer is odd ({type(error).__name__}: {shortened(str(error))})") from error
+
+
+def bearer(key: str | None) -> dict[str, str]:
+    """The headers that carry an API key."""
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+async def as_json(session: aiohttp.ClientSession, method: str, url: str, body: Any = None) -> dict[str, Any]:
     """The answer's object. Raises Refused, Unanswered or Unparsable, by status."""
-    async with session.request(method, url, json=body) as response:
+    async with session.request(method, url, json=body, allow_redirects=False) as response:
         raw = b""
         async for part in response.content.iter_chunked(1 << 16):
             raw += part
             if len(raw) > LARGEST:
                 raise Unparsable(f"the answer is longer than {LARGEST} bytes")
+        if 300 <= response.status < 400:  # not followed: the key would go along
+            raise Refused(f"{url} said {response.status} and sends elsewhere; write the url where the server is")
         if response.status != 200:
             said = f"{url} said {response.status}: {shortened(raw.decode(errors='replace').strip())}"
             raise (Unanswered if response.status >= 500 or response.status in AGAIN else Refused)(said)
     try:
         answer = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Unparsable(f"the answer is no JSON: {shortened(raw.decode(errors='replace'))}") from error
     if not isinstance(answer, dict):
-        raise Unparsable(f"the answer is no object: {shortened(str(answer))}")
+        raise Unparsable(f"the answer is no object: {shortened(raw.decode(errors='replace'))}")
     return answer
 
 

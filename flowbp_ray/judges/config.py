@@ -7,8 +7,11 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from flowbp_ray.addresses import checked
 from flowbp_ray.judges.templates import AnyTemplate
 from flowbp_ray.settings import ProcessConfig, Strict
+
+OURS = {"--model", "--served-model-name", "--host", "--port"}  # vLLM's arguments that every start sets
 
 
 class GateConfig(Strict):
@@ -36,6 +39,16 @@ class ServerConfig(Strict):
     start_timeout: float = Field(900.0, gt=0)
     starts: int = Field(3, ge=1)
 
+    @field_validator("args")
+    @classmethod
+    def _not_ours(cls, value: list[str]) -> list[str]:
+        """vLLM takes the last of several, so these would lead it away from where it is looked for."""
+        for argument in value:
+            if (name := argument.partition("=")[0].replace("_", "-")) in OURS:
+                instead = "server.port" if name == "--port" else "nothing there"
+                raise ValueError(f"server.args says {name}, which is set for every start; write {instead} instead")
+        return value
+
 
 class JudgeConfig(ProcessConfig):
     """A judge; its metrics are called `name`, or `name.score` where the template gives several.
@@ -51,7 +64,7 @@ class JudgeConfig(ProcessConfig):
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
-    url: str | None = Field(None, pattern=r"^https?://[^/]+")
+    url: str | None = None
     model: str | None = None
     template: AnyTemplate
     role: Literal["monitor", "gate"] = "monitor"
@@ -76,7 +89,7 @@ class JudgeConfig(ProcessConfig):
     @field_validator("url")
     @classmethod
     def _root(cls, value: str | None) -> str | None:
-        return value and value.rstrip("/").removesuffix("/v1")
+        return value and str(checked(value)).removesuffix("/v1").rstrip("/")
 
     @property
     def metrics(self) -> dict[str, str]:
@@ -110,9 +123,16 @@ class JudgeConfig(ProcessConfig):
         return self
 
 
-def check_names(judges: list[JudgeConfig], taken: set[str]) -> None:
-    """Raises ValueError where two metrics would have one name."""
+def check_names_and_ports(judges: list[JudgeConfig], taken: set[str]) -> None:
+    """Raises ValueError where two metrics would have one name, or two servers of our own one port."""
+    ports: dict[int, str] = {}
     for judge in judges:
+        port = judge.server.port
+        if judge.model is not None and port is not None and ports.setdefault(port, judge.name) != judge.name:
+            raise ValueError(
+                f"judges {ports[port]!r} and {judge.name!r} both have server.port={port}; write two ports, or null, "
+                "which picks a free one"
+            )
         for metric in (judge.name, *judge.metrics.values()):
             if metric in taken:
                 raise ValueError(f"judge {judge.name!r} would be reported as {metric!r}, which is taken; rename it")

@@ -9,22 +9,21 @@ from pathlib import Path
 import numpy as np
 
 from flowbp_ray.failure import RunFailed
-from flowbp_ray.judges.client import Answers, Client, Limits
+from flowbp_ray.judges.client import Answers, Client, Limits, Place
 from flowbp_ray.judges.config import JudgeConfig
-from flowbp_ray.judges.server import SERVED_AS, Server
+from flowbp_ray.judges.server import Server
 
 
 class Judge:
     """Scores pictures. Use `close` at the end: a server of our own ends with it (and with this process anyway)."""
 
-    def __init__(self, config: JudgeConfig, log: Path, key: str | None = None) -> None:
-        """log: where a server of our own writes. key: the server's API key."""
+    def __init__(self, config: JudgeConfig, log: Path, key: str | None = None, shown: Path | None = None) -> None:
+        """log: where a server of our own writes. key: the server's API key. shown: where people find the log."""
         self.config = config
         self.loop = asyncio.new_event_loop()
-        self.server = None if config.model is None else Server(config.model, config.server, log)
+        self.server = None if config.model is None else Server(config.model, config.server, log, key, shown)
         limits = Limits(config.concurrency, config.timeout, config.tries, config.backoff)
-        name = config.served_as if self.server is None else SERVED_AS
-        self.client = Client(self._locate, config.template, limits, name, key, config.request)
+        self.client = Client(self._locate, config.template, limits, key, config.request)
 
     def score(self, images: Sequence[np.ndarray], prompts: Sequence[str], seeds: Sequence[Sequence[int]]) -> Answers:
         """Scores of images [H, W, 3] uint8; NaN where there is no answer (see `Answers.missing`)."""
@@ -56,8 +55,8 @@ class Judge:
             self.server.stop()
         self.loop.close()
 
-    async def _locate(self, doubt: bool) -> str:
+    async def _locate(self, doubt: bool) -> Place:
         if self.server is not None:
-            return await self.server.ensure(doubt)
+            return Place(await self.server.ensure(doubt), self.server.served_as)
         assert self.config.url is not None
-        return self.config.url
+        return Place(self.config.url, self.config.served_as)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -12,35 +13,45 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 
 from flowbp_ray.failure import RunFailed
+from flowbp_ray.judges.client import Refused, Unanswered, as_json, bearer
 from flowbp_ray.judges.config import ServerConfig
+from flowbp_ray.judges.templates import Unparsable
 
 LEASH = Path(__file__).with_name("leash.py")
-SERVED_AS = "judge"
 POLL = 0.5  # seconds between two looks at /health
 SICK = 30.0  # seconds that a server which once was healthy may fail /health before it is ended
+HANDOVER = 10.0  # seconds that a configured port may still be taken before a start: by a server that is ending, say
 
 
 class ServerFailed(RunFailed):
     """The server does not come up."""
 
 
-def command(model: str, port: int, settings: ServerConfig) -> list[str]:
+def command(model: str, served_as: str, port: int, settings: ServerConfig) -> list[str]:
     """vLLM's OpenAI-compatible server by module: a CPU build of vLLM has no `vllm` command."""
     python = settings.python or sys.executable
-    own = ["--model", model, "--served-model-name", SERVED_AS, "--host", "127.0.0.1", "--port", str(port)]
+    own = ["--model", model, "--served-model-name", served_as, "--host", "127.0.0.1", "--port", str(port)]
     return [python, "-m", "vllm.entrypoints.openai.api_server", *own, *settings.args]
 
 
 class Server:
-    """Any exit of the process is a death, also with code 0: a server whose engine died ends like that."""
+    """Any exit of the process is a death, also with code 0: a server whose engine died ends like that.
 
-    def __init__(self, model: str, settings: ServerConfig, log: Path) -> None:
+    served_as: the model's name at this start and no other: who answers at the port without knowing it is a stranger.
+    """
+
+    def __init__(
+        self, model: str, settings: ServerConfig, log: Path, key: str | None = None, shown: Path | None = None
+    ) -> None:
+        """key: the API key, where args or env give the server one. shown: where people find the log; None: there."""
         self.model, self.settings, self.log = model, settings, log
+        self.shown = shown or log
+        self.headers = bearer(key)
+        self.served_as = ""
         self.process: Leashed | None = None
         self.healthy = False
         self.deaths = 0
@@ -57,23 +68,30 @@ class Server:
 
         doubt: ask /health whether it still is.
         """
-        if self.healthy and not doubt:
+        if self.healthy and not doubt and self._runs():
             return self.root
         async with self.lock:  # one looks, and the others wait for what it finds
             if self.given_up is not None:
                 raise self.given_up
-            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session:
-                if self.healthy and await self._stays(session):
-                    return self.root
-                for _ in range(self.settings.starts):
-                    self._start()
-                    if await self._comes_up(session):
-                        return self.root
-                    self.stop()
+            limit = aiohttp.ClientTimeout(total=10)
+            try:
+                async with aiohttp.ClientSession(headers=self.headers, timeout=limit) as session:
+                    if not (self.healthy and await self._stays(session)):
+                        await self._bring_up(session)
+            except ServerFailed as error:
+                self.given_up = error
+                raise
+        return self.root
+
+    async def _bring_up(self, session: aiohttp.ClientSession) -> None:
+        for _ in range(self.settings.starts):
+            await self._start()
+            if await self._comes_up(session):
+                return
+            self.stop()
         times = f"{self.settings.starts} start{'s' * (self.settings.starts > 1)}"
-        why = f"{self.last_words()}; see {self.log}"
-        self.given_up = ServerFailed(f"the judge's server did not come up ({times}): {why}")
-        raise self.given_up
+        why = f"{self.last_words()}; see {self.shown}"
+        raise ServerFailed(f"the judge's server did not come up ({times}): {why}")
 
     def stop(self) -> None:
         """End the process and all below it; returns when they are gone."""
@@ -91,16 +109,21 @@ class Server:
             return (errors or lines or ["nothing in its log"])[-1][-300:]
         return "it has no log"
 
-    def _start(self) -> None:
+    async def _start(self) -> None:
         self.stop()
-        self.port = self.settings.port or free_port()
+        self.port = free_port() if self.settings.port is None else await left_free(self.settings.port)
+        self.served_as = f"judge-{secrets.token_hex(8)}"
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        self.process = Leashed(command(self.model, self.port, self.settings), environment(self.settings), self.log)
+        started = command(self.model, self.served_as, self.port, self.settings)
+        self.process = Leashed(started, environment(self.settings), self.log)
+
+    def _runs(self) -> bool:
+        return self.process is not None and self.process.alive()
 
     async def _comes_up(self, session: aiohttp.ClientSession) -> bool:
         until = time.monotonic() + self.settings.start_timeout
-        while time.monotonic() < until and self.process is not None and self.process.alive():
-            if await _answers(session, self.root):
+        while time.monotonic() < until and self._runs():
+            if await _serves(session, self.root, self.served_as) and self._runs():
                 self.healthy = True
                 return True
             await asyncio.sleep(POLL)
@@ -109,8 +132,8 @@ class Server:
     async def _stays(self, session: aiohttp.ClientSession) -> bool:
         """Whether the server that was healthy is so still; one that is not is counted as a death and ended."""
         until = time.monotonic() + SICK
-        while time.monotonic() < until and self.process is not None and self.process.alive():
-            if await _answers(session, self.root):
+        while time.monotonic() < until and self._runs():
+            if await _serves(session, self.root, self.served_as):
                 return True
             await asyncio.sleep(POLL)
         self.deaths += 1
@@ -196,20 +219,43 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-async def _answers(session: aiohttp.ClientSession, root: str) -> bool:
-    """Whether /health says 200."""
-    with suppress(aiohttp.ClientError, asyncio.TimeoutError, OSError):
-        async with session.get(f"{root}/health") as response:
-            return response.status == 200
+async def left_free(port: int) -> int:
+    """The configured port, once nobody takes connections there. Raises ServerFailed where somebody goes on to."""
+    until = time.monotonic() + HANDOVER
+    while taken(port):
+        if time.monotonic() > until:
+            raise ServerFailed(
+                f"server.port is {port}, where another server takes connections; write another one, or null, which "
+                "picks a free one at every start"
+            )
+        await asyncio.sleep(POLL)
+    return port
+
+
+def taken(port: int) -> bool:
+    """Whether somebody takes connections at the port of this machine."""
+    with socket.socket() as s:
+        s.settimeout(1.0)
+        return s.connect_ex(("127.0.0.1", port)) == 0
+
+
+async def _serves(session: aiohttp.ClientSession, root: str, model: str) -> bool:
+    """Whether /health says 200 and /v1/models knows the model."""
+    with suppress(aiohttp.ClientError, asyncio.TimeoutError, OSError, Refused, Unanswered, Unparsable):
+        async with session.get(f"{root}/health", allow_redirects=False) as response:
+            if response.status != 200:
+                return False
+        listed = (await as_json(session, "GET", f"{root}/v1/models")).get("data")
+        return isinstance(listed, list) and any(isinstance(one, dict) and one.get("id") == model for one in listed)
     return False
 
 
-def check_python(python: str | None) -> Any:
+def check_python(settings: ServerConfig) -> None:
     """Raises ValueError where the interpreter has no vLLM. Asks it, without importing vLLM (which takes seconds)."""
-    path = python or sys.executable
+    path = settings.python or sys.executable
     ask = "import importlib.util, sys; sys.exit(0 if importlib.util.find_spec('vllm') else 3)"
     try:
-        done = subprocess.run([path, "-c", ask], capture_output=True, timeout=60, env=environment(ServerConfig()))
+        done = subprocess.run([path, "-c", ask], capture_output=True, timeout=60, env=environment(settings))
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ValueError(f"server.python is {path!r}, which does not run: {error}") from error
     if done.returncode:

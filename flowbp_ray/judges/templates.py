@@ -12,9 +12,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
+import regex
 from pydantic import Field, field_validator, model_validator
 
 from flowbp_ray.settings import Strict
+
+LONGEST = 100_000  # characters of an answer that is read
+PATIENCE = 1.0  # seconds for a pattern to match; nothing else happens in the meantime
+SCALE = r"(?:\s*\(1\s*[-–]\s*5\))?"  # behind a label, as in "Style Score (1-5):"
+GOES_ON = re.compile(r"[*_ \t]*(?:[-–—~]|\.\.+|to|or|and|through)[*_ \t]*\d|[.,]\d|e[+-]?\d", re.IGNORECASE)
 
 
 class Unparsable(ValueError):
@@ -111,7 +117,7 @@ class UnifiedReward15(UnifiedReward):
         )
 
     def parse(self, choice: Mapping[str, Any]) -> dict[str, float]:
-        return {self.ask: labelled(content(choice), r"Final\s+Score", *self.range)}
+        return {self.ask: labelled(content(choice), "Final Score", *self.range)}
 
 
 class UnifiedReward20(UnifiedReward):
@@ -136,7 +142,7 @@ class UnifiedReward20(UnifiedReward):
 
     def parse(self, choice: Mapping[str, Any]) -> dict[str, float]:
         text = content(choice)
-        return {axis: labelled(text, rf"{axis}\s+Score(?:\s*\(1\s*-\s*5\))?", *self.range) for axis in self.scores}
+        return {axis: labelled(text, f"{axis.capitalize()} Score", *self.range) for axis in self.scores}
 
 
 class YesNo(Template):
@@ -190,7 +196,7 @@ class YesNo(Template):
 
 
 class Free(Written):
-    """An instruction and a regular expression of one's own.
+    """An instruction and a regular expression of one's own, one of the package regex, which can be given up.
 
     pattern: its named groups are the scores; one without a name is called `score`. The last match counts, since models
     think before they conclude. low, high: worst and best; a number outside is unparsable.
@@ -204,7 +210,7 @@ class Free(Written):
 
     @property
     def scores(self) -> tuple[str, ...]:
-        return tuple(re.compile(self.pattern).groupindex) or ("score",)
+        return tuple(regex.compile(self.pattern).groupindex) or ("score",)
 
     @property
     def range(self) -> tuple[float, float]:
@@ -215,7 +221,10 @@ class Free(Written):
 
     def parse(self, choice: Mapping[str, Any]) -> dict[str, float]:
         text = content(choice)
-        matches = list(re.finditer(self.pattern, text))
+        try:
+            matches = list(regex.finditer(self.pattern, text, timeout=PATIENCE))
+        except TimeoutError as error:
+            raise Unparsable(f"{self.pattern!r} takes longer than {PATIENCE:g} s on {shortened(text)}") from error
         if not matches:
             raise Unparsable(f"no match of {self.pattern!r} in {shortened(text)}")
         found = matches[-1].groupdict() or {"score": matches[-1].group(1)}
@@ -224,8 +233,8 @@ class Free(Written):
     @model_validator(mode="after")
     def _usable(self) -> Free:
         try:
-            compiled = re.compile(self.pattern)
-        except re.error as error:
+            compiled = regex.compile(self.pattern)
+        except regex.error as error:
             raise ValueError(f"pattern {self.pattern!r} is no regular expression: {error}") from error
         if not compiled.groups or (compiled.groupindex and compiled.groups != len(compiled.groupindex)):
             raise ValueError(
@@ -242,22 +251,30 @@ AnyTemplate = Annotated[UnifiedReward15 | UnifiedReward20 | YesNo | Free, Field(
 
 
 def content(choice: Mapping[str, Any]) -> str:
-    """The text of an answer."""
+    """The text of an answer. Raises Unparsable where it is none, or not all of it."""
     try:
         text = choice["message"]["content"]
     except (KeyError, TypeError) as error:
         raise Unparsable("the answer has no message") from error
     if not isinstance(text, str) or not text.strip():
         raise Unparsable(f"the answer is empty (finish_reason {choice.get('finish_reason')})")
+    if choice.get("finish_reason") == "length":  # what looks like a conclusion may be a thought on the way to it
+        raise Unparsable(f"the answer was cut off ({shortened(text)}); a larger max_tokens lets it end")
+    if len(text) > LONGEST:
+        raise Unparsable(f"the answer has {len(text)} characters, more than {LONGEST}")
     return text
 
 
 def labelled(text: str, label: str, low: float, high: float) -> float:
-    """The number after the last "<label>:", however it is decorated (**Final Score:** 4)."""
-    matches = re.findall(rf"(?i){label}[*_\s]*:[*_\s\[]*(-?\d+(?:\.\d+)?)", text)
+    """The number after the last "<label>:" or "<label> (1-5):", however it is decorated (**Final Score:** 4)."""
+    words = label.replace(" ", r"\s+")
+    matches = list(re.finditer(rf"(?i){words}{SCALE}[*_\s]*:[*_\s\[]*(-?\d+(?:\.\d+)?)", text))
     if not matches:
-        raise Unparsable(f"no {label!r} in {shortened(text)}")
-    return number(matches[-1], label, low, high)
+        raise Unparsable(f"no {label!r} with a number in {shortened(text)}")
+    last = matches[-1]
+    if GOES_ON.match(text, last.end()):
+        raise Unparsable(f"{label!r} is more than one number: {shortened(text[last.start() :][:60])}")
+    return number(last[1], label, low, high)
 
 
 def number(text: str | None, name: str, low: float, high: float) -> float:

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import http.client
 import json
+import ssl
 from typing import Any
 
 from flowbp_ray.config import RunConfig
 from flowbp_ray.remote import codec, token
-from flowbp_ray.remote.client import CONNECT, ask, reason
+from flowbp_ray.remote.exchange import CONNECT, LARGEST_LINE, ask, bearer, line, reason
 from flowbp_ray.remote.identity import different, identity
 from flowbp_ray.remote.limits import Limits
 
 
-def check(config: RunConfig) -> None:
-    """Ask every address of `rewards.url` for its health.
+def check(config: RunConfig) -> dict[str, str]:
+    """Ask every address of `rewards.url` for its health; address -> the digest of what it scores, for every request.
 
-    Raises ValueError in one line for the first that is not there, shuts down, refuses the token, scores something else,
-    or takes smaller requests than the run sends.
+    Empty where there is no address. Raises ValueError in one line for the first that is not there, shuts down, refuses
+    the token, scores something else, or takes smaller requests than the run sends.
     """
-    urls = list(dict.fromkeys(config.rewards.url or []))
+    if not config.rewards.url:
+        return {}
+    urls, agreed = list(dict.fromkeys(config.rewards.url)), dict[str, str]()
     secret = token.read(config.rewards.token_file, "rewards.token_file")
     needed, wanted = Limits.of(config), identity(config)
     first: dict[str, Any] | None = None
@@ -36,16 +39,23 @@ def check(config: RunConfig) -> None:
                 f"rewards.url: {url} takes {about['max_rows']} rows and {about['max_bytes']} bytes at once, an item of "
                 f"this run has up to {needed.rows} and {needed.nbytes}; start it with a larger --max-rows"
             )
+        agreed[url] = about["digest"]
+    return agreed
 
 
 def _health(url: str, secret: str) -> dict[str, Any]:
     """What a server says about itself. Raises ValueError where it says nothing of use."""
     try:
-        status, _, content = ask(url, "GET", "/health", secret, None, CONNECT)
-    except (OSError, http.client.HTTPException) as error:
-        cause = " ".join(str(error).split()) or type(error).__name__
+        status, _, content = ask(url, "GET", "/health", bearer(secret), None, CONNECT, LARGEST_LINE)
+    except ssl.SSLCertVerificationError as error:
         raise ValueError(
-            f"rewards.url: {url} does not answer ({cause}); start `flowbp-ray serve-reward` there, or write its address"
+            f"rewards.url: the certificate of {url} is not trusted here ({error.verify_message}); set SSL_CERT_FILE to "
+            "a file with its authority's, here and where the reward actors run"
+        ) from error
+    except (OSError, http.client.HTTPException) as error:
+        raise ValueError(
+            f"rewards.url: {url} does not answer ({line(error)}); start `flowbp-ray serve-reward` there, or write its "
+            "address"
         ) from error
     if status == 401:
         raise ValueError(f"rewards.url: {url} refuses the token; write rewards.token_file: what its --token-file holds")
@@ -63,6 +73,6 @@ def _health(url: str, secret: str) -> dict[str, Any]:
         )
     if not ready:
         raise ValueError(f"rewards.url: {url} is {state}; wait until it has started again, or write another address")
-    if not all(key in about for key in ("identity", "max_rows", "max_bytes")):
+    if not all(key in about for key in ("identity", "digest", "max_rows", "max_bytes")):
         raise ValueError(f"rewards.url: {url} does not say what it scores; does a proxy drop the Authorization header?")
     return dict(about)

@@ -35,7 +35,10 @@ def serve(
     except ModuleNotFoundError as error:
         raise ValueError(f"serve-reward needs {error.name}; write pip install 'flowbp-ray[serve]'") from error
     config = config.model_copy(update={"rewards": config.rewards.model_copy(update={"url": None})})  # that is this one
-    secret = token.read(token_file or named(config), "--token-file")
+    of_config = named(config)
+    secret = token.read(
+        token_file or of_config, "rewards.token_file" if of_config and not token_file else "--token-file"
+    )
     check_rewards(config)
     torch.set_num_threads(config.rewards.threads)
     if config.cluster.deterministic:

@@ -1,8 +1,8 @@
 """What a run and a reward server must agree on for remote scores to be the local ones, bit for bit.
 
 That is everything the scores and the cotangents depend on: backbone, image size and decoder, the size of the global
-batch, and the `rewards` section without what says where and with how many processes. Files are compared by content:
-paths differ between clusters.
+batch, targets per sample (branches), and the `rewards` section without what says where and with how many processes.
+Files are compared by content: paths differ between clusters.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ def identity(config: RunConfig) -> dict[str, Any]:
         "backbone": {"name": model.name, "height": model.height, "width": model.width},
         "decoder": decoder(model.open().base_folder / "vae", memory),
         "batch": config.data.shape.batch,
+        "branches": config.surrogate().branches,
         "terms": [term.name for term in settings.terms],
         "monitors": [monitor.name for monitor in settings.monitors],
         "rewards": {reward.name: _reward(reward, memory) for reward in settings.all},
@@ -74,9 +75,17 @@ def _reward(reward: RewardConfig, memory: Path | None) -> dict[str, Any]:
 
 
 def _option(value: Any, memory: Path | None) -> Any:
-    if isinstance(value, str) and value and Path(value).expanduser().exists():
-        return f"sha256:{content(Path(value).expanduser(), memory)}"
-    return value
+    path = named(value) if isinstance(value, str) and value else None
+    return value if path is None else f"sha256:{content(path, memory)}"
+
+
+def named(text: str) -> Path | None:
+    """The file or folder that a text names, or None: it may be long, or of a user who is not here."""
+    try:
+        path = Path(text).expanduser()
+        return path if path.exists() else None
+    except (OSError, RuntimeError, ValueError):
+        return None
 
 
 def _sha256(file: Path) -> str:

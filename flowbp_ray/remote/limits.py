@@ -1,4 +1,4 @@
-"""How much one request to a reward server may hold."""
+"""How much one request to a reward server, and its answer, may hold."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from flowbp_ray.config import RunConfig
+from flowbp_ray.messages import Packed
 from flowbp_ray.remote.codec import HEADER_LIMIT
 
 
@@ -28,3 +29,24 @@ class Limits:
 def latent_shape(config: RunConfig) -> tuple[int, ...]:
     """Of one latent, without the batch."""
     return tuple(config.backbone.open().latent_shape(config.backbone.height, config.backbone.width))
+
+
+def cotangent_shape(config: RunConfig, target: Packed) -> tuple[int, ...]:
+    """Of what a server answers to target [rows, branches, C, h, w]: the same, with `rewards.balance` once per term."""
+    shape = tuple(target.array.shape)
+    return shape if config.rewards.balance == "none" else (len(config.rewards.terms), *shape)
+
+
+def largest_score(config: RunConfig, target: Packed) -> int:
+    """Bytes of the largest answer to a /score."""
+    return 8 + HEADER_LIMIT + 4 * math.prod(cotangent_shape(config, target))
+
+
+def images_shape(config: RunConfig, rows: int) -> tuple[int, ...]:
+    """Of the pictures of an evaluation's item."""
+    return (rows, config.backbone.height, config.backbone.width, 3)
+
+
+def largest_evaluation(config: RunConfig, rows: int) -> int:
+    """Bytes of the largest answer to an /evaluate."""
+    return 8 + HEADER_LIMIT + math.prod(images_shape(config, rows))

@@ -1,8 +1,8 @@
 """The HTTP around a `Service`: who may ask, how much at once, and how it ends.
 
 POST /score and /evaluate take and return safetensors bodies; GET /health says ready (200) or draining (503). One thread
-computes, the others wait for it, at most `Limits.waiting` of them. SIGTERM drains: no new work is taken, what is under
-way is finished, and the process ends with code 0.
+computes, the others wait for it, at most `Limits.waiting` of them. SIGTERM drains: no new work is taken, what has
+arrived is finished, and the process ends with code 0.
 """
 
 from __future__ import annotations
@@ -22,13 +22,18 @@ import torch
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
 
 from flowbp_ray.remote import codec, token
+from flowbp_ray.remote.exchange import DIGEST
 from flowbp_ray.remote.service import Refused, Service
 
-IDLE = 30.0  # seconds without a byte of a body, after which nothing more is expected
+BODY, SLOWEST = 30.0, 1 << 20  # seconds for a whole body, and one more for each so many bytes of the largest
+ANSWERS = 30.0  # seconds for which a server that has done its work waits until its answers have been read
 LINGER = 1.0  # seconds for which a draining server still answers, so that a load balancer sees it
 DISCARD = 5.0  # seconds for which the rest of a refused body is read, so that the sender reads the answer
+
+ENDING = "this server is shutting down"
 
 log = logging.getLogger(__name__)
 
@@ -38,11 +43,16 @@ class Door:
 
     def __init__(self, service: Service, secret: str) -> None:
         self.service, self.secret = service, secret
-        self.draining = False
+        self.ending = asyncio.Event()
+        self.patience = BODY + service.limits.nbytes / SLOWEST
         self.inside = 0  # requests from their first byte to their answer
         self.turn = asyncio.Semaphore(1)
         threads = service.config.rewards.threads
         self.worker = ThreadPoolExecutor(1, "scorer", torch.set_num_threads, (threads,))
+
+    @property
+    def draining(self) -> bool:
+        return self.ending.is_set()
 
     async def health(self, request: Request) -> Response:
         """Ready or draining; to those with the token also what is scored and how much at once."""
@@ -68,7 +78,7 @@ class Door:
                 done = await asyncio.get_running_loop().run_in_executor(self.worker, answer, body)
             return Response(done, media_type="application/octet-stream")
         except Refused as error:
-            return _error(error.status, str(error))
+            return _error(error.status, str(error), retry_after=1 if error.status == 503 else None)
         except Exception as error:  # of a reward or the decoder: the client issues the item again
             log.exception("a request failed")
             return _error(500, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
@@ -80,16 +90,35 @@ class Door:
         limits, length = self.service.limits, request.headers.get("content-length", "0")
         if not token.allowed(request.headers.get("authorization"), self.secret):
             return _error(401, "this needs the header Authorization: Bearer <token>")
+        asked, digest = request.headers.get(DIGEST, "none"), self.service.digest
+        if asked != digest:
+            return _error(
+                409, f"the request is for settings {ascii(asked[:16])[1:-1]}, these are {digest}, see /health"
+            )
         if not length.isascii() or not length.isdigit() or int(length[:20]) > limits.nbytes:
             return _error(413, _too_large(limits.nbytes))
         if self.draining:
-            return _error(503, "this server is shutting down", retry_after=1)
+            return _error(503, ENDING, retry_after=1)
         if self.inside > limits.waiting:
             return _error(503, f"{self.inside} requests are waiting already", retry_after=1)
         return None
 
     async def _body(self, request: Request) -> bytes:
-        """The whole body, however it is sent. Raises `Refused` where it is too large, or stops arriving."""
+        """The whole body, however it is sent. Raises `Refused`: it is too large, too slow, or the server ends."""
+        reading, told = asyncio.ensure_future(self._read(request)), asyncio.ensure_future(self.ending.wait())
+        try:
+            await asyncio.wait((reading, told), timeout=self.patience, return_when=asyncio.FIRST_COMPLETED)
+            if reading.done():
+                return reading.result()
+        finally:
+            reading.cancel()
+            told.cancel()
+        if self.draining:
+            raise Refused(503, ENDING)
+        raise Refused(408, f"the body did not arrive within {self.patience:.0f} s")
+
+    async def _read(self, request: Request) -> bytes:
+        """All parts of a body together."""
         limit, parts, size = self.service.limits.nbytes, [], 0
         stream = request.stream().__aiter__()
         while (part := await _next(stream)) is not None:
@@ -110,12 +139,12 @@ class Door:
                 left -= len(part)
 
 
-async def _next(stream: AsyncIterator[bytes], seconds: float = IDLE) -> bytes | None:
-    """The next part of a body, None at its end. Raises `Refused` where none comes."""
+async def _next(stream: AsyncIterator[bytes], seconds: float | None = None) -> bytes | None:
+    """The next part of a body, None at its end. Raises `Refused` where none comes in `seconds`."""
     try:
         return await asyncio.wait_for(anext(stream, None), seconds)
     except asyncio.TimeoutError as error:
-        raise Refused(408, f"the body stopped arriving for {seconds:.0f} s") from error
+        raise Refused(408, "the body stopped arriving") from error
     except Exception as error:  # the client is gone
         raise Refused(400, "the body broke off") from error
 
@@ -133,7 +162,18 @@ def _error(status: int, reason: str, retry_after: int | None = None) -> Response
 
 def application(door: Door) -> FastAPI:
     """The routes. There are no pages that describe them: what the server is, is told to those with the token."""
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+
+    @app.exception_handler(HTTPException)
+    async def refused(_: Request, error: HTTPException) -> Response:
+        """No such path, no such method."""
+        answer = _error(error.status_code, f"{error.detail}: there are GET /health, POST /score and POST /evaluate")
+        answer.headers.update(error.headers or {})
+        return answer
+
+    @app.exception_handler(Exception)
+    async def broken(_: Request, error: Exception) -> Response:
+        return _error(500, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
 
     @app.get("/health")
     async def health(request: Request) -> Response:
@@ -176,7 +216,7 @@ class DrainingServer(uvicorn.Server):
     def _end(self) -> None:
         if self.door.draining:
             os._exit(1)  # the thread that scores cannot be interrupted in another way
-        self.door.draining = True
+        self.door.ending.set()
         self._drain = asyncio.get_running_loop().create_task(self._finish())
 
     async def _finish(self) -> None:
@@ -186,10 +226,15 @@ class DrainingServer(uvicorn.Server):
         self.should_exit = True
 
 
+def configured(door: Door) -> uvicorn.Config:
+    """uvicorn's settings. Without the last one somebody who never reads an answer would hold the end for ever."""
+    settings: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False, "http": "h11"}
+    settings |= {"loop": "asyncio", "ws": "none", "lifespan": "off", "timeout_graceful_shutdown": ANSWERS}
+    return uvicorn.Config(application(door), **settings)
+
+
 def serve(service: Service, secret: str, listening: socket.socket, ready: Callable[[], object]) -> None:
     """Answer at a bound socket until SIGTERM or Ctrl-C. ready: called once requests are answered."""
     door = Door(service, secret)
-    settings: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False, "http": "h11"}
-    config = uvicorn.Config(application(door), loop="asyncio", ws="none", lifespan="off", **settings)
-    DrainingServer(config, door, ready).run([listening])
+    DrainingServer(configured(door), door, ready).run([listening])
     door.worker.shutdown()

@@ -32,20 +32,21 @@ class Service:
 
     def __init__(self, config: RunConfig, limits: Limits) -> None:
         self.config, self.limits = config, limits
-        self.shape = latent_shape(config)
+        self.shape, self.branches = latent_shape(config), config.surrogate().branches
         self.identity = identity(config)
+        self.digest = digest(self.identity)
         self.scorer = Scorer(config)
 
     def about(self) -> dict[str, Any]:
         """What /health tells whoever has the token."""
-        stated = {"identity": self.identity, "digest": digest(self.identity)}
+        stated = {"identity": self.identity, "digest": self.digest}
         return stated | {"max_rows": self.limits.rows, "max_bytes": self.limits.nbytes}
 
     def score(self, body: bytes) -> bytes:
         """The answer to POST /score. Raises `Refused` for what is no training item of this configuration."""
         request = _parse(ScoreRequest, body)
         self._check_rows(request)
-        self._check_values(request.target, "target", (len(request.samples), None, *self.shape))
+        self._check_values(request.target, "target", (len(request.samples), self.branches, *self.shape))
         rows = len(request.samples)
         if request.omega.shape != (rows,) or request.omega.dtype != np.float64 or not np.isfinite(request.omega).all():
             raise Refused(422, f"omega must be [{rows}] finite float64")
@@ -85,15 +86,10 @@ class Service:
         if min(request.seed, request.step, request.index, *request.samples, *request.prompt_ids) < 0:
             raise Refused(422, "seed, step, index, samples and prompt_ids must not be negative")
 
-    def _check_values(self, packed: Packed, name: str, shape: Sequence[int | None]) -> None:
-        """Shape (None: one or more) and dtype of an array. Its values may be anything: the scorer names bad rows."""
-        given = packed.array.shape
-        fits = len(given) == len(shape) and all(
-            a == b or (b is None and a > 0) for a, b in zip(given, shape, strict=True)
-        )
-        if not fits:
-            wanted = ", ".join("branches" if n is None else str(n) for n in shape)
-            raise Refused(422, f"{name} must be [{wanted}], got {list(given)}")
+    def _check_values(self, packed: Packed, name: str, shape: Sequence[int]) -> None:
+        """Shape and dtype of an array. Its values may be anything: the scorer names bad rows."""
+        if packed.array.shape != tuple(shape):
+            raise Refused(422, f"{name} must be {list(shape)}, got {list(packed.array.shape)}")
         if packed.dtype not in DTYPES:
             raise Refused(422, f"{name} must be one of {', '.join(DTYPES)}, got {packed.dtype}")
 

@@ -33,10 +33,18 @@ def picture_of(body: dict[str, Any]) -> np.ndarray:
 
 @dataclass
 class Fake:
-    """answer: (body, how many requests came before it) -> a status, and an object or raw bytes."""
+    """answer: (body, how many requests came before it) -> a status, and an object or raw bytes.
+
+    tokens: what /tokenize says, instead of ids of three words. models: the status of every GET. location: where an
+    answer of 3xx sends.
+    """
 
     answer: Callable[[dict[str, Any], int], tuple[int, Any]]
     bodies: list[dict[str, Any]] = field(default_factory=list)
+    tokens: Any = None
+    location: str | None = None
+    models: int = 200
+    gets: list[dict[str, str]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     at_once: int = 0
@@ -49,13 +57,14 @@ class Fake:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                self._say(200, {"data": [{"id": "the-model"}]} if self.path == "/v1/models" else {})
+                fake.gets.append(dict(self.headers))
+                self._say(fake.models, {"data": [{"id": "the-model"}]} if self.path == "/v1/models" else {})
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 if self.path == "/tokenize":
                     words = {"Yes": [7], "No": [9], "Maybe so": [3, 4]}
-                    return self._say(200, {"tokens": words[body["prompt"]]})
+                    return self._say(200, {"tokens": fake.tokens or words[body["prompt"]]})
                 assert self.path == "/v1/chat/completions", self.path
                 with lock:
                     before = len(fake.bodies)
@@ -76,6 +85,8 @@ class Fake:
                 try:
                     self.send_response(status)
                     self.send_header("Content-Length", str(len(raw)))
+                    if 300 <= status < 400:
+                        self.send_header("Location", f"{fake.location}{self.path}")
                     self.end_headers()
                     self.wfile.write(raw)
                 except OSError:  # the client gave up on us, as a test wants it

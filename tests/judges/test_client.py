@@ -6,12 +6,13 @@ import asyncio
 import itertools
 import math
 import threading
+import time
 from typing import Any
 
 import numpy as np
 import pytest
 
-from flowbp_ray.judges.client import AGAIN, Answers, Client, Limits, data_url, wait
+from flowbp_ray.judges.client import AGAIN, Answers, Client, Limits, Place, data_url, wait
 from flowbp_ray.judges.templates import Free, UnifiedReward15, YesNo
 from tests.judges.fake import Fake, picture_of, said
 
@@ -23,8 +24,8 @@ def pictures(count: int) -> list[np.ndarray]:
 
 
 def ask(fake: Fake, count: int, limits: Limits = QUICK, template: Any = None, **more: Any) -> Answers:
-    async def here(doubt: bool) -> str:
-        return fake.url
+    async def here(doubt: bool) -> Place:
+        return Place(fake.url)
 
     client = Client(here, template or UnifiedReward15(kind="unified_reward_1_5"), limits, **more)
     prompts = [f"picture {i}" for i in range(count)]
@@ -84,14 +85,83 @@ def test_garbage_is_a_missing_sample_and_never_a_zero() -> None:
     garbage: dict[int, Any] = {
         0: b"<html>", 1: b"[1]", 2: {}, 3: {"choices": []}, 4: said("no idea"), 5: {"choices": [None]}, 6: b"\xff\xfe",
         7: {"choices": [{"message": {"content": None}}]}, 8: said("Final Score: 4"), 9: b"x" * (5 << 20),
+        10: b"[" * 100_000, 11: b'{"choices": [' + b"[" * 900 + b"]" * 900 + b"]}", 12: b'{"a": ' + b"9" * 5000 + b"}",
+        13: {"choices": [{"message": "hm"}]},
     }  # fmt: skip
     with Fake(lambda body, before: (200, garbage[row(body)])) as fake:
-        answers = ask(fake, 10)
-    scores = answers.scores["overall"]
-    assert [i for i, s in enumerate(scores) if math.isnan(s)] == [0, 1, 2, 3, 4, 5, 6, 7, 9] and scores[8] == 4.0
-    assert [i for i, _ in answers.missing] == [0, 1, 2, 3, 4, 5, 6, 7, 9]
+        answers = ask(fake, 14)
+    scores, odd = answers.scores["overall"], [i for i in range(14) if i != 8]
+    assert [i for i, s in enumerate(scores) if math.isnan(s)] == odd and scores[8] == 4.0
+    assert [i for i, _ in answers.missing] == odd
     assert all("unparsable" in why and "3 tries" in why for _, why in answers.missing)
-    assert answers.retries == 9 * (QUICK.tries - 1)
+    assert answers.retries == len(odd) * (QUICK.tries - 1)
+
+
+@pytest.mark.parametrize("value", [10**400, [], {}, None, "x", True])
+def test_an_odd_log_probability_costs_its_own_picture_only(value: Any) -> None:
+    def answer(body: dict[str, Any], before: int) -> tuple[int, Any]:
+        first = value if row(body) == 1 else -1.0
+        found = [{"token": f"token_id:{t}", "logprob": v} for t, v in ((7, first), (9, -1.0))]
+        return 200, {"choices": [{"logprobs": {"content": [{"top_logprobs": found}]}}]}
+
+    with Fake(answer) as fake:
+        answers = ask(fake, 3, template=YesNo(kind="yes_no", instruction="{prompt}!", yes_id=7, no_id=9))
+    if value is True:  # a number, to Python
+        assert not answers.missing
+    else:
+        assert [i for i, _ in answers.missing] == [1] and "unparsable" in answers.missing[0][1]
+        assert answers.scores["yes"][0] == answers.scores["yes"][2] == 0.5
+
+
+@pytest.mark.parametrize("tokens", [["x"], [None], [[]], [1.5], "7", [True]])
+def test_odd_token_ids_are_refused(tokens: Any) -> None:
+    with Fake(lambda body, before: (200, {}), tokens=tokens) as fake:
+        answers = ask(fake, 2, template=YesNo(kind="yes_no"))
+    assert all("'Yes' is not one token of the-model" in why for _, why in answers.missing) and not fake.bodies
+
+
+def test_what_nobody_expects_ends_the_other_questions_too() -> None:
+    """A picture that is none is our own mistake: it is raised, and no question goes on behind the caller's back."""
+    over = threading.Event()
+
+    def answer(body: dict[str, Any], before: int) -> tuple[int, Any]:
+        over.wait(60)
+        return 200, said("Final Score: 1")
+
+    async def story(url: str) -> int:
+        async def here(doubt: bool) -> Place:
+            return Place(url)
+
+        async def late(doubt: bool) -> Place:
+            while len(fake.bodies) < 2:
+                await asyncio.sleep(0.01)
+            raise KeyError("never seen before")
+
+        turns = iter([here, here, late])
+
+        async def locate(doubt: bool) -> Place:
+            return await next(turns)(doubt)
+
+        client = Client(locate, UnifiedReward15(kind="unified_reward_1_5"), QUICK)
+        with pytest.raises(KeyError, match="never seen"):
+            await client.ask(pictures(3), ["x"] * 3, [(i,) for i in range(3)])
+        return len(asyncio.all_tasks())
+
+    with Fake(answer) as fake:
+        left = asyncio.run(story(fake.url))
+        over.set()
+    assert left == 1, "the story itself"
+
+
+def test_a_redirect_is_not_followed_with_the_key() -> None:
+    with (
+        Fake(lambda body, before: (200, said("Final Score: 3"))) as elsewhere,
+        Fake(lambda body, before: (307, {}), location=elsewhere.url) as fake,
+    ):
+        answers = ask(fake, 2, key="secret")
+        assert elsewhere.bodies == [] and elsewhere.gets == []
+    assert all("307 and sends elsewhere; write the url" in why for _, why in answers.missing)
+    assert len(fake.bodies) == 2
 
 
 def test_an_unparsable_answer_is_asked_for_again_otherwise() -> None:
@@ -124,6 +194,42 @@ def test_a_slow_server_is_given_up_and_asked_again() -> None:
         [(_, why)] = ask(fake, 1, Limits(timeout=0.5, tries=2, backoff=0.01)).missing
         over.set()
     assert why == "no answer within 0.5 s (2 tries)"
+
+
+def test_a_silent_server_is_not_asked_for_every_picture() -> None:
+    """After as many questions without an answer as may be asked at once, the rest is missing at once."""
+    limits, over = Limits(concurrency=4, timeout=1.0, tries=2, backoff=0.01), threading.Event()
+
+    def answer(body: dict[str, Any], before: int) -> tuple[int, Any]:
+        over.wait(60)
+        return 200, said("Final Score: 1")
+
+    with Fake(answer) as fake:
+        began = time.monotonic()
+        answers = ask(fake, 64, limits)
+        took = time.monotonic() - began
+        over.set()
+    assert len(answers.missing) == 64 and len(fake.bodies) <= 4 * 2 + 3
+    assert took < 16, "each picture by itself would make it 64 / 4 · 2 = 32 s"
+    assert answers.missing[0][1] == "no answer within 1 s (2 tries)"
+    assert answers.missing[-1][1] == "given up: 4 questions in a row got no answer (the last one: no answer within 1 s)"
+
+
+@pytest.mark.parametrize(
+    ("others", "asked"),
+    [
+        pytest.param((200, said("hm")), 12, id="unparsable"),
+        pytest.param((400, {}), 12, id="refused"),
+        pytest.param((200, said("Final Score: 3")), 12, id="a score"),
+        pytest.param((503, {}), 2, id="no answer either"),
+    ],
+)
+def test_any_answer_says_that_the_server_is_there(others: Any, asked: int) -> None:
+    """Every second picture gets none; one is asked about after the other."""
+    with Fake(lambda body, before: (503, {}) if row(body) % 2 else others) as fake:
+        answers = ask(fake, 12, Limits(concurrency=1, tries=1))
+    given_up = [why for _, why in answers.missing if why.startswith("given up: 2 questions in a row")]
+    assert len(fake.bodies) == asked and len(given_up) == 12 - asked
 
 
 def test_a_dead_server_is_missing_samples() -> None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import tempfile
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+import ray
 
 from flowbp_ray import driver
 from flowbp_ray.config import RunConfig
@@ -50,6 +57,13 @@ def score(body: dict[str, Any]) -> float:
 
 def brightness(body: dict[str, Any]) -> tuple[int, Any]:
     return 200, said(f"Final Score: {score(body):.6f}")
+
+
+def until(condition: Callable[[], bool], seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while not (value := condition()) and time.monotonic() < end:
+        time.sleep(0.1)
+    return value
 
 
 def lines(run: Run) -> list[dict[str, Any]]:
@@ -110,6 +124,46 @@ def test_what_is_not_judged_when_a_run_stops_is_judged_when_it_goes_on(local_ray
     assert summary["guidance"]["1"]["after"]["eye"]["mean"] == found[-1]["eye"]
     assert run.checkpoints.unjudged(2) == {}, "the last checkpoint knows the last answers"
     assert "values|2|1.0|eye" in run.checkpoints.evaluations(2)
+
+
+@pytest.mark.long
+def test_the_log_of_a_server_of_our_own_comes_into_the_runs_folder(local_ray: Any, tmp_path: Path) -> None:
+    """Once each line, also of the server after the judge's process was killed; on its own node nothing is left."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    server = f"{{env: {{PYTHONPATH: '{Path(__file__).with_name('stand_in')}'}}}}"
+    fields = f"name: own, model: '{model}', tries: 6, server: {server}, template: {{kind: unified_reward_1_5}}"
+    log = tmp_path / "logged" / "judge-own.log"
+
+    def on_the_node() -> list[str]:
+        found = []
+        for file in Path(tempfile.gettempdir()).glob("flowbp-ray-judge-*/server.log"):
+            with suppress(OSError):
+                found += [str(file)] * (str(model) in file.read_text())
+        return found
+
+    def serving() -> list[psutil.Process]:
+        return [p for p in psutil.process_iter(["cmdline"]) if str(model) in (p.info["cmdline"] or ())]
+
+    def said(loop: Loop, starts: int) -> bool:
+        loop.judges.collect()
+        return log.is_file() and log.read_text().count("POST /v1/chat") == 3 * starts
+
+    def kill(loop: Loop) -> None:
+        assert until(lambda: said(loop, 1), 120), "the first three pictures are judged, and the log says so"
+        assert len(on_the_node()) == 1 and serving()
+        os.kill(ray.get(loop.judges.handles["own"].pid.remote()), signal.SIGKILL)
+
+    with before_step(1, kill):
+        run, _ = driver.train(config(tmp_path, *evaluated(), f"judges=[{{{fields}}}]", "name=logged"))
+    assert [(line["step"], line["own"], line["missing"]) for line in lines(run)] == [
+        (step, 4.0, 0) for step in range(3)
+    ]
+    written = log.read_text().splitlines()
+    assert written.count(f"serving {model}") == 2 and written.count('"POST /v1/chat/completions HTTP/1.1" 200') == 3 * 3
+    assert len(written) == 2 + 3 * 3, written
+    assert on_the_node() == [] and until(lambda: not serving(), 30)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,8 +16,10 @@ import psutil
 import pytest
 
 from flowbp_ray.judges import server as module
+from flowbp_ray.judges.client import bearer
 from flowbp_ray.judges.config import ServerConfig
 from flowbp_ray.judges.server import Leashed, Server, ServerFailed, check_python
+from tests.judges.fake import Fake
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,22 +34,7 @@ open({notes!r}, 'a').write(str(os.getpid()) + '\\n')
 {then}
 """
 
-STAND_IN = """
-import http.server, os, sys, threading
-port = int(sys.argv[sys.argv.index("--port") + 1])
-print("serving", sys.argv[sys.argv.index("--model") + 1], flush=True)
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        sick = os.path.exists("{sick}")
-        self.send_response(503 if sick else 200)
-        self.end_headers()
-        if self.path == "/leave":
-            threading.Timer(0.05, os._exit, [0]).start()
-    def log_message(self, *_):
-        pass
-{before}
-http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
-"""
+STAND_IN = str(Path(__file__).with_name("stand_in"))
 
 
 def until(done: object, seconds: float = 20.0) -> bool:
@@ -129,10 +117,8 @@ def stand_in(tmp_path: Path) -> Iterator[Server]:
 
 
 def serving(tmp_path: Path, before: str = "", **settings: object) -> Iterator[Server]:
-    package = tmp_path / "vllm" / "entrypoints" / "openai"
-    package.mkdir(parents=True)
-    (package / "api_server.py").write_text(STAND_IN.format(sick=tmp_path / "sick", before=before))
-    config = ServerConfig(env={"PYTHONPATH": str(tmp_path)}, **settings)  # type: ignore[arg-type]
+    env = {"PYTHONPATH": STAND_IN, "STAND_IN_SICK": str(tmp_path / "sick"), "STAND_IN_BEFORE": before}
+    config = ServerConfig(env=env, **settings)  # type: ignore[arg-type]
     server = Server("/some/model", config, tmp_path / "logs" / "judge-x.log")
     yield server
     server.stop()
@@ -207,6 +193,15 @@ def test_a_server_that_does_not_come_up_says_why(tmp_path: Path) -> None:
         assert server.log.read_text().count("serving") == 2
 
 
+def test_an_error_names_the_log_that_people_find(tmp_path: Path) -> None:
+    """The server writes on the judge's node, and the run's folder gets a copy."""
+    for server in serving(tmp_path, 'raise RuntimeError("no such model here")', starts=1):
+        there = Server(server.model, server.settings, server.log, shown=tmp_path / "run" / "judge-x.log")
+        with pytest.raises(ServerFailed, match=f"no such model here; see {tmp_path}/run/judge-x.log"):
+            asyncio.run(there.ensure())
+        assert "no such model here" in server.log.read_text()
+
+
 def test_a_server_that_is_slow_to_start_is_not_waited_for_for_ever(tmp_path: Path) -> None:
     for server in serving(tmp_path, "import time; time.sleep(600)", starts=1, start_timeout=1.5):
         with pytest.raises(ServerFailed, match="1 start"):
@@ -214,8 +209,62 @@ def test_a_server_that_is_slow_to_start_is_not_waited_for_for_ever(tmp_path: Pat
         assert server.process is None
 
 
-def test_the_interpreter_must_have_vllm(tmp_path: Path) -> None:
+def test_a_configured_port_must_be_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HANDOVER", 0.0)
+    with Fake(lambda body, before: (200, {})) as stranger:
+        port = int(stranger.url.rpartition(":")[2])
+        for server in serving(tmp_path, port=port):
+            with pytest.raises(ServerFailed, match=rf"server\.port is {port}, where another server.*write another"):
+                asyncio.run(server.ensure())
+            assert server.process is None and not server.log.exists(), "nothing was started"
+
+
+def test_a_port_that_is_free_soon_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a lost actor, whose server still ends."""
+    held = socket.create_server(("127.0.0.1", 0))
+
+    async def story(server: Server) -> str:
+        asyncio.get_running_loop().call_later(1.0, held.close)
+        return await server.ensure()
+
+    for server in serving(tmp_path, port=held.getsockname()[1]):
+        assert asyncio.run(story(server)) == f"http://127.0.0.1:{server.settings.port}"
+
+
+def test_a_stranger_at_the_port_is_not_taken_for_our_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes between the look at the port and the start, and ours imports for a while before it finds out."""
+    with Fake(lambda body, before: (200, {})) as stranger:
+        monkeypatch.setattr(module, "free_port", lambda: int(stranger.url.rpartition(":")[2]))
+        for server in serving(tmp_path, "import time; time.sleep(1)", starts=1):
+            with pytest.raises(ServerFailed, match=r"1 start.*Address already in use"):
+                asyncio.run(server.ensure())
+
+
+def test_a_server_with_an_api_key_is_recognised(tmp_path: Path) -> None:
+    for server in serving(tmp_path, start_timeout=30.0):
+        server.settings.env["STAND_IN_KEY"] = "secret"
+        server.headers = bearer("secret")
+        assert asyncio.run(server.ensure()) == server.root
+
+
+def test_a_dead_server_is_not_trusted_though_nobody_doubts_it(stand_in: Server) -> None:
+    """With `tries: 1` there is no second try that would doubt."""
+
+    async def story() -> None:
+        await stand_in.ensure()
+        os.kill(at_work(stand_in), signal.SIGKILL)
+        assert stand_in.process is not None
+        while stand_in.process.alive():
+            await asyncio.sleep(0.05)
+        await stand_in.ensure()
+
+    asyncio.run(story())
+    assert stand_in.deaths == 1 and stand_in.log.read_text().count("serving") == 2
+
+
+def test_the_interpreter_must_have_vllm_in_the_servers_environment(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no vllm: write server\.python"):
-        check_python(None)
+        check_python(ServerConfig())
+    check_python(ServerConfig(env={"PYTHONPATH": STAND_IN}))
     with pytest.raises(ValueError, match="does not run"):
-        check_python(str(tmp_path / "python"))
+        check_python(ServerConfig(python=str(tmp_path / "python")))

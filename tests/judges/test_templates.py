@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 import pytest
@@ -32,6 +33,12 @@ def choice(text: str | None) -> dict[str, Any]:
         ("**Final Score:** 2\n", 2.0),
         ("final score : [5]", 5.0),
         ("A draft: Final Score: 1. On reflection,\nFinal Score: 4/5", 4.0),
+        ("Final Score (1-5): 4", 4.0),
+        ("**Final Score (1 – 5):** 4", 4.0),
+        ("Final Score: 4\n- 2 cats are there", 4.0),
+        ("Final Score: 4, since 3 cats are there", 4.0),
+        ("Final Score: 4 out of 5", 4.0),
+        ("Final Score: 1 to 5? No. Final Score: 2", 2.0),
     ],
 )
 def test_unified_reward_1_5_reads_the_last_final_score(text: str, score: float) -> None:
@@ -50,8 +57,41 @@ def test_unified_reward_2_0_reads_three_axes_or_none() -> None:
     three = template("unified_reward_2_0")
     text = "Alignment Score (1-5): 3.62\nCoherence Score (1-5): 4\n**Style Score (1-5)**: 2.5"
     assert three.parse(choice(text)) == {"alignment": 3.62, "coherence": 4.0, "style": 2.5}
-    with pytest.raises(Unparsable, match="style"):
+    with pytest.raises(Unparsable, match="Style Score"):
         three.parse(choice(text.replace("Style", "Fashion")))
+
+
+@pytest.mark.parametrize(
+    "number", ["1 to 5", "2-3", "2 - 3", "2 – 3", "3,5", "2 or 3", "**2**-**3**", "[1 to 5]", "2...3", "3.5.1", "1e3"]
+)
+def test_a_number_that_goes_on_is_no_score(number: str) -> None:
+    with pytest.raises(Unparsable, match="'Final Score' is more than one number"):
+        template("unified_reward_1_5").parse(choice(f"Final Score: {number}"))
+    axes = f"Alignment Score (1-5): 3\nCoherence Score (1-5): {number}\nStyle Score (1-5): 2"
+    with pytest.raises(Unparsable, match="'Coherence Score' is more than one number"):
+        template("unified_reward_2_0").parse(choice(axes))
+
+
+FREE = {"instruction": "{prompt}", "pattern": r"Score: (\d)", "low": 0, "high": 9}
+
+
+@pytest.mark.parametrize(("kind", "options"), [("unified_reward_1_5", {}), ("free", FREE)])
+def test_an_answer_that_was_cut_off_has_no_conclusion(kind: str, options: dict[str, Any]) -> None:
+    text = "Final Score: 2, but let me think"
+    assert template(kind, **options).parse(choice(text))
+    with pytest.raises(Unparsable, match=r"cut off.*max_tokens"):
+        template(kind, **options).parse(choice(text) | {"finish_reason": "length"})
+    with pytest.raises(Unparsable, match="characters, more than 100000"):
+        template(kind, **options).parse(choice("hm " * 40_000 + text))
+
+
+def test_a_pattern_that_backtracks_without_end_is_given_up() -> None:
+    """There are Fibonacci(60) > 10^12 ways to cut 60 letters into ones and twos, and none of them matches."""
+    free = template("free", instruction="{prompt}", pattern="((?:a|aa)+)[bc]", low=0, high=9)
+    began = time.monotonic()
+    with pytest.raises(Unparsable, match="takes longer than 1 s"):
+        free.parse(choice("a" * 60))
+    assert time.monotonic() - began < 20
 
 
 def logprobs(**by_token: float) -> dict[str, Any]:

@@ -53,7 +53,11 @@ def test_a_run_serves_its_judge_and_loses_no_answer_when_the_engine_dies(local_r
     log, killed = tmp_path / "judged" / "judge-yes.log", []
 
     def kill_the_engine(loop: Loop) -> None:
-        assert until(lambda: log.is_file() and ANSWERED in log.read_text(), 600), "the first server must have answered"
+        def answered() -> bool:
+            loop.judges.collect()  # which takes what the server wrote, too
+            return log.is_file() and ANSWERED in log.read_text()
+
+        assert until(answered, 600), "the first server must have answered"
         [core] = [p for p in serving(model) if "EngineCore" in p.name() + " ".join(p.cmdline())]
         core.kill()
         killed.append(core.pid)

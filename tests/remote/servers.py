@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from flowbp_ray.config import RunConfig
 from flowbp_ray.messages import Item, Packed, RolloutReport, Version, pack
-from flowbp_ray.remote.client import ask
+from flowbp_ray.remote.exchange import DIGEST, ask, bearer
 from tests.small import small_config, small_overrides
 
 ROOT = Path(__file__).parents[2]
@@ -34,9 +36,20 @@ class Server:
     url: str
 
     def ask(
-        self, method: str, path: str, body: bytes | None = None, token: str | None = TOKEN
+        self, method: str, path: str, body: bytes | None = None, token: str | None = TOKEN, digest: str | None = None
     ) -> tuple[int, float, bytes]:
-        return ask(self.url, method, path, token, body, 120.0)
+        """digest: of the settings that are wanted; None: those that the server has."""
+        headers = bearer(token) | ({} if body is None else {DIGEST: digest or self.digest})
+        return ask(self.url, method, path, headers, body, 120.0, 1 << 26)
+
+    @cached_property
+    def digest(self) -> str:
+        return str(json.loads(self.ask("GET", "/health")[2])["digest"])
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Of a request that is let in."""
+        return bearer(TOKEN) | {DIGEST: self.digest}
 
 
 @contextlib.contextmanager

@@ -16,6 +16,8 @@ from flowbp_ray.remote.identity import content, different, identity
 from tests.remote.servers import TOKEN, asking, token_file
 from tests.small import small_config, small_overrides
 
+NOBODY = "~nosuchuser/token"
+
 
 def refused(capsys: pytest.CaptureFixture[str], folder: Path, *arguments: str) -> str:
     """The line that serve-reward prints; its exit code is 2."""
@@ -36,6 +38,15 @@ def test_serve_reward_needs_a_token_that_cannot_be_guessed(
     assert "cannot be read" in refused(capsys, tmp_path, "--token-file", str(missing))
     line = refused(capsys, tmp_path, "--token-file", str(short))
     assert "16 or more printable" in line and "secret" not in line
+    by_config = f"rewards.token_file={missing}"
+    assert refused(capsys, tmp_path, by_config).startswith(
+        f"flowbp-ray: rewards.token_file: '{missing}' cannot be read"
+    )
+    assert "flowbp-ray: --token-file: " in refused(capsys, tmp_path, by_config, "--token-file", str(tmp_path / "none"))
+    for option in ("--token-file", "rewards.token_file"):
+        arguments = [option, NOBODY] if option.startswith("--") else [f"{option}={NOBODY}"]
+        line = refused(capsys, tmp_path, *arguments)
+        assert NOBODY in line and ("cannot be read" in line or "the home of nobody here; write the whole path" in line)
     monkeypatch.setenv(token.VARIABLE, "with a space in it, and long")
     assert "$FLOWBP_RAY_REWARD_TOKEN must be" in refused(capsys, tmp_path)
 
@@ -106,3 +117,18 @@ def test_files_are_compared_by_content(tmp_path: Path) -> None:
     assert line.startswith("rewards.shapes_clip.options.folder is")
     assert different({**mine, "decoder": None}, mine) == [] and len(different({**mine, "decoder": "x"}, mine)) == 1
     assert content(here, None) == content(there, None) != content(other, None)
+
+
+@pytest.mark.parametrize("text", ["x" * 5000, "~nosuchuser/x", "a\0b", "a photo of a cat", "/" + "a/" * 3000])
+def test_an_option_that_names_no_file_is_compared_as_it_is(tmp_path: Path, text: str) -> None:
+    """Whatever the file system says to it."""
+    config = small_config(tmp_path, "flowbp_sparse", "rewards.terms=[{name: shapes_clip, options: {prompt: x}}]")
+    config.rewards.terms[0].options["prompt"] = text
+    assert identity(config)["rewards"]["shapes_clip"]["options"] == {"prompt": text}
+
+
+def test_a_gate_has_no_remote_servers(tmp_path: Path) -> None:
+    """What docs/remote-rewards.md says."""
+    gate = "judges=[{name: eye, url: 'http://b:1', role: gate, template: {kind: yes_no}}]"
+    with pytest.raises(ConfigError, match=r"a gate looks at pictures, .*write rewards.url=null"):
+        asking(tmp_path, "http://a:1", gate)

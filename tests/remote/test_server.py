@@ -6,6 +6,7 @@ import http.client
 import json
 import random
 import re
+import socket
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from flowbp_ray.checks import check
 from flowbp_ray.messages import unpack
-from flowbp_ray.remote import codec, token
+from flowbp_ray.remote import agreement, codec, token
 from flowbp_ray.remote.client import RemoteScorer
 from flowbp_ray.remote.wire import ScoreRequest
 from flowbp_ray.scoring import Scorer
@@ -33,11 +34,12 @@ def error(content: bytes) -> str:
 
 def test_the_client_has_the_bits_of_a_scorer(server: Server, tmp_path: Path) -> None:
     """Another process, a socket in between: scores, losses, cotangents and pictures."""
-    local, remote = Scorer(small_config(tmp_path, "flowbp_sparse", BOTH)), RemoteScorer(asking(tmp_path, server.url))
-    for rows, branches in ((2, 1), (3, 2)):
+    local = Scorer(small_config(tmp_path, "flowbp_sparse", BOTH))
+    remote = RemoteScorer(asking(tmp_path, server.url), {server.url: server.digest})
+    for rows in (2, 3):
         samples = tuple(range(rows))
         arguments = (item(samples), PROMPTS[:rows], report((0.7, 1.3, 1 / 3)[:rows], (True,) * rows))
-        (mine, my_pull), (theirs, pull) = (s.score(*arguments, target(rows, branches)) for s in (local, remote))
+        (mine, my_pull), (theirs, pull) = (s.score(*arguments, target(rows)) for s in (local, remote))
         assert bits(unpack(my_pull)) == bits(unpack(pull)) and unpack(pull).any()
         assert (mine.scores, mine.losses, mine.clipped) == (theirs.scores, theirs.losses, theirs.clipped)
     a, b = (s.evaluate(item(), PROMPTS[:2], target(2, None)) for s in (local, remote))
@@ -45,7 +47,10 @@ def test_the_client_has_the_bits_of_a_scorer(server: Server, tmp_path: Path) -> 
 
 
 def test_a_run_that_agrees_with_its_server_may_start(server: Server, tmp_path: Path) -> None:
-    check(asking(tmp_path, server.url, "evaluation.batch=4"))
+    config = asking(tmp_path, server.url, "evaluation.batch=4")
+    check(config)
+    assert agreement.check(config) == {server.url: server.digest}
+    assert agreement.check(small_config(tmp_path)) == {}
 
 
 DISAGREE = {
@@ -56,6 +61,7 @@ DISAGREE = {
     ),
     "another option": (["rewards.terms=[{name: shapes_clip, options: {dtype: bfloat16}}]"], "options.dtype is"),
     "another jitter": (["rewards.jitter.shift=1"], "settings.jitter.shift is 1 here and 2 there"),
+    "more targets per sample": (["method={name: draft_lv, n: 2}"], "branches is 3 here and 1 there"),
     "another batch": (["data.prompts_per_step=8"], "batch is 8 here and 4 there"),
     "larger items": (["evaluation.batch=5"], "takes 4 rows and .* at once, an item of this run has up to 5"),
 }
@@ -107,12 +113,12 @@ def test_the_size_is_bounded_by_what_is_said_and_by_what_is_sent(server: Server)
     assert status == 413 and f"at most {limit} bytes" in error(content)
     connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=60)
     chunks = (b"\0" * 65536 for _ in range(limit // 65536 + 2))  # without a length, in chunks
-    connection.request("POST", "/score", chunks, {"Authorization": f"Bearer {TOKEN}"}, encode_chunked=True)
+    connection.request("POST", "/score", chunks, server.headers, encode_chunked=True)
     assert connection.getresponse().status == 413
     connection.close()
     connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=60)
     connection.putrequest("POST", "/score")
-    for name, value in (("Authorization", f"Bearer {TOKEN}"), ("Content-Length", str(10**15))):
+    for name, value in {**server.headers, "Content-Length": str(10**15)}.items():
         connection.putheader(name, value)
     connection.endheaders()
     assert connection.getresponse().status == 413
@@ -120,9 +126,23 @@ def test_the_size_is_bounded_by_what_is_said_and_by_what_is_sent(server: Server)
 
 
 def test_other_paths_and_methods(server: Server) -> None:
-    assert server.ask("GET", "/score")[0] == 405 and server.ask("POST", "/health", b"")[0] == 405
-    for path in ("/", "/docs", "/openapi.json", "/score/../x"):
-        assert server.ask("GET", path)[0] == 404
+    """One form of error for all of them, and no way elsewhere: a redirect would name the Host that a client sent."""
+    for method, path in (("GET", "/score"), ("POST", "/health"), ("DELETE", "/evaluate")):
+        status, _, content = server.ask(method, path, b"")
+        assert status == 405 and error(content).startswith("Method Not Allowed: there are GET /health,")
+    for method in ("GET", "POST"):
+        for path in ("/", "/docs", "/openapi.json", "/score/../x", "/score/", "/evaluate/", "/health/"):
+            status, _, content = server.ask(method, path, b"")
+            assert status == 404 and error(content).startswith("Not Found: there are GET /health,")
+
+
+def test_what_is_no_http_is_answered_by_the_parser(server: Server) -> None:
+    where = urlsplit(server.url)
+    assert where.hostname is not None and where.port is not None
+    with socket.create_connection((where.hostname, where.port), 60) as client:
+        client.sendall(b"nonsense\r\n\r\n")
+        answer = client.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 400 ") and b"content-type: text/plain" in answer
 
 
 def bodies() -> st.SearchStrategy[bytes]:
@@ -158,9 +178,9 @@ def bodies() -> st.SearchStrategy[bytes]:
     return st.binary(max_size=2000) | cut | (header | deep | st.text(max_size=200)).map(headed) | long
 
 
-def asked(connection: http.client.HTTPConnection, path: str, body: bytes) -> int:
+def asked(server: Server, connection: http.client.HTTPConnection, path: str, body: bytes) -> int:
     """Status of one POST over a connection that stays open."""
-    connection.request("POST", path, body, {"Authorization": f"Bearer {TOKEN}"})
+    connection.request("POST", path, body, server.headers)
     response = connection.getresponse()
     response.read()
     return response.status
@@ -176,7 +196,7 @@ def test_malformed_bodies_are_refused_and_leave_nothing_behind(server: Server) -
     @settings(max_examples=350, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(bodies(), st.sampled_from(["/score", "/evaluate"]))
     def fuzz(body: bytes, path: str) -> None:
-        status = asked(connection, path, body)
+        status = asked(server, connection, path, body)
         seen[status == 200] += 1
         assert status in (200, 400, 422), (status, body[:200])
 
@@ -187,11 +207,11 @@ def test_malformed_bodies_are_refused_and_leave_nothing_behind(server: Server) -
         length = rng.choice([0, 3, 8, 100, 5000, 100_000])
         noise = rng.randbytes(length)
         body = (length.to_bytes(8, "little") + noise, noise, BODY[: rng.randrange(len(BODY))] + noise)[i % 3]
-        assert asked(connection, "/score", body) == 400
+        assert asked(server, connection, "/score", body) == 400
     fuzz()
     assert seen[0] > 500
     assert process.memory_info().rss - warm < GROWTH
-    assert asked(connection, "/score", BODY) == 200 and server.process.poll() is None
+    assert asked(server, connection, "/score", BODY) == 200 and server.process.poll() is None
     connection.close()
 
 
@@ -199,7 +219,7 @@ def test_clients_that_break_off_leave_the_server_alone(server: Server) -> None:
     for sent in (0, 10, len(BODY) - 1):
         connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=60)
         connection.putrequest("POST", "/score")
-        for name, value in (("Authorization", f"Bearer {TOKEN}"), ("Content-Length", str(len(BODY)))):
+        for name, value in {**server.headers, "Content-Length": str(len(BODY))}.items():
             connection.putheader(name, value)
         connection.endheaders(BODY[:sent])
         connection.close()

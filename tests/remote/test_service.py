@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import socket
+import time
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,11 +14,12 @@ import torch
 
 from flowbp_ray.config import RunConfig
 from flowbp_ray.messages import unpack
-from flowbp_ray.remote import client, codec
+from flowbp_ray.remote import codec
 from flowbp_ray.remote.client import RemoteScorer, Unavailable, assigned
 from flowbp_ray.remote.limits import Limits
 from flowbp_ray.remote.service import Refused, Service
 from flowbp_ray.remote.wire import EvaluateAnswer, EvaluateRequest, ScoreAnswer, ScoreRequest
+from tests.remote.scripted import Scripted
 from tests.remote.servers import BOTH, PROMPTS, asking, bits, item, report, target
 from tests.small import small_config
 
@@ -27,6 +27,13 @@ from tests.small import small_config
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Service:
     config = small_config(tmp_path_factory.mktemp("run"), "flowbp_sparse", BOTH)
+    return Service(config, Limits.of(config, rows=4))
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Service:
+    """Of a method with three targets per sample."""
+    config = small_config(tmp_path_factory.mktemp("run"), "draft_lv", BOTH)
     return Service(config, Limits.of(config, rows=4))
 
 
@@ -38,8 +45,11 @@ def request(rows: int = 2, **changes: Any) -> bytes:
 
 
 @pytest.mark.parametrize(("branches", "dtype"), [(1, torch.float32), (3, torch.float32), (1, torch.bfloat16)])
-def test_a_score_has_the_bits_of_the_scorer(service: Service, branches: int, dtype: torch.dtype) -> None:
+def test_a_score_has_the_bits_of_the_scorer(
+    service: Service, several: Service, branches: int, dtype: torch.dtype
+) -> None:
     """Jitter is on: seed, step and samples arrive. A row that is not kept, and one that is not finite, too."""
+    service = several if branches == 3 else service
     latents = target(3, branches, dtype)
     unpack(latents)[2] = torch.nan
     arguments = (item((3, 0, 2)), PROMPTS[:3], report((0.7, 1 / 3, 1.0), (True, False, True)), latents)
@@ -74,7 +84,8 @@ WRONG = {
     "omega that is no number": (dict(omega=np.array([1.0, np.nan])), "omega must be"),
     "kept as numbers": (dict(kept=np.ones(2, np.uint8)), r"kept must be \[2\] bool"),
     "no branches": (dict(target=target(2, 0)), "target must be"),
-    "no axis of branches": (dict(target=target(2, None)), r"\[2, branches, 8, 8, 8\], got \[2, 8, 8, 8\]"),
+    "more branches": (dict(target=target(2, 2)), r"target must be \[2, 1, 8, 8, 8\], got \[2, 2, 8, 8, 8\]"),
+    "no axis of branches": (dict(target=target(2, None)), r"\[2, 1, 8, 8, 8\], got \[2, 8, 8, 8\]"),
     "other rows": (dict(target=target(3)), r"target must be \[2, "),
     "fp64": (dict(target=target(2, 1, torch.float64)), "one of float32, bfloat16, float16, got float64"),
     "integers": (dict(target=target(2, 1, torch.int32)), "got int32"),
@@ -106,45 +117,11 @@ def test_an_evaluation_that_does_not_fit(service: Service) -> None:
     assert error.value.status == 400
 
 
-class Scripted(BaseHTTPRequestHandler):
-    """Answers POSTs with one (status, headers, content) after the other, the last one for ever; None hangs up."""
-
-    script: ClassVar[list[tuple[int, dict[str, str], bytes] | None]] = []
-    asked = 0
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        answer = self.script[min(Scripted.asked, len(self.script) - 1)]
-        Scripted.asked += 1
-        if answer is None:
-            self.close_connection = True
-            return
-        status, headers, content = answer
-        self.send_response(status)
-        for name, value in (headers | {"Content-Length": str(len(content))}).items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_: Any) -> None:
-        """Print nothing."""
-
-
-@pytest.fixture
-def scripted(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of a server that answers as `Scripted.script` says; the client waits less between tries."""
-    monkeypatch.setattr(client, "FIRST_WAIT", 0.02)
-    Scripted.asked = 0
-    with ThreadingHTTPServer(("127.0.0.1", 0), Scripted) as listening:
-        thread = threading.Thread(target=listening.serve_forever, args=(0.05,))
-        thread.start()
-        yield f"http://127.0.0.1:{listening.server_port}"
-        listening.shutdown()
-        thread.join()
-
-
 def ask(config: RunConfig) -> tuple[Any, Any]:
-    return RemoteScorer(config).score(item(), PROMPTS[:2], report(), target())
+    assert config.rewards.url
+    return RemoteScorer(config, {config.rewards.url[0]: "0123456789abcdef"}).score(
+        item(), PROMPTS[:2], report(), target()
+    )
 
 
 def test_what_may_succeed_later_is_tried_again(service: Service, scripted: str, tmp_path: Path) -> None:
@@ -179,8 +156,25 @@ def test_a_server_that_fails_leaves_the_item_to_be_issued_again(scripted: str, t
 def test_an_answer_for_another_item_is_not_taken(service: Service, scripted: str, tmp_path: Path) -> None:
     other = service.score(codec.dump(ScoreRequest.of(item(step=2), PROMPTS[:2], report(), target(), 4)))
     Scripted.script = [(200, {}, other)]
-    with pytest.raises(Unavailable, match="answered for another item"):
+    with pytest.raises(Unavailable, match="/score answered with step 2, item 1 for step 3, item 1"):
         ask(asking(tmp_path, scripted))
+
+
+def test_an_answer_larger_than_any_is_not_kept(scripted: str, tmp_path: Path) -> None:
+    Scripted.script = [(200, {}, b"0" * (2 << 20))]
+    with pytest.raises(Unavailable, match="did not answer well: an answer of 2097152 bytes, more than 10"):
+        ask(asking(tmp_path, scripted))
+    assert Scripted.asked == 1
+
+
+def test_silence_ends_before_the_run_would(tmp_path: Path) -> None:
+    """Nine tenths of the stall timeout, after all of which the driver calls it a stall."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        config = asking(tmp_path, f"http://127.0.0.1:{silent.getsockname()[1]}", "cluster.stall_timeout=1")
+        began = time.monotonic()
+        with pytest.raises(Unavailable, match="did not answer well: no whole answer within 1 s"):
+            ask(config)
+        assert 0.85 < time.monotonic() - began < 1.0
 
 
 def test_patience_ends(scripted: str, tmp_path: Path) -> None:
