@@ -1,7 +1,7 @@
 """The files below deploy/, against the published schemas where those can be had without a network; no Ray is started.
 
-ray up: Ray's own JSON schema and preparation. Pods and volumes: the Kubernetes schemas in kubernetes-validate. RayCluster
-and RayJob: tests/data/schemas/kuberay.json, our own list of the fields used; its description says what it does not check.
+ray up: Ray's own JSON schema and preparation. Pods and volumes: the Kubernetes schemas in kubernetes-validate.
+RayCluster and RayJob: tests/data/schemas/kuberay.json, our own list of the fields used, which states its gaps.
 slurm.sh: bash -n, shellcheck, and a run with programs in the place of srun, scontrol, ray and python.
 """
 
