@@ -12,8 +12,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -62,39 +60,32 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     token = tmp_path / "token"
     token.write_text(secrets.token_hex(32))
     token.chmod(0o600)
-    dashboard, port, folder = (
-        free_port(),
-        free_port(),
-        Path(tempfile.mkdtemp(prefix="fb")),
-    )  # short: Ray puts sockets below it
-    command = [BIN / "ray", "start", "--head", "--block", f"--port={port}", "--num-cpus=4"]
-    command += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
-    command += [f"--temp-dir={folder}", "--disable-usage-stats"]
-    # Ports of its own: another Ray on this machine (the other tests' own) has the agent's usual one, 52365.
-    command += ["--dashboard-agent-listen-port=0", "--dashboard-agent-grpc-port=0"]
-    with (tmp_path / "head.log").open("w") as log:
-        head = subprocess.Popen(command, env=environment(token), stdout=log, stderr=log, start_new_session=True)
-    try:
-        wait_for(f"http://127.0.0.1:{dashboard}/api/version", head, tmp_path / "head.log")
-        yield Cluster(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{port}", token)
-    finally:
-        head.send_signal(signal.SIGTERM)
-        head.wait(60)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def wait_for(url: str, head: subprocess.Popen[bytes], log: Path) -> None:
-    """Until the dashboard answers, with or without asking for a token."""
-    for _ in range(240):
-        assert head.poll() is None, log.read_text()
+    for _ in range(3):  # a start fails where the machine is so loaded that it takes 30 s
+        dashboard, port, folder = free_port(), free_port(), Path(tempfile.mkdtemp(prefix="fb"))  # short, for sockets
+        command = [BIN / "ray", "start", "--head", "--block", f"--port={port}", "--num-cpus=4", "--disable-usage-stats"]
+        command += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
+        # Ports of its own: another Ray on this machine (the other tests' own) has the agent's usual one, 52365.
+        command += [f"--temp-dir={folder}", "--dashboard-agent-listen-port=0", "--dashboard-agent-grpc-port=0"]
+        with (tmp_path / "head.log").open("w") as log:
+            head = subprocess.Popen(command, env=environment(token), stdout=log, stderr=log, start_new_session=True)
         try:
-            urllib.request.urlopen(url, timeout=2)
-            return
-        except urllib.error.HTTPError:
-            return
-        except OSError:
-            time.sleep(0.5)
-    raise AssertionError(f"no dashboard at {url}: {log.read_text()}")
+            if started(head, tmp_path / "head.log"):
+                yield Cluster(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{port}", token)
+                return
+        finally:
+            head.send_signal(signal.SIGTERM)
+            head.wait(60)
+            shutil.rmtree(folder, ignore_errors=True)
+    raise AssertionError((tmp_path / "head.log").read_text())
+
+
+def started(head: subprocess.Popen[bytes], log: Path) -> bool:
+    """Wait until the head says that it is up; False where it ends instead."""
+    while head.poll() is None:
+        if "Ray runtime started" in log.read_text():
+            return True
+        time.sleep(0.5)
+    return False
 
 
 def ray(cluster: Cluster, *arguments: str, token: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -141,9 +132,10 @@ def test_a_submitted_job_trains(cluster: Cluster, tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_a_job_is_stopped_and_goes_on(cluster: Cluster, tmp_path: Path) -> None:
     """`ray job stop` lets the step finish and saves; the same command with resume=auto ends with the same weights."""
-    settings = ["steps=24", "name=stopped", "resume=auto"]
+    settings = ["steps=16", "name=stopped", "resume=auto"]
     command = ["train", "configs/runs/shapes_flowbp_sparse.yaml", *small_overrides(tmp_path), *settings]
     waits = ("--runtime-env", "deploy/job.yaml")
     done = submit(cluster, *command, options=(*waits, "--no-wait", "--submission-id", "first"))
@@ -155,20 +147,21 @@ def test_a_job_is_stopped_and_goes_on(cluster: Cluster, tmp_path: Path) -> None:
         time.sleep(0.25)
     stopped = ray(cluster, "stop", "first")
     log = ray(cluster, "logs", "first").stdout
-    assert stopped.returncode == 0 and "STOPPED" in ray(cluster, "status", "first").stdout + stopped.stderr.upper(), log
+    assert stopped.returncode == 0 and "Job 'first' was stopped" in stopped.stdout, log
     assert "finishing the step and saving" in log and "name=stopped resume=auto goes on from there" in log
     assert "will kill this run" not in log
     [saved] = Run.open(tmp_path / "stopped").checkpoints.steps()
-    assert 1 <= saved < 24
+    assert 1 <= saved < 16
     again = submit(cluster, *command, options=waits)
     assert again.returncode == 0 and f"going on from the checkpoint of step {saved}" in again.stdout, again.stdout
     run = Run.open(tmp_path / "stopped")
-    assert [line["step"] for line in run.metrics()] == list(range(24))
+    assert [line["step"] for line in run.metrics()] == list(range(16))
     config = small_config(tmp_path, "flowbp_sparse", *settings)
     assert json.loads((run.folder / "summary.json").read_text())["weights_sha256"] == local_digest(config)
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_a_driver_that_joins_by_address(cluster: Cluster, tmp_path: Path) -> None:
     """Relative paths mean the driver's folder; who is refused gets one line, and no run's folder is left."""
     folder = tmp_path / "elsewhere"

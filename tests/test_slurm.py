@@ -26,6 +26,7 @@ STANDINS = {
 
 @pytest.mark.ray
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_a_run_on_two_nodes(tmp_path: Path) -> None:
     commands, job = tmp_path / "bin", random.randrange(100_000, 900_000)
     commands.mkdir()
@@ -46,7 +47,7 @@ def test_a_run_on_two_nodes(tmp_path: Path) -> None:
     settings = ["name=slurm", "samplers.count=2", "samplers.cpus=1.5"]  # no node has room for both
     command = ["bash", ROOT / "deploy" / "slurm.sh", "shapes_flowbp_sparse", *small_overrides(tmp_path), *settings]
     try:
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280)
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stdout + done.stderr
         digest = json.loads((tmp_path / "slurm" / "summary.json").read_text())["weights_sha256"]
         assert Run.open(tmp_path / "slurm").checkpoints.steps() == [2]
