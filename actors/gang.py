@@ -79,6 +79,10 @@ class Gang:
         self._get(published.checks, f"publishing version {version.step}")
         return published
 
+    def sees(self, folder: str) -> None:
+        """Raises RunFailed unless the run's folder is there for every rank: each writes its part of a checkpoint."""
+        self._get([rank.sees.remote(folder) for rank in self.ranks], "looking for the run's folder")
+
     def save(self, folder: str) -> None:
         self._get([rank.save.remote(folder) for rank in self.ranks], "saving")
 

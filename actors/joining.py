@@ -2,15 +2,53 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import ray
 
 PRIVATE = ("RAY_enable_metrics_collection", "RAY_prestart_worker_first_driver", "RAY_num_workers_soft_limit")
 """Set to 0 in a Ray of our own: metrics without a dashboard, and idle workers, none of which would fit our actors."""
 PATIENCE = 10.0  # seconds until a cluster must take a connection
+JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray's name for where a submitted job finds its runtime_env
+STOP = "RAY_JOB_STOP_WAIT_TIME_S"
+log = logging.getLogger(__name__)
+
+
+def meet(address: str, output: str) -> bool:
+    """What can be said of the cluster before a run has a folder; joins one that is running. Returns whether we were in.
+
+    Raises ConnectionError where there is no such cluster or it refuses us, ValueError for an output that would be lost.
+    """
+    before = ray.is_initialized()
+    if JOB in os.environ:
+        check_job(output)
+    if not before and (os.environ.get("RAY_ADDRESS") or address) != "local":
+        start_ray(address)
+    return before
+
+
+def check_job(output: str) -> None:
+    """Refuse an output inside the job's working directory; say what `ray job stop` would do."""
+    copied = (json.loads(os.environ[JOB]).get("runtime_env") or {}).get("working_dir")
+    if copied and Path(output).resolve().is_relative_to(Path.cwd()):
+        raise ValueError(
+            f"output={output} is inside the job's working directory, a copy that Ray deletes; write output=/a/folder "
+            "that every node sees"
+        )
+    if STOP not in os.environ:
+        log.warning(
+            "`ray job stop` will kill this run after 3 s, before it can save; to let it finish its step, submit with "
+            "--runtime-env deploy/job.yaml, or set %s=600 on the cluster's nodes",
+            STOP,
+        )
 
 
 def start_ray(address: str) -> None:
@@ -30,10 +68,15 @@ def start_ray(address: str) -> None:
 def join(address: str) -> None:
     """Connect to the running cluster at `address`. Raises ConnectionError where none answers or it refuses our token.
 
-    Ray says the same in both cases. `ray start` wants a token wherever it finds one in ~/.ray/auth_token, while a
-    client sends one only where RAY_AUTH_MODE says so.
+    `ray start` wants a token wherever it finds one in ~/.ray/auth_token, while a client sends one only where
+    RAY_AUTH_MODE says so.
     """
     where = os.environ.get("RAY_ADDRESS") or address
+    if "://" in where:
+        raise ValueError(
+            f"{where} is no address of a cluster to join; write host:6379, or auto on one of its nodes; a dashboard "
+            "(http://host:8265) takes jobs: `ray job submit --address`"
+        )
     host, _, port = where.rpartition(":")
     if host and port.isdigit():  # Ray itself would wait for minutes
         try:
@@ -41,12 +84,43 @@ def join(address: str) -> None:
         except OSError as error:
             why = error.strerror or str(error)
             raise ConnectionError(f"no Ray cluster answers at {where} ({why}); see `ray status` on its head") from error
+    said: list[str] = []
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        with held_back(said):
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ray.exceptions.AuthenticationError) as error:
-        mode = os.environ.get("RAY_AUTH_MODE")
-        said = f"RAY_AUTH_MODE is {mode}" if mode else "RAY_AUTH_MODE is not set here: write RAY_AUTH_MODE=token"
-        raise ConnectionError(
-            f"no Ray cluster lets us in at {where} ({str(error).splitlines()[0]}); see whether it is up (`ray status`) "
-            f"and takes the token of this user ({said})"
-        ) from error
+        raise ConnectionError(_refused(where, error, "".join(said))) from error
+    sys.stderr.write("".join(said))
+
+
+def _refused(where: str, error: Exception, said: str) -> str:
+    """One line: it is the token where Ray's own lines say so, else it may be either."""
+    mode = os.environ.get("RAY_AUTH_MODE")
+    ours = f"RAY_AUTH_MODE is {mode}" if mode else "RAY_AUTH_MODE is not set here: write RAY_AUTH_MODE=token"
+    if "InvalidAuthToken" in said:
+        return (
+            f"the Ray cluster at {where} refuses this user's token: it is another one, or none was sent ({ours}); put "
+            "the cluster's token into ~/.ray/auth_token, or name its file in RAY_AUTH_TOKEN_PATH"
+        )
+    why = str(error).splitlines()[0].split(". ")[0]
+    return (
+        f"no Ray cluster lets us in at {where} ({why}); see whether it is up (`ray status`) and takes the token of "
+        f"this user ({ours})"
+    )
+
+
+@contextmanager
+def held_back(said: list[str]) -> Iterator[None]:
+    """Keep what is written to file descriptor 2 in `said`: Ray's C++ core repeats a refusal there every second."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+            file.seek(0)
+            said.append(file.read().decode(errors="replace"))

@@ -57,6 +57,11 @@ class LearnerActor:
     def digest(self) -> str:
         return self.learner.digest()
 
+    def sees(self, folder: str) -> None:
+        """Raises ValueError where this node has no such folder."""
+        if not os.path.isdir(folder):
+            raise ValueError(f"{socket.gethostname()} has no {folder}; write output=/a/folder that every node sees")
+
     def save(self, folder: str) -> None:
         self.learner.save(folder)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from typing import Any
 
@@ -10,17 +11,30 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from flowbp_ray.config import RunConfig
 from flowbp_ray.settings import ProcessConfig
 
+FOLDER = "FLOWBP_RAY_DRIVER_FOLDER"
+
 
 def prepare(config: RunConfig, threads: int) -> None:
-    """Let torch use `threads` threads, whatever the machine has; leave Ctrl-C to the driver."""
+    """Let torch use `threads` threads, whatever the machine has; leave Ctrl-C to the driver; read paths as it does."""
     import torch
 
     from flowbp_ray.kernels import deterministic
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    change_folder()
     torch.set_num_threads(threads)
     if config.cluster.deterministic:
         deterministic()
+
+
+def change_folder() -> None:
+    """Into the driver's working directory, where this node has it: relative paths of a configuration mean that.
+
+    Ray starts the processes of a running cluster where `ray start` was called; a job's are in its working_dir already.
+    """
+    folder = os.environ.get(FOLDER, "")
+    if os.path.isdir(folder):
+        os.chdir(folder)
 
 
 def thread_env(count: int) -> dict[str, str]:
@@ -34,7 +48,7 @@ def actor_options(pool: ProcessConfig, restarts: int, group: Any = None, index: 
         "num_cpus": pool.cpus,
         "num_gpus": pool.gpus,
         "max_restarts": restarts,
-        "runtime_env": {"env_vars": thread_env(pool.threads)},
+        "runtime_env": {"env_vars": thread_env(pool.threads) | {FOLDER: os.getcwd()}},
     }
     if group is not None:
         options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)

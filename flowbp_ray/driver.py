@@ -12,7 +12,7 @@ import ray
 from actors import transport
 from actors.fleet import Fleet
 from actors.gang import GangLost
-from actors.joining import start_ray
+from actors.joining import meet, start_ray
 from actors.judges import Judges
 from actors.scaler import Scaler
 from actors.transport import Published
@@ -43,13 +43,13 @@ def train(config: RunConfig, progress: Progress | None = None) -> tuple[Run, dic
     """
     checked = check(config)
     records, held_out = checked.training, checked.held_out
+    joined = meet(config.cluster.address, config.output)
     run = Run.resume(config) if config.resume == "auto" else Run.create(config)
     guard.let_go_on(run, config)
     run.same_prompts([r.text for r in (*records, *held_out)])
     progress = progress or Progress(config.steps, quiet=True)
     progress.begin(run.folder, config, checked.trains)
     run.logger().info("training %s", checked.trains)
-    joined = ray.is_initialized()
     tracker = Tracker(run.folder, config)
     try:
         with Interrupts() as interrupts:
@@ -126,8 +126,8 @@ class Loop:
         step = saved[-1] if saved else 0
         self.tracker.rewind(step if saved else -1)
         self.done = self.issued = step
-        self.skipped = 0
-        self.published = {}
+        self.skipped, self.published = 0, {}
+        self.fleet.gang.sees(str(self.run.folder.resolve()))
         if saved:
             checkpoints = self.run.checkpoints
             self.fleet.gang.load(str(checkpoints.path(step).resolve()))

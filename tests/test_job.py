@@ -1,7 +1,8 @@
-"""`ray job submit` against a running cluster with token authentication: the same command, the same result."""
+"""From outside into a running cluster with token authentication: `ray job submit`, stop, resume; joining by address."""
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -11,19 +12,28 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
+from flowbp_ray.rewards.shapes_clip import WEIGHTS
 from flowbp_ray.run import Run
-from tests.small import small_overrides
+from flowbp_ray.shapes import model_dir
+from tests.small import local_digest, small_config, small_overrides
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 pytestmark = pytest.mark.ray
+
+
+class Cluster(NamedTuple):
+    """A `ray start --head` of our own: where jobs go, where drivers join, and the file of its token."""
+
+    dashboard: str
+    gcs: str
+    token: Path
 
 
 def free_port() -> int:
@@ -45,63 +55,136 @@ def environment(token: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """Dashboard address and token of a `ray start --head` of our own, ended with everything it started."""
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    """Ended with everything it started."""
     token = tmp_path / "token"
     token.write_text(secrets.token_hex(32))
     token.chmod(0o600)
-    dashboard, folder = free_port(), Path(tempfile.mkdtemp(prefix="fb"))  # short: Ray puts sockets below it
-    command = [BIN / "ray", "start", "--head", "--block", f"--port={free_port()}", "--num-cpus=4"]
-    command += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
-    command += [f"--temp-dir={folder}", "--disable-usage-stats"]
-    # Ports of its own: another Ray on this machine (the other tests' own) has the agent's usual one, 52365.
-    command += ["--dashboard-agent-listen-port=0", "--dashboard-agent-grpc-port=0"]
-    with (tmp_path / "head.log").open("w") as log:
-        head = subprocess.Popen(command, env=environment(token), stdout=log, stderr=log, start_new_session=True)
-    try:
-        wait_for(f"http://127.0.0.1:{dashboard}/api/version", head, tmp_path / "head.log")
-        yield f"http://127.0.0.1:{dashboard}", token
-    finally:
-        head.send_signal(signal.SIGTERM)
-        head.wait(60)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def wait_for(url: str, head: subprocess.Popen[bytes], log: Path) -> None:
-    """Until the dashboard answers, with or without asking for a token."""
-    for _ in range(240):
-        assert head.poll() is None, log.read_text()
+    for _ in range(3):  # a start fails where the machine is so loaded that it takes 30 s
+        dashboard, port, folder = free_port(), free_port(), Path(tempfile.mkdtemp(prefix="fb"))  # short, for sockets
+        command = [BIN / "ray", "start", "--head", "--block", f"--port={port}", "--num-cpus=4", "--disable-usage-stats"]
+        command += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
+        # Ports of its own: another Ray on this machine (the other tests' own) has the agent's usual one, 52365.
+        command += [f"--temp-dir={folder}", "--dashboard-agent-listen-port=0", "--dashboard-agent-grpc-port=0"]
+        with (tmp_path / "head.log").open("w") as log:
+            head = subprocess.Popen(command, env=environment(token), stdout=log, stderr=log, start_new_session=True)
         try:
-            urllib.request.urlopen(url, timeout=2)
-            return
-        except urllib.error.HTTPError:
-            return
-        except OSError:
-            time.sleep(0.5)
-    raise AssertionError(f"no dashboard at {url}: {log.read_text()}")
+            if started(head, tmp_path / "head.log"):
+                yield Cluster(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{port}", token)
+                return
+        finally:
+            head.send_signal(signal.SIGTERM)
+            head.wait(60)
+            shutil.rmtree(folder, ignore_errors=True)
+    raise AssertionError((tmp_path / "head.log").read_text())
 
 
-def submit(address: str, token: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [BIN / "ray", "job", "submit", "--address", address, "--working-dir", ".", "--"]
-    command += ["python", "-m", "flowbp_ray", *arguments]
+def started(head: subprocess.Popen[bytes], log: Path) -> bool:
+    """Wait until the head says that it is up; False where it ends instead."""
+    while head.poll() is None:
+        if "Ray runtime started" in log.read_text():
+            return True
+        time.sleep(0.5)
+    return False
+
+
+def ray(cluster: Cluster, *arguments: str, token: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """`ray job …` at the cluster, from the repository's root."""
+    verb, *rest = arguments
+    command = [BIN / "ray", "job", verb, "--address", cluster.dashboard, *rest]
+    env = environment(token or cluster.token)
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=280)
+
+
+def submit(
+    cluster: Cluster, *arguments: str, options: tuple[str, ...] = (), token: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """The README's one command."""
+    own = ("--working-dir", ".", *options, "--", "python", "-m", "flowbp_ray", *arguments)
     for _ in range(30):
-        done = subprocess.run(command, cwd=ROOT, env=environment(token), capture_output=True, text=True, timeout=280)
+        done = ray(cluster, "submit", *own, token=token)
         if "No available agent to submit job" not in done.stderr:
             break
         time.sleep(1)  # the dashboard answers before the node's agent is there
     return done
 
 
-def test_a_submitted_job_trains(cluster: tuple[str, Path], tmp_path: Path) -> None:
-    address, token = cluster
-    done = submit(address, token, "train", "shapes_flowbp_sparse", *small_overrides(tmp_path), "name=job")
+def join(cluster: Cluster, folder: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """A driver in `folder` that joins the cluster by its address."""
+    command = [sys.executable, "-m", "flowbp_ray", "train", "shapes_flowbp_sparse", *arguments]
+    env = environment(cluster.token) | {"RAY_ADDRESS": cluster.gcs} | env
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=280)
+
+
+def test_a_submitted_job_trains(cluster: Cluster, tmp_path: Path) -> None:
+    done = submit(cluster, "train", "configs/runs/shapes_flowbp_sparse.yaml", *small_overrides(tmp_path), "name=job")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "step 2/2" in done.stdout and "succeeded" in done.stdout + done.stderr
+    assert "`ray job stop` will kill this run after 3 s" in done.stdout
     run = Run.open(tmp_path / "job")
     assert [line["step"] for line in run.metrics()] == [0, 1] and run.checkpoints.steps() == [2]
-    refused = submit(address, token, "train", "shapes_flowbp_sparse", "method.k=99")
+    refused = submit(cluster, "train", "shapes_flowbp_sparse", "method.k=99")
     assert refused.returncode != 0 and "active steps k must be in [1, 16], got 99" in refused.stdout
     wrong = tmp_path / "wrong"
     wrong.write_text(secrets.token_hex(32))
-    stranger = submit(address, wrong, "methods")
+    stranger = submit(cluster, "methods", token=wrong)
     assert stranger.returncode != 0 and "flowbp_sparse" not in stranger.stdout
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_job_is_stopped_and_goes_on(cluster: Cluster, tmp_path: Path) -> None:
+    """`ray job stop` lets the step finish and saves; the same command with resume=auto ends with the same weights."""
+    settings = ["steps=16", "name=stopped", "resume=auto"]
+    command = ["train", "configs/runs/shapes_flowbp_sparse.yaml", *small_overrides(tmp_path), *settings]
+    waits = ("--runtime-env", "deploy/job.yaml")
+    done = submit(cluster, *command, options=(*waits, "--no-wait", "--submission-id", "first"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = tmp_path / "stopped" / "metrics.jsonl"
+    for _ in range(480):
+        if lines.is_file() and lines.read_text():
+            break
+        time.sleep(0.25)
+    stopped = ray(cluster, "stop", "first")
+    log = ray(cluster, "logs", "first").stdout
+    assert stopped.returncode == 0 and "Job 'first' was stopped" in stopped.stdout, log
+    assert "finishing the step and saving" in log and "name=stopped resume=auto goes on from there" in log
+    assert "will kill this run" not in log
+    [saved] = Run.open(tmp_path / "stopped").checkpoints.steps()
+    assert 1 <= saved < 16
+    again = submit(cluster, *command, options=waits)
+    assert again.returncode == 0 and f"going on from the checkpoint of step {saved}" in again.stdout, again.stdout
+    run = Run.open(tmp_path / "stopped")
+    assert [line["step"] for line in run.metrics()] == list(range(16))
+    config = small_config(tmp_path, "flowbp_sparse", *settings)
+    assert json.loads((run.folder / "summary.json").read_text())["weights_sha256"] == local_digest(config)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_driver_that_joins_by_address(cluster: Cluster, tmp_path: Path) -> None:
+    """Relative paths mean the driver's folder; who is refused gets one line, and no run's folder is left."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    shutil.copytree(model_dir(), folder / "model")
+    shutil.copytree(WEIGHTS / "shapes_clip", folder / "reward")
+    shutil.copy(ROOT / "tests" / "data" / "few_prompts.txt", folder)
+    settings = [*small_overrides(tmp_path), "output=runs", "steps=1", "data.prompts=few_prompts.txt"]
+    relative = [*settings, "backbone.path=model", "rewards.terms[0].options={folder: reward}"]
+    done = join(cluster, folder, *relative, "name=relative")
+    assert done.returncode == 0, done.stdout + done.stderr
+    digest = json.loads((folder / "runs" / "relative" / "summary.json").read_text())["weights_sha256"]
+    assert digest == local_digest(small_config(tmp_path, "flowbp_sparse", "steps=1"))
+    wrong = tmp_path / "wrong"
+    wrong.write_text(secrets.token_hex(32))
+    refusals = {
+        "refuses this user's token": {"RAY_AUTH_TOKEN_PATH": str(wrong)},
+        "(Connection refused)": {"RAY_ADDRESS": f"127.0.0.1:{free_port()}"},
+        "is no address of a cluster to join": {"RAY_ADDRESS": cluster.dashboard},
+    }
+    for line, env in refusals.items():
+        refused = join(cluster, folder, *settings, "name=refused", **env)
+        assert refused.returncode == 2 and line in refused.stderr and refused.stderr.count("\n") == 1, refused.stderr
+    assert [path.name for path in (folder / "runs").iterdir()] == ["relative"]
+    lost = submit(cluster, "train", "shapes_flowbp_sparse", *small_overrides(tmp_path), "output=runs", "name=lost")
+    assert lost.returncode != 0 and "output=runs is inside the job's working directory" in lost.stdout

@@ -1,0 +1,95 @@
+"""What is said before a run has a folder, and which folder its actors read from. No Ray is started."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from actors import joining
+from actors.joining import check_job, held_back, join, meet
+from actors.learner import LearnerActor
+from actors.process import FOLDER, actor_options, change_folder
+from flowbp_ray.settings import ProcessConfig
+
+
+def as_job(monkeypatch: pytest.MonkeyPatch, **runtime_env: str) -> None:
+    monkeypatch.setenv(joining.JOB, json.dumps({"runtime_env": runtime_env, "metadata": {}}))
+
+
+def test_an_output_in_a_jobs_copy_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(joining.STOP, "600")
+    as_job(monkeypatch, working_dir="gcs://_ray_pkg_0.zip")
+    for lost in ("runs", ".", str(tmp_path / "runs")):
+        with pytest.raises(ValueError, match="a copy that Ray deletes; write output=/a/folder"):
+            meet("local", lost)
+    check_job(str(tmp_path.parent))
+    as_job(monkeypatch)  # a job without a working directory runs where the node's Ray was started
+    check_job("runs")
+
+
+def test_a_job_that_cannot_save_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    as_job(monkeypatch)
+    monkeypatch.delenv(joining.STOP, raising=False)
+    with caplog.at_level(logging.WARNING):
+        check_job("/shared")
+        monkeypatch.setenv(joining.STOP, "600")
+        check_job("/shared")
+    assert [record.message.split(",")[0] for record in caplog.records] == [
+        "`ray job stop` will kill this run after 3 s"
+    ]
+
+
+@pytest.mark.parametrize("address", ["http://head:8265", "ray://head:10001"])
+def test_an_address_that_is_none(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ValueError, match="is no address of a cluster to join; write host:6379"):
+        join(address)
+
+
+def test_no_cluster_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flowbp_ray.driver import train
+    from tests.small import small_config
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"  # bound and not listening
+        with pytest.raises(ConnectionError, match=f"no Ray cluster answers at {address} \\(Connection refused\\)"):
+            train(small_config(tmp_path, "flowbp_sparse", f"cluster.address={address}"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_rays_core_says_is_held_back(capfd: pytest.CaptureFixture[str]) -> None:
+    said: list[str] = []
+    with pytest.raises(KeyError), held_back(said):
+        os.write(2, b"InvalidAuthToken\n")
+        raise KeyError
+    os.write(2, b"after\n")
+    assert said == ["InvalidAuthToken\n"] and capfd.readouterr().err == "after\n"
+
+
+def test_actors_read_where_the_driver_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = tmp_path / "driver", tmp_path / "worker"
+    here.mkdir()
+    there.mkdir()
+    monkeypatch.chdir(here)
+    [value] = [v for k, v in actor_options(ProcessConfig(), 0)["runtime_env"]["env_vars"].items() if k == FOLDER]
+    monkeypatch.chdir(there)
+    monkeypatch.setenv(FOLDER, value)
+    change_folder()
+    assert Path.cwd() == here
+    monkeypatch.setenv(FOLDER, str(tmp_path / "not on this node"))
+    change_folder()
+    assert Path.cwd() == here
+
+
+def test_a_learner_without_the_runs_folder(tmp_path: Path) -> None:
+    LearnerActor().sees(str(tmp_path))
+    with pytest.raises(ValueError, match="write output=/a/folder that every node sees"):
+        LearnerActor().sees(str(tmp_path / "elsewhere"))
