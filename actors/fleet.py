@@ -16,6 +16,7 @@ from actors.placement import free, place
 from actors.pool import Pool
 from actors.process import actor_options
 from actors.reward import RemoteReward
+from actors.roles import REAL, Roles
 from actors.sampler import RemoteSampler
 from flowbp_ray.backbones import distinct
 from flowbp_ray.config import RunConfig
@@ -36,8 +37,8 @@ class Fleet:
     pipeline: Pipeline
     encoded: Encoded
 
-    def __init__(self, config: RunConfig, prompts: Sequence[str]) -> None:
-        self.config = config
+    def __init__(self, config: RunConfig, prompts: Sequence[str], roles: Roles = REAL) -> None:
+        self.config, self.roles = config, roles
         self.handles: list[Any] = []
         self.groups: list[Any] = []
         self._gang: Gang | None = None
@@ -49,14 +50,14 @@ class Fleet:
 
     def _start(self, config: RunConfig, prompts: list[str]) -> None:
         timeout = config.cluster.stall_timeout
-        encoding = Encoding(config, prompts)
+        encoding = Encoding(config, prompts, self.roles)
         self.handles.append(encoding.actor)
         self.embeddings = encoding.embeddings
         if config.encoder.gpus:  # which the others may be waiting for
             self.encoded = encoding.finish(timeout)
-        self.gang = self._gang = Gang(config)
-        samplers = self._pool("sampler", "samplers", RemoteSampler, config.samplers)
-        scorers = self._pool("reward server", "rewards", RemoteReward, config.rewards)
+        self.gang = self._gang = Gang(config, self.roles)
+        samplers = self._pool("sampler", "samplers", self.roles.sampler or RemoteSampler, config.samplers)
+        scorers = self._pool("reward server", "rewards", self.roles.reward or RemoteReward, config.rewards)
         built = self.gang.launch(self.embeddings)
         if not config.encoder.gpus:  # they were starting meanwhile
             self.encoded = encoding.finish(timeout)
@@ -73,9 +74,9 @@ class Fleet:
     def _pool(self, name: str, key: str, remote: Any, pool: PoolConfig) -> Pool:
         group = place(pool, f"{name}s", key, self.config.cluster.placement_timeout)
         self.groups.append(group)
+        given = [self.roles.settings(assigned(self.config, i)) for i in range(pool.count)]
         handles = [
-            remote.options(**actor_options(pool, RESTARTS, group, i)).remote(assigned(self.config, i))
-            for i in range(pool.count)
+            remote.options(**actor_options(pool, RESTARTS, group, i)).remote(given[i]) for i in range(pool.count)
         ]
         self.handles += handles
         return Pool(name, handles)
@@ -106,12 +107,14 @@ class Fleet:
 class Encoding:
     """The encoder's process at work: a part of the prompts after the other, then the table of all of them."""
 
-    def __init__(self, config: RunConfig, prompts: list[str]) -> None:
+    def __init__(self, config: RunConfig, prompts: list[str], roles: Roles) -> None:
         encoder, texts = config.encoder, distinct(prompts)
         folder = cache_path(encoder.cache)  # which this process's environment may name: the encoder's need not
         here = encoder.model_copy(update={"cache": folder and str(folder)})
-        self.actor = RemoteEncoder.options(**actor_options(encoder, restarts=0)).remote(
-            config.model_copy(update={"encoder": here})
+        self.actor = (
+            (roles.encoder or RemoteEncoder)
+            .options(**actor_options(encoder, restarts=0))
+            .remote(roles.settings(config.model_copy(update={"encoder": here})))
         )
         parts = range(0, len(texts), ENCODED_AT_ONCE)
         self.parts = [self.actor.add.remote(texts[i : i + ENCODED_AT_ONCE]) for i in parts]

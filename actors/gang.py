@@ -15,6 +15,7 @@ from actors.learner import RemoteLearner
 from actors.pipeline import Job
 from actors.placement import free, place
 from actors.process import actor_options
+from actors.roles import REAL, Roles
 from flowbp_ray.config import RunConfig
 from flowbp_ray.failure import RunFailed
 from flowbp_ray.messages import StepReport, Version
@@ -28,23 +29,21 @@ class GangLost(RunFailed):
 class Gang:
     """All ranks at one time. Any rank that fails or stalls makes the whole gang worthless: kill it, build it again."""
 
-    def __init__(self, config: RunConfig) -> None:
-        self.config = config
+    def __init__(self, config: RunConfig, roles: Roles = REAL) -> None:
+        self.config, self.roles = config, roles
         self.ranks: list[Any] = []
         self.timeout = config.cluster.stall_timeout
         self.group = place(config.learners, "learners", "learners", config.cluster.placement_timeout)
 
     def launch(self, embeddings: Any) -> list[Any]:
         """Start the processes; returns what to wait for. Rank 0 names the rendezvous before the others join it."""
-        learners = self.config.learners
+        learners, remote = self.config.learners, self.roles.learner or RemoteLearner
+        given = self.roles.settings(self.config)
         self.ranks = [
-            RemoteLearner.options(**actor_options(learners, 0, self.group, rank)).remote()
-            for rank in range(learners.count)
+            remote.options(**actor_options(learners, 0, self.group, rank)).remote() for rank in range(learners.count)
         ]
         [(address, port)] = self._get([self.ranks[0].rendezvous.remote()], "starting", 0)
-        return [
-            rank.build.remote(self.config, embeddings, number, address, port) for number, rank in enumerate(self.ranks)
-        ]
+        return [rank.build.remote(given, embeddings, number, address, port) for number, rank in enumerate(self.ranks)]
 
     def rebuild(self, embeddings: Any) -> None:
         """Kill what is left and start again; the placement stays."""
