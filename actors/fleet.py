@@ -11,6 +11,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from actors.encoder import RemoteEncoder
 from actors.errors import cause
 from actors.gang import Gang
+from actors.meanwhile import Meanwhile
 from actors.pipeline import Pipeline
 from actors.placement import free, place
 from actors.pool import Pool
@@ -70,6 +71,7 @@ class Fleet:
                 _get(ref, what, timeout)
         tries, gated = config.cluster.tries, config.gated
         self.pipeline = Pipeline(samplers, scorers, [self.embeddings], prompts, tries, timeout, gated)
+        self.gang.meanwhile = Meanwhile(self.pipeline)
 
     def _pool(self, name: str, key: str, remote: Any, pool: PoolConfig) -> Pool:
         group = place(pool, f"{name}s", key, self.config.cluster.placement_timeout)

@@ -12,6 +12,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from actors import transport
 from actors.errors import cause, wrong_for_good
 from actors.learner import RemoteLearner
+from actors.meanwhile import Meanwhile
 from actors.pipeline import Job
 from actors.placement import free, place
 from actors.process import actor_options
@@ -32,6 +33,7 @@ class Gang:
     def __init__(self, config: RunConfig, roles: Roles = REAL) -> None:
         self.config, self.roles = config, roles
         self.ranks: list[Any] = []
+        self.meanwhile: Meanwhile | None = None  # what else goes on while the driver waits for the ranks
         self.timeout = config.cluster.stall_timeout
         self.group = place(config.learners, "learners", "learners", config.cluster.placement_timeout)
 
@@ -106,7 +108,8 @@ class Gang:
         left, until = list(refs), time.monotonic() + self.timeout
         values: dict[Any, Any] = {}
         while left:
-            ready, left = ray.wait(left, timeout=max(0.0, until - time.monotonic()))
+            wait = ray.wait if self.meanwhile is None else self.meanwhile.wait
+            ready, left = wait(left, timeout=max(0.0, until - time.monotonic()))
             if not ready:
                 silent = ", ".join(str(first_rank + list(refs).index(ref)) for ref in left)
                 raise GangLost(f"learner {silent} did not answer within {self.timeout:.0f} s while {doing}")

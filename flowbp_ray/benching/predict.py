@@ -112,9 +112,7 @@ def from_work(times: Sequence[float], point: Point) -> Seconds:
     samplers, learners, rewards = times
     shares = Seconds(point.batch, point.items, samplers / point.items, rewards / point.items, learners)
     speed = point.step_s / shares.step(point.ratio)
-    return replace(
-        shares, sampler=shares.sampler * speed, reward=shares.reward * speed, learner=shares.learner * speed
-    )
+    return replace(shares, sampler=shares.sampler * speed, reward=shares.reward * speed, learner=shares.learner * speed)
 
 
 def driver_share(points: Sequence[Point], ratio: Ratio, items: int, step_s: float) -> float:
