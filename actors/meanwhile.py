@@ -1,8 +1,7 @@
 """Items go on while the driver waits for the learners.
 
-Samplers have two items each (`pool.DEPTH`). Where an optimizer step takes longer than two items, a driver that only looks
-at the learners leaves them idle, and staleness 1 hides less than it could: `bench` showed 0.55 s a step where 0.37 s was
-possible (SD3.5-M, three samplers to a learner).
+Samplers have two items each (`pool.DEPTH`). Where an optimizer step takes longer than two items, a driver that only
+looks at the learners leaves them idle, and staleness 1 hides less than it could (docs/benchmarking.md has the numbers).
 """
 
 from __future__ import annotations

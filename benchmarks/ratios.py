@@ -1,7 +1,7 @@
 """Measure a run's throughput at ratios of its roles, on Ray: what `flowbp-ray bench` calls.
 
-The loop, the fleet, the pipeline and the gang are those of `train`. Evaluations, checkpoints and judges are left out; the
-first steps, in which embeddings arrive and the pipeline fills, do not count.
+The loop, the fleet, the pipeline and the gang are those of `train`. Evaluations, checkpoints and judges are left out;
+the first steps, in which embeddings arrive and the pipeline fills, do not count.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from actors.roles import REAL, Roles
 from flowbp_ray import loading, prompts
 from flowbp_ray.benching.points import Mark, Point, point
 from flowbp_ray.benching.profile import Profile
+from flowbp_ray.benching.request import ratios
+from flowbp_ray.benching.result import Result
+from flowbp_ray.benching.simulate import DriverCosts
 from flowbp_ray.checks import check
 from flowbp_ray.config import RunConfig
 from flowbp_ray.driver import Loop
@@ -36,10 +39,31 @@ STEPS = 100_000  # of the configuration: more than is ever measured, so that bat
 STORE = 2 * 2**30  # bytes of the object store of an emulation
 
 
+def run(
+    name: str,
+    overrides: Sequence[str],
+    counts: tuple[str | None, str | None, str | None, str | None],
+    seconds: float,
+    profile: Profile | None,
+    simulated: int,
+    note: Callable[[str], None],
+) -> Result:
+    """The whole command: counts of samplers, learners, rewards and staleness as they were written."""
+    asked = ratios(loading.load(name, overrides), *counts)
+    points, config = bench(name, overrides, asked, seconds, profile, note)
+    result = Result.of(name, config, profile, points)
+    return result.simulate(simulated, driver_costs()) if simulated else result
+
+
+def driver_costs() -> DriverCosts:
+    """Those that were measured and are shipped, see `benchmarks.driver_costs`."""
+    return DriverCosts.model_validate_json((loading.shipped() / "driver_costs.json").read_text())
+
+
 def bench(
     name: str,
     overrides: Sequence[str],
-    ratios: Sequence[Sequence[str]],
+    wanted: Sequence[Sequence[str]],
     seconds: float,
     profile: Profile | None = None,
     note: Callable[[str], None] = lambda line: None,
@@ -54,7 +78,8 @@ def bench(
         fixed = [f"output={folder}", f"steps={STEPS}", "evaluation.prompts=null", "guard=null", "judges=[]"]
         fixed += ["checkpoint.every=0", "tracking.wandb=false", "resume=never"]
         fixed += [] if profile is None else _emulated(profile, folder, loading.load(name, overrides))
-        configs = [loading.load(name, [*overrides, *fixed, *ratio]) for ratio in ratios]
+        configs = [loading.load(name, [*overrides, *fixed, *ratio]) for ratio in wanted]
+        configs = [c.model_copy(update={"name": f"{c.name}-{i}"}) for i, c in enumerate(configs)]
         roles = [REAL if profile is None else _roles(profile, config) for config in configs]
         if profile is None:
             check(configs[0])

@@ -1,4 +1,4 @@
-"""The door: flowbp-ray train | encode | sample | export | plan | methods | serve-reward.
+"""The door: flowbp-ray train | encode | sample | export | plan | bench | methods | serve-reward.
 
 User errors: a line and exit code 2.
 """
@@ -192,6 +192,34 @@ def running_cluster() -> tuple[dict[str, float], ...]:
         return tuple(node["Resources"] for node in ray.nodes() if node["Alive"])
     finally:
         ray.shutdown()
+
+
+@app.command()
+def bench(
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    samplers: Annotated[str | None, typer.Option(help="Counts to measure: 1,2,4.")] = None,
+    learners: Annotated[str | None, typer.Option(help="1,2.")] = None,
+    rewards: Annotated[str | None, typer.Option(help="1,2.")] = None,
+    staleness: Annotated[str | None, typer.Option(help="0,1.")] = None,
+    seconds: Annotated[float, typer.Option(help="To measure at each ratio, and at least three steps.", min=0)] = 20,
+    emulate: Annotated[str | None, typer.Option(help="A profile: sd35_m_h100, flux1_dev_h100, or a file.")] = None,
+    time_scale: Annotated[float | None, typer.Option(help="Emulated waits times this.")] = None,
+    bytes_scale: Annotated[float | None, typer.Option(help="Emulated weights times this.")] = None,
+    simulate: Annotated[int, typer.Option(help="Then simulate up to so many samplers.", min=0)] = 0,
+    out: Annotated[Path, typer.Option(help="A folder for bench.json and bench.png.")] = Path("bench"),
+) -> None:
+    """Measure throughput at ratios of samplers, learners and reward servers, beside what `plan` predicts."""
+    from benchmarks import ratios
+    from flowbp_ray.benching import profile
+
+    emulated = profile.load(emulate).scaled(time_scale, bytes_scale) if emulate else None
+    counts = (samplers, learners, rewards, staleness)
+    result = ratios.run(config, overrides or [], counts, seconds, emulated, simulate, console.print)
+    for part in result.tables():
+        Console(highlight=False, width=None if console.is_terminal else 110).print(part)
+    for line in [*result.lines(), *map(str, result.write(out))]:
+        console.print(escape(line))
 
 
 @app.command("serve-reward")

@@ -1,4 +1,4 @@
-"""What an emulated actor is given instead of a configuration: seconds to wait and sizes to send. No torch, no pydantic."""
+"""What an emulated actor is given instead of a configuration: seconds to wait, sizes to send. No torch, no pydantic."""
 
 from __future__ import annotations
 

@@ -6,9 +6,9 @@ of which staleness S lets S + 1 batches overlap:
     T = max(items·s/m + load,  items·r/q,  L/n + fixed,  chain/(S + 1))
     chain = load + ceil(items/m)·s + ceil(last/q)·r + L/n + fixed
 
-s, r: seconds of an item in a sampler and in a reward server; L: seconds of a step's learning on one rank; load: of a new
-version in a sampler; fixed: of publishing and of the driver, which no count divides; m, q, n: samplers, reward servers,
-learners; last: the items of the last round of samplers. At S = 0 the chain is the sum and always the largest.
+s, r: seconds of an item in a sampler and in a reward server; L: seconds of a step's learning on one rank; load: of a
+new version in a sampler; fixed: of publishing and of the driver, which no count divides; m, q, n: samplers, reward
+servers, learners; last: the items of the last round of samplers. At S = 0 the chain is the sum and always the largest.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Surrogate trajectories for reward backpropagation; torch only.
 
-Names are imported on first use: a `Plan` travels with every item, and who only reads it (the emulated actors of `bench`)
-needs no torch.
+Names are imported on first use: a `Plan` travels with every item, and who only reads it (the emulated actors of
+`bench`) needs no torch.
 """
 
 from __future__ import annotations
