@@ -2,8 +2,8 @@
 
 The real pipeline on a real Ray. Pools of N samplers and N/4 reward servers are N handles of a few emulated actors that
 wait for nothing and send messages of a few bytes, so that what is measured is the driver alone: its CPU, not the clock.
-Least squares: CPU of a batch = item · items + scan · (calls in flight, summed over the answers). Prints JSON; --out writes
-the costs for `flowbp-ray bench --simulate`.
+Least squares: CPU of a batch = item · items + scan · (calls in flight, summed over the answers). Prints JSON; --out
+writes the costs for `flowbp-ray bench --simulate`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ class Counting(Pipeline):
 
 def batch_of(items: int, step: int) -> list[Item]:
     """Items of two images of Sparse at K = 4."""
-    config = loading.load("shapes_flowbp_sparse", [f"data.prompts_per_step={2 * items}", "data.rollout_batch=2", *ALONE])
+    config = loading.load(
+        "shapes_flowbp_sparse", [f"data.prompts_per_step={2 * items}", "data.rollout_batch=2", *ALONE]
+    )
     model, version = config.backbone, Version(0, 0)
     sigmas = model.open().sigmas(model.num_steps, model.height, model.width)
     shape = config.data.shape

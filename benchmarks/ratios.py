@@ -25,7 +25,6 @@ from flowbp_ray.benching.points import Mark, Point, point
 from flowbp_ray.benching.profile import Profile
 from flowbp_ray.benching.request import ratios
 from flowbp_ray.benching.result import Result
-from flowbp_ray.benching.simulate import DriverCosts
 from flowbp_ray.checks import check
 from flowbp_ray.config import RunConfig
 from flowbp_ray.driver import Loop
@@ -52,12 +51,7 @@ def run(
     asked = ratios(loading.load(name, overrides), *counts)
     points, config = bench(name, overrides, asked, seconds, profile, note)
     result = Result.of(name, config, profile, points)
-    return result.simulate(simulated, driver_costs()) if simulated else result
-
-
-def driver_costs() -> DriverCosts:
-    """Those that were measured and are shipped, see `benchmarks.driver_costs`."""
-    return DriverCosts.model_validate_json((loading.shipped() / "driver_costs.json").read_text())
+    return result.beyond(simulated) if simulated else result
 
 
 def bench(

@@ -14,7 +14,7 @@ from flowbp_ray.benching.plot import plot
 from flowbp_ray.benching.points import Point, Ratio
 from flowbp_ray.benching.predict import Seconds, driver_share, fit, from_work
 from flowbp_ray.benching.profile import Profile
-from flowbp_ray.benching.simulate import DriverCosts, Simulated, sweep
+from flowbp_ray.benching.simulate import DriverCosts, Simulated, simulate, sweep
 from flowbp_ray.config import RunConfig
 from flowbp_ray.planning.forecast import forecast
 from flowbp_ray.planning.show import size
@@ -24,7 +24,7 @@ GROWN = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 @dataclass(frozen=True)
 class Result:
-    """planned: before anything ran, from a profile; or from `plan`'s work at one measured speed. fitted: from one point."""
+    """planned: before anything ran, from a profile; or from `plan`'s work at one measured speed. fitted: on a point."""
 
     name: str
     profile: Profile | None
@@ -32,6 +32,7 @@ class Result:
     planned: Seconds
     fitted: Seconds
     fitted_at: Ratio
+    costs: DriverCosts
     simulated: tuple[Simulated, ...] = ()
 
     @classmethod
@@ -42,7 +43,7 @@ class Result:
             planned = from_work([work.time for work in forecast(config).work], at)
         else:
             planned = Seconds.of(profile.emulation(config), config)
-        return cls(name, profile, tuple(points), planned, fit(at), at.ratio)
+        return cls(name, profile, tuple(points), planned, fit(at), at.ratio, DriverCosts.shipped())
 
     def lines(self) -> list[str]:
         """What the tables do not say."""
@@ -62,14 +63,15 @@ class Result:
     def tables(self) -> list[Table]:
         """Throughput beside the predictions; where the time goes."""
         first = Table(title="throughput (samplers:learners:rewards; err: predicted seconds / measured - 1)")
-        for name in ("ratio", "images/s", "of ideal", "per device", "s/step", "plan", "err", "fitted", "err"):
+        columns = ("ratio", "images/s", "of ideal", "per device", "s/step", "plan", "err", "fitted", "err")
+        for name in (*columns, "simulated", "err"):
             first.add_column(name, justify="left" if name == "ratio" else "right")
         for p in self.points:
             ideal = self.ideal(p.ratio)
             cells = [str(p.ratio), f"{p.images_per_s:.4g}", f"{ideal / p.step_s:.0%}", f"{p.per_device:.3g}"]
             cells.append(f"{p.step_s:.3g}")
-            for seconds in (self.planned, self.fitted):
-                cells += [f"{seconds.step(p.ratio):.3g}", f"{seconds.step(p.ratio) / p.step_s - 1:+.1%}"]
+            for step_s in self.predictions(p.ratio).values():
+                cells += [f"{step_s:.3g}", f"{step_s / p.step_s - 1:+.1%}"]
             first.add_row(*cells)
         second = Table(title="idle share per role; seconds of a step; driver's CPU share; bytes of an image")
         for name in ("ratio", "samplers", "learners", "rewards", "wait", "learn", "publish", "load"):
@@ -89,6 +91,11 @@ class Result:
         """Seconds of a step where only computing takes time: a profile's, or what was measured at the fitted point."""
         return (self.fitted if self.profile is None else self.planned).ideal(ratio)
 
+    def predictions(self, ratio: Ratio) -> dict[str, float]:
+        """Seconds of a step: planned, fitted on one point, and by the simulation with what was planned."""
+        simulated = simulate(self.planned, ratio, self.costs, steps=12).step_s
+        return {"plan": self.planned.step(ratio), "fitted": self.fitted.step(ratio), "simulated": simulated}
+
     def extrapolated(self, number: int) -> float | None:
         """The driver's share at a point from those before it."""
         point = self.points[number]
@@ -96,7 +103,7 @@ class Result:
             return None
         return driver_share(self.points[:number], point.ratio, point.items, point.step_s)
 
-    def simulate(self, most: int, costs: DriverCosts) -> Result:
+    def beyond(self, most: int) -> Result:
         """Add the simulation of the recommended ratio, multiplied until there are `most` samplers."""
         samplers, learners, rewards = self.fitted.recommended()
         items = max(2 * samplers, learners * -(-self.fitted.items // learners))
@@ -108,7 +115,7 @@ class Result:
         factors = [factor for factor in GROWN if factor * samplers <= most] or [1]
         ratio = Ratio(samplers, learners, rewards, max(p.ratio.staleness for p in self.points))
         each = self.points[0].weight_bytes / self.points[0].ratio.samplers
-        found = sweep(one, ratio, factors, costs, self.points[0].bytes_per_image, each)
+        found = sweep(one, ratio, factors, self.costs, self.points[0].bytes_per_image, each)
         return Result(**{**self.__dict__, "simulated": tuple(found)})
 
     def _simulated(self) -> Table:
@@ -123,10 +130,10 @@ class Result:
     def to_dict(self) -> dict[str, Any]:
         rows = []
         for i, p in enumerate(self.points):
-            planned, fitted = self.planned.step(p.ratio), self.fitted.step(p.ratio)
+            predicted = {f"{name}_step_s": step_s for name, step_s in self.predictions(p.ratio).items()}
             rows.append(
                 p.to_dict()
-                | {"ideal_step_s": self.ideal(p.ratio), "plan_step_s": planned, "fitted_step_s": fitted}
+                | {"ideal_step_s": self.ideal(p.ratio), **predicted}
                 | {"driver_share": p.driver_s / p.step_s, "driver_share_extrapolated": self.extrapolated(i)}
             )
         keys = ("title", "source", "time_scale", "bytes_scale")

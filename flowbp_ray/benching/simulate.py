@@ -1,9 +1,9 @@
 """The loop without actors: who waits for whom when there are thousands of samplers, and what the driver costs then.
 
 A discrete-event simulation of `driver.Loop`, `Pipeline` (two calls in flight per worker, first come first served, the
-least loaded first), `Meanwhile` and `Gang`. Workers take their seconds from a profile or a measured point; the driver is one
-thread whose every call and answer costs what `benchmarks.driver_costs` measured. Bytes are counted, their transfer is not
-timed: the network is taken to be wide enough.
+least loaded first), `Meanwhile` and `Gang`. Workers take their seconds from a profile or a measured point; the driver
+is one thread whose every call and answer costs what `benchmarks.driver_costs` measured. Bytes are counted, their
+transfer is not timed: the network is taken to be wide enough.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from flowbp_ray import loading
 from flowbp_ray.benching.points import Ratio
 from flowbp_ray.benching.predict import Seconds
 from flowbp_ray.settings import Strict
@@ -31,6 +32,11 @@ class DriverCosts(Strict):
     item: float = 0.0
     scan: float = 0.0
     rank: float = 0.0
+
+    @classmethod
+    def shipped(cls) -> DriverCosts:
+        """Those that were measured."""
+        return cls.model_validate_json((loading.shipped() / "driver_costs.json").read_text())
 
 
 @dataclass(frozen=True)
@@ -163,7 +169,7 @@ def simulate(
     bytes_per_image: float = 0.0,
     weight_bytes: float = 0.0,
 ) -> Simulated:
-    """`steps` steps after as many as staleness + 2 that do not count. weight_bytes: of one version, once per sampler."""
+    """`steps` steps after as many as staleness + 2 that do not count. weight_bytes: of a version, once per sampler."""
     loop = Loop(seconds, ratio, costs or DriverCosts())
     warm = ratio.staleness + 2
     for step in range(warm):
