@@ -2,8 +2,9 @@
 
 The real pipeline on a real Ray. Pools of N samplers and N/4 reward servers are N handles of a few emulated actors that
 wait for nothing and send messages of a few bytes, so that what is measured is the driver alone: its CPU, not the clock.
-Least squares: CPU of a batch = item · items + scan · (calls in flight, summed over the answers). Prints JSON; --out
-writes the costs for `flowbp-ray bench --simulate`.
+Least squares: CPU of a batch = item · items + scan · (calls in flight, summed over the answers). With --bench, results of
+`flowbp-ray bench` at different numbers of learners, what is left of their steps is the cost of a step and of a rank.
+Prints JSON; --out writes the costs for `flowbp-ray bench --simulate`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +79,19 @@ def measure(samplers: int, actors: tuple[list[Any], list[Any]], rounds: int) -> 
     return rows[1:]
 
 
+def rest(points: Sequence[dict[str, Any]], item: float) -> tuple[float, float]:
+    """(step, rank): what measured steps took of the driver's thread beyond their items, by how many learners they had."""
+    left = np.array([p["driver_thread_s"] - item * p["items"] for p in points])
+    table = np.array([[1.0, p["ratio"]["learners"]] for p in points])
+    (step, rank), *_ = np.linalg.lstsq(table, left, rcond=None)
+    return max(0.0, float(step)), max(0.0, float(rank))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samplers", type=int, nargs="+", default=[4, 16, 64, 256])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--bench", type=Path, nargs="+", default=[], help="bench.json of emulated runs")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     start_ray("local")
@@ -96,7 +107,9 @@ def main() -> None:
     table = np.array([[row["items"], row["scanned"]] for row in rows]) / scale[:, None]
     (item, scan), *_ = np.linalg.lstsq(table, np.ones(len(rows)), rcond=None)
     source = f"benchmarks.driver_costs, {options.samplers} samplers, {psutil.cpu_count()} cores"
-    costs = DriverCosts(source=source, item=float(item), scan=max(0.0, float(scan)))
+    points = [p for file in options.bench for p in json.loads(file.read_text())["points"]]
+    step, rank = rest(points, float(item)) if points else (0.0, 0.0)
+    costs = DriverCosts(source=source, item=float(item), scan=max(0.0, float(scan)), step=step, rank=rank)
     if options.out:
         options.out.write_text(json.dumps(costs.model_dump(), indent=1) + "\n")
     print(json.dumps({"rows": rows, "costs": costs.model_dump()}, indent=1))

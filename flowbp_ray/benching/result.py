@@ -65,7 +65,7 @@ class Result:
         first = Table(title="throughput (samplers:learners:rewards; err: predicted seconds / measured - 1)")
         columns = ("ratio", "images/s", "of ideal", "per device", "s/step", "plan", "err", "fitted", "err")
         for name in (*columns, "simulated", "err"):
-            first.add_column(name, justify="left" if name == "ratio" else "right")
+            first.add_column(name, justify="left" if name == "ratio" else "right", no_wrap=True)
         for p in self.points:
             ideal = self.ideal(p.ratio)
             cells = [str(p.ratio), f"{p.images_per_s:.4g}", f"{ideal / p.step_s:.0%}", f"{p.per_device:.3g}"]
@@ -75,9 +75,9 @@ class Result:
             first.add_row(*cells)
         second = Table(title="idle share per role; seconds of a step; driver's CPU share; bytes of an image")
         for name in ("ratio", "samplers", "learners", "rewards", "wait", "learn", "publish", "load"):
-            second.add_column(name, justify="left" if name == "ratio" else "right")
+            second.add_column(name, justify="left" if name == "ratio" else "right", no_wrap=True)
         for name in ("driver", "extrap.", "per image"):
-            second.add_column(name, justify="right")
+            second.add_column(name, justify="right", no_wrap=True)
         for i, p in enumerate(self.points):
             idle = [f"{p.idle[role]:.0%}" for role in ("samplers", "learners", "rewards")]
             seconds_of = [f"{value:.3g}" for value in (p.wait_s, p.learn_s, p.publish_s, p.load_s)]
@@ -121,7 +121,7 @@ class Result:
     def _simulated(self) -> Table:
         table = Table(title="SIMULATED without actors: the recommended ratio, the batch growing with it")
         for name in ("ratio", "images/step", "s/step", "images/s", "driver busy", "messages/s", "bytes/s"):
-            table.add_column(name, justify="left" if name == "ratio" else "right")
+            table.add_column(name, justify="left" if name == "ratio" else "right", no_wrap=True)
         for s in self.simulated:
             rate = f"{s.images_per_s:.4g}", f"{s.driver_s / s.step_s:.1%}", f"{s.messages / s.step_s:.4g}"
             table.add_row(str(s.ratio), str(s.batch), f"{s.step_s:.3g}", *rate, size(s.travel_bytes / s.step_s))
