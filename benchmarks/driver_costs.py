@@ -2,8 +2,8 @@
 
 The real pipeline on a real Ray. Pools of N samplers and N/4 reward servers are N handles of a few emulated actors that
 wait for nothing and send messages of a few bytes, so that what is measured is the driver alone: its CPU, not the clock.
-Least squares: CPU of a batch = item · items + scan · (calls in flight, summed over the answers). With --bench, results of
-`flowbp-ray bench` at different numbers of learners, what is left of their steps is the cost of a step and of a rank.
+Least squares: CPU of a batch = item · items + scan · (calls in flight, summed over the answers). With --bench, results
+of `flowbp-ray bench` at different numbers of learners, what is left of their steps is the cost of a step and of a rank.
 Prints JSON; --out writes the costs for `flowbp-ray bench --simulate`.
 """
 
@@ -80,7 +80,7 @@ def measure(samplers: int, actors: tuple[list[Any], list[Any]], rounds: int) -> 
 
 
 def rest(points: Sequence[dict[str, Any]], item: float) -> tuple[float, float]:
-    """(step, rank): what measured steps took of the driver's thread beyond their items, by how many learners they had."""
+    """(step, rank): what measured steps took of the driver's thread beyond their items, by the number of learners."""
     left = np.array([p["driver_thread_s"] - item * p["items"] for p in points])
     table = np.array([[1.0, p["ratio"]["learners"]] for p in points])
     (step, rank), *_ = np.linalg.lstsq(table, left, rcond=None)

@@ -217,7 +217,7 @@ def bench(
     counts = (samplers, learners, rewards, staleness)
     result = ratios.run(config, overrides or [], counts, seconds, emulated, simulate, console.print)
     for part in result.tables():
-        Console(highlight=False, width=None if console.is_terminal else 110).print(part)
+        Console(highlight=False, width=None if console.is_terminal else 120).print(part)
     for line in [*result.lines(), *map(str, result.write(out))]:
         console.print(escape(line))
 

@@ -71,10 +71,13 @@ class Seconds:
         return max(self.bounds(ratio).values())
 
     def ideal(self, ratio: Ratio) -> float:
-        """Seconds of a step if loading, publishing and the driver cost nothing and nobody waited for an item's end."""
+        """Seconds of a step if loading, publishing and the driver cost nothing and nobody waited for an item's end.
+
+        Scoring goes on beside sampling, learning at staleness 0 after both.
+        """
         m, n, q = ratio.samplers, ratio.learners, ratio.rewards
-        work = (self.items * self.sampler / m, self.learner / n, self.items * self.reward / q)
-        return sum(work) if ratio.staleness == 0 else max(work)
+        drawn, learned = max(self.items * self.sampler / m, self.items * self.reward / q), self.learner / n
+        return drawn + learned if ratio.staleness == 0 else max(drawn, learned)
 
     def bottleneck(self, ratio: Ratio) -> str:
         """What holds a step up; at staleness 0 the slowest of the roles, as all wait for one another."""

@@ -76,7 +76,7 @@ class Result:
         second = Table(title="idle share per role; seconds of a step; driver's CPU share; bytes of an image")
         for name in ("ratio", "samplers", "learners", "rewards", "wait", "learn", "publish", "load"):
             second.add_column(name, justify="left" if name == "ratio" else "right", no_wrap=True)
-        for name in ("driver", "extrap.", "per image"):
+        for name in ("driver", "extrap.", "image"):
             second.add_column(name, justify="right", no_wrap=True)
         for i, p in enumerate(self.points):
             idle = [f"{p.idle[role]:.0%}" for role in ("samplers", "learners", "rewards")]

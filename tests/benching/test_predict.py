@@ -39,10 +39,10 @@ def measured(ratio: Ratio, step_s: float, seconds: Seconds = ONE) -> Point:
 
 
 def test_without_staleness_a_step_is_the_sum() -> None:
-    """One sampler: 8 items, the last one's scoring, learning, publishing. Three: three rounds, two items in the last."""
+    """One sampler: 8 items, the last one's scoring, learning, publishing. Three: three rounds, the last of two."""
     assert ONE.step(Ratio(1, 1, 1, 0)) == 0.25 + 16 + 0.5 + 12 + 0.5
     assert ONE.step(Ratio(3, 2, 1, 0)) == 0.25 + 6 + 1.0 + 6 + 0.5
-    assert ONE.ideal(Ratio(2, 1, 1, 0)) == 8 + 12 + 4
+    assert ONE.ideal(Ratio(2, 1, 1, 0)) == 8 + 12
 
 
 def test_with_staleness_a_step_is_the_longest_role() -> None:
