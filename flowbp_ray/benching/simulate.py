@@ -67,24 +67,25 @@ class Workers:
         self.free = [0.0] * count
         self.load = [0] * count
         self.version = [-1] * count
-        self.idle = [list(range(count)), *([] for _ in range(DEPTH))]  # heaps of numbers by calls in flight
+        self.idle = [list(range(count)), *([] for _ in range(DEPTH - 1))]  # heaps by load, with who has left
 
     def take(self) -> int | None:
         """The least loaded worker with room, by number among equals."""
-        for heap in self.idle[:DEPTH]:
-            if heap:
+        for load, heap in enumerate(self.idle):
+            while heap:
                 number = heapq.heappop(heap)
-                self.load[number] += 1
-                heapq.heappush(self.idle[self.load[number]], number)
-                return number
+                if self.load[number] == load:
+                    self._now(number, load + 1)
+                    return number
         return None
 
     def give(self, number: int) -> None:
-        heap = self.idle[self.load[number]]
-        heap.remove(number)
-        heapq.heapify(heap)
-        self.load[number] -= 1
-        heapq.heappush(self.idle[self.load[number]], number)
+        self._now(number, self.load[number] - 1)
+
+    def _now(self, number: int, load: int) -> None:
+        self.load[number] = load
+        if load < DEPTH:
+            heapq.heappush(self.idle[load], number)
 
     def call(self, number: int, now: float, seconds: float) -> float:
         self.free[number] = max(now, self.free[number]) + seconds
