@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,19 +104,27 @@ class Result:
         return driver_share(self.points[:number], point.ratio, point.items, point.step_s)
 
     def beyond(self, most: int) -> Result:
-        """Add the simulation of the recommended ratio, multiplied until there are `most` samplers."""
+        """Add the simulation of the recommended ratio, multiplied until there are `most` samplers.
+
+        An emulation's waits and weights have their true length and size there.
+        """
         samplers, learners, rewards = self.fitted.recommended()
         items = max(2 * samplers, learners * -(-self.fitted.items // learners))
-        scale = items / self.fitted.items
+        times, sizes = (1.0, 1.0) if self.profile is None else (self.profile.time_scale, self.profile.bytes_scale)
+        more, at = items / self.fitted.items, self.points[0]
         one = Seconds(
-            int(self.fitted.batch * scale), items, self.fitted.sampler, self.fitted.reward,
-            self.fitted.learner * scale, self.fitted.load, self.fitted.fixed,
-        )  # fmt: skip
+            batch=int(self.fitted.batch * more),
+            items=items,
+            sampler=self.fitted.sampler / times,
+            reward=self.fitted.reward / times,
+            learner=self.fitted.learner * more / times,
+            load=self.fitted.load / times,
+            fixed=self.fitted.fixed / times,
+        )
         factors = [factor for factor in GROWN if factor * samplers <= most] or [1]
         ratio = Ratio(samplers, learners, rewards, max(p.ratio.staleness for p in self.points))
-        each = self.points[0].weight_bytes / self.points[0].ratio.samplers
-        found = sweep(one, ratio, factors, self.costs, self.points[0].bytes_per_image, each)
-        return Result(**{**self.__dict__, "simulated": tuple(found)})
+        update = at.weight_bytes / at.ratio.samplers / sizes
+        return replace(self, simulated=tuple(sweep(one, ratio, factors, self.costs, at.bytes_per_image, update)))
 
     def _simulated(self) -> Table:
         table = Table(title="SIMULATED without actors: the recommended ratio, the batch growing with it")
