@@ -12,10 +12,12 @@ from actors.crew import Crew
 from actors.encoder import RemoteEncoder
 from actors.errors import cause
 from actors.gang import Gang
+from actors.meanwhile import Meanwhile
 from actors.pipeline import Pipeline
 from actors.pool import Pool
 from actors.process import actor_options
 from actors.reward import RemoteReward
+from actors.roles import REAL, Roles
 from actors.sampler import RemoteSampler
 from flowbp_ray.backbones import distinct
 from flowbp_ray.config import RunConfig
@@ -37,8 +39,8 @@ class Fleet:
     pipeline: Pipeline
     encoded: Encoded
 
-    def __init__(self, config: RunConfig, prompts: Sequence[str]) -> None:
-        self.config = config
+    def __init__(self, config: RunConfig, prompts: Sequence[str], roles: Roles = REAL) -> None:
+        self.config, self.roles = config, roles
         self.handles: list[Any] = []
         self.crews: dict[str, Crew] = {}
         self._gang: Gang | None = None
@@ -50,15 +52,15 @@ class Fleet:
 
     def _start(self, config: RunConfig, prompts: list[str]) -> None:
         timeout = config.cluster.stall_timeout
-        agreed = agreement.check(config)
-        encoding = Encoding(config, prompts)
+        agreed = [agreement.check(config)] if config.rewards.url else []
+        encoding = Encoding(config, prompts, self.roles)
         self.handles.append(encoding.actor)
         self.embeddings = encoding.embeddings
         if config.encoder.gpus:  # which the others may be waiting for
             self.encoded = encoding.finish(timeout)
-        self.gang = self._gang = Gang(config)
-        samplers = self._crew("sampler", "samplers", RemoteSampler, config.samplers)
-        scorers = self._crew("reward server", "rewards", RemoteReward, config.rewards, agreed)
+        self.gang = self._gang = Gang(config, self.roles)
+        samplers = self._crew("sampler", "samplers", self.roles.sampler or RemoteSampler, config.samplers)
+        scorers = self._crew("reward server", "rewards", self.roles.reward or RemoteReward, config.rewards, *agreed)
         built = self.gang.launch(self.embeddings)
         if not config.encoder.gpus:  # they were starting meanwhile
             self.encoded = encoding.finish(timeout)
@@ -71,6 +73,7 @@ class Fleet:
                 _get(ref, what, timeout)
         tries, gated = config.cluster.tries, config.gated
         self.pipeline = Pipeline(samplers, scorers, [self.embeddings], prompts, tries, timeout, gated)
+        self.gang.meanwhile = Meanwhile(self.pipeline)
 
     def _crew(self, name: str, key: str, remote: Any, pool: PoolConfig, *more: Any) -> Pool:
         """Start the actors of a pool; more: what their class takes after the configuration."""
@@ -81,7 +84,7 @@ class Fleet:
             remote,
             pool,
             self.config.cluster.placement_timeout,
-            make=lambda index: (assigned(self.config, index), *more),
+            make=lambda index: (self.roles.settings(assigned(self.config, index)), *more),
             place=lambda index: urls[index % len(urls)] if urls else index,
         )
         return self.crews[key].pool
@@ -112,12 +115,14 @@ class Fleet:
 class Encoding:
     """The encoder's process at work: a part of the prompts after the other, then the table of all of them."""
 
-    def __init__(self, config: RunConfig, prompts: list[str]) -> None:
+    def __init__(self, config: RunConfig, prompts: list[str], roles: Roles) -> None:
         encoder, texts = config.encoder, distinct(prompts)
         folder = cache_path(encoder.cache)  # which this process's environment may name: the encoder's need not
         here = encoder.model_copy(update={"cache": folder and str(folder)})
-        self.actor = RemoteEncoder.options(**actor_options(encoder, restarts=0)).remote(
-            config.model_copy(update={"encoder": here})
+        self.actor = (
+            (roles.encoder or RemoteEncoder)
+            .options(**actor_options(encoder, restarts=0))
+            .remote(roles.settings(config.model_copy(update={"encoder": here})))
         )
         parts = range(0, len(texts), ENCODED_AT_ONCE)
         self.parts = [self.actor.add.remote(texts[i : i + ENCODED_AT_ONCE]) for i in parts]

@@ -12,9 +12,11 @@ from ray.exceptions import GetTimeoutError, RayError
 from actors import transport
 from actors.errors import cause, wrong_for_good
 from actors.learner import RemoteLearner
+from actors.meanwhile import Meanwhile
 from actors.pipeline import Job
 from actors.placement import free, place
 from actors.process import actor_options
+from actors.roles import REAL, Roles
 from flowbp_ray.config import RunConfig
 from flowbp_ray.failure import RunFailed
 from flowbp_ray.messages import StepReport, Version
@@ -28,23 +30,22 @@ class GangLost(RunFailed):
 class Gang:
     """All ranks at one time. Any rank that fails or stalls makes the whole gang worthless: kill it, build it again."""
 
-    def __init__(self, config: RunConfig) -> None:
-        self.config = config
+    def __init__(self, config: RunConfig, roles: Roles = REAL) -> None:
+        self.config, self.roles = config, roles
         self.ranks: list[Any] = []
+        self.meanwhile: Meanwhile | None = None  # what else goes on while the driver waits for the ranks
         self.timeout = config.cluster.stall_timeout
         self.group = place(config.learners, "learners", "learners", config.cluster.placement_timeout)
 
     def launch(self, embeddings: Any) -> list[Any]:
         """Start the processes; returns what to wait for. Rank 0 names the rendezvous before the others join it."""
-        learners = self.config.learners
+        learners, remote = self.config.learners, self.roles.learner or RemoteLearner
+        given = self.roles.settings(self.config)
         self.ranks = [
-            RemoteLearner.options(**actor_options(learners, 0, self.group, rank)).remote()
-            for rank in range(learners.count)
+            remote.options(**actor_options(learners, 0, self.group, rank)).remote() for rank in range(learners.count)
         ]
         [(address, port)] = self._get([self.ranks[0].rendezvous.remote()], "starting", 0)
-        return [
-            rank.build.remote(self.config, embeddings, number, address, port) for number, rank in enumerate(self.ranks)
-        ]
+        return [rank.build.remote(given, embeddings, number, address, port) for number, rank in enumerate(self.ranks)]
 
     def rebuild(self, embeddings: Any) -> None:
         """Kill what is left and start again; the placement stays."""
@@ -111,7 +112,8 @@ class Gang:
         left, until = list(refs), time.monotonic() + self.timeout
         values: dict[Any, Any] = {}
         while left:
-            ready, left = ray.wait(left, timeout=max(0.0, until - time.monotonic()))
+            wait = ray.wait if self.meanwhile is None else self.meanwhile.wait
+            ready, left = wait(left, timeout=max(0.0, until - time.monotonic()))
             if not ready:
                 silent = ", ".join(str(first_rank + list(refs).index(ref)) for ref in left)
                 raise GangLost(f"learner {silent} did not answer within {self.timeout:.0f} s while {doing}")

@@ -124,3 +124,12 @@ def held_back(said: list[str]) -> Iterator[None]:
             os.close(kept)
             file.seek(0)
             said.append(file.read().decode(errors="replace"))
+
+
+def nodes() -> tuple[dict[str, float], ...]:
+    """The resources of each node of the running Ray cluster."""
+    join("auto")
+    try:
+        return tuple(node["Resources"] for node in ray.nodes() if node["Alive"])
+    finally:
+        ray.shutdown()

@@ -50,16 +50,23 @@ class Size:
     def backbone(self) -> PipelineBackbone:
         """The family's backbone, opened on a folder of this size that holds configurations only."""
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder)
+            for name, content in self.files().items():
+                _write(Path(folder) / name, content)
             opened = backbones.BACKBONES[self.family]
             assert issubclass(opened, PipelineBackbone)
-            scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", **SCHEDULERS[self.family]}
-            _write(path / "scheduler" / "scheduler_config.json", scheduler)
-            _write(path / "transformer" / "config.json", {"_class_name": opened.transformer_class, **self.transformer})
-            _write(path / "vae" / "config.json", {"_class_name": opened.vae_class, **self.vae})
             backbone = opened(folder)
             assert backbone.vae_config and backbone.scheduler  # read here: the folder is about to go
         return backbone
+
+    def files(self) -> dict[str, dict[str, Any]]:
+        """The configuration files of the model's folder, by their path in it."""
+        opened: Any = backbones.BACKBONES[self.family]
+        scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", **SCHEDULERS[self.family]}
+        return {
+            "scheduler/scheduler_config.json": scheduler,
+            "transformer/config.json": {"_class_name": opened.transformer_class, **self.transformer},
+            "vae/config.json": {"_class_name": opened.vae_class, **self.vae},
+        }
 
 
 def _write(file: Path, config: dict[str, Any]) -> None:

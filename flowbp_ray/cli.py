@@ -1,4 +1,4 @@
-"""The door: flowbp-ray train | encode | sample | export | plan | scale | methods | serve-reward.
+"""The door: flowbp-ray train | encode | sample | export | plan | bench | scale | methods | serve-reward.
 
 User errors: a line and exit code 2.
 """
@@ -142,12 +142,13 @@ def plan(
     if describe:
         console.print(planned(settings, step, describe=True))
         return
+    from actors.joining import nodes
     from flowbp_ray.planning import cluster as placing
     from flowbp_ray.planning import show
     from flowbp_ray.planning.costs import Costs
     from flowbp_ray.planning.forecast import forecast
 
-    there = placing.given(gpus, host_memory, running_cluster() if cluster else None)
+    there = placing.given(gpus, host_memory, nodes() if cluster else None)
     costs = Costs(settings)
     found = forecast(settings, costs)
     verdict = placing.judge(settings, there, costs) if there else None
@@ -181,19 +182,6 @@ def planned(settings: RunConfig, step: int, describe: bool) -> str:
     return escape("\n".join(lines))
 
 
-def running_cluster() -> tuple[dict[str, float], ...]:
-    """The resources of each node of the running Ray cluster."""
-    import ray
-
-    from actors.joining import join
-
-    join("auto")
-    try:
-        return tuple(node["Resources"] for node in ray.nodes() if node["Alive"])
-    finally:
-        ray.shutdown()
-
-
 @app.command()
 def scale(
     run: Annotated[str, typer.Argument(help="The folder of a run that is going on.")],
@@ -208,6 +196,34 @@ def scale(
     scaling.ask(opened, wished)
     shown = " ".join(f"{role}={size}" for role, size in wished.items())
     console.print(f"asked for {shown}; it follows after the step that it is at, and says so in {opened.folder}/log.txt")
+
+
+@app.command()
+def bench(
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    samplers: Annotated[str | None, typer.Option(help="Counts to measure: 1,2,4.")] = None,
+    learners: Annotated[str | None, typer.Option(help="1,2.")] = None,
+    rewards: Annotated[str | None, typer.Option(help="1,2.")] = None,
+    staleness: Annotated[str | None, typer.Option(help="0,1.")] = None,
+    seconds: Annotated[float, typer.Option(help="To measure at each ratio, and at least three steps.", min=0)] = 20,
+    emulate: Annotated[str | None, typer.Option(help="A profile: sd35_m_h100, flux1_dev_h100, or a file.")] = None,
+    time_scale: Annotated[float | None, typer.Option(help="Emulated waits times this.")] = None,
+    bytes_scale: Annotated[float | None, typer.Option(help="Emulated weights times this.")] = None,
+    simulate: Annotated[int, typer.Option(help="Then simulate up to so many samplers.", min=0)] = 0,
+    out: Annotated[Path, typer.Option(help="A folder for bench.json and bench.png.")] = Path("bench"),
+) -> None:
+    """Measure throughput at ratios of samplers, learners and reward servers, beside what `plan` predicts."""
+    from benchmarks import ratios
+    from flowbp_ray.benching import profile
+
+    emulated = profile.load(emulate).scaled(time_scale, bytes_scale) if emulate else None
+    counts = (samplers, learners, rewards, staleness)
+    result = ratios.run(config, overrides or [], counts, seconds, emulated, simulate, console.print)
+    for part in result.tables():
+        Console(highlight=False, width=None if console.is_terminal else 120).print(part)
+    for line in [*result.lines(), *map(str, result.write(out))]:
+        console.print(escape(line))
 
 
 @app.command("serve-reward")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -17,28 +16,7 @@ from flowbp_ray.backbones import Conditioning, Embeddings, Encode, distinct, enc
 from flowbp_ray.config import RunConfig
 from flowbp_ray.embedding_cache import EmbeddingCache, cache_folder
 from flowbp_ray.kernels import deterministic
-from flowbp_ray.messages import Packed, pack_all, unpack_all
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """What it took. found and encoded count texts, the empty prompt among them; nbytes: of both, in memory.
-
-    broken: files of the cache that had to be made again. folder: of the cache, None where there is none.
-    """
-
-    found: int
-    encoded: int
-    nbytes: int
-    broken: tuple[Path, ...] = ()
-    folder: Path | None = None
-
-    def describe(self) -> str:
-        """One line."""
-        again = f" ({len(self.broken)} of them in place of a broken file)" if self.broken else ""
-        where = "no cache" if self.folder is None else f"cache {self.folder}"
-        texts = f"{self.found + self.encoded} distinct prompts, {self.nbytes / 2**20:.1f} MiB"
-        return f"{texts}: {self.found} were there, {self.encoded} encoded{again}; {where}"
+from flowbp_ray.messages import Encoded, Packed, pack_all, unpack_all
 
 
 class Encoder:

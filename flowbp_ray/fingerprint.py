@@ -7,13 +7,15 @@ averaged changes it. It guards against mistakes, not against an adversary; `weig
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+from flowbp_ray.messages import Part, combine
+
+__all__ = ["Part", "checksum", "combine", "fingerprint"]
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _CHUNKS = {"cpu": 1 << 16}  # as 64-bit integers a chunk stays in the cache: 16 times faster than 2^22 at once
@@ -42,25 +44,3 @@ def _odd(device: torch.device) -> Tensor:
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """The fingerprint of whole tensors by name: 16 hex digits."""
     return combine([{name: Part.of(tensor, checksum(tensor)) for name, tensor in tensors.items()}])
-
-
-@dataclass(frozen=True)
-class Part:
-    """What one rank knows of one tensor: the whole's shape and dtype, and the checksum of its own fragments."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    value: int
-
-    @classmethod
-    def of(cls, tensor: Tensor, value: int) -> Part:
-        return cls(tuple(tensor.shape), str(tensor.dtype), value)
-
-
-def combine(ranks: Sequence[Mapping[str, Part]]) -> str:
-    """The fingerprint from what each rank holds; the order of the names does not matter."""
-    lines = []
-    for name, first in sorted(ranks[0].items()):
-        value = (sum(rank[name].value for rank in ranks) + (1 << 63)) % (1 << 64) - (1 << 63)
-        lines.append(f"{name} {first.shape} {first.dtype} {value}")
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

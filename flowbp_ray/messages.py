@@ -1,19 +1,24 @@
 """What travels between the processes: frozen dataclasses, and tensors as numpy arrays.
 
 Ray moves numpy arrays without a copy. bf16 has no numpy dtype, so it travels as a uint16 view of the same bytes.
+Torch is imported by those who pack or unpack: to read a message takes none (see `actors.emulated`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from flowbp_ray.surrogate.plan import Plan
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,8 @@ class Packed:
 
 def pack(tensor: Tensor) -> Packed:
     """Turn a tensor of any device and dtype into a `Packed` one (contiguous, on the host)."""
+    import torch
+
     host = tensor.detach().to("cpu").contiguous()
     name = str(host.dtype).removeprefix("torch.")
     return Packed((host.view(torch.uint16) if host.dtype == torch.bfloat16 else host).numpy(), name)
@@ -37,6 +44,8 @@ def pack(tensor: Tensor) -> Packed:
 
 def unpack(packed: Packed) -> Tensor:
     """Give back the tensor. What was read from the object store is read-only: copy before writing into it."""
+    import torch
+
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         tensor = torch.from_numpy(packed.array)
@@ -198,3 +207,46 @@ class StepReport:
     moved: tuple[float, ...] = ()
     faults: tuple[Fault, ...] = ()
     timings: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What encoding took. found and encoded count texts, the empty prompt among them; nbytes: of both, in memory.
+
+    broken: files of the cache that had to be made again. folder: of the cache, None where there is none.
+    """
+
+    found: int
+    encoded: int
+    nbytes: int
+    broken: tuple[Path, ...] = ()
+    folder: Path | None = None
+
+    def describe(self) -> str:
+        """One line."""
+        again = f" ({len(self.broken)} of them in place of a broken file)" if self.broken else ""
+        where = "no cache" if self.folder is None else f"cache {self.folder}"
+        texts = f"{self.found + self.encoded} distinct prompts, {self.nbytes / 2**20:.1f} MiB"
+        return f"{texts}: {self.found} were there, {self.encoded} encoded{again}; {where}"
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one rank knows of one tensor: the whole's shape and dtype, and the checksum of its own fragments."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    value: int
+
+    @classmethod
+    def of(cls, tensor: Tensor, value: int) -> Part:
+        return cls(tuple(tensor.shape), str(tensor.dtype), value)
+
+
+def combine(ranks: Sequence[Mapping[str, Part]]) -> str:
+    """The fingerprint (see `fingerprint`) from what each rank holds; the order of the names does not matter."""
+    lines = []
+    for name, first in sorted(ranks[0].items()):
+        value = (sum(rank[name].value for rank in ranks) + (1 << 63)) % (1 << 64) - (1 << 63)
+        lines.append(f"{name} {first.shape} {first.dtype} {value}")
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

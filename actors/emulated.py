@@ -1,0 +1,227 @@
+"""Actors that compute nothing: they wait as long as a device would take and send messages of the true size.
+
+They have the methods of the real ones and import no torch, so that dozens fit in the memory of a small machine. Who
+calls them, where they are placed, what Ray moves and what is done again after a failure is all real.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import ray
+
+from flowbp_ray.benching.emulation import Emulation, Wait
+from flowbp_ray.messages import (
+    Encoded,
+    Evaluated,
+    Item,
+    Packed,
+    Part,
+    Rollout,
+    RolloutReport,
+    Scored,
+    StepReport,
+    Version,
+    combine,
+)
+
+DTYPES = {2: ("uint16", "bfloat16"), 4: ("float32", "float32")}
+
+
+class Process:
+    """What every emulated actor has."""
+
+    def __init__(self, emulation: Emulation) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self.given = emulation
+
+    def ready(self) -> bool:
+        return True
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def modules(self) -> list[str]:
+        """Names of the imported modules: a test reads that torch is not among them."""
+        return sorted(sys.modules)
+
+
+class EmulatedEncoder(Process):
+    """Has encoded everything already."""
+
+    def add(self, texts: Sequence[str]) -> Encoded:
+        return Encoded(0, len(texts), self.given.embedding_bytes)
+
+    def table(self, prompts: Sequence[str]) -> tuple[bool, Packed]:
+        return True, Packed(np.ones(self.given.embedding_bytes, np.uint8), "uint8")
+
+
+class EmulatedSampler(Process):
+    """Waits for a version's load and for each item; keeps nothing but the version."""
+
+    def __init__(self, emulation: Emulation) -> None:
+        super().__init__(emulation)
+        self.version: Version | None = None
+        self.fingerprint = ""
+        self.held = False
+        self.weight_bytes = self.embedding_bytes = 0  # that arrived since the last report
+
+    def rollout(
+        self, item: Item, weights: Sequence[Any], embeddings: Sequence[Any]
+    ) -> tuple[RolloutReport, Rollout, Packed]:
+        load_seconds = self._require(item.version, weights, embeddings)
+        wait, given = Wait(), self.given
+        states = packed((sum(len(plan.states) for plan in item.plans), *given.latent), given.itemsize)
+        target = packed((item.rows, len(item.plans[0].branches), *given.latent), given.itemsize)
+        meter, near = (states if on else None for on in (given.drift, given.base))
+        item_bytes = len(pickle.dumps(item, pickle.HIGHEST_PROTOCOL))
+        seconds = wait.until(given.sampler_s * item.rows)
+        report = RolloutReport(
+            step=item.step,
+            index=item.index,
+            version=item.version,
+            omega=(1.0,) * item.rows,
+            residuals=((0.0, 0.0),) * item.rows,
+            kept=(True,) * item.rows,
+            item_bytes=item_bytes,
+            state_bytes=states.nbytes,
+            velocity_bytes=meter.nbytes if meter else 0,
+            base_bytes=near.nbytes if near else 0,
+            target_bytes=target.nbytes,
+            seconds=seconds,
+            load_seconds=load_seconds,
+            weight_bytes=self.weight_bytes,
+            embedding_bytes=self.embedding_bytes,
+            fingerprint=self.fingerprint,
+        )
+        self.weight_bytes = self.embedding_bytes = 0
+        return report, Rollout(item, states, meter, near), target
+
+    def finish(self, item: Item, weights: Sequence[Any], embeddings: Sequence[Any]) -> tuple[str, Packed]:
+        self._require(item.version, weights, embeddings)
+        Wait().until(self.given.sampler_s * item.rows)
+        return self.fingerprint, packed((item.rows, *self.given.latent), self.given.itemsize)
+
+    def digest(self) -> str:
+        return self.fingerprint
+
+    def _require(self, version: Version, weights: Sequence[Any], embeddings: Sequence[Any]) -> float:
+        """Fetch the embeddings once, and a version that is not held; wait for as long as loading it would take."""
+        if not self.held:
+            self.embedding_bytes, self.held = ray.get(embeddings[0]).nbytes, True
+        if self.version == version:
+            return 0.0
+        wait = Wait()
+        tensors: dict[str, Packed] = ray.get(weights[0])
+        self.weight_bytes += sum(tensor.nbytes for tensor in tensors.values())
+        self.version, self.fingerprint = version, combine([parts(tensors)])
+        return wait.until(self.given.load_s)
+
+
+class EmulatedReward(Process):
+    """Every image is worth a half."""
+
+    def score(self, item: Item, prompts: list[str], report: RolloutReport, target: Packed) -> tuple[Scored, Packed]:
+        wait, given = Wait(), self.given
+        branches, terms = target.array.shape[1], len(given.rewards)
+        shape = (*((given.copies,) if given.copies > 1 else ()), item.rows, branches, *given.latent)
+        cotangent = packed(shape, 4)
+        seconds = wait.until(given.reward_s * item.rows * branches)
+        scored = Scored(
+            step=item.step,
+            index=item.index,
+            scores=dict.fromkeys(given.rewards, ((0.5,) * branches,) * item.rows),
+            losses=(0.5,) * item.rows,
+            clipped=dict.fromkeys(given.rewards, 0.0),
+            gram=(tuple(tuple(float(i == j) for j in range(terms)) for i in range(terms)),) * item.rows,
+            cotangent_bytes=cotangent.nbytes,
+            seconds=seconds,
+        )
+        return scored, cotangent
+
+    def evaluate(self, item: Item, prompts: list[str], latents: Packed) -> Evaluated:
+        seconds = Wait().until(self.given.reward_s * item.rows)
+        pictures = np.zeros((item.rows, 8, 8, 3), np.uint8)
+        scores = dict.fromkeys(self.given.rewards, (0.5,) * item.rows)
+        return Evaluated(item.index, scores, (True,) * item.rows, pictures, seconds)
+
+
+class EmulatedLearner:
+    """One rank. Rank 0 publishes; the first element of the weights counts the steps, and all ranks state it."""
+
+    def ready(self) -> bool:
+        return True
+
+    def rendezvous(self) -> tuple[str, int]:
+        return ray.util.get_node_ip_address(), 0
+
+    def build(self, emulation: Emulation, embeddings: Packed, rank: int, address: str, port: int) -> bool:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self.given, self.rank, self.done = emulation, rank, 0
+        self.weights = np.zeros(max(1, emulation.weight_bytes // 2), np.uint16)
+        return True
+
+    def step(
+        self, step: int, factors: Sequence[float], shares: Sequence[float], *messages: Rollout | Packed
+    ) -> StepReport:
+        wait, rows = Wait(), len(factors)
+        rollouts = [message for message in messages if isinstance(message, Rollout)]
+        self.done = step + 1
+        seconds = wait.until(self.given.learner_s * rows)
+        states = sum(len(rollout.states.array) for rollout in rollouts)
+        drift = (0.0,) * rows if self.given.drift else ()
+        moved = (0.0,) * rows if self.given.base else ()
+        return StepReport(step, self.rank, 1.0, 1e-5, states, rows, 0, seconds, drift, moved)
+
+    def drift(self, *rollouts: Rollout) -> tuple[float, ...]:
+        rows = sum(rollout.item.rows for rollout in rollouts)
+        Wait().until(self.given.node_s * rows)
+        return (0.0,) * rows
+
+    def publish(self, ema: bool = False) -> tuple[bool, dict[str, Packed] | None]:
+        wait = Wait()
+        self.weights[0] = self.done % (1 << 16)
+        wait.until(self.given.publish_s)
+        return True, {"weights": Packed(self.weights, "bfloat16")} if self.rank == 0 else None
+
+    def checksums(self, ema: bool = False) -> dict[str, Part]:
+        value = self.done % (1 << 16) if self.rank == 0 else 0
+        return {"weights": Part(self.weights.shape, "torch.bfloat16", value)}
+
+    def digest(self) -> str:
+        return f"emulated, {self.done} steps"
+
+    def save(self, folder: str) -> None:
+        pass
+
+    def load(self, folder: str) -> None:
+        pass
+
+    def modules(self) -> list[str]:
+        return sorted(sys.modules)
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+def packed(shape: tuple[int, ...], itemsize: int) -> Packed:
+    """Zeros in a message of the true size."""
+    kind, name = DTYPES[itemsize]
+    return Packed(np.zeros(shape, kind), name)
+
+
+def parts(tensors: dict[str, Packed]) -> dict[str, Part]:
+    """What the learners state of these weights: their first element."""
+    return {n: Part(t.array.shape, f"torch.{t.dtype}", int(t.array[0])) for n, t in tensors.items()}
+
+
+RemoteEncoder: Any = ray.remote(EmulatedEncoder)
+RemoteSampler: Any = ray.remote(EmulatedSampler)
+RemoteReward: Any = ray.remote(EmulatedReward)
+RemoteLearner: Any = ray.remote(EmulatedLearner)

@@ -1,0 +1,126 @@
+"""What was measured at one ratio: a point, from the lines that a run writes and the driver's own clock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from flowbp_ray.config import RunConfig
+
+
+@dataclass(frozen=True, order=True)
+class Ratio:
+    """How many of each role, and how far ahead samplers may be."""
+
+    samplers: int
+    learners: int
+    rewards: int
+    staleness: int
+
+    def __str__(self) -> str:
+        return f"{self.samplers}:{self.learners}:{self.rewards} S={self.staleness}"
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Ratio:
+        return cls(config.samplers.count, config.learners.count, config.rewards.count, config.staleness)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """The driver's clocks at the end of a step: wall, CPU of its process, CPU of the thread that runs the loop."""
+
+    wall: float
+    process: float
+    thread: float
+
+
+@dataclass(frozen=True)
+class Point:
+    """Means over `steps` steps. devices: processes, or GPUs where roles ask for them, of all roles together.
+
+    sampler_s, reward_s: of an item; load_s: of a sampler in a step; learner_s: of the slowest rank in a step; learn_s,
+    publish_s, wait_s: what the driver waited for. idle: per role, the share of the time in which it did not compute.
+    driver_s, driver_thread_s: CPU seconds of a step.
+    """
+
+    ratio: Ratio
+    steps: int
+    batch: int
+    items: int
+    devices: float
+    step_s: float
+    sampler_s: float
+    reward_s: float
+    learner_s: float
+    load_s: float
+    wait_s: float
+    learn_s: float
+    publish_s: float
+    driver_s: float
+    driver_thread_s: float
+    idle: dict[str, float]
+    bytes_per_image: float
+    weight_bytes: float
+    retries: int
+
+    @property
+    def images_per_s(self) -> float:
+        return self.batch / self.step_s
+
+    @property
+    def per_device(self) -> float:
+        """Images per second and device, over all devices."""
+        return self.images_per_s / self.devices
+
+    def to_dict(self) -> dict[str, Any]:
+        plain = {**self.__dict__, "ratio": self.ratio.__dict__}
+        return plain | {"images_per_s": self.images_per_s, "images_per_s_per_device": self.per_device}
+
+
+def devices(config: RunConfig) -> float:
+    """GPUs that all roles ask for together; where none asks, processes."""
+    pools = (config.samplers, config.learners, config.rewards)
+    return sum(pool.count * pool.gpus for pool in pools) or sum(pool.count for pool in pools)
+
+
+def point(config: RunConfig, lines: Sequence[Mapping[str, Any]], marks: Sequence[Mark]) -> Point:
+    """lines: of the steps that count, from metrics.jsonl. marks: one more, the first before those steps."""
+    ratio, steps, items = Ratio.of(config), len(lines), config.data.shape.items
+    assert steps == len(marks) - 1 > 0
+
+    def mean(key: str) -> float:
+        return float(np.mean([line[key] for line in lines]))
+
+    def per_step(clock: str) -> float:
+        return float((getattr(marks[-1], clock) - getattr(marks[0], clock)) / steps)
+
+    step_s = per_step("wall")
+    busy = {
+        "samplers": (mean("sampler_s") + mean("load_s")) / ratio.samplers,
+        "learners": mean("learner_s") + mean("publish_s"),
+        "rewards": mean("reward_s") / ratio.rewards,
+    }
+    return Point(
+        ratio=ratio,
+        steps=steps,
+        batch=config.data.shape.batch,
+        items=items,
+        devices=devices(config),
+        step_s=step_s,
+        sampler_s=mean("sampler_s") / items,
+        reward_s=mean("reward_s") / items,
+        learner_s=mean("learner_s"),
+        load_s=mean("load_s") / ratio.samplers,
+        wait_s=mean("wait_s"),
+        learn_s=mean("learn_s"),
+        publish_s=mean("publish_s"),
+        driver_s=per_step("process"),
+        driver_thread_s=per_step("thread"),
+        idle={role: max(0.0, 1 - seconds / step_s) for role, seconds in busy.items()},
+        bytes_per_image=mean("travel_bytes_per_image"),
+        weight_bytes=mean("weight_bytes"),
+        retries=int(lines[-1]["retries"]),
+    )

@@ -1,0 +1,141 @@
+"""How long a step takes at a ratio, in closed form, and the seconds that go into it: from a profile or from one point.
+
+A step cannot be faster than any role's share of the work, nor than what one batch must go through one after the other,
+of which staleness S lets S + 1 batches overlap:
+
+    T = max(items·s/m + load,  items·r/q,  L/n + fixed,  chain/(S + 1))
+    chain = load + ceil(items/m)·s + ceil(last/q)·r + L/n + fixed
+
+s, r: seconds of an item in a sampler and in a reward server; L: seconds of a step's learning on one rank; load: of a
+new version in a sampler; fixed: of publishing and of the driver, which no count divides; m, q, n: samplers, reward
+servers, learners; last: the items of the last round of samplers. At S = 0 the chain is the sum and always the largest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from flowbp_ray.benching.emulation import Emulation
+from flowbp_ray.benching.points import Point, Ratio
+from flowbp_ray.config import RunConfig
+from flowbp_ray.planning.work import ratio as balanced
+
+ROLES = ("samplers", "learners", "rewards")
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """What goes into the formula above: of `items` items with `batch` images."""
+
+    batch: int
+    items: int
+    sampler: float
+    reward: float
+    learner: float
+    load: float = 0.0
+    fixed: float = 0.0
+
+    @classmethod
+    def of(cls, emulation: Emulation, config: RunConfig) -> Seconds:
+        """What a profile says of a run; the driver's part is not in it."""
+        shape, branches = config.data.shape, config.surrogate().branches
+        return cls(
+            batch=shape.batch,
+            items=shape.items,
+            sampler=emulation.sampler_s * shape.rollout_batch,
+            reward=emulation.reward_s * shape.rollout_batch * branches,
+            learner=emulation.learner_s * shape.batch,
+            load=emulation.load_s,
+            fixed=emulation.publish_s,
+        )
+
+    def bounds(self, ratio: Ratio) -> dict[str, float]:
+        """Seconds by what would hold a step up: a role, or the chain of one batch."""
+        m, n, q = ratio.samplers, ratio.learners, ratio.rewards
+        rounds = math.ceil(self.items / m)
+        last = self.items - (rounds - 1) * m
+        learning = self.learner / n + self.fixed
+        sampled = self.load + rounds * self.sampler + math.ceil(last / q) * self.reward
+        scored = self.load + self.sampler + math.ceil(self.items / q) * self.reward  # where scoring is the slower one
+        return {
+            "samplers": self.items * self.sampler / m + self.load,
+            "learners": learning,
+            "rewards": self.items * self.reward / q,
+            "chain": (max(sampled, scored) + learning) / (ratio.staleness + 1),
+        }
+
+    def step(self, ratio: Ratio) -> float:
+        """Seconds of a step."""
+        return max(self.bounds(ratio).values())
+
+    def ideal(self, ratio: Ratio) -> float:
+        """Seconds of a step if loading, publishing and the driver cost nothing and nobody waited for an item's end.
+
+        Scoring goes on beside sampling, learning at staleness 0 after both.
+        """
+        m, n, q = ratio.samplers, ratio.learners, ratio.rewards
+        drawn, learned = max(self.items * self.sampler / m, self.items * self.reward / q), self.learner / n
+        return drawn + learned if ratio.staleness == 0 else max(drawn, learned)
+
+    def bottleneck(self, ratio: Ratio) -> str:
+        """What holds a step up; at staleness 0 the slowest of the roles, as all wait for one another."""
+        bounds = self.bounds(ratio)
+        if ratio.staleness == 0:
+            del bounds["chain"]
+        return max(bounds, key=lambda name: bounds[name])
+
+    def recommended(self) -> tuple[int, ...]:
+        """The smallest counts of samplers, learners and reward servers that keep each other busy (see `work.ratio`)."""
+        return balanced((self.items * self.sampler + self.load, self.learner, self.items * self.reward))
+
+
+def fit(point: Point) -> Seconds:
+    """Seconds from one measured point. What its step took beyond the formula is the driver's, where it can be seen."""
+    found = Seconds(
+        batch=point.batch,
+        items=point.items,
+        sampler=point.sampler_s,
+        reward=point.reward_s,
+        learner=point.learner_s * point.ratio.learners,
+        load=point.load_s,
+        fixed=point.learn_s - point.learner_s + point.publish_s,
+    )
+    if point.ratio.staleness == 0 or found.bottleneck(point.ratio) == "learners":
+        found = replace(found, fixed=found.fixed + max(0.0, point.step_s - found.step(point.ratio)))
+    return found
+
+
+def from_work(times: Sequence[float], point: Point) -> Seconds:
+    """Seconds from the work that `plan` counts (samplers, learners, rewards; of one step), at the speed of `point`.
+
+    One number is taken from the measurement: seconds per operation, the same for all roles.
+    """
+    samplers, learners, rewards = times
+    shares = Seconds(point.batch, point.items, samplers / point.items, rewards / point.items, learners)
+    speed = point.step_s / shares.step(point.ratio)
+    return replace(shares, sampler=shares.sampler * speed, reward=shares.reward * speed, learner=shares.learner * speed)
+
+
+def driver_share(points: Sequence[Point], ratio: Ratio, items: int, step_s: float) -> float:
+    """The driver's CPU share at another ratio: its CPU of a step, a + b·items + c·processes, over that step's seconds.
+
+    Least squares over `points`, whose shares must be known; with one point its CPU per item is taken along.
+    """
+    import numpy as np
+
+    rows = [(1.0, p.items, count(p.ratio) * p.step_s) for p in points]
+    if len(points) < 3:
+        return points[-1].driver_s / points[-1].items * items / step_s
+    found, *_ = np.linalg.lstsq(np.array(rows), np.array([p.driver_s for p in points]), rcond=None)
+    return float(found @ np.array((1.0, items, count(ratio) * step_s)) / step_s)
+
+
+def count(ratio: Ratio) -> int:
+    return ratio.samplers + ratio.learners + ratio.rewards
+
+
+def errors(points: Sequence[Point], seconds: Seconds) -> Mapping[Ratio, float]:
+    """Predicted over measured seconds of a step, minus one."""
+    return {p.ratio: seconds.step(p.ratio) / p.step_s - 1 for p in points}

@@ -1,0 +1,122 @@
+"""A profile: what each role of a run takes on a device, so that a machine without one can wait as long."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from flowbp_ray import loading
+from flowbp_ray.benching.emulation import Emulation
+from flowbp_ray.config import RunConfig
+from flowbp_ray.differing import differing
+from flowbp_ray.settings import Strict
+from flowbp_ray.spelling import nearest
+
+FORWARD_SHARE = 0.25  # of a checkpointed node (forward, forward again, twice a forward back) is one forward
+
+
+class Profile(Strict):
+    """Seconds per image of one process, seconds per byte, bytes; `source` says how they were found.
+
+    made_for: what a configuration must have for the numbers to be its own (see `decisive`). model: the configuration
+    files of the model's folder, by their path in it, so that a run is emulated without the model.
+    """
+
+    title: str
+    source: str
+    made_for: dict[str, Any]
+    sampler_s: float = Field(gt=0)
+    reward_s: float = Field(gt=0)
+    learner_s: float = Field(gt=0)
+    publish_s_per_byte: float = Field(ge=0)
+    load_s_per_byte: float = Field(ge=0)
+    update_bytes: int = Field(gt=0)
+    prompt_bytes: int = Field(gt=0)
+    latent: tuple[int, ...] = Field(min_length=1)
+    itemsize: Literal[2, 4]
+    model: dict[str, dict[str, Any]] = Field({})
+    time_scale: float = Field(1.0, gt=0, le=1)
+    bytes_scale: float = Field(1 / 64, gt=0, le=1)
+
+    def scaled(self, time_scale: float | None, bytes_scale: float | None) -> Profile:
+        """With other factors; None keeps the profile's. Raises ConfigError outside (0, 1]."""
+        given = {"time_scale": time_scale, "bytes_scale": bytes_scale}
+        return validated({**self.model_dump(), **{k: v for k, v in given.items() if v is not None}}, self.title)
+
+    def emulation(self, config: RunConfig) -> Emulation:
+        """What the emulated actors of a run are given. Raises ConfigError where the profile is another run's."""
+        if different := list(differing(self.made_for, decisive(config))):
+            key, old, new = different[0]
+            raise loading.ConfigError(
+                f"profile {self.title!r} was computed with {key}={old}, this run has {new}; write {key}={old}, or make "
+                "a profile of this run: python -m benchmarks.make_profile"
+            )
+        prompts, scale = config.data.prompts_per_step, self.bytes_scale
+        return Emulation(
+            sampler_s=self.sampler_s * self.time_scale,
+            reward_s=self.reward_s * self.time_scale,
+            learner_s=self.learner_s * self.time_scale,
+            node_s=self.learner_s * self.time_scale * FORWARD_SHARE,
+            publish_s=self.publish_s_per_byte * self.update_bytes * self.time_scale,
+            load_s=self.load_s_per_byte * self.update_bytes * self.time_scale,
+            latent=self.latent,
+            itemsize=self.itemsize,
+            copies=len(config.rewards.terms) if config.rewards.balance != "none" else 1,
+            weight_bytes=max(8, int(self.update_bytes * scale)),
+            embedding_bytes=max(8, int(self.prompt_bytes * (prompts + 1) * scale)),
+            rewards=tuple(term.name for term in config.rewards.terms),
+            drift=config.drift.on,
+            base=config.learners.base_penalty is not None,
+        )
+
+    def write_model(self, folder: Path) -> Path:
+        """The model's folder with its configurations and no weights, for what the driver reads of it."""
+        for name, content in self.model.items():
+            file = folder / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(content))
+        return folder
+
+
+def decisive(config: RunConfig) -> dict[str, Any]:
+    """The keys that decide what an image costs, and their values."""
+    plain = config.model_dump(mode="json")
+    backbone = ("name", "height", "width", "num_steps", "guidance", "detach_negative", "dtype")
+    learners = ("fuse", "gradient_checkpointing", "lora", "base_penalty")
+    return {
+        "backbone": {key: plain["backbone"][key] for key in backbone},
+        "method": plain["method"],
+        "learners": {key: plain["learners"][key] for key in learners},
+    }
+
+
+def load(name: str) -> Profile:
+    """The profile in the file `name`, or the shipped one of that name. Raises ConfigError for what is none."""
+    path = Path(name)
+    found = path if path.is_file() else shipped() / Path(name).with_suffix(".json").name
+    if not found.is_file():
+        known = sorted(p.stem for p in shipped().glob("*.json"))
+        raise loading.ConfigError(f"{nearest(path.stem, known, 'profile')} (no file {name})")
+    try:
+        plain = json.loads(found.read_text())
+    except ValueError as error:
+        raise loading.ConfigError(f"profile {name} is not JSON: {error}") from error
+    return validated(plain, name)
+
+
+def validated(plain: Any, name: str) -> Profile:
+    """Raises ConfigError that names the first wrong key."""
+    try:
+        return Profile.model_validate(plain)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "it"
+        raise loading.ConfigError(f"profile {name}: {where}: {first['msg']}") from error
+
+
+def shipped() -> Path:
+    """The folder of the profiles that come with the package."""
+    return loading.shipped() / "profiles"

@@ -1,0 +1,37 @@
+"""What the command line asks for, checked before anything starts."""
+
+from __future__ import annotations
+
+from itertools import product
+
+from flowbp_ray.config import RunConfig
+from flowbp_ray.loading import ConfigError
+
+
+def numbers(text: str, option: str, least: int = 1) -> list[int]:
+    """ "1,2,4" as numbers, each once. Raises ConfigError for anything else."""
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"{option} {text!r} is no list of numbers; write for example {option} 1,2,4") from None
+    if min(found) < least:
+        raise ConfigError(f"{option} {text!r}: every number must be at least {least}")
+    return list(dict.fromkeys(found))
+
+
+def ratios(
+    config: RunConfig, samplers: str | None, learners: str | None, rewards: str | None, staleness: str | None
+) -> list[list[str]]:
+    """Overrides of each ratio, in the order in which they are measured; what is not given stays as configured."""
+    asked = {
+        "samplers.count": (samplers, "--samplers", 1, config.samplers.count),
+        "learners.count": (learners, "--learners", 1, config.learners.count),
+        "rewards.count": (rewards, "--rewards", 1, config.rewards.count),
+        "staleness": (staleness, "--staleness", 0, config.staleness),
+    }
+    lists = {key: numbers(text, name, least) if text else [now] for key, (text, name, least, now) in asked.items()}
+    order = ("staleness", "learners.count", "rewards.count", "samplers.count")
+    return [
+        [f"{key}={value}" for key, value in zip(order, values, strict=True)]
+        for values in product(*(lists[key] for key in order))
+    ]

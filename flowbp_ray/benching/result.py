@@ -1,0 +1,165 @@
+"""Everything that a bench found, for people and for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from flowbp_ray.benching.plot import plot
+from flowbp_ray.benching.points import Point, Ratio
+from flowbp_ray.benching.predict import Seconds, driver_share, fit, from_work
+from flowbp_ray.benching.profile import Profile
+from flowbp_ray.benching.simulate import DriverCosts, Simulated, simulate, sweep
+from flowbp_ray.config import RunConfig
+from flowbp_ray.planning.forecast import forecast
+from flowbp_ray.planning.show import size
+
+GROWN = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+
+
+@dataclass(frozen=True)
+class Result:
+    """planned: before anything ran, from a profile; or from `plan`'s work at one measured speed. fitted: on a point."""
+
+    name: str
+    profile: Profile | None
+    points: tuple[Point, ...]
+    planned: Seconds
+    fitted: Seconds
+    fitted_at: Ratio
+    costs: DriverCosts
+    simulated: tuple[Simulated, ...] = ()
+
+    @classmethod
+    def of(cls, name: str, config: RunConfig, profile: Profile | None, points: Sequence[Point]) -> Result:
+        """The prediction is fitted on the first synchronous point, or the first."""
+        at = next((p for p in points if p.ratio.staleness == 0), points[0])
+        if profile is None:
+            planned = from_work([work.time for work in forecast(config).work], at)
+        else:
+            planned = Seconds.of(profile.emulation(config), config)
+        return cls(name, profile, tuple(points), planned, fit(at), at.ratio, DriverCosts.shipped())
+
+    def lines(self) -> list[str]:
+        """What the tables do not say."""
+        best = max(self.points, key=lambda p: p.per_device)
+        counts = ":".join(str(count) for count in self.fitted.recommended())
+        said = [
+            f"recommended samplers : learners : reward servers = {counts} (from the seconds measured at "
+            f"{self.fitted_at}); most images per second and device of those measured: {best.ratio}"
+        ]
+        if self.profile is not None:
+            p = self.profile
+            said.insert(
+                0, f"EMULATED: {p.title}, {p.source}. Waits x {p.time_scale:g}, bytes of weights x {p.bytes_scale:g}"
+            )
+        return said
+
+    def tables(self) -> list[Table]:
+        """Throughput beside the predictions; where the time goes."""
+        first = Table(title="throughput (samplers:learners:rewards; err: predicted seconds / measured - 1)")
+        columns = ("ratio", "images/s", "of ideal", "per device", "s/step", "plan", "err", "fitted", "err")
+        for name in (*columns, "simulated", "err"):
+            first.add_column(name, justify="left" if name == "ratio" else "right", no_wrap=True)
+        for p in self.points:
+            ideal = self.ideal(p.ratio)
+            cells = [str(p.ratio), f"{p.images_per_s:.4g}", f"{ideal / p.step_s:.0%}", f"{p.per_device:.3g}"]
+            cells.append(f"{p.step_s:.3g}")
+            for step_s in self.predictions(p.ratio).values():
+                cells += [f"{step_s:.3g}", f"{step_s / p.step_s - 1:+.1%}"]
+            first.add_row(*cells)
+        second = Table(title="idle share per role; seconds of a step; driver's CPU share; bytes of an image")
+        for name in ("ratio", "samplers", "learners", "rewards", "wait", "learn", "publish", "load"):
+            second.add_column(name, justify="left" if name == "ratio" else "right", no_wrap=True)
+        for name in ("driver", "extrap.", "image"):
+            second.add_column(name, justify="right", no_wrap=True)
+        for i, p in enumerate(self.points):
+            idle = [f"{p.idle[role]:.0%}" for role in ("samplers", "learners", "rewards")]
+            seconds_of = [f"{value:.3g}" for value in (p.wait_s, p.learn_s, p.publish_s, p.load_s)]
+            share = "" if (guess := self.extrapolated(i)) is None else f"{guess:.1%}"
+            second.add_row(
+                str(p.ratio), *idle, *seconds_of, f"{p.driver_s / p.step_s:.1%}", share, size(p.bytes_per_image)
+            )
+        return [first, second, *([self._simulated()] if self.simulated else [])]
+
+    def ideal(self, ratio: Ratio) -> float:
+        """Seconds of a step where only computing takes time: a profile's, or what was measured at the fitted point."""
+        return (self.fitted if self.profile is None else self.planned).ideal(ratio)
+
+    def predictions(self, ratio: Ratio) -> dict[str, float]:
+        """Seconds of a step: planned, fitted on one point, and by the simulation with what was planned."""
+        simulated = simulate(self.planned, ratio, self.costs, steps=12).step_s
+        return {"plan": self.planned.step(ratio), "fitted": self.fitted.step(ratio), "simulated": simulated}
+
+    def extrapolated(self, number: int) -> float | None:
+        """The driver's share at a point from those before it."""
+        point = self.points[number]
+        if number == 0:
+            return None
+        return driver_share(self.points[:number], point.ratio, point.items, point.step_s)
+
+    def beyond(self, most: int) -> Result:
+        """Add the simulation of the recommended ratio, multiplied until there are `most` samplers.
+
+        An emulation's waits and weights have their true length and size there.
+        """
+        samplers, learners, rewards = self.fitted.recommended()
+        items = max(2 * samplers, learners * -(-self.fitted.items // learners))
+        times, sizes = (1.0, 1.0) if self.profile is None else (self.profile.time_scale, self.profile.bytes_scale)
+        more, at = items / self.fitted.items, self.points[0]
+        one = Seconds(
+            batch=int(self.fitted.batch * more),
+            items=items,
+            sampler=self.fitted.sampler / times,
+            reward=self.fitted.reward / times,
+            learner=self.fitted.learner * more / times,
+            load=self.fitted.load / times,
+            fixed=self.fitted.fixed / times,
+        )
+        factors = [factor for factor in GROWN if factor * samplers <= most] or [1]
+        ratio = Ratio(samplers, learners, rewards, max(p.ratio.staleness for p in self.points))
+        update = at.weight_bytes / at.ratio.samplers / sizes
+        return replace(self, simulated=tuple(sweep(one, ratio, factors, self.costs, at.bytes_per_image, update)))
+
+    def _simulated(self) -> Table:
+        table = Table(title="SIMULATED without actors: the recommended ratio, the batch growing with it")
+        for name in ("ratio", "images/step", "s/step", "images/s", "driver busy", "messages/s", "bytes/s"):
+            table.add_column(name, justify="left" if name == "ratio" else "right", no_wrap=True)
+        for s in self.simulated:
+            rate = f"{s.images_per_s:.4g}", f"{s.driver_s / s.step_s:.1%}", f"{s.messages / s.step_s:.4g}"
+            table.add_row(str(s.ratio), str(s.batch), f"{s.step_s:.3g}", *rate, size(s.travel_bytes / s.step_s))
+        return table
+
+    def to_dict(self) -> dict[str, Any]:
+        rows = []
+        for i, p in enumerate(self.points):
+            predicted = {f"{name}_step_s": step_s for name, step_s in self.predictions(p.ratio).items()}
+            rows.append(
+                p.to_dict()
+                | {"ideal_step_s": self.ideal(p.ratio), **predicted}
+                | {"driver_share": p.driver_s / p.step_s, "driver_share_extrapolated": self.extrapolated(i)}
+            )
+        keys = ("title", "source", "time_scale", "bytes_scale")
+        emulated = None if self.profile is None else {key: getattr(self.profile, key) for key in keys}
+        return {
+            "config": self.name,
+            "emulated": emulated,
+            "points": rows,
+            "planned": asdict(self.planned),
+            "fitted": asdict(self.fitted) | {"at": asdict(self.fitted_at)},
+            "recommended": dict(zip(("samplers", "learners", "rewards"), self.fitted.recommended(), strict=True)),
+            "simulated": [s.to_dict() for s in self.simulated],
+        }
+
+    def write(self, folder: Path) -> list[Path]:
+        """bench.json and bench.png."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "bench.json").write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        title = self.name if self.profile is None else f"{self.name}, emulated: {self.profile.title}"
+        picture = plot(self.points, self.fitted, self.ideal, title, folder / "bench.png")
+        return [folder / "bench.json", picture]

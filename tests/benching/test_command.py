@@ -1,0 +1,119 @@
+"""`flowbp-ray bench`: bad input in one line before anything starts, profiles, lists, and what is written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from flowbp_ray import loading
+from flowbp_ray.benching import profile
+from flowbp_ray.benching.points import Mark, Point, Ratio, point
+from flowbp_ray.benching.predict import Seconds
+from flowbp_ray.benching.request import numbers, ratios
+from flowbp_ray.benching.result import Result
+from tests.test_cli import call
+
+EMULATED = ["bench", "sd35_flowbp_sparse", "--emulate", "sd35_m_h100"]
+BAD: dict[str, tuple[list[str], str]] = {
+    "unknown profile": (["bench", "sd35_flowbp_sparse", "--emulate", "sd35_m_h10"], "did you mean 'sd35_m_h100'"),
+    "no numbers": ([*EMULATED, "--samplers", "1,two"], "--samplers '1,two' is no list of numbers"),
+    "no sampler": ([*EMULATED, "--samplers", "0,1"], "every number must be at least 1"),
+    "learners that do not divide": ([*EMULATED, "--learners", "3"], "cannot be shared by learners.count=3"),
+    "another run's profile": ([*EMULATED, "method.k=3"], "was computed with method.k=4"),
+    "a scale above 1": ([*EMULATED, "--time-scale", "2"], "time_scale: Input should be less than or equal to 1"),
+    "staleness without its bound": ([*EMULATED, "--staleness", "2"], "needs drift.max"),
+    "a real run without its model": (["bench", "sd35_flowbp_sparse"], "write backbone.path: a diffusers folder"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, line = BAD[case]
+    was_up = ray.is_initialized()
+    assert call(*arguments) == 2
+    message = capsys.readouterr().err.strip()
+    assert message.startswith("flowbp-ray: ") and line in message and len(message.splitlines()) == 1
+    assert ray.is_initialized() == was_up
+
+
+def test_lists_are_numbers_each_once() -> None:
+    assert numbers("4,1,4,2", "--samplers") == [4, 1, 2]
+    assert numbers("0,1", "--staleness", 0) == [0, 1]
+    config = loading.load("sd35_flowbp_sparse")
+    asked = ratios(config, "1,2", None, None, "0,1")
+    assert len(asked) == 4
+    assert asked[1] == ["staleness=0", "learners.count=8", "rewards.count=2", "samplers.count=2"]
+
+
+@pytest.mark.parametrize("name", ["sd35_m_h100", "flux1_dev_h100"])
+def test_shipped_profiles_are_what_their_operations_say(name: str, tmp_path: Path) -> None:
+    """Seconds are the stated TFLOP over 40 % of 989; a run of the family reads the folder that a profile writes."""
+    found = profile.load(name)
+    stated = found.source.split("(")[1].split(")")[0].split(", ")
+    samplers, learners, rewards = (float(part.split()[-1]) for part in stated)
+    rate = 0.4 * 989
+    assert found.sampler_s == pytest.approx(samplers / rate, rel=1e-3)
+    assert found.learner_s == pytest.approx(learners / rate, rel=1e-3)
+    assert found.reward_s == pytest.approx(2 * rewards / rate, rel=1e-3)  # fp32
+    assert found.source.startswith("computed, not measured")
+    family = f"{found.made_for['backbone']['name']}_flowbp_sparse"
+    config = loading.load(family, [f"backbone.path={found.write_model(tmp_path)}"])
+    model = config.backbone
+    assert model.open().latent_shape(model.height, model.width) == found.latent
+    emulation = found.scaled(0.5, 1 / 1024).emulation(config)
+    assert emulation.sampler_s == found.sampler_s / 2
+    assert emulation.weight_bytes == found.update_bytes // 1024
+
+
+def test_a_broken_profile_is_named(tmp_path: Path) -> None:
+    broken = tmp_path / "mine.json"
+    broken.write_text("{")
+    with pytest.raises(loading.ConfigError, match="is not JSON"):
+        profile.load(str(broken))
+    plain = profile.load("sd35_m_h100").model_dump(mode="json")
+    broken.write_text(json.dumps({**plain, "sampler_s": -1}))
+    with pytest.raises(loading.ConfigError, match="sampler_s: Input should be greater than 0"):
+        profile.load(str(broken))
+
+
+def made(samplers: int, staleness: int, given: profile.Profile, config: Any) -> Point:
+    """A point of a run that took exactly what was planned."""
+    ratio, seconds = Ratio(samplers, 8, 2, staleness), Seconds.of(given.emulation(config), config)
+    changed = loading.load("sd35_flowbp_sparse", [f"samplers.count={samplers}", f"staleness={staleness}"])
+    step_s = seconds.step(ratio)
+    line = {
+        "sampler_s": seconds.sampler * seconds.items,
+        "reward_s": seconds.reward * seconds.items,
+        "load_s": seconds.load * samplers,
+        "learner_s": seconds.learner / 8,
+        "wait_s": step_s - seconds.learner / 8 - seconds.fixed,
+        "learn_s": seconds.learner / 8,
+        "publish_s": seconds.fixed,
+        "travel_bytes_per_image": 917_000.0,
+        "weight_bytes": 1000.0 * samplers,
+        "retries": 0,
+    }
+    marks = [Mark(step * step_s, step * 0.02, step * 0.01) for step in range(4)]
+    return point(changed, [line] * 3, marks)
+
+
+def test_what_is_measured_is_shown_written_and_drawn(tmp_path: Path) -> None:
+    given, config = profile.load("sd35_m_h100"), loading.load("sd35_flowbp_sparse")
+    points = [made(samplers, staleness, given, config) for staleness in (0, 1) for samplers in (1, 2, 4)]
+    assert points[0].devices == 11 and points[0].idle["samplers"] < 0.2 < points[0].idle["rewards"]
+    result = Result.of("sd35_flowbp_sparse", config, given, points).beyond(64)
+    for found in points:
+        assert result.predictions(found.ratio)["fitted"] == pytest.approx(found.step_s, rel=1e-6)
+        assert result.predictions(found.ratio)["simulated"] == pytest.approx(found.step_s, rel=0.1)
+    assert [s.ratio.samplers for s in result.simulated][-1] <= 64
+    assert "EMULATED: sd35_m_h100, computed, not measured" in result.lines()[0]
+    assert len(result.tables()) == 3
+    table, picture = result.write(tmp_path / "new")
+    written = json.loads(table.read_text())
+    assert written["points"][0]["images_per_s_per_device"] == pytest.approx(points[0].per_device)
+    assert written["recommended"]["samplers"] > written["recommended"]["learners"]
+    assert picture.stat().st_size > 10_000

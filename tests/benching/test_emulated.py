@@ -1,0 +1,53 @@
+"""Emulated actors in the run's own loop on real Ray: what travels, what they import, and that failures are retried."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import pytest
+
+from benchmarks.ratios import bench
+from flowbp_ray.benching import profile
+from flowbp_ray.benching.predict import Seconds
+from flowbp_ray.driver import Loop
+
+pytestmark = pytest.mark.ray
+
+CPUS = ["samplers.gpus=0", "learners.gpus=0", "rewards.gpus=0", "cluster.stall_timeout=240"]
+COUNTS = ["samplers.count=2", "learners.count=1", "rewards.count=1", "staleness=1"]
+LATENT = 16 * 64 * 64
+
+
+def test_an_emulated_run_without_torch_and_with_a_killed_sampler(local_ray: Any) -> None:
+    """SD3.5-M at a fiftieth of its time: true bytes, no torch, the killed sampler's items done again."""
+    given = profile.load("sd35_m_h100").scaled(0.02, 1 / 2048)
+    modules: dict[str, list[str]] = {}
+
+    def trouble(loop: Loop, step: int) -> None:
+        if step == 3:
+            workers = {
+                "sampler": loop.fleet.pipeline.samplers.handles[0],
+                "reward": loop.fleet.pipeline.scorers.handles[0],
+                "learner": loop.fleet.gang.ranks[0],
+            }
+            for name, worker in workers.items():
+                modules[name] = local_ray.get(worker.modules.remote())
+            os.kill(local_ray.get(workers["sampler"].pid.remote()), signal.SIGKILL)
+
+    [found], config = bench("sd35_flowbp_sparse", CPUS, [COUNTS], 1.0, given, meanwhile=trouble)
+    assert set(modules) == {"sampler", "reward", "learner"}
+    for name, imported in modules.items():
+        assert "actors.emulated" in imported, name
+        heavy = {"torch", "diffusers", "transformers", "flowbp_ray.config"} & set(imported)
+        assert not heavy, (name, heavy)
+    assert found.retries >= 1
+    states, target, cotangent = 4 * 2 * LATENT, 2 * LATENT, 4 * LATENT
+    assert states + target + cotangent < found.bytes_per_image < states + target + cotangent + 2000
+    emulation = given.emulation(config)
+    assert emulation.weight_bytes == int(given.update_bytes / 2048)
+    assert found.weight_bytes >= 0.99 * emulation.weight_bytes
+    assert found.sampler_s == pytest.approx(8 * given.sampler_s * 0.02, rel=0.5)
+    assert found.step_s > Seconds.of(emulation, config).ideal(found.ratio) * 0.95
+    assert 0 <= found.idle["learners"] < 1 and found.devices == 4

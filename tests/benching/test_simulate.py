@@ -1,0 +1,69 @@
+"""The simulated loop against schedules worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from flowbp_ray.benching.points import Ratio
+from flowbp_ray.benching.predict import Seconds
+from flowbp_ray.benching.simulate import DEPTH, DriverCosts, Loop, Workers, grown, simulate, sweep
+
+
+def test_a_synchronous_step_by_hand() -> None:
+    """Two samplers, three items of 2 s, one reward server of 1 s, learning 5 s, publishing 1 s.
+
+    Rollouts end at 2, 2 and 4; scores at 3, 4 and 5; the step at 11.
+    """
+    loop = Loop(Seconds(6, 3, 2.0, 1.0, 5.0, 0.0, 1.0), Ratio(2, 1, 1, 0), DriverCosts())
+    loop.step(0)
+    assert loop.now == 11.0 and loop.busy == 0.0
+    loop.step(1)
+    assert loop.now == 22.0
+
+
+def test_a_stale_step_by_hand() -> None:
+    """One sampler, two items of 3 s, scored at once, learning 4 s.
+
+    Rollouts end at 3, 6 (batch 0), 9, 12 (batch 1), ...; learning runs 6 to 10, 12 to 16, 18 to 22.
+    """
+    loop = Loop(Seconds(2, 2, 3.0, 0.0, 4.0), Ratio(1, 1, 1, 1), DriverCosts())
+    ends = []
+    for step in range(3):
+        loop.step(step)
+        ends.append(loop.now)
+    assert ends == [10.0, 16.0, 22.0]
+
+
+def test_a_version_is_loaded_once_by_each_sampler() -> None:
+    """At staleness 0 every step has a new version: 1 s more in each of the two samplers, at the same time."""
+    loop = Loop(Seconds(4, 4, 2.0, 0.0, 1.0, load=1.0), Ratio(2, 1, 1, 0), DriverCosts())
+    loop.step(0)
+    assert loop.now == 1 + 4 + 1
+    loop.step(1)
+    assert loop.now == 12.0
+
+
+def test_the_driver_pays_for_calls_answers_ranks_and_steps() -> None:
+    """Two calls and two answers an item; a scan for every call in flight when an answer comes."""
+    costs = DriverCosts(step=0.5, item=0.4, scan=0.01, rank=0.25)
+    found = simulate(Seconds(2, 2, 10.0, 1.0, 4.0), Ratio(2, 2, 1, 0), costs, steps=1)
+    scans = 2 + 2 + 2 + 1  # one of two rollouts; the other, beside a scoring; two scorings; the last one
+    assert found.driver_s == pytest.approx(0.5 + 2 * 0.4 + 2 * 0.25 + scans * 0.01)
+    assert found.messages == 4 * 2 + 6 * 2
+
+
+def test_workers_are_taken_by_load_and_number() -> None:
+    pool = Workers(2)
+    assert [pool.take() for _ in range(2 * DEPTH + 1)] == [0, 1, 0, 1, None]
+    pool.give(1)
+    assert pool.take() == 1 and pool.take() is None
+
+
+def test_thousands_of_samplers_scale_until_the_driver_is_the_bottleneck() -> None:
+    one, ratio = Seconds(16, 8, 2.0, 0.1, 5.0), Ratio(4, 2, 1, 1)
+    free = sweep(one, ratio, [1, 64, 1024], DriverCosts(), 1000.0, 10.0)
+    assert [s.ratio.samplers for s in free] == [4, 256, 4096]
+    assert free[2].images_per_s == pytest.approx(1024 * free[0].images_per_s, rel=0.05)
+    assert free[2].travel_bytes == 1000.0 * 16 * 1024 + 10.0 * 4096
+    paid = simulate(*grown(one, ratio, 256), DriverCosts(item=0.01), steps=2)
+    assert paid.step_s == pytest.approx(256 * 8 * 0.01, rel=0.05) and paid.driver_s == pytest.approx(paid.step_s)
