@@ -31,6 +31,7 @@ class Gang:
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self.ranks: list[Any] = []
+        self.buckets: list[int] = []  # that each rank publishes
         self.timeout = config.cluster.stall_timeout
         self.group = place(config.learners, "learners", "learners", config.cluster.placement_timeout)
 
@@ -73,8 +74,10 @@ class Gang:
         return [value for part in self._get(refs, f"measuring drift in step {step}") for value in part]
 
     def publish(self, version: Version) -> transport.Published:
-        """The weights of `version`, as a reference for whoever needs them."""
-        published = transport.publish(self.ranks, version)
+        """The weights of `version`, as references for whoever needs them."""
+        if not self.buckets:
+            self.buckets = self._get([rank.buckets.remote() for rank in self.ranks], "counting what it publishes")
+        published = transport.publish(self.ranks, self.buckets, version)
         self._get(published.acks, f"publishing version {version.step}")
         self._get(published.checks, f"publishing version {version.step}")
         return published
@@ -92,7 +95,7 @@ class Gang:
     def kill(self) -> None:
         for rank in self.ranks:
             ray.kill(rank)
-        self.ranks = []
+        self.ranks, self.buckets = [], []
 
     def stop(self) -> None:
         self.kill()

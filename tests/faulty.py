@@ -17,7 +17,8 @@ from actors import fleet, gang
 from actors.learner import LearnerActor
 from actors.reward import RewardActor
 from actors.sampler import SamplerActor
-from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport, pack, unpack
+from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport, pack, unpack, unpack_all
+from flowbp_ray.parcel import Parcel
 
 BAD_SAMPLE, BAD_NODE = 2, 3
 
@@ -133,20 +134,20 @@ class ForgetfulLearner(LearnerActor):
     kept: Any = None
 
     def publish(self, ema: bool = False) -> Any:
-        ack, tensors = super().publish(ema)
-        assert tensors is not None
+        *parcels, seconds = super().publish(ema)
+        tensors = unpack_all(parcels[0].tensors())
         name = sorted(tensors)[len(tensors) // 2]
-        self.kept = self.kept or pack(unpack(tensors[name]).clone())
-        return ack, {**tensors, name: self.kept}
+        self.kept = tensors[name].clone() if self.kept is None else self.kept
+        return Parcel.of({**tensors, name: self.kept}), *parcels[1:], seconds
 
 
 class DroppingLearner(LearnerActor):
     """A tensor is missing from what it publishes."""
 
     def publish(self, ema: bool = False) -> Any:
-        ack, tensors = super().publish(ema)
-        assert tensors is not None
-        return ack, dict(list(tensors.items())[1:])
+        *parcels, seconds = super().publish(ema)
+        tensors = unpack_all(parcels[0].tensors())
+        return Parcel.of(dict(list(tensors.items())[1:])), *parcels[1:], seconds
 
 
 class AveragingLearner(LearnerActor):
