@@ -37,7 +37,7 @@ class Parcel:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> Parcel:
-        """Tensors of any device and dtypes. What is on the host is not copied: it must stay as it is until Ray has it."""
+        """Tensors of any device and dtypes. What is on the host is not copied: its memory must stay until then."""
         arrays: list[np.ndarray] = []
         places: dict[str, Place] = {}
         dense = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}

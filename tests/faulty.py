@@ -17,10 +17,12 @@ from actors import fleet, gang
 from actors.learner import LearnerActor
 from actors.reward import RewardActor
 from actors.sampler import SamplerActor
+from flowbp_ray import buckets
 from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport, pack, unpack, unpack_all
 from flowbp_ray.parcel import Parcel
 
 BAD_SAMPLE, BAD_NODE = 2, 3
+SMALL = 2 * 2**20  # bytes of a bucket
 
 
 @contextmanager
@@ -155,6 +157,29 @@ class AveragingLearner(LearnerActor):
 
     def publish(self, ema: bool = False) -> Any:
         return super().publish(True)
+
+
+class CountingLearner(LearnerActor):
+    """Small buckets; notes how many bytes of sharded parameters are whole while each of its buckets is published."""
+
+    whole: list[int]
+
+    def build(self, *arguments: Any) -> bool:
+        buckets.BUCKET = SMALL
+        return super().build(*arguments)
+
+    def publish(self, ema: bool = False) -> Iterator[Any]:
+        self.whole = []
+        for found in super().publish(ema):
+            self.whole.append(self.whole_bytes())
+            yield found
+
+    def whole_bytes(self) -> int:
+        parameters: Any = self.learner.engine.named.values()  # type: ignore[attr-defined]
+        return sum(p.nbytes for p in parameters if hasattr(p, "ds_id") and not p.ds_persist)
+
+    def most_whole(self) -> int:
+        return max(self.whole)
 
 
 SAMPLERS, REWARDS, LEARNERS = (fleet, "RemoteSampler"), (fleet, "RemoteReward"), (gang, "RemoteLearner")

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.meters import SavedBytes
 from benchmarks.sizes import SIZES
-from flowbp_ray import backbones, loading, weights
+from flowbp_ray import backbones, buckets, loading, weights
 from flowbp_ray.engine import TorchEngine
 from flowbp_ray.planning import memory
 from flowbp_ray.planning.costs import Costs
@@ -176,6 +176,20 @@ def test_an_offloaded_optimizer_leaves_12_bytes_a_trained_parameter_to_the_host(
     assert always["host"] == 12 * 10**9
     assert sum(always.values()) == sum(s.nbytes for s in here if not s.phase)
     assert {s.name for s in away if s.place == "device" and s.phase == "optimizer"} == set()
+
+
+@pytest.mark.parametrize(("stage", "copies"), [(0, 0), (1, 1), (2, 1), (3, 2)])
+def test_publishing_takes_a_bucket_and_not_the_whole(stage: int, copies: int, folders: Any) -> None:
+    """The average is cast a bucket at a time, and stage 3 gathers one; stage 0 publishes what is there."""
+    config = config_of("sd35", folders("sd35")[1], "backbone.dtype=bfloat16", f"learners.zero={stage}")
+    assert config.learners.ema is not None
+    sizes = memory.Sizes(8 * 10**9, 8 * 10**9, 0, {}, 0, largest=10**7)
+    held = [s.nbytes for s in memory.sharded(config, sizes) if s.phase == "publishing"]
+    assert max(held, default=0) == copies * buckets.BUCKET
+    large = memory.Sizes(8 * 10**9, 8 * 10**9, 0, {}, 0, largest=10**9)
+    assert memory.bucket_bytes(config, large) == 2 * 10**9  # a tensor is never cut
+    few = memory.Sizes(8 * 10**9, 8 * 10**6, 0, {}, 0, largest=10)
+    assert memory.bucket_bytes(config, few) == 2 * 10**6  # each of 8 ranks its share
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
