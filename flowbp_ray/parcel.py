@@ -18,7 +18,6 @@ from torch import Tensor
 from flowbp_ray.buckets import ALIGNED
 from flowbp_ray.messages import Packed
 
-
 Place = tuple[int, int, str, tuple[int, ...]]
 """Where a tensor is: the number of its array, its first byte there, dtype, shape. Plain, to be pickled fast."""
 
