@@ -181,11 +181,14 @@ def test_an_offloaded_optimizer_leaves_12_bytes_a_trained_parameter_to_the_host(
 @pytest.mark.parametrize(("stage", "copies"), [(0, 0), (1, 1), (2, 1), (3, 2)])
 def test_publishing_takes_a_bucket_and_not_the_whole(stage: int, copies: int, folders: Any) -> None:
     """The average is cast a bucket at a time, and stage 3 gathers one; stage 0 publishes what is there."""
-    config = config_of("sd35", folders("sd35")[1], "backbone.dtype=bfloat16", f"learners.zero={stage}")
+    dtype = "bfloat16" if stage else "float32"
+    config = config_of("sd35", folders("sd35")[1], f"backbone.dtype={dtype}", f"learners.zero={stage}")
     assert config.learners.ema is not None
     sizes = memory.Sizes(8 * 10**9, 8 * 10**9, 0, {}, 0, largest=10**7)
     held = [s.nbytes for s in memory.sharded(config, sizes) if s.phase == "publishing"]
     assert max(held, default=0) == copies * buckets.BUCKET
+    if not stage:
+        return
     large = memory.Sizes(8 * 10**9, 8 * 10**9, 0, {}, 0, largest=10**9)
     assert memory.bucket_bytes(config, large) == 2 * 10**9  # a tensor is never cut
     few = memory.Sizes(8 * 10**9, 8 * 10**6, 0, {}, 0, largest=10)
@@ -209,6 +212,6 @@ def test_the_plain_engine_holds_what_is_planned(dtype: str, extra: list[str], fo
     engine.step(1e-4)
     assert engine.ema is not None
     moments = [t for s in engine.optimizer.state.values() for t in s.values() if t.dim()]
-    storages = {t.untyped_storage().data_ptr(): t.nbytes for t in [*module.parameters(), *engine.masters.values()]}
+    storages = {t.data_ptr(): t.nbytes for t in [*module.parameters(), *engine.masters.values()]}
     really = sum(storages.values()) + gradients + sum(t.nbytes for t in [*moments, *engine.ema.average])
     assert sum(s.nbytes for s in memory.plain(config, sizes) if not s.phase) == really
