@@ -10,7 +10,7 @@ import os
 import pickle
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -118,7 +118,7 @@ class EmulatedSampler(Process):
         if self.version == version:
             return 0.0
         wait = Wait()
-        tensors: dict[str, Packed] = ray.get(weights[0])
+        tensors: dict[str, Packed] = {n: t for part in ray.get(list(weights)) for n, t in part.items()}
         self.weight_bytes += sum(tensor.nbytes for tensor in tensors.values())
         self.version, self.fingerprint = version, combine([parts(tensors)])
         return wait.until(self.given.load_s)
@@ -153,7 +153,7 @@ class EmulatedReward(Process):
 
 
 class EmulatedLearner:
-    """One rank. Rank 0 publishes; the first element of the weights counts the steps, and all ranks state it."""
+    """One rank. Rank 0 publishes all, in one bucket; the first element of the weights counts the steps, and all ranks state it."""
 
     def ready(self) -> bool:
         return True
@@ -184,11 +184,14 @@ class EmulatedLearner:
         Wait().until(self.given.node_s * rows)
         return (0.0,) * rows
 
-    def publish(self, ema: bool = False) -> tuple[bool, dict[str, Packed] | None]:
+    def buckets(self) -> int:
+        return 1
+
+    def publish(self, ema: bool = False) -> Iterator[dict[str, Packed] | float]:
         wait = Wait()
         self.weights[0] = self.done % (1 << 16)
-        wait.until(self.given.publish_s)
-        return True, {"weights": Packed(self.weights, "bfloat16")} if self.rank == 0 else None
+        yield {"weights": Packed(self.weights, "bfloat16")} if self.rank == 0 else {}
+        yield wait.until(self.given.publish_s)
 
     def checksums(self, ema: bool = False) -> dict[str, Part]:
         value = self.done % (1 << 16) if self.rank == 0 else 0

@@ -34,6 +34,7 @@ class Gang:
         self.config, self.roles = config, roles
         self.ranks: list[Any] = []
         self.meanwhile: Meanwhile | None = None  # what else goes on while the driver waits for the ranks
+        self.buckets: list[int] = []  # that each rank publishes
         self.timeout = config.cluster.stall_timeout
         self.group = place(config.learners, "learners", "learners", config.cluster.placement_timeout)
 
@@ -74,8 +75,10 @@ class Gang:
         return [value for part in self._get(refs, f"measuring drift in step {step}") for value in part]
 
     def publish(self, version: Version) -> transport.Published:
-        """The weights of `version`, as a reference for whoever needs them."""
-        published = transport.publish(self.ranks, version)
+        """The weights of `version`, as references for whoever needs them."""
+        if not self.buckets:
+            self.buckets = self._get([rank.buckets.remote() for rank in self.ranks], "counting what it publishes")
+        published = transport.publish(self.ranks, self.buckets, version)
         self._get(published.acks, f"publishing version {version.step}")
         self._get(published.checks, f"publishing version {version.step}")
         return published
@@ -97,7 +100,7 @@ class Gang:
     def kill(self) -> None:
         for rank in self.ranks:
             ray.kill(rank)
-        self.ranks = []
+        self.ranks, self.buckets = [], []
 
     def stop(self) -> None:
         self.kill()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
@@ -14,6 +15,7 @@ from flowbp_ray.config import RunConfig
 from flowbp_ray.embeddings import PackedEmbeddings
 from flowbp_ray.fingerprint import Part
 from flowbp_ray.messages import Packed, Rollout, StepReport
+from flowbp_ray.parcel import Parcel
 
 
 class LearnerActor:
@@ -47,9 +49,15 @@ class LearnerActor:
     def drift(self, *rollouts: Rollout) -> tuple[float, ...]:
         return self.learner.drift(rollouts)
 
-    def publish(self, ema: bool = False) -> tuple[bool, dict[str, Packed] | None]:
-        """Two results: the driver waits for the first and never fetches the second."""
-        return True, self.learner.publish(ema)
+    def buckets(self) -> int:
+        """How many buckets of weights this rank publishes, at least one."""
+        return sum(bucket.rank == self.learner.rank for bucket in self.learner.buckets)
+
+    def publish(self, ema: bool = False) -> Iterator[Parcel | float]:
+        """A result per bucket, which Ray stores before the next is made; at last the seconds, all the driver reads."""
+        started = time.perf_counter()
+        yield from self.learner.publish(ema)
+        yield time.perf_counter() - started
 
     def checksums(self, ema: bool = False) -> dict[str, Part]:
         return self.learner.checksums(ema)

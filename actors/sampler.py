@@ -39,7 +39,7 @@ class SamplerActor:
     def _hold(self, embeddings: transport.Reference) -> None:
         """Read the embeddings once; they come with every call because a restarted process has none."""
         if self.sampler.embeddings is None:
-            self.sampler.hold(transport.load(embeddings))
+            self.sampler.hold(transport.read(embeddings))
 
     def digest(self) -> str:
         return self.sampler.digest()

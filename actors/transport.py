@@ -1,6 +1,8 @@
-"""How weights travel: published by return value, one object per version, read by those who lack that version.
+"""How weights travel: published by return value, a bucket an object, read by those who lack that version.
 
-Another transport (NCCL, NIXL) replaces this file: the same two functions.
+Every rank returns its own buckets (`flowbp_ray.buckets`), all ranks at a time. Objects cross the network once per node,
+whoever there asks first; its other samplers read the same memory. Another transport (NCCL, NIXL) replaces `publish` and
+`load`, and says by its own kind of Reference where the weights are.
 """
 
 from __future__ import annotations
@@ -13,11 +15,13 @@ from typing import Any
 import ray
 from torch import Tensor
 
+from flowbp_ray.buckets import divide
 from flowbp_ray.fingerprint import combine, fingerprint
-from flowbp_ray.messages import Version, pack_all
+from flowbp_ray.messages import Packed, Version
+from flowbp_ray.parcel import Parcel
 
 Reference = list[Any]
-"""The object's reference inside a list: Ray then hands over the reference, and only `load` moves the bytes."""
+"""References to objects inside a list: Ray then hands over the references, and only `load` and `read` move bytes."""
 
 
 @dataclass
@@ -36,19 +40,31 @@ class Published:
         return self.known or combine(ray.get(list(self.checks)))
 
 
-def publish(learners: Sequence[Any], version: Version) -> Published:
-    """Ask every rank (gathering is collective); keep the reference to rank 0's answer. `acks` say that it is there."""
-    answers = [rank.publish.options(num_returns=2).remote(version.ema) for rank in learners]
+def publish(learners: Sequence[Any], buckets: Sequence[int], version: Version) -> Published:
+    """Ask every rank at once for its buckets, so many of each; keep the references. `acks` say that all are there."""
+    answers = [
+        rank.publish.options(num_returns=count + 1).remote(version.ema)
+        for rank, count in zip(learners, buckets, strict=True)
+    ]
     checks = [rank.checksums.remote(version.ema) for rank in learners]
-    return Published(version, [answers[0][1]], checks, [ack for ack, _ in answers])
+    weights = [bucket for answer in answers for bucket in answer[:-1]]
+    return Published(version, weights, checks, [answer[-1] for answer in answers])
 
 
 def restore(version: Version, tensors: Mapping[str, Tensor]) -> Published:
     """Weights that a checkpoint held, published by the driver."""
-    return Published(version, [ray.put(pack_all(tensors))], known=fingerprint(tensors))
+    buckets = divide({name: tensor.nbytes for name, tensor in tensors.items()})
+    weights = [ray.put(Parcel.of({name: tensors[name] for name in bucket.names})) for bucket in buckets]
+    return Published(version, weights, known=fingerprint(tensors))
 
 
-def load(held: Reference) -> Any:
-    """Packed weights, or embeddings: shared memory on this node, one transfer per node otherwise."""
-    reference: Any = held[0]
+def load(weights: Reference) -> dict[str, Packed]:
+    """All published tensors by name: shared memory on this node, one transfer per node otherwise."""
+    parcels: list[Parcel] = ray.get(weights)
+    return {name: packed for parcel in parcels for name, packed in parcel.tensors().items()}
+
+
+def read(held: Reference) -> Any:
+    """The one object that is referred to, such as the embeddings of all prompts."""
+    [reference] = held
     return ray.get(reference)

@@ -142,13 +142,17 @@ def plan(
     if describe:
         console.print(planned(settings, step, describe=True))
         return
-    from actors.joining import nodes
     from flowbp_ray.planning import cluster as placing
     from flowbp_ray.planning import show
     from flowbp_ray.planning.costs import Costs
     from flowbp_ray.planning.forecast import forecast
 
-    there = placing.given(gpus, host_memory, nodes() if cluster else None)
+    running = None
+    if cluster:
+        from actors.joining import nodes
+
+        running = nodes()
+    there = placing.given(gpus, host_memory, running)
     costs = Costs(settings)
     found = forecast(settings, costs)
     verdict = placing.judge(settings, there, costs) if there else None

@@ -11,6 +11,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+PIECE = 1 << 24
+"""Elements that are swapped at a time: more than that is never there twice."""
+
 
 class Ema:
     """The average of one rank's shards. It starts as a copy of them."""
@@ -35,10 +38,12 @@ class Ema:
 
     @torch.no_grad()
     def _swap(self, shards: Sequence[Tensor]) -> None:
-        for average, shard in zip(self.average, shards, strict=True):
-            kept = shard.detach().clone()
-            shard.detach().copy_(average)
-            average.copy_(kept)
+        for whole in zip(self.average, shards, strict=True):
+            pieces = [tensor.detach().view(-1).split(PIECE) for tensor in whole]
+            for average, shard in zip(*pieces, strict=True):
+                kept = shard.clone()
+                shard.copy_(average)
+                average.copy_(kept)
 
     def state(self) -> list[Tensor]:
         return self.average

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from flowbp_ray.buckets import Bucket, lay_out, stretch
 from flowbp_ray.config import LearnersConfig, OptimizerConfig
 from flowbp_ray.ema import Ema
 from flowbp_ray.fingerprint import Part, checksum
@@ -36,8 +37,16 @@ class Engine(Protocol):
         """
         ...
 
-    def weights(self, ema: bool = False) -> dict[str, Tensor]:
-        """The trained parameters (or their average), whole, in the module's dtype. Every rank calls it."""
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each trained parameter as it is published, in the module's order."""
+        ...
+
+    def parts(self, buckets: Sequence[Bucket], ema: bool = False) -> Iterator[dict[str, Tensor]]:
+        """One bucket of trained parameters (or of their average) after the other, whole, in the module's dtype.
+
+        Every rank goes through all of them; what it gets holds until it asks for the next. Of the average a rank may
+        get its own buckets only, and nothing for the others.
+        """
         ...
 
     def checksums(self, ema: bool = False) -> dict[str, Part]:
@@ -56,8 +65,9 @@ class TorchEngine:
 
     def __init__(self, module: nn.Module, config: LearnersConfig) -> None:
         self.module = self.bare = module
-        self.max_grad_norm = config.optimizer.max_grad_norm
+        self.max_grad_norm, self.device = config.optimizer.max_grad_norm, config.device
         self.named = trained(module)
+        lay_out(self.named)
         self.masters: dict[str, nn.Parameter] = {
             name: p if p.dtype == torch.float32 else nn.Parameter(p.detach().float()) for name, p in self.named.items()
         }
@@ -90,9 +100,25 @@ class TorchEngine:
                 p.copy_(self.masters[name])
 
     def weights(self, ema: bool = False) -> dict[str, Tensor]:
+        """All trained parameters (or their average) at once, in the module's dtype: for one process without Ray."""
         if not ema:
             return {name: p.detach() for name, p in self.named.items()}
         return {name: average.to(self.named[name].dtype) for name, average in self._masters(True).items()}
+
+    def sizes(self) -> dict[str, int]:
+        return {name: p.nbytes for name, p in self.named.items()}
+
+    def parts(self, buckets: Sequence[Bucket], ema: bool = False) -> Iterator[dict[str, Tensor]]:
+        averages = self._masters(True) if ema else {}
+        for bucket in buckets:
+            own = {name: self.named[name] for name in bucket.names}
+            if not ema:
+                yield {name: p.detach() for name, p in own.items()}
+                continue
+            _, cast = stretch({name: (p.shape, p.dtype) for name, p in own.items()}, self.device)
+            for name, tensor in cast.items():
+                tensor.copy_(averages[name])
+            yield cast
 
     def checksums(self, ema: bool = False) -> dict[str, Part]:
         cast = {name: m.detach().to(self.named[name].dtype) for name, m in self._masters(ema).items()}

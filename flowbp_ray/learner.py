@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from flowbp_ray import rate, weights
 from flowbp_ray.backbones import Embeddings
 from flowbp_ray.backbones.guidance import VelocityFn, trained_velocity
+from flowbp_ray.buckets import divide
 from flowbp_ray.config import RunConfig
 from flowbp_ray.engine import Engine, make_engine
 from flowbp_ray.fingerprint import Part
-from flowbp_ray.messages import Fault, Item, Packed, Rollout, StepReport, pack_all, unpack
+from flowbp_ray.messages import Fault, Item, Packed, Rollout, StepReport, unpack
+from flowbp_ray.parcel import Parcel
 from flowbp_ray.penalty import base_penalty
 from flowbp_ray.surrogate import Plan
 from flowbp_ray.surrogate.backward import sweep
@@ -42,6 +44,7 @@ class Learner:
             transformer.enable_gradient_checkpointing()
         transformer.train().to(learners.device)
         self.engine: Engine = make_engine(transformer, learners, model.torch_dtype)
+        self.buckets = divide(self.engine.sizes(), learners.count)
 
     def step(
         self,
@@ -173,10 +176,14 @@ class Learner:
                 bad.setdefault((b, node), watch.fault("gradient", b, node))
         return tuple(bad.values())
 
-    def publish(self, ema: bool = False) -> dict[str, Packed] | None:
-        """The trained weights (or their average) for the samplers; all ranks call it, rank 0 answers."""
-        tensors = self.engine.weights(ema)
-        return pack_all(tensors) if self.rank == 0 else None
+    def publish(self, ema: bool = False) -> Iterator[Parcel]:
+        """This rank's buckets of the trained weights (or of their average), for the samplers.
+
+        All ranks go through all buckets. A parcel may be the weights' own memory: copy it before asking for the next.
+        """
+        for bucket, tensors in zip(self.buckets, self.engine.parts(self.buckets, ema), strict=True):
+            if bucket.rank == self.rank:
+                yield Parcel.of(tensors)
 
     def checksums(self, ema: bool = False) -> dict[str, Part]:
         """This rank's part of the fingerprint of its fp32 masters, cast to what is published."""
@@ -184,7 +191,8 @@ class Learner:
 
     def digest(self) -> str:
         """sha256 of the trained weights."""
-        return weights.digest(self.engine.weights())
+        in_order = dict(sorted(self.engine.sizes().items()))
+        return weights.digest_of_parts(self.engine.parts(divide(in_order)))
 
     def save(self, folder: str) -> None:
         self.engine.save(Path(folder))

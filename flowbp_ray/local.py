@@ -13,7 +13,7 @@ from flowbp_ray import prompts, weights
 from flowbp_ray.config import RunConfig
 from flowbp_ray.embeddings import encode
 from flowbp_ray.learner import Learner
-from flowbp_ray.messages import Item, RolloutReport, Scored, StepReport, Version, pack_all, unpack
+from flowbp_ray.messages import Item, RolloutReport, Scored, StepReport, Version, unpack
 from flowbp_ray.remote import agreement
 from flowbp_ray.remote.client import scorer
 from flowbp_ray.rollouts import items_of_step
@@ -61,7 +61,7 @@ class LocalLoop:
     def step(self, step: int) -> StepReport:
         """One optimizer step of the same maths as the loop on Ray."""
         config = self.config
-        published = pack_all(self.learner.engine.weights())
+        published = {name: packed for parcel in self.learner.publish() for name, packed in parcel.tensors().items()}
         rollouts, cotangents, jobs = [], [], []
         for item in self.items(step):
             report, rollout, target = self.sampler.rollout(item, lambda: published)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowbp_ray.buckets import Bucket, lay_out, stretch
 from flowbp_ray.config import LearnersConfig
 from flowbp_ray.ema import Ema
 from flowbp_ray.engine import adamw, needed, set_rate
@@ -50,7 +52,9 @@ class DeepSpeedEngine:
         )
         self.module: nn.Module = self.engine
         self.bare: nn.Module = Unhooked(module)
-        self.dtype = dtype
+        self.dtype, self.device = dtype, config.device
+        if self.stage == 0:  # 1 and 2 have them flat, 3 apart
+            lay_out(self.named)
         self.ema = Ema(self._shards(), config.ema.decay) if config.ema else None
 
     def backward(self, loss: Tensor, last: bool) -> None:
@@ -76,26 +80,35 @@ class DeepSpeedEngine:
         """Stage 0 has the whole gradient on every rank, and DeepSpeed neither tells its norm nor skips a bad one."""
         return float(torch.nn.utils.get_total_norm([p.grad for p in self.named.values() if p.grad is not None]))
 
-    def weights(self, ema: bool = False) -> dict[str, Tensor]:
-        with needed(self.ema).swapped(self._shards()) if ema else nullcontext():
-            return self._gather_masters() if ema else self._gather()
+    def sizes(self) -> dict[str, int]:
+        return {name: shape.numel() * self.dtype.itemsize for name, shape in self.shapes.items()}
 
-    def _gather(self) -> dict[str, Tensor]:
-        """The parameters that the forward uses."""
-        if self.stage < 3:
-            return {name: p.detach() for name, p in self.named.items()}
+    def parts(self, buckets: Sequence[Bucket], ema: bool = False) -> Iterator[dict[str, Tensor]]:
         import deepspeed
 
-        with deepspeed.zero.GatheredParameters(list(self.named.values())):
-            return {name: p.detach().clone() for name, p in self.named.items()}
+        with needed(self.ema).swapped(self._shards()) if ema else nullcontext():
+            for bucket in buckets:
+                own = {name: self.named[name] for name in bucket.names}
+                if ema and self.stage:
+                    yield self._masters(own, bucket.rank)
+                    continue
+                apart = self.stage == 3 and bool(own)
+                with deepspeed.zero.GatheredParameters(list(own.values())) if apart else nullcontext():
+                    yield {name: p.detach() for name, p in own.items()}
 
-    def _gather_masters(self) -> dict[str, Tensor]:
-        """The fp32 masters, each put together from the ranks' shards and cast."""
-        from deepspeed.utils import safe_get_full_fp32_param
+    def _masters(self, named: Mapping[str, Any], owner: int) -> dict[str, Tensor]:
+        """The masters, cast, on rank `owner`: each rank casts its fragments, and only the published dtype is whole.
 
-        if self.stage == 0:
-            return {name: p.detach().clone() for name, p in self.named.items()}
-        return {name: safe_get_full_fp32_param(p).to(self.dtype) for name, p in self.named.items()}
+        Where one rank has a fragment the others have zeros, so the sum of the bits as integers is those bits.
+        """
+        whole, views = stretch({name: (self.shapes[name], self.dtype) for name in named}, self.device)
+        for name, p in named.items():
+            flat = views[name].view(-1)
+            for start, piece in self._fragments(p):
+                flat[start : start + len(piece)].copy_(piece)
+        if named:
+            torch.distributed.reduce(whole.view(torch.int32), owner)
+        return views if self.rank == owner else {}
 
     def checksums(self, ema: bool = False) -> dict[str, Part]:
         with needed(self.ema).swapped(self._shards()) if ema else nullcontext():

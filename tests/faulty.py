@@ -17,9 +17,12 @@ from actors import fleet, gang
 from actors.learner import LearnerActor
 from actors.reward import RewardActor
 from actors.sampler import SamplerActor
-from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport, pack, unpack
+from flowbp_ray import buckets
+from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport, pack, unpack, unpack_all
+from flowbp_ray.parcel import Parcel
 
 BAD_SAMPLE, BAD_NODE = 2, 3
+SMALL = 2 * 2**20  # bytes of a bucket
 
 
 @contextmanager
@@ -133,20 +136,20 @@ class ForgetfulLearner(LearnerActor):
     kept: Any = None
 
     def publish(self, ema: bool = False) -> Any:
-        ack, tensors = super().publish(ema)
-        assert tensors is not None
+        *parcels, seconds = super().publish(ema)
+        tensors = unpack_all(parcels[0].tensors())
         name = sorted(tensors)[len(tensors) // 2]
-        self.kept = self.kept or pack(unpack(tensors[name]).clone())
-        return ack, {**tensors, name: self.kept}
+        self.kept = tensors[name].clone() if self.kept is None else self.kept
+        return Parcel.of({**tensors, name: self.kept}), *parcels[1:], seconds
 
 
 class DroppingLearner(LearnerActor):
     """A tensor is missing from what it publishes."""
 
     def publish(self, ema: bool = False) -> Any:
-        ack, tensors = super().publish(ema)
-        assert tensors is not None
-        return ack, dict(list(tensors.items())[1:])
+        *parcels, seconds = super().publish(ema)
+        tensors = unpack_all(parcels[0].tensors())
+        return Parcel.of(dict(list(tensors.items())[1:])), *parcels[1:], seconds
 
 
 class AveragingLearner(LearnerActor):
@@ -154,6 +157,29 @@ class AveragingLearner(LearnerActor):
 
     def publish(self, ema: bool = False) -> Any:
         return super().publish(True)
+
+
+class CountingLearner(LearnerActor):
+    """Small buckets; notes how many bytes of sharded parameters are whole while each of its buckets is published."""
+
+    whole: list[int]
+
+    def build(self, *arguments: Any) -> bool:
+        buckets.BUCKET = SMALL
+        return super().build(*arguments)
+
+    def publish(self, ema: bool = False) -> Iterator[Any]:
+        self.whole = []
+        for found in super().publish(ema):
+            self.whole.append(self.whole_bytes())
+            yield found
+
+    def whole_bytes(self) -> int:
+        parameters: Any = self.learner.engine.named.values()  # type: ignore[attr-defined]
+        return sum(p.nbytes for p in parameters if hasattr(p, "ds_id") and not p.ds_persist)
+
+    def most_whole(self) -> int:
+        return max(self.whole)
 
 
 SAMPLERS, REWARDS, LEARNERS = (fleet, "RemoteSampler"), (fleet, "RemoteReward"), (gang, "RemoteLearner")

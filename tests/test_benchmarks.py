@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import learner_step, memory, models, sizes
+from benchmarks import learner_step, memory, models, sizes, weight_sync
 from benchmarks.learner_step import LIMIT
 from benchmarks.meters import LiveBytes, attempt, compare, gradients
 from benchmarks.problem import by_graph, by_sweep, problem
@@ -158,3 +159,17 @@ def test_what_does_not_fit_is_none_and_other_errors_are_raised() -> None:
 def test_what_cannot_be_measured_is_refused_in_one_line(arguments: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         memory.result(arguments)
+
+
+@pytest.mark.ray
+def test_weight_sync_publishes_and_loads_every_size(local_ray: Any) -> None:
+    """Whether what was loaded is what was published it checks itself; seconds are no test here."""
+    found = weight_sync.result(["--mb", "0.5", "30", "--pairs", "1"])
+    json.dumps(found)
+    assert [(row["bytes"], row["objects"], len(row["ratios"])) for row in found["rows"]] == [
+        (500_000, 1, 1),
+        (30_000_000, 1, 1),
+    ]
+    assert weight_sync.table(found["rows"]).count("\n") == 3
+    with pytest.raises(ValueError, match="--mb and --pairs must be above 0"):
+        weight_sync.result(["--mb", "0"])

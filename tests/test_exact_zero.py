@@ -18,6 +18,7 @@ from flowbp_ray.checks import check
 from flowbp_ray.fingerprint import fingerprint
 from flowbp_ray.local import LocalLoop
 from flowbp_ray.messages import Version, unpack_all
+from flowbp_ray.selection import select
 from tests.small import small_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.deepspeed]
@@ -161,7 +162,7 @@ def test_the_sharded_average_is_the_average_of_what_was_published(local_ray: Any
         for step in range(2):
             fleet.pipeline.submit(loop.items(step), fleet.gang.publish(Version(0, step)))
             jobs = fleet.pipeline.collect("train", step)
-            fleet.gang.step(step, jobs, [1.0] * config.data.shape.batch)
+            fleet.gang.step(step, jobs, select(config, jobs, ()))
             raw = fetch(Version(0, step + 1))
             want = {k: 0.7 * v + 0.3 * raw[k].double() for k, v in want.items()}
         average = fetch(Version(0, 2, ema=True))

@@ -12,6 +12,7 @@ from typing import Literal
 
 from torch import nn
 
+from flowbp_ray import buckets
 from flowbp_ray.backbones.guidance import one_branch
 from flowbp_ray.config import RunConfig
 from flowbp_ray.planning.costs import Costs
@@ -76,13 +77,17 @@ class Role:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Elements of the transformer, of what is trained of it, and of the VAE; bytes of the text encoders."""
+    """Elements of the transformer, of what is trained of it (all, and the largest tensor), and of the VAE.
+
+    encoder_bytes: of all text encoders.
+    """
 
     transformer: int
     trained: int
     vae: int
     encoders: dict[str, int]
     encoder_bytes: int
+    largest: int = 0
 
     @staticmethod
     def of(config: RunConfig, costs: Costs) -> Sizes:
@@ -98,6 +103,7 @@ class Sizes:
             vae=elements(costs.backbone.vae_skeleton()),
             encoders={name: elements(encoder) for name, encoder in encoders.items()},
             encoder_bytes=sum(p.nbytes for encoder in encoders.values() for p in encoder.parameters()),
+            largest=max((p.numel() for p in trained(module).values()), default=0),
         )
 
 
@@ -203,6 +209,12 @@ def prompt_bytes(costs: Costs) -> int:
     return sum(tensor.nbytes for tensor in costs.backbone.conditioning_skeleton().values())
 
 
+def bucket_bytes(config: RunConfig, sizes: Sizes) -> int:
+    """Bytes of the largest bucket in which weights are published (`flowbp_ray.buckets`)."""
+    item = config.backbone.torch_dtype.itemsize
+    return max(min(buckets.BUCKET, -(-sizes.trained // config.learners.count) * item), sizes.largest * item)
+
+
 def plain(config: RunConfig, sizes: Sizes) -> list[Share]:
     """`engine.TorchEngine`, on one rank. AdamW over a list of tensors makes one more of them (the denominators)."""
     item, t = config.backbone.torch_dtype.itemsize, sizes.trained
@@ -215,14 +227,15 @@ def plain(config: RunConfig, sizes: Sizes) -> list[Share]:
         Share("gradients", t * item),
         Share("fp32 gradients", t * FP32 * half, "optimizer"),
         Share("AdamW's temporaries", t * FP32, "optimizer"),
-        Share("average, cast", t * item * (config.learners.ema is not None), "publishing"),
+        Share("average, a bucket cast", bucket_bytes(config, sizes) * (config.learners.ema is not None), "publishing"),
     ]
 
 
 def sharded(config: RunConfig, sizes: Sizes) -> list[Share]:
     """`zero.DeepSpeedEngine`: what stage 0–3 keeps on each of `count` ranks (DeepSpeed's defaults, bf16 or fp32).
 
-    Stage 0 trains the weights themselves. From stage 1 masters and moments are sharded, from 2 the gradients, at 3 the
+    Stage 0 trains the weights themselves. A bucket that stage 3 gathers is there twice, as it arrives and put together.
+    From stage 1 masters and moments are sharded, from 2 the gradients, at 3 the
     weights too; DeepSpeed keeps fp32 masters also of fp32 weights.
     """
     learners, item = config.learners, config.backbone.torch_dtype.itemsize
@@ -237,7 +250,7 @@ def sharded(config: RunConfig, sizes: Sizes) -> list[Share]:
         Share("average", own * FP32 * ema, place=place),
         Share("gradients", (t if stage < 2 else own) * item),
         Share("AdamW's temporaries", min(own, LIVE if stage == 3 else own) * FP32, "optimizer", place),
-        Share("average, whole and cast", (t * item + own * FP32) * ema, "publishing"),
+        Share("average, a bucket cast", bucket_bytes(config, sizes) * (ema and stage > 0), "publishing"),
     ]
     if stage == 0:
         return [*shares, Share("gradients on their way", min(BUCKET, t) * item, "backward")]
@@ -249,7 +262,7 @@ def sharded(config: RunConfig, sizes: Sizes) -> list[Share]:
         *shares,
         Share("whole weights, before they are sharded", sizes.transformer * item, "building"),
         Share("gathered weights", min(sizes.transformer, LIVE) * item, "backward"),
-        Share("whole weights, gathered and copied", 2 * t * item, "publishing"),
+        Share("weights, a bucket gathered", 2 * bucket_bytes(config, sizes), "publishing"),
     ]
 
 

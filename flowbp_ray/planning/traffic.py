@@ -13,8 +13,8 @@ from flowbp_ray.planning.memory import FP32, Sizes, latent_bytes, prompt_bytes
 class Traffic:
     """Bytes. Those of an image are at most, over the method's draws; `in_flight` is the store's largest content.
 
-    per_prompt: one encoded prompt; prompts: how many there are, None where the file is not here. versions: of the
-    weights that are kept at a time.
+    per_prompt: one encoded prompt; prompts: how many there are, None where the file is not here. per_update: trained
+    weights in the backbone's dtype, all ranks' buckets together. versions: of the weights that are kept at a time.
     """
 
     states: int

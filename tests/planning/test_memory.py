@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.meters import SavedBytes
 from benchmarks.sizes import SIZES
-from flowbp_ray import backbones, loading, weights
+from flowbp_ray import backbones, buckets, loading, weights
 from flowbp_ray.engine import TorchEngine
 from flowbp_ray.planning import memory
 from flowbp_ray.planning.costs import Costs
@@ -178,6 +178,23 @@ def test_an_offloaded_optimizer_leaves_12_bytes_a_trained_parameter_to_the_host(
     assert {s.name for s in away if s.place == "device" and s.phase == "optimizer"} == set()
 
 
+@pytest.mark.parametrize(("stage", "copies"), [(0, 0), (1, 1), (2, 1), (3, 2)])
+def test_publishing_takes_a_bucket_and_not_the_whole(stage: int, copies: int, folders: Any) -> None:
+    """The average is cast a bucket at a time, and stage 3 gathers one; stage 0 publishes what is there."""
+    dtype = "bfloat16" if stage else "float32"
+    config = config_of("sd35", folders("sd35")[1], f"backbone.dtype={dtype}", f"learners.zero={stage}")
+    assert config.learners.ema is not None
+    sizes = memory.Sizes(8 * 10**9, 8 * 10**9, 0, {}, 0, largest=10**7)
+    held = [s.nbytes for s in memory.sharded(config, sizes) if s.phase == "publishing"]
+    assert max(held, default=0) == copies * buckets.BUCKET
+    if not stage:
+        return
+    large = memory.Sizes(8 * 10**9, 8 * 10**9, 0, {}, 0, largest=10**9)
+    assert memory.bucket_bytes(config, large) == 2 * 10**9  # a tensor is never cut
+    few = memory.Sizes(8 * 10**9, 8 * 10**6, 0, {}, 0, largest=10)
+    assert memory.bucket_bytes(config, few) == 2 * 10**6  # each of 8 ranks its share
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("extra", [[], ["learners.lora.rank=4"]], ids=["full", "lora"])
 def test_the_plain_engine_holds_what_is_planned(dtype: str, extra: list[str], folders: Any) -> None:
@@ -195,6 +212,6 @@ def test_the_plain_engine_holds_what_is_planned(dtype: str, extra: list[str], fo
     engine.step(1e-4)
     assert engine.ema is not None
     moments = [t for s in engine.optimizer.state.values() for t in s.values() if t.dim()]
-    storages = {t.untyped_storage().data_ptr(): t.nbytes for t in [*module.parameters(), *engine.masters.values()]}
+    storages = {t.data_ptr(): t.nbytes for t in [*module.parameters(), *engine.masters.values()]}
     really = sum(storages.values()) + gradients + sum(t.nbytes for t in [*moments, *engine.ema.average])
     assert sum(s.nbytes for s in memory.plain(config, sizes) if not s.phase) == really

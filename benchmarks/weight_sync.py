@@ -1,0 +1,226 @@
+"""python -m benchmarks.weight_sync: what it takes to publish weights and to load them, against Ray alone.
+
+A learner's actor with an engine on random weights publishes through `actors.transport.publish`, a sampler's actor loads
+through `actors.transport.load`; in turn with these the same learner does `ray.put` of one array of as many bytes, and
+the same sampler `ray.get`. The store's memory was used before: what is touched for the first time costs ten times as
+much on either side. One node, an otherwise idle machine. Prints a table on stderr and JSON on stdout.
+
+publish_s, put_s: inside the learner, from the call until the last byte is in the store. load_s, get_s: inside the
+    sampler, until all tensors can be read. ratio: (put + get) / (publish + load), the median over the pairs: the share
+    of Ray's own throughput.
+publish_wall_s, put_wall_s: what the driver sees, with the calls' way there and back.
+install_s, fingerprint_s, checksums_s: beside the transfer, what a sampler does with a new version (copying it into the
+    module, stating what it holds) and a learner (stating what its masters are).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from torch import nn
+
+from actors import transport
+from actors.learner import LearnerActor
+from actors.process import thread_env
+from flowbp_ray import weights
+from flowbp_ray.buckets import divide
+from flowbp_ray.config import LearnersConfig
+from flowbp_ray.engine import TorchEngine
+from flowbp_ray.fingerprint import fingerprint
+from flowbp_ray.learner import Learner
+from flowbp_ray.messages import Version, unpack_all
+
+WIDTH = 1536  # SD3.5-M's
+RANK = 16
+STORE, WARM = 3.0, 2  # so many versions and arrays Ray's store has room for at a time, and so many are made beforehand
+PAUSE = 0.3  # seconds after each side, in which Ray frees what nobody refers to
+
+
+def module(mb: float) -> nn.Module:
+    """Random bf16 weights of `mb` million bytes: up to 20 adapters of rank 16, above that blocks like SD3.5-M's."""
+    left = int(mb * 1e6) // 2
+    w = WIDTH
+    adapters = [(RANK, w), (w, RANK)] * 4
+    block = [(w, w), (w,)] * 4 + [(4 * w, w), (4 * w,), (w, 4 * w), (w,), (6 * w, w), (6 * w,)]
+    shapes: list[tuple[int, ...]] = []
+    while left > 0:
+        for shape in adapters if mb <= 20 else block:
+            size = min(left, int(np.prod(shape)))
+            if size:
+                shapes.append(shape if size == np.prod(shape) else (size,))
+            left -= size
+    made = nn.Module()
+    for number, shape in enumerate(shapes):
+        made.register_parameter(f"w{number}", nn.Parameter(torch.empty(shape, dtype=torch.bfloat16).normal_()))
+    return made
+
+
+class Publisher(LearnerActor):
+    """A learner rank that has weights and no model."""
+
+    def hold(self, mb: float) -> tuple[int, int]:
+        """Make the weights; returns how many bytes and tensors."""
+        torch.set_num_threads(1)
+        learner = Learner.__new__(Learner)
+        learner.rank = 0
+        learner.engine = TorchEngine(module(mb), LearnersConfig(micro_batch=1, engine="torch"))
+        sizes = learner.engine.sizes()
+        learner.buckets = divide(sizes)
+        self.learner = learner
+        self.raw = np.random.default_rng(0).integers(0, 255, sum(sizes.values()), dtype=np.uint8)
+        return sum(sizes.values()), len(sizes)
+
+    def put(self) -> tuple[float, list[Any]]:
+        started = time.perf_counter()
+        reference = ray.put(self.raw)
+        return time.perf_counter() - started, [reference]
+
+    def timed_checksums(self) -> float:
+        started = time.perf_counter()
+        self.learner.checksums()
+        return time.perf_counter() - started
+
+
+class Loader:
+    """A sampler that has weights and no model."""
+
+    def hold(self, mb: float) -> None:
+        torch.set_num_threads(1)
+        self.module = module(mb)
+
+    def load(self, held: transport.Reference, install: bool) -> dict[str, Any]:
+        """Seconds; where the weights are installed also the fingerprint of what is held then."""
+        started = time.perf_counter()
+        tensors = unpack_all(transport.load(held))
+        marks = [started, time.perf_counter()]
+        if not install:
+            return {"load_s": marks[1] - marks[0]}
+        weights.install(self.module, tensors)
+        marks.append(time.perf_counter())
+        stated = fingerprint(weights.trained(self.module))
+        marks.append(time.perf_counter())
+        load, install_s, fingerprint_s = (b - a for a, b in pairwise(marks))
+        return {"load_s": load, "install_s": install_s, "fingerprint_s": fingerprint_s, "stated": stated}
+
+    def get(self, held: transport.Reference) -> float:
+        started = time.perf_counter()
+        transport.read(held)
+        return time.perf_counter() - started
+
+
+def row(mb: float, pairs: int) -> dict[str, Any]:
+    """One size: `pairs` pairs in turn, after one that does not count."""
+    options = {"num_cpus": 0.1, "runtime_env": {"env_vars": thread_env(1)}}
+    learner, sampler = (ray.remote(actor).options(**options).remote() for actor in (Publisher, Loader))
+    (nbytes, tensors), _ = ray.get([learner.hold.remote(mb), sampler.hold.remote(mb)])
+    buckets = ray.get(learner.buckets.remote())
+
+    def ours(step: int) -> dict[str, Any]:
+        started = time.perf_counter()
+        published = transport.publish([learner], [buckets], Version(0, step))
+        [seconds] = ray.get(list(published.acks))
+        wall = time.perf_counter() - started
+        stated = published.fingerprint  # waits for the checksums: they must not run beside the load
+        found = ray.get(sampler.load.remote(published.weights, step == 0))
+        if found.pop("stated", stated) != stated:
+            raise RuntimeError("what was loaded is not what was published")
+        return found | {"publish_s": seconds, "publish_wall_s": wall}
+
+    def rays() -> dict[str, Any]:
+        started = time.perf_counter()
+        seconds, held = ray.get(learner.put.remote())
+        wall = time.perf_counter() - started
+        return {"put_s": seconds, "put_wall_s": wall, "get_s": ray.get(sampler.get.remote(held))}
+
+    def warm() -> None:
+        """Let the store's memory be touched: the first time costs a page fault per 4 kB on either side."""
+        held = [ray.get(learner.put.remote()) for _ in range(WARM)]
+        del held
+
+    warm()
+    first = ours(0) | rays() | {"checksums_s": ray.get(learner.timed_checksums.remote())}
+    measured = []
+    for turn in range(1, pairs + 1):
+        found: dict[str, Any] = {}
+        for side in (lambda t=turn: ours(t), rays) if turn % 2 else (rays, lambda t=turn: ours(t)):
+            found |= side()
+            time.sleep(PAUSE)
+        measured.append(found)
+    for actor in (learner, sampler):
+        ray.kill(actor)
+    ratios = sorted((m["put_s"] + m["get_s"]) / (m["publish_s"] + m["load_s"]) for m in measured)
+    walls = [(m["put_wall_s"] + m["get_s"]) / (m["publish_wall_s"] + m["load_s"]) for m in measured]
+    names = ("publish_s", "load_s", "put_s", "get_s", "publish_wall_s", "put_wall_s")
+    return {
+        "mb": mb,
+        "bytes": nbytes,
+        "tensors": tensors,
+        "objects": buckets,
+        **{name: round(statistics.median(m[name] for m in measured), 5) for name in names},
+        "ratio": round(statistics.median(ratios), 3),
+        "ratios": [round(r, 3) for r in ratios],
+        "wall_ratio": round(statistics.median(walls), 3),
+        **{name: round(first[name], 4) for name in ("install_s", "fingerprint_s", "checksums_s")},
+        "load": round(os.getloadavg()[0], 1),
+    }
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """For people, in Markdown."""
+    head = ["MB", "tensors", "objects", "publish", "load", "ray.put", "ray.get", "ratio", "install", "fingerprint"]
+    lines = [head, ["---"] * len(head)]
+    for r in rows:
+        times = [f"{1000 * r[name]:.1f} ms" for name in ("publish_s", "load_s", "put_s", "get_s")]
+        after = [f"{1000 * r[name]:.0f} ms" for name in ("install_s", "fingerprint_s")]
+        lines.append([f"{r['mb']:g}", str(r["tensors"]), str(r["objects"]), *times, f"{r['ratio']:.2f}", *after])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def result(arguments: Sequence[str]) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mb", type=float, nargs="+", default=[10.0, 100.0, 1000.0], help="million bytes")
+    parser.add_argument("--pairs", type=int, default=9)
+    options = parser.parse_args(arguments)
+    if min(options.mb) <= 0 or options.pairs < 1:
+        raise ValueError(f"--mb and --pairs must be above 0, got {options.mb} and {options.pairs}")
+    mine = not ray.is_initialized()
+    if mine:
+        room = max(200e6, STORE * max(options.mb) * 1e6)
+        ray.init(
+            address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=int(room)
+        )
+    try:
+        rows = [row(mb, options.pairs) for mb in options.mb]
+    finally:
+        if mine:
+            ray.shutdown()
+    return {
+        "command": shlex.join(["python", "-m", "benchmarks.weight_sync", *arguments]),
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+        "ray": ray.__version__,
+        "pairs": options.pairs,
+        "rows": rows,
+    }
+
+
+def main() -> None:
+    found = result(sys.argv[1:])
+    print(table(found["rows"]), file=sys.stderr)
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""Weights in buckets: what is divided, packed, gathered and loaded is bit for bit what was trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from actors import gang as gangs
+from actors.gang import Gang
+from actors.transport import load, restore
+from flowbp_ray import buckets, prompts
+from flowbp_ray.buckets import Bucket, divide, lay_out, stretch
+from flowbp_ray.config import LearnersConfig
+from flowbp_ray.ema import Ema
+from flowbp_ray.embeddings import PackedEmbeddings, encode
+from flowbp_ray.engine import TorchEngine
+from flowbp_ray.fingerprint import fingerprint
+from flowbp_ray.local import LocalLoop
+from flowbp_ray.messages import Version, unpack_all
+from flowbp_ray.parcel import Parcel
+from flowbp_ray.weights import digest, digest_of_parts
+from tests.faulty import SMALL, CountingLearner, instead
+from tests.small import small_config
+
+
+@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 5), st.integers(1, 60))
+def test_every_tensor_is_in_one_bucket_and_every_rank_has_its_share(sizes: list[int], ranks: int, limit: int) -> None:
+    nbytes = {f"w{i}": size for i, size in enumerate(sizes)}
+    found = divide(nbytes, ranks, limit)
+    assert [name for bucket in found for name in bucket.names] == list(nbytes)
+    assert {bucket.rank for bucket in found} == set(range(ranks))
+    held = {rank: sum(nbytes[n] for b in found if b.rank == rank for n in b.names) for rank in range(ranks)}
+    for bucket in found:
+        assert sum(nbytes[name] for name in bucket.names) <= limit or len(bucket.names) == 1
+    assert max(held.values()) - min(held.values()) <= max([*sizes, min(limit, -(-sum(sizes) // ranks))])
+
+
+def test_a_bucket_is_256_mib_unless_a_tensor_has_more() -> None:
+    sizes = {"a": 100 * 2**20, "b": 156 * 2**20, "c": 300 * 2**20, "d": 1, "e": 2**20}
+    assert [bucket.names for bucket in divide(sizes)] == [("a", "b"), ("c",), ("d", "e")]
+    assert divide({"a": 1}, 2) == [Bucket(("a",), 0), Bucket((), 1)]
+
+
+def odd_tensors() -> dict[str, torch.Tensor]:
+    g = torch.Generator().manual_seed(0)
+    _, lying = stretch({"x": (torch.Size([3, 5]), torch.bfloat16), "y": (torch.Size([7]), torch.float32)}, "cpu")
+    for tensor in lying.values():
+        tensor.copy_(torch.randn(tensor.shape, generator=g))
+    lone = {"zero": torch.tensor(-0.0), "none": torch.empty(0, 3), "steps": torch.arange(6).view(2, 3)}
+    return {**lying, **lone, "turned": torch.randn(4, 6, generator=g).t(), "last": torch.randn(2, 2).bfloat16()}
+
+
+def test_a_parcel_holds_tensors_of_any_kind() -> None:
+    tensors = odd_tensors()
+    parcel = Parcel.of(tensors)
+    back = unpack_all(parcel.tensors())
+    assert list(back) == list(tensors)
+    for name, tensor in tensors.items():
+        assert back[name].dtype == tensor.dtype and back[name].shape == tensor.shape
+    assert fingerprint(back) == fingerprint(tensors) and digest(back) == digest(tensors)
+    assert torch.signbit(back["zero"]) and Parcel.of({}).tensors() == {}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_engine_publishes_from_the_memory_of_its_weights(dtype: torch.dtype, monkeypatch: Any) -> None:
+    """One array per bucket, no copy; the optimizer goes on in the same memory."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3)).to(dtype)
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    config = LearnersConfig.model_validate({"micro_batch": 1, "engine": "torch", "ema": {"decay": 0.5}})
+    engine = TorchEngine(module, config)
+    assert fingerprint(engine.weights()) == fingerprint(before)
+    held = divide(engine.sizes())
+    [parcel] = [Parcel.of(tensors) for tensors in engine.parts(held)]
+    assert len(parcel.arrays) == 1
+    engine.backward(module(torch.ones(2, 5, dtype=dtype)).float().square().sum(), True)
+    engine.step(1e-2)
+    assert fingerprint(unpack_all(parcel.tensors())) == fingerprint(engine.weights()) != fingerprint(before)
+    monkeypatch.setattr(buckets, "BUCKET", 40 * dtype.itemsize)
+    several = divide(dict(sorted(engine.sizes().items())), 3)
+    assert len(several) > 2
+    for ema in (False, True):
+        parts = [{k: v.clone() for k, v in tensors.items()} for tensors in engine.parts(several, ema)]
+        assert digest_of_parts(parts) == digest(engine.weights(ema))
+
+
+def test_laying_out_leaves_other_strides_alone() -> None:
+    turned = nn.Parameter(torch.randn(4, 6).t())
+    dense = {"a": nn.Parameter(torch.randn(3)), "b": turned, "c": nn.Parameter(torch.randn(5))}
+    values = {name: p.detach().clone() for name, p in dense.items()}
+    lay_out(dense)
+    assert turned.stride() == (1, 6) and fingerprint(dense) == fingerprint(values)
+    assert dense["c"].data_ptr() - dense["a"].data_ptr() == buckets.ALIGNED
+
+
+def test_the_average_is_swapped_in_pieces(monkeypatch: Any) -> None:
+    monkeypatch.setattr("flowbp_ray.ema.PIECE", 3)
+    shards = [torch.arange(7.0), torch.tensor(1.0), torch.arange(6.0).view(2, 3)]
+    ema = Ema(shards, 0.5)
+    for shard in shards:
+        shard.add_(1)
+    with ema.swapped(shards):
+        assert [s.sum() for s in shards] == [21, 1, 15] and [a.sum() for a in ema.average] == [28, 2, 21]
+    assert [s.sum() for s in shards] == [28, 2, 21]
+
+
+CASES = [(1, "float32"), (2, "bfloat16"), (3, "float32"), (3, "bfloat16"), (0, "float32"), (1, "bfloat16")]
+
+
+@pytest.mark.ray
+@pytest.mark.deepspeed
+@pytest.mark.parametrize(
+    "zero, dtype", [pytest.param(*c, marks=[pytest.mark.long] if c in CASES[3:] else []) for c in CASES]
+)
+def test_ranks_publish_their_share_and_never_more_than_a_bucket_is_whole(
+    local_ray: Any, tmp_path: Path, zero: int, dtype: str
+) -> None:
+    """Both ranks at every stage, weights and average, against the model's own weights, bit for bit."""
+    engine = ["learners.engine=deepspeed", "learners.count=2", f"learners.zero={zero}", "learners.ema.decay=0.9"]
+    config = small_config(tmp_path, "flowbp_sparse", f"backbone.dtype={dtype}", *engine)
+    plain = config.learners.model_copy(update={"engine": "torch", "count": 1})
+    want = LocalLoop(config.model_copy(update={"learners": plain})).learner
+    texts = [record.text for record in prompts.load(config.data.prompts)]
+    with instead(gangs, "RemoteLearner", CountingLearner):
+        gang = Gang(config)
+        try:
+            local_ray.get(gang.launch(ray.put(PackedEmbeddings.of(encode(config, texts)))))
+            for ema in (False, True):
+                published = gang.publish(Version(0, 0, ema))
+                tensors = unpack_all(load(published.weights))
+                assert published.fingerprint == fingerprint(tensors) == fingerprint(want.engine.weights())  # type: ignore[attr-defined]
+                assert min(gang.buckets) >= 2 and len(published.weights) == sum(gang.buckets)
+                most = max(local_ray.get([rank.most_whole.remote() for rank in gang.ranks]))
+                assert most == 0 if zero < 3 or ema else 0 < most <= max(SMALL, *(t.nbytes for t in tensors.values()))
+                assert not any(local_ray.get([rank.whole_bytes.remote() for rank in gang.ranks]))
+            assert gang.digest() == want.digest()
+            again = restore(Version(1, 0), {name: t.clone() for name, t in tensors.items()})
+            assert again.fingerprint == fingerprint(unpack_all(load(again.weights))) == published.fingerprint
+        finally:
+            gang.stop()
