@@ -153,7 +153,7 @@ class EmulatedReward(Process):
 
 
 class EmulatedLearner:
-    """One rank. Rank 0 publishes all, in one bucket; the first element of the weights counts the steps, and all ranks state it."""
+    """One rank. Rank 0 publishes all, as one bucket. Their first element counts the steps, and all ranks state it."""
 
     def ready(self) -> bool:
         return True
