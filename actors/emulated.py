@@ -200,6 +200,9 @@ class EmulatedLearner:
     def digest(self) -> str:
         return f"emulated, {self.done} steps"
 
+    def sees(self, folder: str) -> None:
+        pass
+
     def save(self, folder: str) -> None:
         pass
 
