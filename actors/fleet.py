@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
@@ -22,7 +22,6 @@ from flowbp_ray.config import RunConfig
 from flowbp_ray.embedding_cache import cache_path
 from flowbp_ray.embeddings import Encoded
 from flowbp_ray.failure import RunFailed
-from flowbp_ray.remote import agreement
 from flowbp_ray.remote.client import assigned
 from flowbp_ray.reward_settings import RewardsConfig
 from flowbp_ray.settings import PoolConfig
@@ -38,8 +37,9 @@ class Fleet:
     pipeline: Pipeline
     encoded: Encoded
 
-    def __init__(self, config: RunConfig, prompts: Sequence[str]) -> None:
-        self.config = config
+    def __init__(self, config: RunConfig, prompts: Sequence[str], agreed: Mapping[str, str] | None = None) -> None:
+        """agreed: what `agreement.check` returned, for reward servers elsewhere."""
+        self.config, self.agreed = config, agreed or {}
         self.handles: list[Any] = []
         self.groups: list[Any] = []
         self._gang: Gang | None = None
@@ -51,7 +51,6 @@ class Fleet:
 
     def _start(self, config: RunConfig, prompts: list[str]) -> None:
         timeout = config.cluster.stall_timeout
-        agreed = agreement.check(config)
         encoding = Encoding(config, prompts)
         self.handles.append(encoding.actor)
         self.embeddings = encoding.embeddings
@@ -59,7 +58,7 @@ class Fleet:
             self.encoded = encoding.finish(timeout)
         self.gang = self._gang = Gang(config)
         samplers = self._pool("sampler", "samplers", RemoteSampler, config.samplers)
-        scorers = self._pool("reward server", "rewards", RemoteReward, config.rewards, agreed)
+        scorers = self._pool("reward server", "rewards", RemoteReward, config.rewards, self.agreed)
         built = self.gang.launch(self.embeddings)
         if not config.encoder.gpus:  # they were starting meanwhile
             self.encoded = encoding.finish(timeout)

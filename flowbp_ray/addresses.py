@@ -35,3 +35,8 @@ def absolute(value: str | None) -> str | None:
         return None if value is None else str(Path(value).expanduser().absolute())
     except RuntimeError as error:
         raise ValueError(f"{value!r} names the home of nobody here; write the whole path") from error
+
+
+def bearer(secret: str | None) -> dict[str, str]:
+    """The header that shows a token or an API key; none without one."""
+    return {"Authorization": f"Bearer {secret}"} if secret else {}
