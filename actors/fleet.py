@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
@@ -24,7 +24,6 @@ from flowbp_ray.config import RunConfig
 from flowbp_ray.embedding_cache import cache_path
 from flowbp_ray.embeddings import Encoded
 from flowbp_ray.failure import RunFailed
-from flowbp_ray.remote import agreement
 from flowbp_ray.remote.client import assigned
 from flowbp_ray.reward_settings import RewardsConfig
 from flowbp_ray.settings import PoolConfig
@@ -39,8 +38,11 @@ class Fleet:
     pipeline: Pipeline
     encoded: Encoded
 
-    def __init__(self, config: RunConfig, prompts: Sequence[str], roles: Roles = REAL) -> None:
-        self.config, self.roles = config, roles
+    def __init__(
+        self, config: RunConfig, prompts: Sequence[str], agreed: Mapping[str, str] | None = None, roles: Roles = REAL
+    ) -> None:
+        """agreed: what `agreement.check` returned, for reward servers elsewhere."""
+        self.config, self.agreed, self.roles = config, agreed or {}, roles
         self.handles: list[Any] = []
         self.crews: dict[str, Crew] = {}
         self._gang: Gang | None = None
@@ -52,7 +54,6 @@ class Fleet:
 
     def _start(self, config: RunConfig, prompts: list[str]) -> None:
         timeout = config.cluster.stall_timeout
-        agreed = [agreement.check(config)] if config.rewards.url else []
         encoding = Encoding(config, prompts, self.roles)
         self.handles.append(encoding.actor)
         self.embeddings = encoding.embeddings
@@ -60,7 +61,8 @@ class Fleet:
             self.encoded = encoding.finish(timeout)
         self.gang = self._gang = Gang(config, self.roles)
         samplers = self._crew("sampler", "samplers", self.roles.sampler or RemoteSampler, config.samplers)
-        scorers = self._crew("reward server", "rewards", self.roles.reward or RemoteReward, config.rewards, *agreed)
+        reward = self.roles.reward or RemoteReward
+        scorers = self._crew("reward server", "rewards", reward, config.rewards, self.agreed)
         built = self.gang.launch(self.embeddings)
         if not config.encoder.gpus:  # they were starting meanwhile
             self.encoded = encoding.finish(timeout)

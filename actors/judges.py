@@ -31,7 +31,7 @@ from flowbp_ray.judges.config import JudgeConfig
 from flowbp_ray.metrics import Tracker
 from flowbp_ray.run import Run
 from flowbp_ray.selection import Selection, selection
-from flowbp_ray.settings import PoolConfig
+from flowbp_ray.settings import PoolConfig, ProcessConfig
 
 RESTARTS = -1  # a judge holds nothing that cannot be built again
 LOOK = 2.0  # seconds between two looks at the servers' logs while an answer is waited for
@@ -69,7 +69,7 @@ class Judges:
             raise
 
     def _start(self, judge: JudgeConfig, key: str) -> None:
-        pool = PoolConfig(count=1, **{key: getattr(judge, key) for key in ("threads", "cpus", "gpus")})
+        pool = PoolConfig(count=1, **{field: getattr(judge, field) for field in ProcessConfig.model_fields})
         group = place(pool, f"judge {judge.name!r}", key, self.config.cluster.placement_timeout)
         self.groups.append(group)
         log, token = str(self.logs.path(judge.name)), uuid.uuid4().hex

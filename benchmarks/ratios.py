@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,14 +75,13 @@ def bench(
         configs = [loading.load(name, [*overrides, *fixed, *ratio]) for ratio in wanted]
         configs = [c.model_copy(update={"name": f"{c.name}-{i}"}) for i, c in enumerate(configs)]
         roles = [REAL if profile is None else _roles(profile, config) for config in configs]
-        if profile is None:
-            check(configs[0])
+        agreed = check(configs[0]).agreed if profile is None else {}
         started = not ray.is_initialized()
         try:
             _start(configs, profile)
             points = []
             for config, kind in zip(configs, roles, strict=True):
-                found = measure(config, kind, seconds, meanwhile)
+                found = measure(config, kind, seconds, meanwhile, agreed)
                 note(f"{found.ratio}: {found.images_per_s:.3g} images/s, {found.steps} steps of {found.step_s:.3g} s")
                 points.append(found)
         finally:
@@ -125,15 +124,19 @@ def _start(configs: Sequence[RunConfig], profile: Profile | None) -> None:
 
 
 def measure(
-    config: RunConfig, roles: Roles, seconds: float, meanwhile: Callable[[Loop, int], None] = lambda loop, step: None
+    config: RunConfig,
+    roles: Roles,
+    seconds: float,
+    meanwhile: Callable[[Loop, int], None] = lambda loop, step: None,
+    agreed: Mapping[str, str] | None = None,
 ) -> Point:
-    """Steps for `seconds`, at least three, after staleness + 2 that do not count."""
+    """Steps for `seconds`, at least three, after staleness + 2 that do not count. agreed: see `Fleet`."""
     run = Run.create(config)
     records = prompts.load(config.data.prompts)
     tracker, warm = Tracker(run.folder, config), config.staleness + 2
     marks: list[Mark] = []
     try:
-        with Fleet(config, [record.text for record in records], roles) as fleet, Interrupts() as interrupts:
+        with Fleet(config, [record.text for record in records], agreed, roles) as fleet, Interrupts() as interrupts:
             evaluator = Evaluator(config, run, [], len(records))
             with Judges(config, run, evaluator, tracker) as judges:
                 progress = Progress(STEPS, quiet=True)

@@ -35,3 +35,17 @@ def absolute(value: str | None) -> str | None:
         return None if value is None else str(Path(value).expanduser().absolute())
     except RuntimeError as error:
         raise ValueError(f"{value!r} names the home of nobody here; write the whole path") from error
+
+
+def named(path: str | Path) -> Path | None:
+    """The file or folder that this names, or None: a text may be too long for a name, or of a user who is not here."""
+    try:
+        found = Path(path).expanduser()
+        return found if found.exists() else None
+    except (OSError, RuntimeError, ValueError):
+        return None
+
+
+def bearer(secret: str | None) -> dict[str, str]:
+    """The header that shows a token or an API key; none without one."""
+    return {"Authorization": f"Bearer {secret}"} if secret else {}

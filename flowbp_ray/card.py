@@ -15,7 +15,7 @@ from flowbp_ray.config import RunConfig
 from flowbp_ray.evaluating import Evaluator
 from flowbp_ray.judges.config import JudgeConfig
 from flowbp_ray.prompts import PromptRecord
-from flowbp_ray.report import compared, monitoring, rows
+from flowbp_ray.report import compared, rows
 from flowbp_ray.run import Run, digest_of
 from flowbp_ray.surrogate.methods import METHODS
 
@@ -184,7 +184,7 @@ def _method(spec: dict[str, Any]) -> str:
 
 def _measured(config: RunConfig) -> list[str]:
     """What nothing was trained on: monitors, and judges of evaluations."""
-    return [*(monitor.name for monitor in config.rewards.monitors), *monitoring(config)]
+    return [*(monitor.name for monitor in config.rewards.monitors), *config.judged]
 
 
 def _judge(judge: JudgeConfig) -> str:

@@ -21,11 +21,12 @@ from flowbp_ray.rewards import base
 
 @dataclass(frozen=True)
 class Checked:
-    """Training and evaluation prompts, and what is trained, in words."""
+    """Training and evaluation prompts, and what is trained, in words. agreed: see `agreement.check`."""
 
     training: list[PromptRecord]
     held_out: list[PromptRecord]
     trains: str
+    agreed: dict[str, str]
 
 
 def check(config: RunConfig) -> Checked:
@@ -38,15 +39,14 @@ def check(config: RunConfig) -> Checked:
     backbone.latent_shape(model.height, model.width)
     prepared = weights.prepare(backbone.skeleton(), lora, config.seed, backbone.lora_targets)
     train, held_out = read_prompts(config)
-    if config.rewards.url:  # whose servers have checked their own
-        agreement.check(config)
-    else:
+    agreed = agreement.check(config)
+    if not config.rewards.url:  # whose servers have checked their own
         check_rewards(config, [record.text for record in held_out])
     judges.check(config.judges)
     cache = cache_folder(config.encoder.cache)
     for part in (backbone.base_folder / "transformer", backbone.base_folder / "vae", *backbone.encoder_parts()):
         _check_weights(part, None if cache is None else cache / "files")
-    return Checked(train, held_out, weights.describe(prepared, lora))
+    return Checked(train, held_out, weights.describe(prepared, lora), agreed)
 
 
 def check_rewards(config: RunConfig, evaluated: Sequence[str] = ()) -> None:

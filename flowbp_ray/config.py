@@ -271,5 +271,10 @@ class RunConfig(Strict):
         return any(judge.role == "gate" for judge in self.judges)
 
     @property
+    def judged(self) -> list[str]:
+        """The metrics of judges that are monitors."""
+        return [metric for judge in self.judges if judge.role == "monitor" for metric in judge.metrics.values()]
+
+    @property
     def run_dir(self) -> Path:
         return Path(self.output) / self.name

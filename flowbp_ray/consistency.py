@@ -103,7 +103,7 @@ def _check_guard(config: RunConfig) -> None:
         raise ValueError("guard judges evaluations in the run's course; write evaluation.prompts and evaluation.every")
     trained, known = {t.name for t in config.rewards.terms}, [m.name for m in config.rewards.monitors]
     known += VERIFIED if config.evaluation.prompts.startswith("shapes:") else []
-    known += [metric for judge in config.judges if judge.role == "monitor" for metric in judge.metrics.values()]
+    known += config.judged
     for name in config.guard.metrics:
         if name in trained:
             raise ValueError(f"guard.metrics names {name!r}, which is trained on; write what is only measured")

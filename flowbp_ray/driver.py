@@ -55,7 +55,7 @@ def train(config: RunConfig, progress: Progress | None = None) -> tuple[Run, dic
         with Interrupts() as interrupts:
             start_ray(config.cluster.address)
             interrupts.arm()
-            with Fleet(config, [r.text for r in (*records, *held_out)]) as fleet:
+            with Fleet(config, [r.text for r in (*records, *held_out)], checked.agreed) as fleet:
                 run.logger().info("embeddings: %s", fleet.encoded.describe())
                 evaluator = Evaluator(config, run, held_out, len(records))
                 with Judges(config, run, evaluator, tracker) as judges:

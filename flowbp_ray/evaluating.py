@@ -26,7 +26,6 @@ class Evaluator:
         self.results: dict[int, dict[float, Evaluation]] = {}
         self.faults: list[str] = []
         self.shown: dict[float, tuple[np.ndarray, np.ndarray]] = {}  # of the last: pictures, and which are drawn
-        self.judged = [metric for judge in config.judges for metric in judge.metrics.values()]
         self.first_pictures: dict[float, np.ndarray] = {}  # [n, H, W, 3] uint8
 
     def evaluate(self, version: Version, draw: Draw) -> dict[float, Evaluation]:
@@ -53,14 +52,14 @@ class Evaluator:
         """Metrics of an evaluation that come later: a judge's. Their order is that of the configuration."""
         evaluation = self.results[step][guidance]
         known = {**evaluation.values, **values}
-        late = {name: known.pop(name) for name in self.judged if name in known}
+        late = {name: known.pop(name) for name in self.config.judged if name in known}
         self.results[step][guidance] = replace(evaluation, values=known | late)
 
     def faults_at(self, step: int) -> list[str]:
         """What was not finite in the evaluation after `step`, where there was one; not what a judge did not answer."""
         lines = []
         for guidance, evaluation in self.results.get(step, {}).items():
-            values = {name: v.tolist() for name, v in evaluation.values.items() if name not in self.judged}
+            values = {name: v.tolist() for name, v in evaluation.values.items() if name not in self.config.judged}
             lines += self._faults(values, step, guidance)
         return lines
 

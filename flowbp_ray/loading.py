@@ -106,7 +106,7 @@ def _change(tree: Any, override: str) -> Any:
     if "[" not in key:
         return OmegaConf.from_dotlist([f"{key}={value}"])
     where = key.split("[")[0]
-    change = OmegaConf.from_dotlist([f"{where}=null"])
+    change = OmegaConf.create()
     OmegaConf.update(change, where, OmegaConf.select(tree, where))
     OmegaConf.update(change, key, OmegaConf.from_dotlist([f"value={value}"]).value, merge=True)
     return change

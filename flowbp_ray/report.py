@@ -52,11 +52,11 @@ def curves(run: Run) -> Path | None:
     train = [line for line in lines if line["kind"] == "train"]
     if not train:
         return None
-    rewards, judges = [reward.name for reward in run.config().rewards.all], monitoring(run.config())
+    config = run.config()
     panels = [
-        ("evaluation", "rewards on held-out prompts", rewards),
+        ("evaluation", "rewards on held-out prompts", [reward.name for reward in config.rewards.all]),
         ("evaluation", "share that the exact verifier accepts", ["verifier"]),
-        ("judge", "judges on held-out prompts", judges),
+        ("judge", "judges on held-out prompts", config.judged),
     ]
     panels = [(kind, title, names) for kind, title, names in panels if _have(lines, kind, names)]
     width = 4.4 * (1 + len(panels))
@@ -81,11 +81,6 @@ def curves(run: Run) -> Path | None:
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path
-
-
-def monitoring(config: RunConfig) -> list[str]:
-    """The metrics of the judges that are monitors."""
-    return [metric for judge in config.judges if judge.role == "monitor" for metric in judge.metrics.values()]
 
 
 def _have(lines: Sequence[Mapping[str, Any]], kind: str, names: Sequence[str]) -> bool:

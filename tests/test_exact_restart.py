@@ -68,9 +68,9 @@ def facts(run: Run) -> list[dict[str, Any]]:
     ("stop", "settings"),
     [
         pytest.param(1, ["staleness=0", *FULL], marks=long),
-        pytest.param(3, ["staleness=1", *FULL, *EVALUATED], marks=long),
+        (3, ["staleness=1", *FULL, *EVALUATED]),
         pytest.param(2, ["staleness=1", *LORA, *FULL], marks=long),
-        (3, ["staleness=1", *ZERO2, *FULL]),
+        pytest.param(3, ["staleness=1", *ZERO2, *FULL], marks=long),
     ],
     ids=["S=0, before any checkpoint", "S=1, evaluated", "S=1, LoRA", "S=1, ZeRO-2 on two ranks"],
 )

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flowbp_ray.addresses import bearer
 from flowbp_ray.judges.config import JudgeConfig
 from flowbp_ray.judges.server import check_python
 
@@ -48,7 +49,7 @@ class NoRedirect(urllib.request.HTTPRedirectHandler):
 
 def _check_url(url: str, key: str | None) -> None:
     """The list of models must come: that is there at every OpenAI-compatible server."""
-    asked = urllib.request.Request(f"{url}/v1/models", headers={"Authorization": f"Bearer {key}"} if key else {})
+    asked = urllib.request.Request(f"{url}/v1/models", headers=bearer(key))
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}), NoRedirect)  # as the client does it
     try:
         with direct.open(asked, timeout=PATIENCE) as response:

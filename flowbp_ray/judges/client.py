@@ -16,6 +16,7 @@ import aiohttp
 import numpy as np
 from PIL import Image
 
+from flowbp_ray.addresses import bearer
 from flowbp_ray.failure import RunFailed
 from flowbp_ray.judges.templates import Template, Unparsable, YesNo, shortened
 
@@ -234,11 +235,6 @@ def read(answer: Mapping[str, Any], template: Template) -> dict[str, float]:
         raise
     except ODD as error:
         raise Unparsable(f"the answer is odd ({type(error).__name__}: {shortened(str(error))})") from error
-
-
-def bearer(key: str | None) -> dict[str, str]:
-    """The headers that carry an API key."""
-    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 async def as_json(session: aiohttp.ClientSession, method: str, url: str, body: Any = None) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import aiohttp
 
+from flowbp_ray.addresses import bearer
 from flowbp_ray.failure import RunFailed
-from flowbp_ray.judges.client import Refused, Unanswered, as_json, bearer
+from flowbp_ray.judges.client import Refused, Unanswered, as_json
 from flowbp_ray.judges.config import ServerConfig
 from flowbp_ray.judges.templates import Unparsable
 

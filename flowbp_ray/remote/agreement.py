@@ -7,9 +7,10 @@ import json
 import ssl
 from typing import Any
 
+from flowbp_ray.addresses import bearer
 from flowbp_ray.config import RunConfig
 from flowbp_ray.remote import codec, token
-from flowbp_ray.remote.exchange import CONNECT, LARGEST_LINE, ask, bearer, line, reason
+from flowbp_ray.remote.exchange import CONNECT, LARGEST_LINE, ask, line, reason
 from flowbp_ray.remote.identity import different, identity
 from flowbp_ray.remote.limits import Limits
 

@@ -8,12 +8,13 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from flowbp_ray.addresses import bearer
 from flowbp_ray.config import RunConfig
 from flowbp_ray.messages import Evaluated, Item, Packed, RolloutReport, Scored
 from flowbp_ray.remote import codec, token
 from flowbp_ray.remote.answers import wrong_evaluation, wrong_score
 from flowbp_ray.remote.codec import WireError
-from flowbp_ray.remote.exchange import CONNECT, DIGEST, LARGEST_LINE, TooLarge, ask, bearer, line, reason
+from flowbp_ray.remote.exchange import CONNECT, DIGEST, LARGEST_LINE, TooLarge, ask, line, reason
 from flowbp_ray.remote.limits import largest_evaluation, largest_score
 from flowbp_ray.remote.wire import EvaluateAnswer, EvaluateRequest, ScoreAnswer, ScoreRequest
 

@@ -107,11 +107,6 @@ def _content(response: http.client.HTTPResponse, largest: int) -> bytes:
     return content
 
 
-def bearer(secret: str | None) -> dict[str, str]:
-    """The header that shows the token."""
-    return {} if secret is None else {"Authorization": f"Bearer {secret}"}
-
-
 def reason(content: bytes) -> str:
     """The line in which a server says what is wrong."""
     try:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from flowbp_ray.addresses import named
 from flowbp_ray.config import RunConfig
 from flowbp_ray.differing import differing, shown
 from flowbp_ray.embedding_cache import cache_folder
@@ -77,15 +78,6 @@ def _reward(reward: RewardConfig, memory: Path | None) -> dict[str, Any]:
 def _option(value: Any, memory: Path | None) -> Any:
     path = named(value) if isinstance(value, str) and value else None
     return value if path is None else f"sha256:{content(path, memory)}"
-
-
-def named(text: str) -> Path | None:
-    """The file or folder that a text names, or None: it may be long, or of a user who is not here."""
-    try:
-        path = Path(text).expanduser()
-        return path if path.exists() else None
-    except (OSError, RuntimeError, ValueError):
-        return None
 
 
 def _sha256(file: Path) -> str:

@@ -81,7 +81,7 @@ class Door:
             return _error(error.status, str(error), retry_after=1 if error.status == 503 else None)
         except Exception as error:  # of a reward or the decoder: the client issues the item again
             log.exception("a request failed")
-            return _error(500, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+            return _broken(error)
         finally:
             self.inside -= 1
 
@@ -160,6 +160,10 @@ def _error(status: int, reason: str, retry_after: int | None = None) -> Response
     return JSONResponse({"error": reason}, status, headers)
 
 
+def _broken(error: Exception) -> Response:
+    return _error(500, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+
+
 def application(door: Door) -> FastAPI:
     """The routes. There are no pages that describe them: what the server is, is told to those with the token."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
@@ -173,7 +177,7 @@ def application(door: Door) -> FastAPI:
 
     @app.exception_handler(Exception)
     async def broken(_: Request, error: Exception) -> Response:
-        return _error(500, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        return _broken(error)
 
     @app.get("/health")
     async def health(request: Request) -> Response:

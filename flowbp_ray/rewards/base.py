@@ -11,6 +11,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from flowbp_ray.addresses import named
+
 
 @runtime_checkable
 class Reward(Protocol):
@@ -130,11 +132,7 @@ def needed(reward: str, option: str, path: str | Path | None, what: str) -> Path
         raise ValueError(f"reward {reward!r} needs options.{option}: {what}")
     if not isinstance(path, str | Path):
         raise ValueError(f"reward {reward!r}: options.{option} must be a path, got {path!r}; it is {what}")
-    try:
-        found = Path(path).expanduser()
-        there = found.exists()
-    except (OSError, RuntimeError, ValueError):  # too long a name, no such user, a NUL byte
-        there = False
-    if not there:
+    found = named(path)
+    if found is None:
         raise ValueError(f"reward {reward!r}: options.{option} is {str(path)!r}, which does not exist; it is {what}")
     return found

@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from flowbp_ray.addresses import bearer
 from flowbp_ray.judges import server as module
-from flowbp_ray.judges.client import bearer
 from flowbp_ray.judges.config import ServerConfig
 from flowbp_ray.judges.server import Leashed, Server, ServerFailed, check_python
 from tests.judges.fake import Fake

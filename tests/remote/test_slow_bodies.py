@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import uvicorn
 
+from flowbp_ray.addresses import bearer
 from flowbp_ray.remote import codec, server
-from flowbp_ray.remote.exchange import DIGEST, ask, bearer
+from flowbp_ray.remote.exchange import DIGEST, ask
 from flowbp_ray.remote.limits import Limits
 from flowbp_ray.remote.server import Door
 from flowbp_ray.remote.service import Service

@@ -22,6 +22,7 @@ from flowbp_ray.rewards import base, build, hpsv3
 from flowbp_ray.rewards.hpsv3 import HPSv3, wanted
 from flowbp_ray.rewards.preprocess import CLIP_MEAN, CLIP_STD
 from flowbp_ray.rewards.qwen2vl import fitted, patches
+from tests.rewards.conftest import refuses_what_is_no_picture
 from tests.rewards.published_files import QWEN, SPECIAL, drawn, small_qwen, write_qwen
 
 PIXELS = 256 * 28 * 28
@@ -287,10 +288,4 @@ def test_missing_and_foreign_files_are_refused_before_anything_starts(options: d
 
 
 def test_pictures_of_another_type_are_refused(options: dict[str, Any]) -> None:
-    """A uint8 picture is 0..255, not 0..1: its score would mean nothing."""
-    reward = build("hpsv3", **options)
-    for images in (torch.zeros(1, 3, 56, 56, dtype=torch.uint8), torch.zeros(1, 56, 56, 3)):
-        with pytest.raises(ValueError, match="images must be float"):
-            reward.score(images, ["a"])
-    with pytest.raises(ValueError, match="needs one prompt per image, got 2 and 1"):
-        reward.score(torch.zeros(2, 3, 56, 56), ["a"])
+    refuses_what_is_no_picture(build("hpsv3", **options))
