@@ -10,9 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import ray
-
-from actors.pipeline import Pipeline
+from actors.pipeline import Pipeline, arrivals
 
 
 class Meanwhile:
@@ -26,7 +24,7 @@ class Meanwhile:
         until, pipeline = time.monotonic() + timeout, self.pipeline
         while True:
             running = {job.pending: job for job in pipeline.jobs if job.pending is not None}
-            found, _ = ray.wait([*refs, *running], timeout=max(0.0, until - time.monotonic()))
+            found = arrivals([*refs, *running], max(0.0, until - time.monotonic()))
             for ref in found:
                 if ref in running:
                     pipeline._settle(running[ref])

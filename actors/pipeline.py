@@ -44,6 +44,15 @@ class Job:
         return self.refs[1]
 
 
+def arrivals(refs: list[Any], timeout: float) -> list[Any]:
+    """Those of `refs` that are there, or else the first to come within `timeout` seconds.
+
+    All at a time: looking costs the driver microseconds for each call in flight, of which there may be thousands.
+    """
+    ready: list[Any] = ray.wait(refs, num_returns=len(refs), timeout=0)[0]
+    return ready or ray.wait(refs, num_returns=1, timeout=timeout)[0]
+
+
 class Pipeline:
     """Bounded by the pools' depth and by the items that the driver submits; first come, first served."""
 
@@ -96,18 +105,26 @@ class Pipeline:
         if not running:
             time.sleep(0.05)
             return False
-        ready, _ = ray.wait(list(running), num_returns=1, timeout=1.0)
+        ready = arrivals(list(running), 1.0)
         for ref in ready:
             self._settle(running[ref])
         self._dispatch()
         return bool(ready)
 
     def _dispatch(self) -> None:
+        """Give out, in order, until both pools are full."""
+        full: set[str] = set()
         for job in self.jobs:
-            if job.stage == "queued" and (worker := self.samplers.take(job.failed_on)) is not None:
-                self._roll(job, worker)
-            elif job.stage == "rolled" and (worker := self.scorers.take(job.failed_on)) is not None:
-                self._score(job, worker)
+            pool = {"queued": self.samplers, "rolled": self.scorers}.get(job.stage)
+            if pool is None or pool.name in full:
+                continue
+            worker = pool.take(job.failed_on)
+            if worker is not None:
+                (self._roll if job.stage == "queued" else self._score)(job, worker)
+            elif job.failed_on is None:  # else it only waits for another one than that
+                full.add(pool.name)
+                if len(full) == 2:
+                    return
 
     def _roll(self, job: Job, worker: int) -> None:
         actor = self.samplers.handles[worker]

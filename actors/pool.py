@@ -65,15 +65,20 @@ class Pool:
 
         Another one that is busy is waited for.
         """
+        if avoid is None and not (self.asked or self.leaving or self.gone):  # nearly always: no loop over thousands
+            least = min(self.load)
+            return self._give_to(self.load.index(least)) if least < DEPTH else None
         up = [i for i in self.staying if i not in self.asked or i in self.doubted]
         well = [i for i in up if i not in self.doubted] or up
         elsewhere = [i for i in well if avoid is None or self.places[i] != self.places[avoid]] or well
         choices = [i for i in elsewhere if self.load[i] < DEPTH]
         if not choices:
             return None
-        best = min(choices, key=lambda i: (i == avoid, self.load[i]))
-        self.load[best] += 1
-        return best
+        return self._give_to(min(choices, key=lambda i: (i == avoid, self.load[i])))
+
+    def _give_to(self, index: int) -> int:
+        self.load[index] += 1
+        return index
 
     def give(self, index: int) -> None:
         self.load[index] -= 1

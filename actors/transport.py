@@ -17,8 +17,8 @@ from torch import Tensor
 
 from flowbp_ray.buckets import divide
 from flowbp_ray.fingerprint import combine, fingerprint
-from flowbp_ray.messages import Packed, Version
-from flowbp_ray.parcel import Parcel
+from flowbp_ray.messages import Version
+from flowbp_ray.parcel import Parcel, together
 
 Reference = list[Any]
 """References to objects inside a list: Ray then hands over the references, and only `load` and `read` move bytes."""
@@ -58,10 +58,15 @@ def restore(version: Version, tensors: Mapping[str, Tensor]) -> Published:
     return Published(version, weights, known=fingerprint(tensors))
 
 
-def load(weights: Reference) -> dict[str, Packed]:
-    """All published tensors by name: shared memory on this node, one transfer per node otherwise."""
+def load(weights: Reference) -> list[Parcel]:
+    """What was published: shared memory on this node, one transfer per node otherwise."""
     parcels: list[Parcel] = ray.get(weights)
-    return {name: packed for parcel in parcels for name, packed in parcel.tensors().items()}
+    return parcels
+
+
+def tensors(weights: Reference) -> dict[str, Tensor]:
+    """What was published, by name: for who has no module to put it into."""
+    return together(load(weights))
 
 
 def read(held: Reference) -> Any:

@@ -6,7 +6,7 @@ the same sampler `ray.get`. The store's memory was used before: what is touched 
 much on either side. One node, an otherwise idle machine. Prints a table on stderr and JSON on stdout.
 
 publish_s, put_s: inside the learner, from the call until the last byte is in the store. load_s, get_s: inside the
-    sampler, until all tensors can be read. ratio: (put + get) / (publish + load), the median over the pairs: the share
+    sampler, until every byte can be read. ratio: (put + get) / (publish + load), the median over the pairs: the share
     of Ray's own throughput.
 publish_wall_s, put_wall_s: what the driver sees, with the calls' way there and back.
 install_s, fingerprint_s, checksums_s: beside the transfer, what a sampler does with a new version (copying it into the
@@ -40,7 +40,8 @@ from flowbp_ray.config import LearnersConfig
 from flowbp_ray.engine import TorchEngine
 from flowbp_ray.fingerprint import fingerprint
 from flowbp_ray.learner import Learner
-from flowbp_ray.messages import Version, unpack_all
+from flowbp_ray.messages import Version
+from flowbp_ray.receiving import Receiver
 
 WIDTH = 1536  # SD3.5-M's
 RANK = 16
@@ -99,15 +100,16 @@ class Loader:
     def hold(self, mb: float) -> None:
         torch.set_num_threads(1)
         self.module = module(mb)
+        self.receiver = Receiver(self.module)
 
     def load(self, held: transport.Reference, install: bool) -> dict[str, Any]:
         """Seconds; where the weights are installed also the fingerprint of what is held then."""
         started = time.perf_counter()
-        tensors = unpack_all(transport.load(held))
+        parcels = transport.load(held)
         marks = [started, time.perf_counter()]
         if not install:
             return {"load_s": marks[1] - marks[0]}
-        weights.install(self.module, tensors)
+        self.receiver.install(parcels)
         marks.append(time.perf_counter())
         stated = fingerprint(weights.trained(self.module))
         marks.append(time.perf_counter())

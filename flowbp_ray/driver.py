@@ -23,7 +23,7 @@ from flowbp_ray.evaluating import Evaluator, flat
 from flowbp_ray.failure import RunFailed, Stalled
 from flowbp_ray.guard import Verdict
 from flowbp_ray.interrupt import Interrupted, Interrupts
-from flowbp_ray.messages import Evaluated, Item, Scored, StepReport, Version, unpack_all
+from flowbp_ray.messages import Evaluated, Item, Scored, StepReport, Version
 from flowbp_ray.metrics import Tracker, phases, state_bytes, step_metrics
 from flowbp_ray.progress import Progress
 from flowbp_ray.report import curves, summarise
@@ -170,7 +170,7 @@ class Loop:
         scored = [job.result for job in jobs if isinstance(job.result, Scored)]
         reports = [job.report for job in jobs if job.report is not None]
         metrics = step_metrics(self.config, reports, scored, learners, chosen, drift) | {
-            "state_bytes_per_image_formula": state_bytes(self.config, [job.item for job in jobs]),
+            "state_bytes_per_image_formula": state_bytes(self.config, [p for job in jobs for p in job.item.plans]),
             "version": reports[0].version.step,
             "incarnation": self.incarnation,
             "retries": self.fleet.pipeline.retries,
@@ -279,12 +279,12 @@ class Loop:
         self.progress.phase("saving")
         checkpoints = self.run.checkpoints
         self.fleet.gang.save(str(checkpoints.begin(step).resolve()))
-        held = {v: unpack_all(transport.load(published.weights)) for v, published in self.published.items()}
+        held = {v: transport.tensors(published.weights) for v, published in self.published.items()}
         current = held.pop(step)
         average = None
         if self.config.learners.ema is not None:
             published = self.fleet.gang.publish(self.version(step, True))
-            average = unpack_all(transport.load(published.weights))
+            average = transport.tensors(published.weights)
         among = [*checkpoints.steps(), step] if self.rolls_back() else []
         spare = guard.best_so_far(self.config, self.evaluator.results, among)
         keep, (state, unjudged) = self.config.checkpoint.keep, self.judges.state()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from flowbp_ray.config import RunConfig
 from flowbp_ray.embeddings import encode
 from flowbp_ray.learner import Learner
 from flowbp_ray.messages import Item, RolloutReport, Scored, StepReport, Version, unpack
+from flowbp_ray.parcel import Parcel
 from flowbp_ray.remote import agreement
 from flowbp_ray.remote.client import scorer
 from flowbp_ray.rollouts import items_of_step
@@ -61,7 +61,7 @@ class LocalLoop:
     def step(self, step: int) -> StepReport:
         """One optimizer step of the same maths as the loop on Ray."""
         config = self.config
-        published = {name: packed for parcel in self.learner.publish() for name, packed in parcel.tensors().items()}
+        published = list(self.learner.publish())
         rollouts, cotangents, jobs = [], [], []
         for item in self.items(step):
             report, rollout, target = self.sampler.rollout(item, lambda: published)
@@ -102,5 +102,5 @@ def draw(
     return used, list((images.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy())
 
 
-def _no_fetch() -> dict[str, Any]:
+def _no_fetch() -> list[Parcel]:
     raise RuntimeError("the sampler already holds the checkpoint's weights")

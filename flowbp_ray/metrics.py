@@ -12,9 +12,10 @@ from typing import Any, Literal
 import numpy as np
 
 from flowbp_ray.config import RunConfig
-from flowbp_ray.messages import Item, RolloutReport, Scored, StepReport
+from flowbp_ray.messages import RolloutReport, Scored, StepReport
 from flowbp_ray.rewards.balance import strengths
 from flowbp_ray.selection import Selection
+from flowbp_ray.surrogate import Plan
 
 
 def step_metrics(
@@ -104,9 +105,9 @@ def travel(reports: Sequence[RolloutReport], scored: Sequence[Scored]) -> dict[s
     }
 
 
-def state_bytes(config: RunConfig, items: Sequence[Item]) -> float:
+def state_bytes(config: RunConfig, plans: Sequence[Plan]) -> float:
     """Bytes of states per image by formula: states of the plan × elements of a latent × itemsize, averaged."""
-    model, plans = config.backbone, [plan for item in items for plan in item.plans]
+    model = config.backbone
     shape = model.open().latent_shape(model.height, model.width)
     states = sum(len(plan.states) for plan in plans) / len(plans)
     return states * int(np.prod(shape)) * model.torch_dtype.itemsize

@@ -8,15 +8,16 @@ groups) travel as one array, without being copied before.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from flowbp_ray.buckets import ALIGNED
-from flowbp_ray.messages import Packed
+from flowbp_ray.messages import Packed, unpack
 
 Place = tuple[int, int, str, tuple[int, ...]]
 """Where a tensor is: the number of its array, its first byte there, dtype, shape. Plain, to be pickled fast."""
@@ -34,41 +35,62 @@ class Parcel:
         """Tensors of any device and dtypes. What is on the host is not copied: its memory must stay until then."""
         arrays: list[np.ndarray] = []
         places: dict[str, Place] = {}
-        dense = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+        dense = {name: t if t.is_contiguous() else t.contiguous() for name, t in tensors.items()}
         for run in _runs(dense):
             first, last = dense[run[0]], dense[run[-1]]
             base, end = first.data_ptr(), last.data_ptr() + last.nbytes
             for name in run:
                 tensor = dense[name]
-                dtype = str(tensor.dtype).removeprefix("torch.")
-                places[name] = (len(arrays), tensor.data_ptr() - base, dtype, tuple(tensor.shape))
+                places[name] = (len(arrays), tensor.data_ptr() - base, _name(tensor.dtype), tuple(tensor.shape))
             arrays.append(_bytes(first, end - base).cpu().numpy())
         return cls(tuple(arrays), places)
 
-    def tensors(self) -> dict[str, Packed]:
-        """Each tensor by itself; nothing is copied, and what came from the store is read-only."""
-        found = {}
-        for name, (array, start, kind, shape) in self.places.items():
-            dtype = np.dtype("uint16" if kind == "bfloat16" else kind)
-            size = math.prod(shape) * dtype.itemsize
-            found[name] = Packed(self.arrays[array][start : start + size].view(dtype).reshape(shape), kind)
-        return found
+    def bytes(self) -> list[Tensor]:
+        """The arrays as tensors [n] uint8; nothing is copied, and what came from the store is read-only."""
+        empty = torch.empty(0, dtype=torch.uint8)  # numpy's own has a stride that torch cannot view
+        return [unpack(Packed(array, "uint8")) if len(array) else empty for array in self.arrays]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Each tensor by itself, as `bytes`."""
+        arrays = self.bytes()
+        return {name: part(arrays[place[0]], place) for name, place in self.places.items()}
+
+
+def part(array: Tensor, place: Place) -> Tensor:
+    """The tensor that lies at `place` of `array` [n] uint8; nothing is copied."""
+    _, start, kind, shape = place
+    dtype: torch.dtype = getattr(torch, kind)
+    return array[start : start + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
+
+
+def together(parcels: Iterable[Parcel]) -> dict[str, Tensor]:
+    """The tensors of all parcels by name."""
+    return {name: tensor for parcel in parcels for name, tensor in parcel.tensors().items()}
 
 
 def _runs(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
-    """Names of tensors that follow each other in one storage, with no more than alignment between them."""
+    """Names of tensors that follow each other in one storage, with no more than alignment between them.
+
+    Each starts at a multiple of its elements' bytes, counted from the first.
+    """
     run: list[str] = []
+    storage = first = end = 0
     for name, tensor in tensors.items():
-        if run:
-            before = tensors[run[-1]]
-            gap = tensor.data_ptr() - before.data_ptr() - before.nbytes
-            together = tensor.untyped_storage().data_ptr() == before.untyped_storage().data_ptr()
-            if not together or not 0 <= gap < ALIGNED:
-                yield run
-                run = []
+        start, own = tensor.data_ptr(), tensor.untyped_storage().data_ptr()
+        if run and not (own == storage and 0 <= start - end < ALIGNED and (start - first) % tensor.itemsize == 0):
+            yield run
+            run = []
+        if not run:
+            storage, first = own, start
         run.append(name)
+        end = start + tensor.nbytes
     if run:
         yield run
+
+
+@lru_cache
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _bytes(first: Tensor, count: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,10 +16,12 @@ from flowbp_ray.backbones.guidance import VelocityFn, full_velocity, trained_vel
 from flowbp_ray.config import RunConfig
 from flowbp_ray.embeddings import PackedEmbeddings
 from flowbp_ray.fingerprint import fingerprint
-from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport, Version, unpack_all
+from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport, Version
+from flowbp_ray.parcel import Parcel
+from flowbp_ray.receiving import Receiver
 from flowbp_ray.rollouts import finish_item, noise_of, run_item
 
-FetchWeights = Callable[[], dict[str, Packed]]
+FetchWeights = Callable[[], Sequence[Parcel]]
 
 
 def alone(config: RunConfig) -> RunConfig:
@@ -46,6 +48,7 @@ class Sampler:
         self.transformer = self.backbone.load_transformer(model.torch_dtype)
         weights.prepare(self.transformer, config.learners.lora, config.seed, self.backbone.lora_targets)
         self.transformer.to(config.samplers.device)
+        self.receiver = Receiver(self.transformer)
         self.frozen: nn.Module | None = None  # the base, where turning adapters off does not give it
         if config.learners.base_penalty is not None and config.learners.lora is None:
             frozen = self.backbone.load_transformer(model.torch_dtype).requires_grad_(False)
@@ -65,9 +68,8 @@ class Sampler:
             return 0.0
         started = time.perf_counter()
         self.version = None  # a half install is no version
-        published = fetch()
-        self.weight_bytes += sum(packed.nbytes for packed in published.values())
-        weights.install(self.transformer, unpack_all(published))
+        self.receiver.install(fetch())
+        self.weight_bytes += self.receiver.nbytes
         self.version, self.fingerprint = version, fingerprint(weights.trained(self.transformer))
         return time.perf_counter() - started
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -84,14 +84,19 @@ def matched(target: str, places: Sequence[str]) -> bool:
 
 
 def install(transformer: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copy published weights into the module in place; their names must be exactly those that are trained."""
+    """Copy weights into the module in place; their names must be exactly those that are trained."""
     own = trained(transformer)
-    if set(own) != set(tensors):
-        odd = sorted(set(own) ^ set(tensors))[:3]
-        raise ValueError(f"published weights do not fit: {len(tensors)} for {len(own)} parameters, e.g. {odd}")
+    check_names(own, tensors)
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(tensors[name])
+
+
+def check_names(own: Collection[str], given: Collection[str]) -> None:
+    """Raises ValueError unless the names are those of the trained parameters, whatever their order."""
+    if set(own) != set(given):
+        odd = sorted(set(own) ^ set(given))[:3]
+        raise ValueError(f"published weights do not fit: {len(given)} for {len(own)} parameters, e.g. {odd}")
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

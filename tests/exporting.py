@@ -13,7 +13,8 @@ from flowbp_ray import prompts
 from flowbp_ray.config import RunConfig
 from flowbp_ray.evaluating import Evaluator
 from flowbp_ray.local import LocalLoop, encode
-from flowbp_ray.messages import Evaluated, Item, Version, pack_all
+from flowbp_ray.messages import Evaluated, Item, Version
+from flowbp_ray.parcel import Parcel
 from flowbp_ray.report import summarise
 from flowbp_ray.run import Run
 
@@ -30,7 +31,7 @@ def trained_run(config: RunConfig) -> Run:
 
     def draw(items: list[Item]) -> list[Evaluated]:
         def answer(item: Item) -> Evaluated:
-            latents = loop.sampler.finish(item, lambda: pack_all(engine.weights(item.version.ema)))
+            latents = loop.sampler.finish(item, lambda: [Parcel.of(engine.weights(item.version.ema))])
             return loop.scorer.evaluate(item, [texts[i] for i in item.prompt_ids], latents)
 
         return [answer(item) for item in items]

@@ -18,7 +18,7 @@ from actors.learner import LearnerActor
 from actors.reward import RewardActor
 from actors.sampler import SamplerActor
 from flowbp_ray import buckets
-from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport, pack, unpack, unpack_all
+from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport, pack, unpack
 from flowbp_ray.parcel import Parcel
 
 BAD_SAMPLE, BAD_NODE = 2, 3
@@ -137,7 +137,7 @@ class ForgetfulLearner(LearnerActor):
 
     def publish(self, ema: bool = False) -> Any:
         *parcels, seconds = super().publish(ema)
-        tensors = unpack_all(parcels[0].tensors())
+        tensors = parcels[0].tensors()
         name = sorted(tensors)[len(tensors) // 2]
         self.kept = tensors[name].clone() if self.kept is None else self.kept
         return Parcel.of({**tensors, name: self.kept}), *parcels[1:], seconds
@@ -148,7 +148,7 @@ class DroppingLearner(LearnerActor):
 
     def publish(self, ema: bool = False) -> Any:
         *parcels, seconds = super().publish(ema)
-        tensors = unpack_all(parcels[0].tensors())
+        tensors = parcels[0].tensors()
         return Parcel.of(dict(list(tensors.items())[1:])), *parcels[1:], seconds
 
 

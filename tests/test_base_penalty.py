@@ -14,8 +14,9 @@ from flowbp_ray import backbones, weights
 from flowbp_ray.backbones import Embeddings
 from flowbp_ray.config import RunConfig
 from flowbp_ray.local import LocalLoop, encode
-from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport, Scored, StepReport, pack, pack_all, unpack
+from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport, Scored, StepReport, pack, unpack
 from flowbp_ray.metrics import step_metrics
+from flowbp_ray.parcel import Parcel, together
 from flowbp_ray.rewards.balance import gram
 from flowbp_ray.rollouts import noise_of, run_item
 from flowbp_ray.sampling import Sampler
@@ -56,7 +57,7 @@ class Step:
 
     @staticmethod
     def of(loop: LocalLoop) -> Step:
-        published, step = pack_all(loop.learner.engine.weights()), Step(loop, [], [], [], [])
+        published, step = [Parcel.of(loop.learner.engine.weights())], Step(loop, [], [], [], [])
         for item in loop.items(0):
             report, rollout, target = loop.sampler.rollout(item, lambda: published)
             scored, cotangent = loop.scorer.score(item, [loop.texts[i] for i in item.prompt_ids], report, target)
@@ -198,12 +199,12 @@ def test_adapters_off_is_the_frozen_copy_bit_for_bit(tmp_path: Path, table: Embe
     full = LocalLoop(config(tmp_path, "learners.base_penalty.weight=1", f"backbone.guidance={G}"))
     lora = LocalLoop(config(tmp_path, "learners.base_penalty.weight=1", f"backbone.guidance={G}", *LORA))
     moved(full), moved(lora)
-    published = [pack_all(loop.learner.engine.weights()) for loop in (full, lora)]
+    published = [[Parcel.of(loop.learner.engine.weights())] for loop in (full, lora)]
     item = full.items(0)[0]
     found = []
-    for loop, tensors in zip((full, lora), published, strict=True):
-        digest = weights.digest({k: unpack(v) for k, v in tensors.items()})
-        once, again = (loop.sampler.rollout(item, lambda t=tensors: t) for _ in range(2))
+    for loop, parcels in zip((full, lora), published, strict=True):
+        digest = weights.digest(together(parcels))
+        once, again = (loop.sampler.rollout(item, lambda p=parcels: p) for _ in range(2))
         assert loop.sampler.digest() == digest
         for one, two in zip((once[1].states, once[1].base, once[2]), (again[1].states, again[1].base, again[2]),
                             strict=True):  # fmt: skip

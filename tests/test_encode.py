@@ -19,8 +19,9 @@ from flowbp_ray.cli import app, guarded
 from flowbp_ray.config import RunConfig
 from flowbp_ray.embeddings import PackedEmbeddings, encode, fill
 from flowbp_ray.local import LocalLoop
-from flowbp_ray.messages import Item, RolloutReport, Scored, pack_all
+from flowbp_ray.messages import Item, RolloutReport, Scored
 from flowbp_ray.metrics import travel
+from flowbp_ray.parcel import Parcel
 from flowbp_ray.run import comparable, differences
 from tests.small import small_config
 
@@ -96,7 +97,7 @@ class Step:
     """The real messages of a step in one process."""
 
     def __init__(self, loop: LocalLoop, step: int) -> None:
-        published = pack_all(loop.learner.engine.weights())
+        published = [Parcel.of(loop.learner.engine.weights())]
         self.items: list[Item] = loop.items(step)
         self.reports: list[RolloutReport] = []
         self.scored: list[Scored] = []
@@ -166,7 +167,7 @@ def test_what_travels_is_independent_of_the_images_per_prompt_and_holds_no_embed
 
 def test_weights_travel_once_per_version(tmp_path: Path) -> None:
     loop = loop_of(tmp_path, 1)
-    whole = sum(packed.nbytes for packed in pack_all(loop.learner.engine.weights()).values())
+    whole = sum(loop.learner.engine.sizes().values())
     assert [report.weight_bytes for report in Step(loop, 0).reports] == [whole, 0]
 
 

@@ -17,7 +17,8 @@ from flowbp_ray import driver
 from flowbp_ray.checks import check
 from flowbp_ray.fingerprint import fingerprint
 from flowbp_ray.local import LocalLoop
-from flowbp_ray.messages import Version, unpack_all
+from flowbp_ray.messages import Version
+from flowbp_ray.parcel import together
 from flowbp_ray.selection import select
 from tests.small import small_config
 
@@ -154,7 +155,7 @@ def test_the_sharded_average_is_the_average_of_what_was_published(local_ray: Any
 
         def fetch(version: Version) -> dict[str, Tensor]:
             published = fleet.gang.publish(version)
-            tensors = {k: v.clone() for k, v in unpack_all(load(published.weights)).items()}
+            tensors = {k: v.clone() for k, v in together(load(published.weights)).items()}
             assert published.fingerprint == fingerprint(tensors)
             return tensors
 

@@ -14,7 +14,7 @@ from flowbp_ray.config import RunConfig
 from flowbp_ray.driver import Loop
 from flowbp_ray.embeddings import PackedEmbeddings, encode
 from flowbp_ray.local import LocalLoop
-from flowbp_ray.messages import unpack_all
+from flowbp_ray.parcel import together
 from flowbp_ray.run import Run
 from tests.chaos import before_step
 from tests.small import small_config
@@ -85,7 +85,7 @@ def test_what_travels_and_what_a_learner_holds(local_ray: Any, tmp_path: Path) -
 
     def note(loop: Loop) -> None:
         modules.update(local_ray.get(loop.fleet.gang.ranks[0].modules.remote()))
-        published.update(unpack_all(load(loop.published[1].weights)))
+        published.update(together(load(loop.published[1].weights)))
 
     with before_step(1, note):
         run, _, weights = trained(config)

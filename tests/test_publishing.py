@@ -23,9 +23,10 @@ from flowbp_ray.embeddings import PackedEmbeddings, encode
 from flowbp_ray.engine import TorchEngine
 from flowbp_ray.fingerprint import fingerprint
 from flowbp_ray.local import LocalLoop
-from flowbp_ray.messages import Version, unpack_all
-from flowbp_ray.parcel import Parcel
-from flowbp_ray.weights import digest, digest_of_parts
+from flowbp_ray.messages import Version
+from flowbp_ray.parcel import Parcel, together
+from flowbp_ray.receiving import Receiver
+from flowbp_ray.weights import digest, digest_of_parts, trained
 from tests.faulty import SMALL, CountingLearner, instead
 from tests.small import small_config
 
@@ -60,7 +61,7 @@ def odd_tensors() -> dict[str, torch.Tensor]:
 def test_a_parcel_holds_tensors_of_any_kind() -> None:
     tensors = odd_tensors()
     parcel = Parcel.of(tensors)
-    back = unpack_all(parcel.tensors())
+    back = parcel.tensors()
     assert list(back) == list(tensors)
     for name, tensor in tensors.items():
         assert back[name].dtype == tensor.dtype and back[name].shape == tensor.shape
@@ -82,13 +83,45 @@ def test_an_engine_publishes_from_the_memory_of_its_weights(dtype: torch.dtype, 
     assert len(parcel.arrays) == 1
     engine.backward(module(torch.ones(2, 5, dtype=dtype)).float().square().sum(), True)
     engine.step(1e-2)
-    assert fingerprint(unpack_all(parcel.tensors())) == fingerprint(engine.weights()) != fingerprint(before)
+    assert fingerprint(parcel.tensors()) == fingerprint(engine.weights()) != fingerprint(before)
     monkeypatch.setattr(buckets, "BUCKET", 40 * dtype.itemsize)
     several = divide(dict(sorted(engine.sizes().items())), 3)
     assert len(several) > 2
     for ema in (False, True):
         parts = [{k: v.clone() for k, v in tensors.items()} for tensors in engine.parts(several, ema)]
         assert digest_of_parts(parts) == digest(engine.weights(ema))
+
+
+def test_a_receiver_copies_what_arrives_however_it_lies() -> None:
+    torch.manual_seed(0)
+    modules = [nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3).bfloat16(), nn.Linear(3, 2)) for _ in range(4)]
+    for module in modules:
+        module[2].requires_grad_(False)
+    receiver, frozen = Receiver(modules[0]), modules[0][2].weight.data_ptr()
+    laid = trained(modules[1])
+    lay_out(laid)
+    apart = [trained(modules[2]), trained(modules[3])]
+    versions = [[Parcel.of(laid)], [Parcel.of(apart[0])], [Parcel.of({k: t}) for k, t in reversed(apart[1].items())]]
+    for want, parcels in zip((laid, *apart), versions, strict=True):
+        receiver.install(parcels)
+        assert fingerprint(trained(modules[0])) == fingerprint(want)
+        assert receiver.nbytes == 4 * (35 + 7) + 2 * (21 + 3)
+    where = [p.data_ptr() for p in trained(modules[0]).values()]
+    with torch.no_grad():
+        for p in apart[1].values():
+            p.add_(1)
+    receiver.install([Parcel.of({k: t}) for k, t in reversed(apart[1].items())])
+    assert fingerprint(trained(modules[0])) == fingerprint(apart[1])
+    assert [p.data_ptr() for p in trained(modules[0]).values()] == where and modules[0][2].weight.data_ptr() == frozen
+    for wrong, said in (
+        ({"0.bias": laid["0.bias"]}, "1 for 4 parameters"),
+        ({**laid, "0.bias": torch.zeros(8)}, r"0.bias is torch.float32 \(8,\) and not torch.float32 \(7,\)"),
+        ({**laid, "1.bias": torch.zeros(3)}, "1.bias is torch.float32 "),
+    ):
+        with pytest.raises(ValueError, match=said):
+            receiver.install([Parcel.of(wrong)])
+    receiver.install(versions[0])
+    assert fingerprint(trained(modules[0])) == fingerprint(laid)
 
 
 def test_laying_out_leaves_other_strides_alone() -> None:
@@ -134,7 +167,7 @@ def test_ranks_publish_their_share_and_never_more_than_a_bucket_is_whole(
             local_ray.get(gang.launch(ray.put(PackedEmbeddings.of(encode(config, texts)))))
             for ema in (False, True):
                 published = gang.publish(Version(0, 0, ema))
-                tensors = unpack_all(load(published.weights))
+                tensors = together(load(published.weights))
                 assert published.fingerprint == fingerprint(tensors) == fingerprint(want.engine.weights())  # type: ignore[attr-defined]
                 assert min(gang.buckets) >= 2 and len(published.weights) == sum(gang.buckets)
                 most = max(local_ray.get([rank.most_whole.remote() for rank in gang.ranks]))
@@ -142,6 +175,6 @@ def test_ranks_publish_their_share_and_never_more_than_a_bucket_is_whole(
                 assert not any(local_ray.get([rank.whole_bytes.remote() for rank in gang.ranks]))
             assert gang.digest() == want.digest()
             again = restore(Version(1, 0), {name: t.clone() for name, t in tensors.items()})
-            assert again.fingerprint == fingerprint(unpack_all(load(again.weights))) == published.fingerprint
+            assert again.fingerprint == fingerprint(together(load(again.weights))) == published.fingerprint
         finally:
             gang.stop()

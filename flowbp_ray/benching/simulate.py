@@ -23,8 +23,8 @@ DEPTH = 2  # calls in flight per worker, as `actors.pool`
 
 
 class DriverCosts(Strict):
-    """CPU seconds of the driver's thread: of a step; of an item, with its two calls and answers; of every answer for
-    each call that is in flight then; of a learner rank in a step. `source` says where they were measured.
+    """CPU seconds of the driver's thread: of a step; of an item, with its two calls and answers; of every look at what
+    is there for each call that is in flight then; of a learner rank in a step. `source` says where they were measured.
     """
 
     source: str = ""
@@ -137,16 +137,18 @@ class Loop:
                 heapq.heappush(self.events, (moment, self.order, stage, batch, worker))
 
     def settle(self) -> None:
-        """Take the next answer, and give out what it makes possible."""
-        moment, _, stage, batch, worker = heapq.heappop(self.events)
-        self.now = max(self.now, moment)
-        self.spend(self.costs.item / 4 + self.costs.scan * (len(self.events) + 1))
-        if stage == "roll":
-            self.samplers.give(worker)
-            self.rolled.append(batch)
-        else:
-            self.scorers.give(worker)
-            self.done[batch] = self.done.get(batch, 0) + 1
+        """Take the next answer and all that came meanwhile, and give out what they make possible."""
+        looked = self.now = max(self.now, self.events[0][0])
+        self.spend(self.costs.scan * len(self.events))
+        while self.events and self.events[0][0] <= looked:
+            _, _, stage, batch, worker = heapq.heappop(self.events)
+            self.spend(self.costs.item / 4)
+            if stage == "roll":
+                self.samplers.give(worker)
+                self.rolled.append(batch)
+            else:
+                self.scorers.give(worker)
+                self.done[batch] = self.done.get(batch, 0) + 1
         self.dispatch()
 
     def step(self, step: int) -> None:
