@@ -12,6 +12,8 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from flowbp_ray.failure import RunFailed
 from flowbp_ray.settings import PoolConfig
 
+_FIELDS = {"CPU": "cpus", "GPU": "gpus"}
+
 
 def place(pool: PoolConfig, name: str, key: str, timeout: float) -> Any:
     """A placement group with one bundle per actor of `pool`, close together where possible; None if they need nothing.
@@ -26,7 +28,7 @@ def place(pool: PoolConfig, name: str, key: str, timeout: float) -> Any:
 
 def reserve(pool: PoolConfig, count: int) -> Any:
     """Ask for `count` bundles close together, without waiting for them; None if an actor of the pool needs nothing."""
-    bundle = _bundle(pool)
+    bundle = pool.bundle
     return placement_group([bundle] * count, strategy="PACK") if bundle else None
 
 
@@ -38,12 +40,13 @@ def settle(groups: Sequence[Any], pool: PoolConfig, name: str, key: str, timeout
         return
     for group in groups:
         free(group)
-    bundle = _bundle(pool)
-    there, left = _resources(ray.cluster_resources()), _resources(ray.available_resources())
+    bundle = pool.bundle
+    kinds = ["CPU", "GPU", *pool.resources]
+    there, left = (_said(amounts, kinds) for amounts in (ray.cluster_resources(), ray.available_resources()))
     needs = " and ".join(f"{amount:g} {kind}" for kind, amount in bundle.items())
     who = f"{pool.count} {name} with {needs} each" if pool.count > 1 else f"{name} with {needs}"
     some = f" ({len(missing)} of them found no room)" if len(groups) > len(missing) else ""
-    fields = ["count"] * (pool.count > 1) + [f"{kind.lower()}s" for kind in bundle]
+    fields = dict.fromkeys(["count"] * (pool.count > 1) + [_FIELDS.get(kind, "resources") for kind in bundle])
     raise RunFailed(
         f"{who} cannot be placed within {timeout:g} s{some}; the cluster has {there} ({left} free); write a smaller "
         f"{' or '.join(f'{key}.{field}' for field in fields)}, or a longer cluster.placement_timeout where the "
@@ -51,14 +54,10 @@ def settle(groups: Sequence[Any], pool: PoolConfig, name: str, key: str, timeout
     )
 
 
-def _bundle(pool: PoolConfig) -> dict[str, float]:
-    return {kind: amount for kind, amount in (("CPU", pool.cpus), ("GPU", pool.gpus)) if amount}
-
-
 def free(group: Any) -> None:
     if group is not None:
         remove_placement_group(group)
 
 
-def _resources(amounts: dict[str, float]) -> str:
-    return ", ".join(f"{amounts.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU"))
+def _said(amounts: dict[str, float], kinds: Sequence[str]) -> str:
+    return ", ".join(f"{amounts.get(kind, 0):g} {kind}" for kind in kinds)

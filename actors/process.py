@@ -47,6 +47,7 @@ def actor_options(pool: ProcessConfig, restarts: int, group: Any = None, index: 
     options = {
         "num_cpus": pool.cpus,
         "num_gpus": pool.gpus,
+        "resources": pool.resources,
         "max_restarts": restarts,
         "runtime_env": {"env_vars": thread_env(pool.threads) | {FOLDER: os.getcwd()}},
     }

@@ -202,7 +202,7 @@ class ClusterConfig(Strict):
     only deterministic GPU kernels (slower; CPUs are deterministic anyway). scaling: who changes the sizes of samplers
     and rewards within their min and max: a hand, by `flowbp-ray scale`, or also the rule of `flowbp_ray.scaling`.
     colocate: samplers, reward servers and the one learner share a GPU, whatever their gpus are: each process gets an
-    equal part, with room for as many as there may be.
+    equal part, with room for as many as there may be. transport: how weights reach the samplers; there is one so far.
     """
 
     address: str = "local"
@@ -212,6 +212,7 @@ class ClusterConfig(Strict):
     deterministic: bool = False
     scaling: Literal["hand", "rule"] = "hand"
     colocate: bool = False
+    transport: str = "object_store"
 
 
 class RunConfig(Strict):

@@ -19,6 +19,7 @@ def check_together(config: RunConfig) -> None:
     _check_engine(config)
     _check_gpus(config)
     _check_scaling(config)
+    _check_transport(config)
     _check_guard(config)
     _check_judges(config)
 
@@ -93,6 +94,20 @@ def _check_scaling(config: RunConfig) -> None:
         raise ValueError("cluster.scaling=rule needs staleness=1 or more, or the roles wait for one another anyway")
     if all(len(set(pool.bounds)) == 1 for pool in (config.samplers, config.rewards)):
         raise ValueError("cluster.scaling=rule has nothing to change; write samplers.min and samplers.max")
+
+
+def _check_transport(config: RunConfig) -> None:
+    """Weights go through Ray's object store, which every device has. `actors.transport` says what another would be."""
+    asked = config.cluster.transport
+    if asked == "object_store":
+        return
+    lacking = [role for role in ("learners", "samplers") if not getattr(config, role).gpus]
+    if asked in ("nccl", "nixl") and lacking:
+        raise ValueError(
+            f"cluster.transport={asked} moves weights between GPUs, and {' and '.join(lacking)} have none; "
+            "write cluster.transport=object_store"
+        )
+    raise ValueError(f"cluster.transport={asked} is not there; write cluster.transport=object_store")
 
 
 def _check_guard(config: RunConfig) -> None:

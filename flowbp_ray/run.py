@@ -18,13 +18,13 @@ from flowbp_ray.loading import ConfigError, dump, load
 # What may differ between a run and its continuation: where and with how many processes, not what is computed. (Torch
 # gives the same bits for one and for several threads only where its kernels do.) On a CPU or on a GPU: that may not.
 FREE = {"output", "resume", "cluster", "samplers", "tracking", "checkpoint", "encoder", "nonfinite", "guard"}
+WHERE = {"threads", "cpus", "gpus", "resources"}
 FREE_IN = {
-    "rewards": {"count", "min", "max", "threads", "cpus", "gpus", "url", "token_file"},
-    "learners": {"threads", "cpus", "gpus"},
+    "rewards": {"count", "min", "max", "url", "token_file"} | WHERE,
+    "learners": WHERE,
 }
 
-FREE_IN_JUDGES = {"url", "server", "concurrency", "timeout", "tries", "backoff", "api_key_env"}
-FREE_IN_JUDGES |= {"threads", "cpus", "gpus"}
+FREE_IN_JUDGES = {"url", "server", "concurrency", "timeout", "tries", "backoff", "api_key_env"} | WHERE
 
 
 class Run:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Strict(BaseModel):
@@ -12,11 +14,32 @@ class Strict(BaseModel):
 
 
 class ProcessConfig(Strict):
-    """One actor. cpus and gpus are Ray's logical resources; threads are torch's."""
+    """One actor. cpus and gpus are Ray's logical resources; threads are torch's.
+
+    resources: others that its node must have, as `ray start --resources` names them, to tell groups of nodes apart; or
+    "accelerator_type:H100": 0.001, which Ray names by itself.
+    """
 
     threads: int = Field(1, ge=1)
     cpus: float = Field(0.1, ge=0)
     gpus: float = Field(0.0, ge=0)
+    resources: dict[str, Annotated[float, Field(gt=0)]] = Field({})
+
+    @field_validator("resources")
+    @classmethod
+    def _others(cls, value: dict[str, float]) -> dict[str, float]:
+        for name, amount in value.items():
+            if name.upper() in ("CPU", "GPU", "MEMORY", "OBJECT_STORE_MEMORY") or not name:
+                raise ValueError(f"resources names {name!r}; write cpus or gpus, and here only what Ray does not count")
+            if amount > 1 and not amount.is_integer():
+                raise ValueError(f"resources.{name}={amount:g}: Ray wants whole numbers above 1; write {int(amount)}")
+        return value
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """All that Ray reserves for it, by Ray's names."""
+        own = {kind: amount for kind, amount in (("CPU", self.cpus), ("GPU", self.gpus)) if amount}
+        return own | self.resources
 
     @property
     def device(self) -> str:
@@ -47,6 +70,8 @@ class ElasticPoolConfig(PoolConfig):
     @model_validator(mode="after")
     def _ordered(self) -> ElasticPoolConfig:
         least, most = self.bounds
+        if self.min and self.max and least > most:
+            raise ValueError(f"min={least} is above max={most}; write min <= max")
         if not least <= self.count <= most:
             raise ValueError(
                 f"count={self.count} must lie between min={least} and max={most}; write min <= count <= max"

@@ -7,12 +7,16 @@ from typing import Any
 
 import pytest
 
+from actors.placement import free, place
+from actors.process import actor_options
 from flowbp_ray import driver, loading, scaling
 from flowbp_ray.config import RunConfig
 from flowbp_ray.driver import Loop
+from flowbp_ray.failure import RunFailed
 from flowbp_ray.loading import ConfigError
 from flowbp_ray.run import Run
 from flowbp_ray.scaling import WINDOW
+from flowbp_ray.settings import PoolConfig
 from tests.chaos import before_step
 from tests.small import local_digest, small_config
 from tests.test_cli import call
@@ -81,7 +85,11 @@ def test_a_wish_lies_in_the_runs_folder_until_it_is_taken(tmp_path: Path, capsys
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["samplers.min=3", "samplers.max=2"], "count=1 must lie between min=3 and max=2"),
+        (["samplers.min=3", "samplers.max=2"], "samplers: min=3 is above max=2"),
+        (["cluster.transport=nccl"], "moves weights between GPUs, and learners and samplers have none"),
+        (["cluster.transport=pigeon"], "transport=pigeon is not there; write cluster.transport=object_store"),
+        (["samplers.resources.GPU=1"], "write cpus or gpus"),
+        (["rewards.resources.fast=1.5"], "resources.fast=1.5: Ray wants whole numbers above 1; write 1"),
         (["samplers.count=5", "samplers.max=4"], "count=5 must lie between min=5 and max=4"),
         (["cluster.scaling=rule", "staleness=1"], "write samplers.min and samplers.max"),
         (["cluster.scaling=rule", *ROOM], "needs staleness=1 or more"),
@@ -101,6 +109,34 @@ def test_three_roles_on_one_gpu(tmp_path: Path) -> None:
     assert config(tmp_path, "samplers.max=4").samplers.gpus == 0
     with pytest.raises(ConfigError, match="two ranks on one GPU"):
         config(tmp_path, "cluster.colocate=true", "learners.count=2", "learners.engine=deepspeed")
+
+
+@pytest.mark.ray
+def test_a_role_goes_where_its_resources_are_or_says_what_is_missing(local_ray: Any) -> None:
+    """node:<address> is a resource that every node of Ray has one of."""
+
+    class Anywhere:
+        def given(self) -> dict[str, float]:
+            import ray
+
+            return dict(ray.get_runtime_context().get_assigned_resources())
+
+    [here] = [name for name in local_ray.cluster_resources() if name.startswith("node:1")]
+    pool = PoolConfig(resources={here: 0.001}, cpus=0)
+    group = place(pool, "sampler", "samplers", 30)
+    actor = local_ray.remote(Anywhere).options(**actor_options(pool, 0, group)).remote()
+    assert local_ray.get(actor.given.remote())[here] == 0.001
+    local_ray.kill(actor)
+    free(group)
+    for other, needs in (
+        (PoolConfig(resources={"learner": 2.0}, cpus=1), "1 CPU and 2 learner"),
+        (PoolConfig(gpus=64, cpus=0), "64 GPU"),
+    ):
+        with pytest.raises(RunFailed) as failed:
+            place(other, "the learner", "learners", 0.5)
+        said = str(failed.value)
+        assert said.startswith(f"the learner with {needs} cannot be placed within 0.5 s; the cluster has ")
+        assert ("0 learner" in said) == ("learners.resources" in said) == bool(other.resources)
 
 
 @pytest.mark.ray
