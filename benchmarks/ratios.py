@@ -109,9 +109,10 @@ def _roles(profile: Profile, config: RunConfig) -> Roles:
 
 
 def _start(configs: Sequence[RunConfig], profile: Profile | None) -> None:
-    """Ray; of an emulation with as many CPUs and GPUs as it asks for, which are counted and not there."""
-    if profile is None or ray.is_initialized():
-        start_ray(configs[0].cluster.address)
+    """Ray; a private one of an emulation with as many CPUs and GPUs as it asks for, which are counted and not there."""
+    address = configs[0].cluster.address
+    if profile is None or ray.is_initialized() or (os.environ.get("RAY_ADDRESS") or address) != "local":
+        start_ray(address)
         return
     pools = [(c.samplers, c.learners, c.rewards) for c in configs]
     gpus = max(sum(p.count * p.gpus for p in three) for three in pools)
