@@ -6,6 +6,7 @@ All other files are shared, as on a cluster with shared storage. `missing` says 
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -79,7 +80,7 @@ class Network:
     """Hosts on one bridge, and an outside from where they are reached: the bridge's own namespace."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.name = folder, f"flowbp{os.getpid()}"
+        self.folder, self.name = folder, own_name()
         self.namespaces: list[str] = []
         self.hosts: list[Host] = []
 
@@ -149,7 +150,7 @@ def missing() -> str:
         return "hosts in network namespaces need root on Linux"
     if absent := [tool for tool in TOOLS if shutil.which(tool) is None]:
         return f"hosts in network namespaces need {', '.join(absent)} (Debian: iproute2, util-linux)"
-    trial = f"flowbp{os.getpid()}-trial"
+    trial = own_name()
     attempts = (
         ("ip", "netns", "add", trial),
         ("ip", "-n", trial, "link", "add", "bridge", "type", "bridge"),
@@ -164,6 +165,11 @@ def missing() -> str:
     finally:
         _ip("netns", "delete", trial)
     return ""
+
+
+def own_name() -> str:
+    """Of no other run, not even of one that was killed and left its namespaces."""
+    return f"flowbp-{os.getpid()}-{secrets.token_hex(3)}"
 
 
 def _ip(*arguments: str) -> subprocess.CompletedProcess[str]:
