@@ -11,7 +11,7 @@ import pickle
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -127,6 +127,10 @@ class EmulatedSampler(Process):
 
 class EmulatedReward(Process):
     """Every image is worth a half."""
+
+    def __init__(self, emulation: Emulation, agreed: Mapping[str, str] | None = None) -> None:
+        """agreed: of reward servers elsewhere, of which there are none."""
+        super().__init__(emulation)
 
     def score(self, item: Item, prompts: list[str], report: RolloutReport, target: Packed) -> tuple[Scored, Packed]:
         wait, given = Wait(), self.given
