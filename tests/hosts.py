@@ -112,18 +112,9 @@ class Network:
         _must("-n", full, "link", "set", "lo", "up")
         return full
 
-    def run(
-        self, command: Sequence[str | Path], env: Mapping[str, str], cwd: Path, timeout: float = 280
-    ) -> subprocess.CompletedProcess[str]:
-        """A command outside of the hosts."""
-        return subprocess.run(
-            ["ip", "netns", "exec", self.namespaces[0], *command],
-            env=dict(env),
-            cwd=cwd,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
+    def outside(self, *command: str | Path) -> list[str | Path]:
+        """A command, to be run outside of the hosts and within their reach."""
+        return ["ip", "netns", "exec", self.namespaces[0], *command]
 
     def remove(self) -> None:
         """Links go with their namespaces."""

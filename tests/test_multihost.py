@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from tests.hosts import Network, missing, network
 from tests.small import small_overrides
 
 ROOT = Path(__file__).parent.parent
-pytestmark = [pytest.mark.ray, pytest.mark.deepspeed, pytest.mark.hosts, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.deepspeed, pytest.mark.hosts, pytest.mark.timeout(900)]
 
 CPUS = {"host1": 4, "host2": 4, "host3": 2}
 SPREAD = ["learners.cpus=2.25", "samplers.cpus=1.25", "rewards.cpus=0.25"]
@@ -37,29 +39,35 @@ SETTINGS = [
 
 @dataclass(frozen=True)
 class Cluster:
-    """Hosts with a Ray, and how to talk to it from outside."""
+    """Hosts with a Ray, and how to talk to it from a machine that is no part of it."""
 
     network: Network
-    env: dict[str, str]
-    head: str
+    env: dict[str, str]  # of a client
 
     def ray(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """A command of Ray's, from the repository's root on a machine that is no part of the cluster."""
-        env = self.env | {"RAY_API_SERVER_ADDRESS": self.head}
-        return self.network.run([clients.BIN / "ray", *arguments], env, ROOT)
+        """A command of Ray's, from the repository's root."""
+        command = self.network.outside(clients.BIN / "ray", *arguments)
+        return subprocess.run(command, cwd=ROOT, env=self.env, capture_output=True, text=True)
 
     def submit(self, *options: str, train: list[str]) -> subprocess.CompletedProcess[str]:
         command = ("python", "-m", "flowbp_ray", "train", "configs/runs/shapes_flowbp_sparse.yaml", *train)
-        own = ("--address", self.head, "--working-dir", ".", "--runtime-env", "deploy/job.yaml", *options)
+        own = ("--working-dir", ".", "--runtime-env", "deploy/job.yaml", *options)
         return clients.accepted(lambda: self.ray("job", "submit", *own, "--", *command))
 
-    def running(self, job: str) -> bool:
-        """Whether it has not ended."""
-        return "RUNNING" in (said := self.ray("job", "status", job).stdout) or "PENDING" in said
+    @contextmanager
+    def followed(self, job: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+        """A process that writes what the job prints to `log`, and ends with the job."""
+        command = self.network.outside(clients.BIN / "ray", "job", "logs", "--follow", job)
+        with log.open("w") as file, subprocess.Popen(command, cwd=ROOT, env=self.env, stdout=file, stderr=file) as ray:
+            try:
+                yield ray
+            finally:
+                ray.kill()
 
     def list(self, what: str) -> list[dict[str, Any]]:
         """What Ray itself says: its nodes or actors, also those that have ended."""
-        done = self.ray("list", what, "--address", self.head, "--format", "json", "--limit", "1000")
+        where = ("--address", self.env["RAY_API_SERVER_ADDRESS"])
+        done = self.ray("list", what, *where, "--format", "json", "--limit", "1000")
         assert done.returncode == 0, done.stderr
         return list(json.loads(done.stdout))
 
@@ -95,7 +103,7 @@ def cluster(possible: None, tmp_path: Path) -> Iterator[Cluster]:
                 assert host.says("Ray runtime started"), host.log.read_text()
         for host in made.hosts:
             assert host.says("Ray runtime started"), host.log.read_text()
-        yield Cluster(made, env, f"http://{head.address}:8265")
+        yield Cluster(made, env | {"RAY_API_SERVER_ADDRESS": f"http://{head.address}:8265"})
 
 
 @pytest.fixture(scope="module")
@@ -151,13 +159,15 @@ def test_a_host_is_lost(one_host: Run, cluster: Cluster, tmp_path: Path) -> None
     options = ("--no-wait", "--submission-id", "lost")
     done = cluster.submit(*options, train=[*small_overrides(tmp_path), *SETTINGS, *SPREAD, "name=lost"])
     assert done.returncode == 0, done.stdout + done.stderr
-    lines = tmp_path / "lost" / "metrics.jsonl"
-    while not (lines.is_file() and lines.read_text()):
-        assert cluster.running("lost"), cluster.ray("job", "logs", "lost").stdout
-    cluster.network.hosts[2].kill()
-    before = len(lines.read_text().splitlines())
-    log = cluster.ray("job", "logs", "--follow", "lost").stdout
-    assert (tmp_path / "lost" / "summary.json").is_file(), log
+    lines, log = tmp_path / "lost" / "metrics.jsonl", tmp_path / "job.log"
+    with cluster.followed("lost", log) as job:
+        while not (lines.is_file() and lines.read_text()):
+            assert job.poll() is None, log.read_text()
+            time.sleep(0.1)
+        cluster.network.hosts[2].kill()
+        before = len(lines.read_text().splitlines())
+        job.wait()
+    assert (tmp_path / "lost" / "summary.json").is_file(), log.read_text()
     run = Run.open(tmp_path / "lost")
     assert before < STEPS - 2 and logged(run)["samplers"] == set(CPUS)
     assert [node["state"] for node in cluster.list("nodes") if node["node_ip"] == "10.77.0.3"] == ["DEAD"]
