@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,8 +42,8 @@ class Process:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self.given = emulation
 
-    def ready(self) -> bool:
-        return True
+    def ready(self) -> str:
+        return socket.gethostname()
 
     def pid(self) -> int:
         return os.getpid()
@@ -127,6 +128,10 @@ class EmulatedSampler(Process):
 class EmulatedReward(Process):
     """Every image is worth a half."""
 
+    def __init__(self, emulation: Emulation, agreed: Mapping[str, str] | None = None) -> None:
+        """agreed: of reward servers elsewhere, of which there are none."""
+        super().__init__(emulation)
+
     def score(self, item: Item, prompts: list[str], report: RolloutReport, target: Packed) -> tuple[Scored, Packed]:
         wait, given = Wait(), self.given
         branches, terms = target.array.shape[1], len(given.rewards)
@@ -155,17 +160,17 @@ class EmulatedReward(Process):
 class EmulatedLearner:
     """One rank. Rank 0 publishes all, as one bucket. Their first element counts the steps, and all ranks state it."""
 
-    def ready(self) -> bool:
-        return True
+    def ready(self) -> str:
+        return socket.gethostname()
 
     def rendezvous(self) -> tuple[str, int]:
         return ray.util.get_node_ip_address(), 0
 
-    def build(self, emulation: Emulation, embeddings: Packed, rank: int, address: str, port: int) -> bool:
+    def build(self, emulation: Emulation, embeddings: Packed, rank: int, address: str, port: int) -> str:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self.given, self.rank, self.done = emulation, rank, 0
         self.weights = np.zeros(max(1, emulation.weight_bytes // 2), np.uint16)
-        return True
+        return socket.gethostname()
 
     def step(
         self, step: int, factors: Sequence[float], shares: Sequence[float], *messages: Rollout | Packed

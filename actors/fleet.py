@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,6 +47,7 @@ class Fleet:
         self.config, self.agreed, self.roles = config, agreed or {}, roles
         self.handles: list[Any] = []
         self.crews: dict[str, Crew] = {}
+        self.hosts: dict[str, list[str]] = {}  # where each process of a role began
         self._gang: Gang | None = None
         try:
             self._start(config, list(prompts))
@@ -66,13 +69,12 @@ class Fleet:
         built = self.gang.launch(self.embeddings)
         if not config.encoder.gpus:  # they were starting meanwhile
             self.encoded = encoding.finish(timeout)
-        for what, refs in (
-            ("the learners", built),
-            ("the samplers", [h.ready.remote() for h in samplers.handles]),
-            ("the reward servers", [h.ready.remote() for h in scorers.handles]),
+        for who, refs in (
+            ("learners", built),
+            ("samplers", [h.ready.remote() for h in samplers.handles]),
+            ("reward servers", [h.ready.remote() for h in scorers.handles]),
         ):
-            for ref in refs:
-                _get(ref, what, timeout)
+            self.hosts[who] = [_get(ref, f"the {who}", timeout) for ref in refs]
         tries, gated = config.cluster.tries, config.gated
         self.pipeline = Pipeline(samplers, scorers, [self.embeddings], prompts, tries, timeout, gated)
         self.gang.meanwhile = Meanwhile(self.pipeline)
@@ -90,6 +92,11 @@ class Fleet:
             place=lambda index: urls[index % len(urls)] if urls else index,
         )
         return self.crews[key].pool
+
+    def tell(self, log: logging.Logger) -> None:
+        """What was encoded, and where everybody is."""
+        log.info("embeddings: %s", self.encoded.describe())
+        log.info("%s", "; ".join(f"{who} on {counted(hosts)}" for who, hosts in self.hosts.items()))
 
     def rebuild(self) -> None:
         """A new gang; samplers and reward servers stay, what they are doing for the old one is forgotten."""
@@ -136,6 +143,11 @@ class Encoding:
         _get(self.whole, "the encoder", timeout)
         ray.kill(self.actor)
         return encoded
+
+
+def counted(hosts: Sequence[str]) -> str:
+    """`a, b (2)`: each host once, in the order of the processes, with their number where it is not one."""
+    return ", ".join(host if n == 1 else f"{host} ({n})" for host, n in Counter(hosts).items())
 
 
 def _get(ref: Any, what: str, timeout: float) -> Any:

@@ -27,7 +27,8 @@ class LearnerActor:
             probe.bind(("", 0))
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
-    def build(self, config: RunConfig, embeddings: PackedEmbeddings, rank: int, address: str, port: int) -> bool:
+    def build(self, config: RunConfig, embeddings: PackedEmbeddings, rank: int, address: str, port: int) -> str:
+        """Join the others; returns the name of this host."""
         from actors.process import prepare
         from flowbp_ray.learner import Learner
 
@@ -37,7 +38,7 @@ class LearnerActor:
 
             init_gang(rank, config.learners, address, port, config.cluster.stall_timeout)
         self.learner = Learner(config, embeddings.unpack(), rank)
-        return True
+        return socket.gethostname()
 
     def step(
         self, step: int, factors: Sequence[float], shares: Sequence[float], *messages: Rollout | Packed

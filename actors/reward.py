@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,11 +25,11 @@ class RewardActor:
         self.scorer: Any = scorer(config, agreed or {})
         self.gated = config.gated  # not with remote servers, see `consistency`
 
-    def ready(self) -> bool:
-        """Once the rewards are there: built here, or at a server that says so. Raises `Unavailable`."""
+    def ready(self) -> str:
+        """This host's name, once the rewards are there: built here, or at a server. Raises `Unavailable`."""
         if isinstance(self.scorer, RemoteScorer):
             self.scorer.reach()
-        return True
+        return socket.gethostname()
 
     def score(
         self, item: Item, prompts: list[str], report: RolloutReport, target: Packed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from typing import Any
 
 import ray
@@ -21,8 +22,9 @@ class SamplerActor:
         prepare(config, config.samplers.threads)
         self.sampler = Sampler(config)
 
-    def ready(self) -> bool:
-        return True
+    def ready(self) -> str:
+        """The name of this host."""
+        return socket.gethostname()
 
     def rollout(
         self, item: Item, weights: transport.Reference, embeddings: transport.Reference

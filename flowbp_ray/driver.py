@@ -56,7 +56,7 @@ def train(config: RunConfig, progress: Progress | None = None) -> tuple[Run, dic
             start_ray(config.cluster.address)
             interrupts.arm()
             with Fleet(config, [r.text for r in (*records, *held_out)], checked.agreed) as fleet:
-                run.logger().info("embeddings: %s", fleet.encoded.describe())
+                fleet.tell(run.logger())
                 evaluator = Evaluator(config, run, held_out, len(records))
                 with Judges(config, run, evaluator, tracker) as judges:
                     return run, Loop(config, run, fleet, tracker, progress, records, judges, interrupts).run_all()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -189,4 +191,15 @@ def init_gang(rank: int, config: LearnersConfig, address: str, port: int, timeou
 
     if not on_gpu:
         __compatible_ops__["deepspeed_shm_comm"] = False  # would compile for a minute, for one host's collectives
+        # Gloo's own choice is the address of this host's name, which on Debian is 127.0.1.1: no other host gets there.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface_to(address))
     deepspeed.init_distributed("nccl" if on_gpu else "gloo", timeout=timedelta(seconds=timeout))
+
+
+def interface_to(address: str) -> str:
+    """The network interface by which this host reaches `address`, which may be its own; nothing where none has it."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((address, 9))  # sends nothing
+        own = probe.getsockname()[0]
+    return next((name for name, found in psutil.net_if_addrs().items() if own in {a.address for a in found}), "")

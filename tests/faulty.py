@@ -164,7 +164,7 @@ class CountingLearner(LearnerActor):
 
     whole: list[int]
 
-    def build(self, *arguments: Any) -> bool:
+    def build(self, *arguments: Any) -> str:
         buckets.BUCKET = SMALL
         return super().build(*arguments)
 

@@ -24,6 +24,7 @@ from flowbp_ray.messages import Fault
 from flowbp_ray.metrics import Tracker
 from flowbp_ray.prompts import PromptRecord
 from flowbp_ray.run import Run
+from flowbp_ray.zero import interface_to
 from tests.small import small_config
 
 
@@ -217,3 +218,8 @@ def test_a_fault_names_what_is_known() -> None:
     assert fault.describe(["a", "a cat"]) == "velocity at node 4 is not finite: step 7, sample 3, prompt 'a cat'"
     assert "score of hps is" in Fault("score", 0, 0, 0, reward="hps").describe(["a"])
     assert OptimizerConfig().schedule.name == "constant"
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.0.1.1"])
+def test_the_interface_to_an_address_of_this_host(address: str) -> None:
+    assert interface_to(address) in ("lo", "lo0")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
 import shutil
 import signal
 import socket
@@ -21,10 +19,10 @@ import pytest
 from flowbp_ray.rewards.shapes_clip import WEIGHTS
 from flowbp_ray.run import Run
 from flowbp_ray.shapes import model_dir
+from tests import clients
 from tests.small import local_digest, small_config, small_overrides
 
 ROOT = Path(__file__).parent.parent
-BIN = Path(sys.executable).parent
 pytestmark = pytest.mark.ray
 
 
@@ -43,26 +41,25 @@ def free_port() -> int:
 
 
 def environment(token: Path) -> dict[str, str]:
-    """PATH with this interpreter first, and the token that every node and client needs."""
-    own = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    return own | {
-        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
-        "PYTHONPATH": str(ROOT),
-    }
+    """With this tree's code, also where a driver joins from another folder."""
+    return clients.environment(token) | {"PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
     """Ended with everything it started."""
-    token = tmp_path / "token"
-    token.write_text(secrets.token_hex(32))
-    token.chmod(0o600)
+    token = clients.new_token(tmp_path / "token")
     for _ in range(3):  # a start fails where the machine is so loaded that it takes 30 s
         dashboard, port, folder = free_port(), free_port(), Path(tempfile.mkdtemp(prefix="fb"))  # short, for sockets
-        command = [BIN / "ray", "start", "--head", "--block", f"--port={port}", "--num-cpus=4", "--disable-usage-stats"]
+        command = [
+            clients.BIN / "ray",
+            "start",
+            "--head",
+            "--block",
+            f"--port={port}",
+            "--num-cpus=4",
+            "--disable-usage-stats",
+        ]
         command += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
         # Ports of its own: another Ray on this machine (the other tests' own) has the agent's usual one, 52365.
         command += [f"--temp-dir={folder}", "--dashboard-agent-listen-port=0", "--dashboard-agent-grpc-port=0"]
@@ -91,7 +88,7 @@ def started(head: subprocess.Popen[bytes], log: Path) -> bool:
 def ray(cluster: Cluster, *arguments: str, token: Path | None = None) -> subprocess.CompletedProcess[str]:
     """`ray job …` at the cluster, from the repository's root."""
     verb, *rest = arguments
-    command = [BIN / "ray", "job", verb, "--address", cluster.dashboard, *rest]
+    command = [clients.BIN / "ray", "job", verb, "--address", cluster.dashboard, *rest]
     env = environment(token or cluster.token)
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=280)
 
@@ -101,12 +98,7 @@ def submit(
 ) -> subprocess.CompletedProcess[str]:
     """The README's one command."""
     own = ("--working-dir", ".", *options, "--", "python", "-m", "flowbp_ray", *arguments)
-    for _ in range(30):
-        done = ray(cluster, "submit", *own, token=token)
-        if "No available agent to submit job" not in done.stderr:
-            break
-        time.sleep(1)  # the dashboard answers before the node's agent is there
-    return done
+    return clients.accepted(lambda: ray(cluster, "submit", *own, token=token))
 
 
 def join(cluster: Cluster, folder: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -125,8 +117,7 @@ def test_a_submitted_job_trains(cluster: Cluster, tmp_path: Path) -> None:
     assert [line["step"] for line in run.metrics()] == [0, 1] and run.checkpoints.steps() == [2]
     refused = submit(cluster, "train", "shapes_flowbp_sparse", "method.k=99")
     assert refused.returncode != 0 and "active steps k must be in [1, 16], got 99" in refused.stdout
-    wrong = tmp_path / "wrong"
-    wrong.write_text(secrets.token_hex(32))
+    wrong = clients.new_token(tmp_path / "wrong")
     stranger = submit(cluster, "methods", token=wrong)
     assert stranger.returncode != 0 and "flowbp_sparse" not in stranger.stdout
 
@@ -175,8 +166,7 @@ def test_a_driver_that_joins_by_address(cluster: Cluster, tmp_path: Path) -> Non
     assert done.returncode == 0, done.stdout + done.stderr
     digest = json.loads((folder / "runs" / "relative" / "summary.json").read_text())["weights_sha256"]
     assert digest == local_digest(small_config(tmp_path, "flowbp_sparse", "steps=1"))
-    wrong = tmp_path / "wrong"
-    wrong.write_text(secrets.token_hex(32))
+    wrong = clients.new_token(tmp_path / "wrong")
     refusals = {
         "refuses this user's token": {"RAY_AUTH_TOKEN_PATH": str(wrong)},
         "(Connection refused)": {"RAY_ADDRESS": f"127.0.0.1:{free_port()}"},

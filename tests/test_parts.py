@@ -12,6 +12,7 @@ import pytest
 import torch
 from scipy import stats
 
+from actors.fleet import counted
 from flowbp_ray import backbones, prompts, weights
 from flowbp_ray.backbones.guidance import full_velocity, trained_velocity
 from flowbp_ray.config import LoraConfig
@@ -139,3 +140,7 @@ def test_what_is_trained_is_told_from_the_skeleton_as_from_the_weights(lora: Lor
     if lora is not None:
         modules = {name.rsplit(".lora_", 1)[0] for name in weights.trained(real)}
         assert f"on {len(modules)} modules" in told and all(t in told for t in lora.targets or backbone.lora_targets)
+
+
+def test_hosts_of_a_role_in_one_line() -> None:
+    assert counted(["b", "a", "b"]) == "b (2), a" and counted(["a"]) == "a"
