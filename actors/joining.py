@@ -14,6 +14,8 @@ from pathlib import Path
 
 import ray
 
+from actors import marks
+
 PRIVATE = ("RAY_enable_metrics_collection", "RAY_prestart_worker_first_driver", "RAY_num_workers_soft_limit")
 """Set to 0 in a Ray of our own: metrics without a dashboard, and idle workers, none of which would fit our actors."""
 PATIENCE = 10.0  # seconds until a cluster must take a connection
@@ -57,6 +59,7 @@ def start_ray(address: str) -> None:
     address = os.environ.get("RAY_ADDRESS") or address
     if ray.is_initialized():
         return
+    marks.record()
     if address == "local":
         for name in PRIVATE:
             os.environ.setdefault(name, "0")

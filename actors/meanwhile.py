@@ -25,6 +25,7 @@ class Meanwhile:
         """As `ray.wait(refs, timeout=timeout)`: those of `refs` that are there first, and the others."""
         until, pipeline = time.monotonic() + timeout, self.pipeline
         while True:
+            pipeline.look(())
             running = {job.pending: job for job in pipeline.jobs if job.pending is not None}
             found, _ = ray.wait([*refs, *running], timeout=max(0.0, until - time.monotonic()))
             for ref in found:
