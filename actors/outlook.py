@@ -38,9 +38,8 @@ class Outlook:
         who = "samplers" if stages["queued"] + stages["rolling"] else "reward servers"
         there = sum(job.item.rows for job in wanted if job.stage == "done")
         parts = ", ".join(f"{stages[stage]} {words}" for stage, words in STAGES.items() if stages[stage])
-        line = (
-            f"waiting for {who}: {there} of {sum(job.item.rows for job in wanted)} pictures are there; items: {parts}"
-        )
+        pictures = sum(job.item.rows for job in wanted)
+        line = f"waiting for {who}: {there} of {pictures} pictures are there; items: {parts}"
         for pool in (self.pipeline.samplers, self.pipeline.scorers):
             if pool.silent:
                 line += f"; no answer from {pool.name} {', '.join(map(str, pool.silent))}"

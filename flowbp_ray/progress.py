@@ -131,9 +131,8 @@ class Progress:
             lasted, usual = self.phases.lasted(), UNUSUAL * self.phases.usual()
             if self.live is None and lasted > max(PATIENCE, usual, 2 * self.said):
                 self.said = lasted
-                self.note(
-                    f"{self.phases.name} for {lasted:.0f} s" + f"; {self.phases.waiting}" * bool(self.phases.waiting)
-                )
+                what = f"; {self.phases.waiting}" if self.phases.waiting else ""
+                self.note(f"{self.phases.name} for {lasted:.0f} s{what}")
 
     def _write(self, now: bool) -> None:
         assert self.file is not None

@@ -55,7 +55,7 @@ TABLE = (
     Metric("reward_s", "time", "seconds", "reward servers scored, summed over processes"),
     Metric("learner_s", "time", "seconds", "the slowest learner computed"),
     Metric("idle/*", "idle", "share", "of the step in which the role's processes did not compute", ("role",)),
-    Metric("queue/*", "queue", "items", "items by stage, mean over the step; silent: actors without answer", ("stage",)),
+    Metric("queue/*", "queue", "items", "items by stage, mean over the step; silent: actors that are", ("stage",)),
     Metric("retries", "queue", "", "calls done again since the driver started"),
     Metric("count/*", "count", "processes", "processes of a role", ("role",)),
     Metric("drift", "drift", "", "distance between the sampler's velocities and the learner's, mean over the batch"),
@@ -90,7 +90,7 @@ TABLE = (
     Metric("omega", "sample", "", "mean weight of the samples"),
     Metric("d_j", "sample", "", "mean residual of the junction"),
     Metric("d_0", "sample", "", "mean residual of the start"),
-    Metric("evaluation/*", "evaluation", "", "held-out prompts: mean of a metric, a judge's too", ("metric", "guidance")),
+    Metric("evaluation/*", "evaluation", "", "held-out prompts: means, those of judges too", ("metric", "guidance")),
 )  # fmt: skip
 
 ABOUT = {"guidance", "judge", "pictures", "missing"}  # of an evaluation: what it is of, and no metric
