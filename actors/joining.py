@@ -57,9 +57,9 @@ def start_ray(address: str) -> None:
     """Join the cluster of the job that we are in, or the one at `address`, or start a private one ("local")."""
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # a failed call has three results; we read the first
     address = os.environ.get("RAY_ADDRESS") or address
+    marks.record()
     if ray.is_initialized():
         return
-    marks.record()
     if address == "local":
         for name in PRIVATE:
             os.environ.setdefault(name, "0")

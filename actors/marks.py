@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
+import ray
 from ray._private import profiling  # there is no public name for it
 
 from flowbp_ray import marks
@@ -28,4 +29,6 @@ def record() -> None:
 
 
 def _span(name: str) -> AbstractContextManager[object]:
+    if not ray.is_initialized():
+        return nullcontext()
     return profiling.profile(f"flowbp_ray: {name}", extra_data={"name": name})  # type: ignore[no-any-return]

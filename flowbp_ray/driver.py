@@ -50,7 +50,8 @@ def train(config: RunConfig, progress: Progress | None = None) -> tuple[Run, dic
     run.same_prompts([r.text for r in (*records, *held_out)])
     progress = progress or Progress(config.steps, quiet=True)
     run.logger().info("training %s", checked.trains)
-    tracker = Tracker(run.folder, config, Exporter(run.folder.name))
+    exporter = Exporter(run.folder.name)
+    tracker = Tracker(run.folder, config, exporter)
     try:
         with progress.begin(run.folder, config, checked.trains), Interrupts() as interrupts:
             progress.waiting("starting Ray")
@@ -69,6 +70,7 @@ def train(config: RunConfig, progress: Progress | None = None) -> tuple[Run, dic
         raise
     finally:
         tracker.close()
+        exporter.close()
         if not joined:
             ray.shutdown()
 
