@@ -20,6 +20,7 @@ import ray
 from flowbp_ray import driver, loading
 from flowbp_ray.driver import Loop
 from flowbp_ray.failure import RunFailed
+from flowbp_ray.observed.reading import Reader
 from flowbp_ray.run import Run
 from tests.chaos import before_step, during
 from tests.small import local_digest, small_config, small_overrides
@@ -158,6 +159,7 @@ def test_work_that_does_not_move_is_dumped_and_ends_the_run(local_ray: Any, tmp_
     for pid in stopped:
         if psutil.pid_exists(pid):
             os.kill(pid, signal.SIGKILL)
+    assert Reader(config.run_dir).look().state.startswith("stalled: nothing moved for 12 s: items")
     state = json.loads((config.run_dir / "stalled.json").read_text())
     assert {item["stage"] for item in state["items"]} == {"rolling"}
     assert [line["step"] for line in Run.open(config.run_dir).metrics()] == [0]

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flowbp_ray.observed.reading import Line, Reader, Seen, spell
-from flowbp_ray.observed.table import ABOUT, TABLE
+from flowbp_ray.observed.table import ABOUT, TABLE, find
 
 EVERY = 1.0  # seconds between two looks
 MEAN = 5  # steps whose mean is compared with that of as many at the start
@@ -27,7 +27,7 @@ def show(folder: str, watch: bool, console: Console) -> None:
         return
     with Live(table(seen), console=console, auto_refresh=False) as live:
         try:
-            while not seen.over:
+            while seen.stage != "over":
                 time.sleep(EVERY)
                 seen = reader.look()
                 live.update(table(seen), refresh=True)
@@ -74,7 +74,7 @@ def _step(seen: Seen, last: Line) -> str:
     text = f"{seen.done} of {seen.steps}"
     if last:
         text += f", {_plain(last.get('images_per_s'))} images/s"
-    if seen.status.step_s and not seen.over:
+    if seen.status.step_s and seen.stage == "going":
         left = seen.status.step_s * (seen.steps - seen.done)
         text += f", {seen.status.step_s:.2f} s a step, about {spell(left)} left without evaluations"
     return text
@@ -87,14 +87,11 @@ def _shares(seconds: Mapping[str, float]) -> str:
 
 def _family(last: Line, group: str, form: str) -> str:
     """The numbers of a group that the line has: of families by their tag, of others by their key."""
-    keys = {metric.key.removesuffix("*"): metric for metric in TABLE if metric.group == group}
-    found = []
-    for key, value in last.items():
-        start = key.partition("/")[0] + "/" if "/" in key else key
-        if start in keys and isinstance(value, int | float):
-            shown = f"{value:g}" if key == "retries" else form.format(value)
-            found.append(f"{key.removeprefix(f'{group}/').removesuffix('_s')} {shown}")
-    return ", ".join(found)
+    order = [metric.key for metric in TABLE if metric.group == group and metric.key != "retries"]
+    mine = [(metric.key, key) for key in last if (metric := find(key)) is not None and metric.key in order]
+    mine.sort(key=lambda pair: order.index(pair[0]))
+    shown = [(key.removeprefix(f"{group}/").removesuffix("_s"), last[key]) for _, key in mine]
+    return ", ".join(f"{name} {form.format(value)}" for name, value in shown if isinstance(value, int | float))
 
 
 def _processes(seen: Seen, last: Line) -> str:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -21,20 +21,21 @@ SILENT = 4 * BEAT  # seconds without a sign after which a driver is called silen
 TAIL = 65536  # bytes of log.txt that are searched for warnings
 WARNINGS = 3
 Line = Mapping[str, Any]
+Stage = Literal["going", "lost", "over"]
 
 
 @dataclass(frozen=True)
 class Seen:
     """A run at one moment. train: its steps' lines; evaluations: the lines of the last evaluation, one per guidance.
 
-    state: what `state_of` says. asked: the sizes that `scale` asked for and that are not taken yet. saved: the newest
-    checkpoint and how old it is, in seconds. warnings: the last lines of log.txt that are warnings or errors.
+    state and stage: what `state_of` says. asked: the sizes that `scale` asked for and that are not taken yet. saved:
+    the newest checkpoint and how old it is, in seconds. warnings: the last warnings and errors of log.txt.
     """
 
     folder: Path
     steps: int
     state: str
-    over: bool
+    stage: Stage
     status: Status
     train: list[Line]
     evaluations: list[Line]
@@ -61,13 +62,13 @@ class Reader:
         folder, now = self.run.folder, time.time()
         self._follow()
         found = status_file.read(folder)
-        state, over = state_of(self.run, found, now)
+        state, stage = state_of(self.run, found, now)
         evaluated = [line for line in self.lines if line["kind"] == "evaluation"]
         return Seen(
             folder=folder,
             steps=found.steps if found else self._steps(),
             state=state,
-            over=over,
+            stage=stage,
             status=found or Status(state="unknown", phase=""),
             train=[line for line in self.lines if line["kind"] == "train"],
             evaluations=[line for line in evaluated if line["step"] == evaluated[-1]["step"]],
@@ -112,22 +113,22 @@ class Reader:
         return steps[-1], max(0.0, age)
 
 
-def state_of(run: Run, status: Status | None, now: float) -> tuple[str, bool]:
-    """In words, and whether the run is over. A driver that was killed says nothing any more."""
+def state_of(run: Run, status: Status | None, now: float) -> tuple[str, Stage]:
+    """In words, and whether the run goes on. A driver that was killed says nothing any more."""
     if status is None:
         if (run.folder / "summary.json").is_file():
-            return "finished", True
-        return "unknown: there is no status.json", False
+            return "finished", "over"
+        return "unknown: there is no status.json", "lost"
     if status.state == "finished":
-        return ("finished, ended by the guard" if (run.folder / guard.FILE).is_file() else "finished"), True
+        return ("finished, ended by the guard" if (run.folder / guard.FILE).is_file() else "finished"), "over"
     if status.state in ("stopped", "failed"):
         stalled = status.state == "failed" and newer(run.folder / "stalled.json", status.began)
-        return f"{'stalled' if stalled else status.state}: {status.why}", True
+        return f"{'stalled' if stalled else status.state}: {status.why}", "over"
     quiet = now - status.written
     if quiet > SILENT:
-        return f"silent for {spell(quiet)}, in the phase {status.phase}: killed, or cut off from this folder", False
+        return f"silent for {spell(quiet)}, in the phase {status.phase}: killed, or cut off from this folder", "lost"
     waiting = f": {status.waiting}" if status.waiting else ""
-    return f"{status.phase} for {spell(max(0.0, now - status.since))}{waiting}", False
+    return f"{status.phase} for {spell(max(0.0, now - status.since))}{waiting}", "going"
 
 
 def newer(path: Path, moment: float) -> bool:

@@ -36,11 +36,11 @@ def read(folder: Path) -> Status | None:
     """What the file says; None where there is none, or nothing that could be understood."""
     try:
         found = json.loads((folder / FILE).read_text())
-        status = Status(**{f.name: found[f.name] for f in fields(Status) if f.name in found})
+        status = Status(**{f.name: found[f.name] for f in fields(Status)})
         status.step, status.steps = int(status.step), int(status.steps)
         status.since, status.began, status.written = float(status.since), float(status.began), float(status.written)
         status.step_s, status.seconds = float(status.step_s), {k: float(v) for k, v in status.seconds.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
     return status
 

@@ -110,7 +110,8 @@ class Reading:
 
 def find(key: str) -> Metric | None:
     """The row of a key of a training step's line; None where the table has none."""
-    return _PLAIN.get(key) or _FAMILY.get(key.partition("/")[0])
+    stem, of, _ = key.partition("/")
+    return _FAMILY.get(stem) if of else _PLAIN.get(key)
 
 
 def readings(kind: str, values: Mapping[str, Any]) -> Iterator[Reading]:
