@@ -1,4 +1,4 @@
-"""Marks in `ray timeline`: only where RAY_PROFILING is set, before Ray is imported. A mark then takes 2 us."""
+"""Marks in `ray timeline`: only where RAY_PROFILING is set, before Ray is imported; a mark then takes microseconds."""
 
 from __future__ import annotations
 

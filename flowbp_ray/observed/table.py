@@ -135,3 +135,19 @@ def grouped(kind: str, values: Mapping[str, Any]) -> dict[str, float]:
             group = kind if metric is None else metric.group
             found[f"{group}/{key.removeprefix(f'{group}/')}"] = value
     return found
+
+
+def markdown() -> str:
+    """The table of docs/observing.md: `python -m flowbp_ray.observed.table`."""
+    lines = ["| Prometheus | tags besides `run` | in metrics.jsonl | wandb | what |", "|---|---|---|---|---|"]
+    for metric in TABLE:
+        wandb = (
+            next(iter(grouped("train", {metric.key: 0.0}))) if metric is not EVALUATED else "evaluation/*`, `judge/*"
+        )
+        where = "lines of evaluations and judges" if metric is EVALUATED else f"`{metric.key}`"
+        lines.append(f"| `{metric.scraped}` | {', '.join(metric.tags)} | {where} | `{wandb}` | {metric.meaning} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(markdown())

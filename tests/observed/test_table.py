@@ -10,7 +10,7 @@ import pytest
 
 from actors.exporter import COLLECTION, Exporter
 from flowbp_ray.observed.dashboard import PANELS, dashboard
-from flowbp_ray.observed.table import TABLE, find, grouped, readings
+from flowbp_ray.observed.table import TABLE, find, grouped, markdown, readings
 
 FILE = Path(__file__).parents[2] / "deploy" / "grafana-dashboard.json"
 
@@ -83,6 +83,10 @@ def test_the_dashboard_is_the_generated_one_and_asks_for_what_is_exported() -> N
     drawn = {re.search(r"\((ray_\w+)\{", t["expr"])[1] for p in made["panels"] for t in p["targets"]}  # type: ignore[index]
     for group in ("throughput", "time", "idle", "queue", "drift", "bytes", "count", "reward"):
         assert any(exported[name].group == group for name in drawn), group
+
+
+def test_the_docs_have_the_table() -> None:
+    assert markdown() in (FILE.parents[1] / "docs" / "observing.md").read_text(), "python -m flowbp_ray.observed.table"
 
 
 def test_without_collection_nothing_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
