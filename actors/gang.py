@@ -114,21 +114,20 @@ class Gang:
         A ValueError is what the user must change, and would come again: RunFailed.
         """
         left, until = list(refs), time.monotonic() + self.timeout
+        numbers = {ref: first_rank + index for index, ref in enumerate(refs)}
         values: dict[Any, Any] = {}
         while left:
-            waited_for = [first_rank + list(refs).index(ref) for ref in left]
-            self.say(f"waiting for learner{'s' * (len(left) > 1)} {', '.join(map(str, waited_for))} ({doing})")
+            silent = ", ".join(str(numbers[ref]) for ref in left)
+            self.say(f"waiting for learner{'s' * (len(left) > 1)} {silent} ({doing})")
             wait = ray.wait if self.meanwhile is None else self.meanwhile.wait
             ready, left = wait(left, timeout=max(0.0, until - time.monotonic()))
             if not ready:
-                silent = ", ".join(map(str, waited_for))
                 raise GangLost(f"learner {silent} did not answer within {self.timeout:.0f} s while {doing}")
             for ref in ready:
                 try:
                     values[ref] = ray.get(ref, timeout=self.timeout)
                 except (RayError, GetTimeoutError) as error:
-                    rank = first_rank + list(refs).index(ref)
                     kind = RunFailed if wrong_for_good(error) else GangLost
-                    raise kind(f"learner {rank} failed {doing}: {cause(error)}") from error
+                    raise kind(f"learner {numbers[ref]} failed {doing}: {cause(error)}") from error
         self.say("")
         return [values[ref] for ref in refs]
