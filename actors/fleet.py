@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -15,6 +15,7 @@ from actors.encoder import RemoteEncoder
 from actors.errors import cause
 from actors.gang import Gang
 from actors.meanwhile import Meanwhile
+from actors.outlook import Outlook
 from actors.pipeline import Pipeline
 from actors.pool import Pool
 from actors.process import actor_options
@@ -41,10 +42,15 @@ class Fleet:
     encoded: Encoded
 
     def __init__(
-        self, config: RunConfig, prompts: Sequence[str], agreed: Mapping[str, str] | None = None, roles: Roles = REAL
+        self,
+        config: RunConfig,
+        prompts: Sequence[str],
+        agreed: Mapping[str, str] | None = None,
+        roles: Roles = REAL,
+        say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """agreed: what `agreement.check` returned, for reward servers elsewhere."""
-        self.config, self.agreed, self.roles = config, agreed or {}, roles
+        """agreed: what `agreement.check` returned, for reward servers elsewhere. say: takes what is waited for."""
+        self.config, self.agreed, self.roles, self.say = config, agreed or {}, roles, say
         self.handles: list[Any] = []
         self.crews: dict[str, Crew] = {}
         self.hosts: dict[str, list[str]] = {}  # where each process of a role began
@@ -61,27 +67,34 @@ class Fleet:
         self.handles.append(encoding.actor)
         self.embeddings = encoding.embeddings
         if config.encoder.gpus:  # which the others may be waiting for
-            self.encoded = encoding.finish(timeout)
-        self.gang = self._gang = Gang(config, self.roles)
+            self.encoded = encoding.finish(timeout, self.say)
+        self.say(f"placing the learners ({config.learners.count})")
+        self.gang = self._gang = Gang(config, self.roles, self.say)
         samplers = self._crew("sampler", "samplers", self.roles.sampler or RemoteSampler, config.samplers)
         reward = self.roles.reward or RemoteReward
         scorers = self._crew("reward server", "rewards", reward, config.rewards, self.agreed)
         built = self.gang.launch(self.embeddings)
         if not config.encoder.gpus:  # they were starting meanwhile
-            self.encoded = encoding.finish(timeout)
+            self.encoded = encoding.finish(timeout, self.say)
         for who, refs in (
             ("learners", built),
             ("samplers", [h.ready.remote() for h in samplers.handles]),
             ("reward servers", [h.ready.remote() for h in scorers.handles]),
         ):
-            self.hosts[who] = [_get(ref, f"the {who}", timeout) for ref in refs]
+            self.hosts[who] = []
+            for ref in refs:
+                self.say(f"building the {who}: {len(self.hosts[who])} of {len(refs)}")
+                self.hosts[who].append(_get(ref, f"the {who}", timeout))
         tries, gated = config.cluster.tries, config.gated
         self.pipeline = Pipeline(samplers, scorers, [self.embeddings], prompts, tries, timeout, gated)
         self.gang.meanwhile = Meanwhile(self.pipeline)
+        self.outlook = Outlook(self.pipeline, self.say)
+        self.pipeline.look = self.outlook.look
 
     def _crew(self, name: str, key: str, remote: Any, pool: PoolConfig, *more: Any) -> Pool:
         """Start the actors of a pool; more: what their class takes after the configuration."""
         urls = pool.url if isinstance(pool, RewardsConfig) else None
+        self.say(f"placing the {name}s ({pool.count})")
         self.crews[key] = Crew(
             name,
             key,
@@ -134,12 +147,15 @@ class Encoding:
             .remote(roles.settings(config.model_copy(update={"encoder": here})))
         )
         parts = range(0, len(texts), ENCODED_AT_ONCE)
+        self.count = len(texts)
         self.parts = [self.actor.add.remote(texts[i : i + ENCODED_AT_ONCE]) for i in parts]
         self.whole, self.embeddings = self.actor.table.options(num_returns=2).remote(prompts)
 
-    def finish(self, timeout: float) -> Encoded:
+    def finish(self, timeout: float, say: Callable[[str], None] = lambda line: None) -> Encoded:
         """Wait for each part, at most `timeout` seconds, and end the process."""
-        encoded: Encoded = [_get(part, "the encoder", timeout) for part in self.parts][-1]
+        for number, part in enumerate(self.parts):
+            say(f"encoding prompts: {number * ENCODED_AT_ONCE} of {self.count}")
+            encoded: Encoded = _get(part, "the encoder", timeout)
         _get(self.whole, "the encoder", timeout)
         ray.kill(self.actor)
         return encoded

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
@@ -30,8 +30,9 @@ class GangLost(RunFailed):
 class Gang:
     """All ranks at one time. Any rank that fails or stalls makes the whole gang worthless: kill it, build it again."""
 
-    def __init__(self, config: RunConfig, roles: Roles = REAL) -> None:
-        self.config, self.roles = config, roles
+    def __init__(self, config: RunConfig, roles: Roles = REAL, say: Callable[[str], None] = lambda line: None) -> None:
+        """say: takes a line on what is waited for."""
+        self.config, self.roles, self.say = config, roles, say
         self.ranks: list[Any] = []
         self.meanwhile: Meanwhile | None = None  # what else goes on while the driver waits for the ranks
         self.buckets: list[int] = []  # that each rank publishes
@@ -113,18 +114,20 @@ class Gang:
         A ValueError is what the user must change, and would come again: RunFailed.
         """
         left, until = list(refs), time.monotonic() + self.timeout
+        numbers = {ref: first_rank + index for index, ref in enumerate(refs)}
         values: dict[Any, Any] = {}
         while left:
+            silent = ", ".join(str(numbers[ref]) for ref in left)
+            self.say(f"waiting for learner{'s' * (len(left) > 1)} {silent} ({doing})")
             wait = ray.wait if self.meanwhile is None else self.meanwhile.wait
             ready, left = wait(left, timeout=max(0.0, until - time.monotonic()))
             if not ready:
-                silent = ", ".join(str(first_rank + list(refs).index(ref)) for ref in left)
                 raise GangLost(f"learner {silent} did not answer within {self.timeout:.0f} s while {doing}")
             for ref in ready:
                 try:
                     values[ref] = ray.get(ref, timeout=self.timeout)
                 except (RayError, GetTimeoutError) as error:
-                    rank = first_rank + list(refs).index(ref)
                     kind = RunFailed if wrong_for_good(error) else GangLost
-                    raise kind(f"learner {rank} failed {doing}: {cause(error)}") from error
+                    raise kind(f"learner {numbers[ref]} failed {doing}: {cause(error)}") from error
+        self.say("")
         return [values[ref] for ref in refs]

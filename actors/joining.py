@@ -14,6 +14,8 @@ from pathlib import Path
 
 import ray
 
+from actors import marks
+
 PRIVATE = ("RAY_enable_metrics_collection", "RAY_prestart_worker_first_driver", "RAY_num_workers_soft_limit")
 """Set to 0 in a Ray of our own: metrics without a dashboard, and idle workers, none of which would fit our actors."""
 PATIENCE = 10.0  # seconds until a cluster must take a connection
@@ -55,6 +57,7 @@ def start_ray(address: str) -> None:
     """Join the cluster of the job that we are in, or the one at `address`, or start a private one ("local")."""
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # a failed call has three results; we read the first
     address = os.environ.get("RAY_ADDRESS") or address
+    marks.record()
     if ray.is_initialized():
         return
     if address == "local":

@@ -9,7 +9,7 @@ lines of kind `judge` anew from what the checkpoint knows, so nothing is there t
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,7 @@ class Judges:
         self.gates = {j.name: j for j in config.judges if j.role == "gate"}
         self.waiting: dict[Key, Pictures] = {}
         self.weighed: dict[str, float] = {}
+        self.say: Callable[[str], None] = lambda line: None  # takes what is waited for
         self.handles: dict[str, Any] = {}
         self.groups: list[Any] = []
         self.logs = Logs(run.folder)
@@ -208,6 +209,7 @@ class Judges:
     def _get(self, call: Any) -> Any:
         """The answer, once it is there; what the servers write until then can be read."""
         while not ray.wait([call], timeout=LOOK)[0]:
+            self.say("waiting for a judge")
             self.logs.take()
         return ray.get(call)
 

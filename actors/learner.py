@@ -14,6 +14,7 @@ import ray
 from flowbp_ray.config import RunConfig
 from flowbp_ray.embeddings import PackedEmbeddings
 from flowbp_ray.fingerprint import Part
+from flowbp_ray.marks import mark
 from flowbp_ray.messages import Packed, Rollout, StepReport
 from flowbp_ray.parcel import Parcel
 
@@ -57,7 +58,8 @@ class LearnerActor:
     def publish(self, ema: bool = False) -> Iterator[Parcel | float]:
         """A result per bucket, which Ray stores before the next is made; at last the seconds, all the driver reads."""
         started = time.perf_counter()
-        yield from self.learner.publish(ema)
+        with mark("publish"):
+            yield from self.learner.publish(ema)
         yield time.perf_counter() - started
 
     def checksums(self, ema: bool = False) -> dict[str, Part]:
@@ -72,7 +74,8 @@ class LearnerActor:
             raise ValueError(f"{socket.gethostname()} has no {folder}; write output=/a/folder that every node sees")
 
     def save(self, folder: str) -> None:
-        self.learner.save(folder)
+        with mark("save"):
+            self.learner.save(folder)
 
     def load(self, folder: str) -> None:
         self.learner.load(folder)

@@ -23,6 +23,7 @@ class Meanwhile:
         """As `ray.wait(refs, timeout=timeout)`: those of `refs` that are there first, and the others."""
         until, pipeline = time.monotonic() + timeout, self.pipeline
         while True:
+            pipeline.look(())
             running = {job.pending: job for job in pipeline.jobs if job.pending is not None}
             found = arrivals([*refs, *running], max(0.0, until - time.monotonic()))
             for ref in found:

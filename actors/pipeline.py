@@ -6,7 +6,7 @@ Doing an item twice gives the same bits, so a failure is answered by issuing it 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +72,7 @@ class Pipeline:
         self.tries, self.stall_timeout, self.pictures = tries, stall_timeout, pictures
         self.jobs: list[Job] = []
         self.retries = 0
+        self.look: Callable[[Sequence[Job]], None] = lambda wanted: None  # see `actors.outlook`
 
     def submit(self, items: Iterable[Item], weights: Published) -> None:
         self.jobs += [Job(item, weights) for item in items]
@@ -82,6 +83,7 @@ class Pipeline:
         wanted = [j for j in self.jobs if (j.item.purpose, j.item.step) == (purpose, step) and not j.dropped]
         moved = time.monotonic()
         while any(job.stage != "done" for job in wanted):
+            self.look(wanted)
             if self._pump():
                 moved = time.monotonic()
             elif time.monotonic() - moved > self.stall_timeout:

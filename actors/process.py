@@ -8,6 +8,7 @@ from typing import Any
 
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from actors import marks
 from flowbp_ray.config import RunConfig
 from flowbp_ray.settings import ProcessConfig
 
@@ -22,6 +23,7 @@ def prepare(config: RunConfig, threads: int) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     change_folder()
+    marks.record()
     torch.set_num_threads(threads)
     if config.cluster.deterministic:
         deterministic()
@@ -49,7 +51,7 @@ def actor_options(pool: ProcessConfig, restarts: int, group: Any = None, index: 
         "num_gpus": pool.gpus,
         "resources": pool.resources,
         "max_restarts": restarts,
-        "runtime_env": {"env_vars": thread_env(pool.threads) | {FOLDER: os.getcwd()}},
+        "runtime_env": {"env_vars": thread_env(pool.threads) | marks.environment() | {FOLDER: os.getcwd()}},
     }
     if group is not None:
         options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)

@@ -12,6 +12,7 @@ import ray
 
 from actors.process import prepare
 from flowbp_ray.config import RunConfig
+from flowbp_ray.marks import mark
 from flowbp_ray.messages import Evaluated, Item, Packed, RolloutReport, Scored
 from flowbp_ray.remote.client import RemoteScorer, scorer
 
@@ -35,12 +36,14 @@ class RewardActor:
         self, item: Item, prompts: list[str], report: RolloutReport, target: Packed
     ) -> tuple[Scored, Packed] | tuple[Scored, Packed, np.ndarray]:
         """Scores and cotangent; with a gate in the run also the pictures of the targets."""
-        scored, cotangent = self.scorer.score(item, prompts, report, target)
-        return (scored, cotangent, self.scorer.pictures(target)) if self.gated else (scored, cotangent)
+        with mark("score"):
+            scored, cotangent = self.scorer.score(item, prompts, report, target)
+            return (scored, cotangent, self.scorer.pictures(target)) if self.gated else (scored, cotangent)
 
     def evaluate(self, item: Item, prompts: list[str], latents: Packed) -> Evaluated:
-        evaluated: Evaluated = self.scorer.evaluate(item, prompts, latents)
-        return evaluated
+        with mark("score"):
+            evaluated: Evaluated = self.scorer.evaluate(item, prompts, latents)
+            return evaluated
 
     def pid(self) -> int:
         return os.getpid()

@@ -23,7 +23,8 @@ class Scaler:
 
     def metrics(self) -> dict[str, float]:
         """For the step's line in metrics.jsonl."""
-        return {f"count/{role}": float(count) for role, count in self.counts.items()}
+        counts = {**self.counts, "learners": self.config.learners.count}
+        return {f"count/{role}": float(count) for role, count in counts.items()}
 
     def between(self, step: int, metrics: Mapping[str, float]) -> None:
         """After step `step`: what a hand asked for, else what the rule says."""

@@ -8,15 +8,16 @@ from __future__ import annotations
 import sys
 
 from flowbp_ray import loading
-from flowbp_ray.cli import console, guarded, show
+from flowbp_ray.cli import console, guarded
 from flowbp_ray.driver import train
 from flowbp_ray.progress import Progress
+from flowbp_ray.showing import show
 
 
 def main() -> None:
     config = loading.load("shapes_demo", sys.argv[1:])
     run, summary = train(config, Progress(config.steps, console=console))
-    show(run.folder, summary)
+    show(console, run.folder, summary)
     plain, guided = (summary["guidance"][f"{g:g}"] for g in (1.0, 3.0))
     change, tuned = plain["change"]["verifier"], plain["after"]["verifier"]["mean"]
     console.print(

@@ -1,11 +1,10 @@
-"""The door: flowbp-ray train | encode | sample | export | plan | bench | scale | methods | serve-reward.
+"""The door: flowbp-ray train | encode | sample | export | plan | bench | scale | status | methods | serve-reward.
 
 User errors: a line and exit code 2.
 """
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import sys
@@ -18,13 +17,11 @@ import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from flowbp_ray import loading
-from flowbp_ray.config import RunConfig
 from flowbp_ray.failure import RunFailed
 from flowbp_ray.interrupt import Interrupted
-from flowbp_ray.surrogate.methods import METHODS
+from flowbp_ray.showing import methods_table, planned, show
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode=None, help=__doc__, pretty_exceptions_enable=False
@@ -47,24 +44,7 @@ def train(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     except KeyboardInterrupt:  # here, because click would answer it without a word
         print("flowbp-ray: stopped at once; resume=auto goes on from the last checkpoint", file=sys.stderr)
         raise typer.Exit(130) from None
-    show(run.folder, summary)
-
-
-def show(folder: Path, summary: dict[str, object]) -> None:
-    """The tables of a finished run, and where its pictures are."""
-    from flowbp_ray.report import table
-
-    for guidance in summary.get("guidance", {}):  # type: ignore[attr-defined]
-        console.print(table(summary, guidance))
-    if "guard" in summary:
-        console.print(escape(f"ended by the guard at {summary['guard']['line']}"))  # type: ignore[index]
-    satisfied = summary.get("without_gradient", {})
-    if any(satisfied.values()):  # type: ignore[attr-defined]
-        shares = ", ".join(f"{share:.0%} of {name}" for name, share in satisfied.items())  # type: ignore[attr-defined]
-        console.print(f"samples at or above the clip at the end, which give no gradient: {shares}")
-    console.print(f"{summary['steps']} steps in {summary['seconds']} s; summary: {folder / 'summary.json'}")
-    for picture in [*sorted((folder / "images").glob("*.png")), folder / "curves.png"]:
-        console.print(f"picture: {picture}")
+    show(console, run.folder, summary)
 
 
 @app.command()
@@ -170,22 +150,6 @@ def plan(
         raise typer.Exit(1)
 
 
-def planned(settings: RunConfig, step: int, describe: bool) -> str:
-    """How many samples, plans, products and states a step has; with `describe` the plans themselves."""
-    from flowbp_ray.rollouts import plans_of_step
-
-    model, method = settings.backbone, settings.surrogate()
-    sigmas = model.open().sigmas(model.num_steps, model.height, model.width)
-    plans = plans_of_step(method, sigmas, settings.plan_seed, step, settings.data.shape.batch)
-    budget = method.max_terms(model.num_steps)
-    lines = [
-        f"step {step}: {len(plans)} samples, {len(set(plans))} different plan(s); per sample at most {budget.terms} "
-        f"VJPs{' and the junction' if budget.junction else ''}, {len(plans[0].states)} states travel"
-    ]
-    lines += [different.describe() for different in list(dict.fromkeys(plans))[:3]] if describe else []
-    return escape("\n".join(lines))
-
-
 @app.command()
 def scale(
     run: Annotated[str, typer.Argument(help="The folder of a run that is going on.")],
@@ -200,6 +164,20 @@ def scale(
     scaling.ask(opened, wished)
     shown = " ".join(f"{role}={size}" for role, size in wished.items())
     console.print(f"asked for {shown}; it follows after the step that it is at, and says so in {opened.folder}/log.txt")
+
+
+@app.command()
+def status(
+    run: Annotated[str, typer.Argument(help="The folder of a run, from any machine that sees it.")],
+    watch: Annotated[
+        bool | None, typer.Option("--watch/--once", help="Until the run ends; the default on a terminal.")
+    ] = None,
+) -> None:
+    """Say what a run is doing, from its files alone: it may go on, have ended or have been killed."""
+    from flowbp_ray.observed.command import show as look
+
+    wide = Console(highlight=False, width=None if console.is_terminal else 160)
+    look(run, console.is_terminal if watch is None else watch, wide)
 
 
 @app.command()
@@ -251,14 +229,7 @@ def serve_reward(
 @app.command()
 def methods() -> None:
     """List the named methods with their arguments."""
-    table = Table(title="named methods")
-    table.add_column("name")
-    table.add_column("arguments and defaults")
-    table.add_column("what it is")
-    for name, factory in METHODS.items():
-        arguments = ", ".join(f"{p.name}={p.default}" for p in inspect.signature(factory).parameters.values())
-        table.add_row(name, arguments, (factory.__doc__ or "").split(": ", 1)[-1])
-    console.print(table)
+    console.print(methods_table())
     console.print("Any other point of the four axes can be spelled out under `method:`; see docs/adding-a-method.md.")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import ray
 
 from actors import transport
+from actors.exporter import Exporter
 from actors.fleet import Fleet
 from actors.gang import GangLost
 from actors.joining import meet, start_ray
@@ -23,11 +24,11 @@ from flowbp_ray.evaluating import Evaluator, flat
 from flowbp_ray.failure import RunFailed, Stalled
 from flowbp_ray.guard import Verdict
 from flowbp_ray.interrupt import Interrupted, Interrupts
-from flowbp_ray.messages import Evaluated, Item, Scored, StepReport, Version
-from flowbp_ray.metrics import Tracker, phases, state_bytes, step_metrics
+from flowbp_ray.messages import Evaluated, Item, StepReport, Version
+from flowbp_ray.metrics import Tracker, idle, phases, whole_step
 from flowbp_ray.progress import Progress
 from flowbp_ray.report import curves, summarise
-from flowbp_ray.rollouts import items_of_step
+from flowbp_ray.rollouts import items_of_run
 from flowbp_ray.run import Run
 from flowbp_ray.selection import select
 from flowbp_ray.updates import changed
@@ -48,14 +49,16 @@ def train(config: RunConfig, progress: Progress | None = None) -> tuple[Run, dic
     guard.let_go_on(run, config)
     run.same_prompts([r.text for r in (*records, *held_out)])
     progress = progress or Progress(config.steps, quiet=True)
-    progress.begin(run.folder, config, checked.trains)
     run.logger().info("training %s", checked.trains)
-    tracker = Tracker(run.folder, config)
+    exporter = Exporter(run.folder.name)
+    tracker = Tracker(run.folder, config, exporter)
     try:
-        with Interrupts() as interrupts:
+        with progress.begin(run.folder, config, checked.trains), Interrupts() as interrupts:
+            progress.waiting("starting Ray")
             start_ray(config.cluster.address)
             interrupts.arm()
-            with Fleet(config, [r.text for r in (*records, *held_out)], checked.agreed) as fleet:
+            texts = [r.text for r in (*records, *held_out)]
+            with Fleet(config, texts, checked.agreed, say=progress.waiting) as fleet:
                 fleet.tell(run.logger())
                 evaluator = Evaluator(config, run, held_out, len(records))
                 with Judges(config, run, evaluator, tracker) as judges:
@@ -67,7 +70,7 @@ def train(config: RunConfig, progress: Progress | None = None) -> tuple[Run, dic
         raise
     finally:
         tracker.close()
-        progress.end()
+        exporter.close()
         if not joined:
             ray.shutdown()
 
@@ -89,6 +92,7 @@ class Loop:
         self.config, self.run, self.fleet = config, run, fleet
         self.tracker, self.progress, self.interrupts = tracker, progress, interrupts
         self.records, self.judges, self.evaluator = records, judges, judges.evaluator
+        judges.say = progress.waiting
         self.scaler = Scaler(config, run, fleet.crews)
         model = config.backbone
         self.sigmas = model.open().sigmas(model.num_steps, model.height, model.width)
@@ -105,6 +109,7 @@ class Loop:
         while True:
             try:
                 if lost:
+                    self.progress.phase("rebuilding")
                     self.fleet.rebuild()
                     self.incarnation += 1
                 self.restore(self.run.checkpoints.steps())
@@ -164,20 +169,20 @@ class Loop:
         learners = self.fleet.gang.step(step, jobs, chosen) if chosen.kept else []
         self.check_update(step, learners)
         learned_at = time.perf_counter()
+        self.progress.phase("publishing")
         self.published = {v: ref for v, ref in self.published.items() if v > step - self.config.staleness}
         self.published[step + 1] = self.fleet.gang.publish(self.version(step + 1))
         ended = time.perf_counter()
-        scored = [job.result for job in jobs if isinstance(job.result, Scored)]
-        reports = [job.report for job in jobs if job.report is not None]
-        metrics = step_metrics(self.config, reports, scored, learners, chosen, drift) | {
-            "state_bytes_per_image_formula": state_bytes(self.config, [p for job in jobs for p in job.item.plans]),
-            "version": reports[0].version.step,
+        metrics = whole_step(self.config, jobs, learners, chosen, drift) | {
             "incarnation": self.incarnation,
             "retries": self.fleet.pipeline.retries,
             **phases(began, scored_at, learned_at, ended, self.config.data.shape.batch),
+            **self.progress.between(),
             **self.judges.weighed,
             **self.scaler.metrics(),
+            **self.fleet.outlook.means(),
         }
+        metrics |= idle(metrics, self.scaler.counts, ended - began)
         self.tracker.log(step, "train", metrics)
         self.scaler.between(step, metrics)
         self.progress.step(step + 1, metrics)
@@ -187,17 +192,8 @@ class Loop:
         config = self.config
         while self.issued <= min(batch, config.steps - 1):
             version = max(0, self.issued - config.staleness)
-            items = items_of_step(
-                self.method,
-                self.sigmas,
-                config.data.shape,
-                len(self.records),
-                config.seed,
-                self.issued,
-                config.backbone.guidance,
-                self.version(version),
-                config.plan_seed,
-            )
+            named, count = self.version(version), len(self.records)
+            items = items_of_run(config, self.method, self.sigmas, count, self.issued, named)
             self.fleet.pipeline.submit(items, self.published[version])
             self.issued += 1
 
@@ -292,6 +288,7 @@ class Loop:
 
     def finish(self) -> dict[str, Any]:
         """curves.png and summary.json."""
+        self.progress.phase("finishing")
         self.judges.finish(self.done)
         seconds, digest = time.perf_counter() - self.started, self.fleet.gang.digest()
         summary = summarise(self.config, self.run, self.evaluator.results, seconds, digest, self.verdict)

@@ -18,6 +18,7 @@ from flowbp_ray.buckets import divide
 from flowbp_ray.config import RunConfig
 from flowbp_ray.engine import Engine, make_engine
 from flowbp_ray.fingerprint import Part
+from flowbp_ray.marks import mark
 from flowbp_ray.messages import Fault, Item, Packed, Rollout, StepReport, unpack
 from flowbp_ray.parcel import Parcel
 from flowbp_ray.penalty import base_penalty
@@ -69,21 +70,23 @@ class Learner:
         pull = pull * scale.view(-1, *(1,) * (pull.dim() - 1))
         base = _together([r.base for r in rollouts])
         watch = Watch(items, self.sigmas, _together([r.velocities for r in rollouts]), base)
-        swept = sweep(
-            self._velocity(items),
-            plans,
-            states,
-            pull,
-            micro_batch=learners.micro_batch,
-            fuse=learners.fuse,
-            backward=self.engine.backward,
-            terms_per_sample=self.terms,
-            observe=watch,
-            penalty=self._penalty(plans, base, scale),
-        )
+        with mark("sweep"):
+            swept = sweep(
+                self._velocity(items),
+                plans,
+                states,
+                pull,
+                micro_batch=learners.micro_batch,
+                fuse=learners.fuse,
+                backward=self.engine.backward,
+                terms_per_sample=self.terms,
+                observe=watch,
+                penalty=self._penalty(plans, base, scale),
+            )
         backward_done = time.perf_counter()
         lr = optimizer.lr * rate.factor(optimizer.schedule, step, self.config.steps)
-        norm = self.engine.step(lr)
+        with mark("optimizer step"):
+            norm = self.engine.step(lr)
         faults = tuple(watch.faults)
         if not math.isfinite(norm) and not faults:
             faults = self._bad_gradients(items, states, pull, self._penalty(plans, base, scale))

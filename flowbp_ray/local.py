@@ -16,7 +16,7 @@ from flowbp_ray.messages import Item, RolloutReport, Scored, StepReport, Version
 from flowbp_ray.parcel import Parcel
 from flowbp_ray.remote import agreement
 from flowbp_ray.remote.client import scorer
-from flowbp_ray.rollouts import items_of_step
+from flowbp_ray.rollouts import items_of_run
 from flowbp_ray.run import Run
 from flowbp_ray.sampling import Sampler, alone
 from flowbp_ray.selection import select
@@ -45,18 +45,7 @@ class LocalLoop:
 
     def items(self, step: int) -> list[Item]:
         """The items of a step, at version `step`."""
-        config = self.config
-        return items_of_step(
-            self.method,
-            self.learner.sigmas,
-            config.data.shape,
-            len(self.texts),
-            config.seed,
-            step,
-            config.backbone.guidance,
-            Version(0, step),
-            config.plan_seed,
-        )
+        return items_of_run(self.config, self.method, self.learner.sigmas, len(self.texts), step, Version(0, step))
 
     def step(self, step: int) -> StepReport:
         """One optimizer step of the same maths as the loop on Ray."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,9 +13,12 @@ import numpy as np
 
 from flowbp_ray.config import RunConfig
 from flowbp_ray.messages import RolloutReport, Scored, StepReport
+from flowbp_ray.observed.table import grouped
 from flowbp_ray.rewards.balance import strengths
 from flowbp_ray.selection import Selection
 from flowbp_ray.surrogate import Plan
+
+Export = Callable[[int, str, Mapping[str, Any]], None]  # takes a line: step, kind, numbers
 
 
 def step_metrics(
@@ -82,6 +85,30 @@ def phases(began: float, scored: float, learned: float, ended: float, images: in
     }
 
 
+def idle(line: Mapping[str, float], counts: Mapping[str, float], step_s: float) -> dict[str, float]:
+    """Per role, the share of a step of `step_s` seconds in which its processes did not compute; counts: of processes.
+
+    line: a step's seconds of work, or their means. Of learners the slowest counts.
+    """
+    busy = {
+        "samplers": (line["sampler_s"] + line["load_s"]) / counts["samplers"],
+        "learners": line["learner_s"] + line["publish_s"],
+        "rewards": line["reward_s"] / counts["rewards"],
+    }
+    return {f"idle/{role}": max(0.0, 1 - seconds / step_s) for role, seconds in busy.items()}
+
+
+def whole_step(
+    config: RunConfig, jobs: Sequence[Any], learners: Sequence[StepReport], chosen: Selection, drift: Sequence[float]
+) -> dict[str, float]:
+    """`step_metrics` of a step's items (see `selection.select`), with what follows from the items themselves."""
+    reports, scored = [job.report for job in jobs], [job.result for job in jobs]
+    return step_metrics(config, reports, scored, learners, chosen, drift) | {
+        "state_bytes_per_image_formula": state_bytes(config, [plan for job in jobs for plan in job.item.plans]),
+        "version": reports[0].version.step,
+    }
+
+
 def travel(reports: Sequence[RolloutReport], scored: Sequence[Scored]) -> dict[str, float]:
     """Bytes that travelled in a step, read off the messages.
 
@@ -114,9 +141,11 @@ def state_bytes(config: RunConfig, plans: Sequence[Plan]) -> float:
 
 
 class Tracker:
-    """One line per step in metrics.jsonl; the same numbers to wandb where `tracking.wandb` is on."""
+    """One line per step in metrics.jsonl; the same numbers to wandb, in groups, where `tracking.wandb` is on."""
 
-    def __init__(self, folder: Path, config: RunConfig) -> None:
+    def __init__(self, folder: Path, config: RunConfig, export: Export | None = None) -> None:
+        """export: takes every line as well."""
+        self.export = export
         self.path = folder / "metrics.jsonl"
         self.file = self.path.open("a", buffering=1)
         self.wandb: Any = None
@@ -139,8 +168,10 @@ class Tracker:
         """kind: train, evaluation or judge (which comes late). What is not finite is written as null."""
         clean = {k: (None if isinstance(v, float) and not np.isfinite(v) else v) for k, v in values.items()}
         self.file.write(json.dumps({"step": step, "kind": kind, **clean}) + "\n")
+        if self.export is not None:
+            self.export(step, kind, clean)
         if self.wandb is not None:
-            numbers = {f"{kind}/{k}": v for k, v in clean.items() if isinstance(v, int | float)}
+            numbers = grouped(kind, clean)
             late = kind == "judge"  # wandb drops a step that is not the newest
             self.wandb.log({**numbers, "judge/step": step} if late else numbers, step=None if late else step)
 

@@ -6,6 +6,7 @@ import pickle
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -27,6 +28,9 @@ from flowbp_ray.surrogate import (
     targets,
 )
 from flowbp_ray.trajectory import rollout
+
+if TYPE_CHECKING:
+    from flowbp_ray.config import RunConfig
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,14 @@ def plans_of_step(method: Method, sigmas: Tensor, seed: int, step: int, rows: in
     if method.draws == "per_batch":
         return (method.plan(sigmas, streams.stream(seed, "plan", step)),) * rows
     return tuple(method.plan(sigmas, streams.stream(seed, "plan", step, row)) for row in range(rows))
+
+
+def items_of_run(
+    config: RunConfig, method: Method, sigmas: Tensor, prompt_count: int, step: int, version: Version
+) -> list[Item]:
+    """The items of a step as a run's configuration has them."""
+    shape, guidance = config.data.shape, config.backbone.guidance
+    return items_of_step(method, sigmas, shape, prompt_count, config.seed, step, guidance, version, config.plan_seed)
 
 
 def items_of_step(

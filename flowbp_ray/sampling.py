@@ -16,6 +16,7 @@ from flowbp_ray.backbones.guidance import VelocityFn, full_velocity, trained_vel
 from flowbp_ray.config import RunConfig
 from flowbp_ray.embeddings import PackedEmbeddings
 from flowbp_ray.fingerprint import fingerprint
+from flowbp_ray.marks import mark
 from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport, Version
 from flowbp_ray.parcel import Parcel
 from flowbp_ray.receiving import Receiver
@@ -68,9 +69,10 @@ class Sampler:
             return 0.0
         started = time.perf_counter()
         self.version = None  # a half install is no version
-        self.receiver.install(fetch())
-        self.weight_bytes += self.receiver.nbytes
-        self.version, self.fingerprint = version, fingerprint(weights.trained(self.transformer))
+        with mark("load weights"):
+            self.receiver.install(fetch())
+            self.weight_bytes += self.receiver.nbytes
+            self.version, self.fingerprint = version, fingerprint(weights.trained(self.transformer))
         return time.perf_counter() - started
 
     def rollout(self, item: Item, fetch: FetchWeights) -> tuple[RolloutReport, Rollout, Packed]:
@@ -79,7 +81,8 @@ class Sampler:
         compared: list[Tensor] | None = [] if self.config.drift.on else None
         velocity, sigmas = self._velocity(item, None if compared is None else compared.append)
         base = None if self.config.learners.base_penalty is None else self._base_velocity(item, sigmas)
-        report, kept, target = run_item(item, velocity, sigmas, self._noise(item), compared, base)
+        with mark("rollout"):
+            report, kept, target = run_item(item, velocity, sigmas, self._noise(item), compared, base)
         report = replace(report, weight_bytes=self.weight_bytes, embedding_bytes=self.embedding_bytes)
         self.weight_bytes = self.embedding_bytes = 0
         return replace(report, load_seconds=load_seconds, fingerprint=self.fingerprint), kept, target
@@ -88,7 +91,8 @@ class Sampler:
         """Finished latents [rows, ...] of an evaluation item."""
         self.require(item.version, fetch)
         velocity, sigmas = self._velocity(item)
-        return finish_item(velocity, sigmas, self._noise(item))
+        with mark("rollout"):
+            return finish_item(velocity, sigmas, self._noise(item))
 
     def digest(self) -> str:
         """sha256 of the trained weights that this sampler holds."""

@@ -51,6 +51,8 @@ BAD = {
     "unknown backbone": ["train", "shapes_refl", "backbone.name=shape"],
     "no model": ["train", "shapes_refl", "backbone.path=/nowhere"],
     "no run": ["sample", "/nowhere", "-p", "a red circle"],
+    "no run to look at": ["status", "/nowhere"],
+    "no run in there": ["status", "docs"],
     "size": ["train", "shapes_refl", "backbone.height=128"],
 }
 
@@ -106,6 +108,18 @@ def test_train_then_sample(local_ray: Any, tmp_path: Path, capsys: pytest.Captur
     output = tmp_path / "drawn.png"
     assert call("sample", str(folder), "-p", "a red circle", "-p", "two blue squares", "-o", str(output)) == 0
     assert Image.open(output).size[0] > 256
+    capsys.readouterr()
+    assert call("status", str(folder)) == 0
+    said = capsys.readouterr().out
+    for expected in (
+        "finished",
+        "2 of 2,",
+        "after step 2, guidance 1: shapes_clip ",
+        "step 2, ",
+        "samplers 1, rewards 1, learners 1",
+    ):
+        assert expected in said
+    assert "left" not in said and json.loads((folder / "status.json").read_text())["seconds"]["evaluating"] > 0
 
 
 @pytest.mark.ray

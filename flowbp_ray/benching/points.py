@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from flowbp_ray.config import RunConfig
+from flowbp_ray.metrics import idle
 
 
 @dataclass(frozen=True, order=True)
@@ -98,11 +99,7 @@ def point(config: RunConfig, lines: Sequence[Mapping[str, Any]], marks: Sequence
         return float((getattr(marks[-1], clock) - getattr(marks[0], clock)) / steps)
 
     step_s = per_step("wall")
-    busy = {
-        "samplers": (mean("sampler_s") + mean("load_s")) / ratio.samplers,
-        "learners": mean("learner_s") + mean("publish_s"),
-        "rewards": mean("reward_s") / ratio.rewards,
-    }
+    work = {key: mean(key) for key in ("sampler_s", "load_s", "reward_s", "learner_s", "publish_s")}
     return Point(
         ratio=ratio,
         steps=steps,
@@ -110,16 +107,16 @@ def point(config: RunConfig, lines: Sequence[Mapping[str, Any]], marks: Sequence
         items=items,
         devices=devices(config),
         step_s=step_s,
-        sampler_s=mean("sampler_s") / items,
-        reward_s=mean("reward_s") / items,
-        learner_s=mean("learner_s"),
-        load_s=mean("load_s") / ratio.samplers,
+        sampler_s=work["sampler_s"] / items,
+        reward_s=work["reward_s"] / items,
+        learner_s=work["learner_s"],
+        load_s=work["load_s"] / ratio.samplers,
         wait_s=mean("wait_s"),
         learn_s=mean("learn_s"),
-        publish_s=mean("publish_s"),
+        publish_s=work["publish_s"],
         driver_s=per_step("process"),
         driver_thread_s=per_step("thread"),
-        idle={role: max(0.0, 1 - seconds / step_s) for role, seconds in busy.items()},
+        idle={name.removeprefix("idle/"): share for name, share in idle(work, ratio.__dict__, step_s).items()},
         bytes_per_image=mean("travel_bytes_per_image"),
         weight_bytes=mean("weight_bytes"),
         retries=int(lines[-1]["retries"]),

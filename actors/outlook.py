@@ -1,0 +1,59 @@
+"""What items wait for: said in a line while the driver waits, and as means over a step for its metrics."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from actors.pipeline import Job, Pipeline
+
+EVERY = 0.1  # seconds between two looks: hundreds of items are counted each time
+STAGES = {"queued": "queued", "rolling": "rolling", "rolled": "not given to a reward server", "scoring": "being scored"}
+
+
+class Outlook:
+    """Counts a pipeline's items by stage, weighed by how long they stay there. say: takes the line."""
+
+    def __init__(self, pipeline: Pipeline, say: Callable[[str], None]) -> None:
+        self.pipeline, self.say = pipeline, say
+        self.at = self.began = time.monotonic()
+        self.counts: Counter[str] = Counter()
+        self.sums: Counter[str] = Counter()  # item seconds since `began`
+
+    def look(self, wanted: Sequence[Job] = ()) -> None:
+        """wanted: the items that the driver waits for, where it does."""
+        if time.monotonic() - self.at < EVERY and self.counts:
+            return
+        self._add()
+        pools = (self.pipeline.samplers, self.pipeline.scorers)
+        self.counts = Counter(job.stage for job in self.pipeline.jobs if not job.dropped)
+        self.counts["silent"] = sum(len(pool.silent) for pool in pools)
+        if wanted:
+            self.say(self.line(wanted))
+
+    def line(self, wanted: Sequence[Job]) -> str:
+        """`waiting for samplers: 16 of 32 pictures are there; items: 1 queued, 3 rolling`."""
+        stages = Counter(job.stage for job in wanted)
+        who = "samplers" if stages["queued"] + stages["rolling"] else "reward servers"
+        there = sum(job.item.rows for job in wanted if job.stage == "done")
+        parts = ", ".join(f"{stages[stage]} {words}" for stage, words in STAGES.items() if stages[stage])
+        pictures = sum(job.item.rows for job in wanted)
+        line = f"waiting for {who}: {there} of {pictures} pictures are there; items: {parts}"
+        for pool in (self.pipeline.samplers, self.pipeline.scorers):
+            if pool.silent:
+                line += f"; no answer from {pool.name} {', '.join(map(str, pool.silent))}"
+        return line
+
+    def means(self) -> dict[str, float]:
+        """`queue/<stage>`: mean items there since the last call, and actors that did not answer."""
+        self._add()
+        seconds, sums = self.at - self.began, self.sums
+        self.began, self.sums = self.at, Counter()
+        return {f"queue/{stage}": sums[stage] / seconds if seconds else 0.0 for stage in (*STAGES, "silent")}
+
+    def _add(self) -> None:
+        now = time.monotonic()
+        for stage, count in self.counts.items():
+            self.sums[stage] += count * (now - self.at)  # type: ignore[assignment]
+        self.at = now

@@ -1,0 +1,137 @@
+"""`flowbp-ray status`: a table of what the files of a run say, once or until the run ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from flowbp_ray.observed.reading import Line, Reader, Seen, spell
+from flowbp_ray.observed.table import ABOUT, TABLE, find
+
+EVERY = 1.0  # seconds between two looks
+MEAN = 5  # steps whose mean is compared with that of as many at the start
+
+
+def show(folder: str, watch: bool, console: Console) -> None:
+    """Print the table; with `watch` a live one, until the run ends or Ctrl-C."""
+    reader = Reader(folder)
+    seen = reader.look()
+    if not watch:
+        console.print(table(seen))
+        return
+    with Live(table(seen), console=console, auto_refresh=False) as live:
+        try:
+            while seen.stage != "over":
+                time.sleep(EVERY)
+                seen = reader.look()
+                live.update(table(seen), refresh=True)
+        except KeyboardInterrupt:
+            return
+
+
+def table(seen: Seen) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column()
+    for name, value in rows(seen):
+        grid.add_row(name, escape(value))
+    return grid
+
+
+def rows(seen: Seen) -> Iterator[tuple[str, str]]:
+    """(name, value) as text, of what is known."""
+    last = seen.train[-1] if seen.train else {}
+    yield "run", str(seen.folder)
+    yield "state", seen.state
+    yield "step", _step(seen, last)
+    if seen.status.seconds:
+        yield "phases", _shares(seen.status.seconds)
+    if last:
+        yield "last step", _family(last, "time", "{:.2f} s")
+        for group, form in (("idle", "{:.0%}"), ("queue", "{:.1f}")):
+            if text := _family(last, group, form):
+                yield group, text
+        yield "processes", _processes(seen, last)
+        yield "rewards", _rewards(seen.train)
+        yield "loss", _numbers(last, ("loss", "base_distance", "grad_norm", "kept"))
+        if "drift" in last:
+            yield "drift", _numbers(last, ("drift", "drift_max"))
+    yield "evaluated", "; ".join(_evaluation(line) for line in seen.evaluations) or "not yet"
+    yield "checkpoint", f"step {seen.saved[0]}, {spell(seen.saved[1])} ago" if seen.saved else "none yet"
+    if last:
+        yield "trouble", _trouble(seen.train)
+    for number, line in enumerate(seen.warnings):
+        yield ("" if number else "log.txt"), line
+
+
+def _step(seen: Seen, last: Line) -> str:
+    text = f"{seen.done} of {seen.steps}"
+    if last:
+        text += f", {_plain(last.get('images_per_s'))} images/s"
+    if seen.status.step_s and seen.stage == "going":
+        left = seen.status.step_s * (seen.steps - seen.done)
+        text += f", {seen.status.step_s:.2f} s a step, about {spell(left)} left without evaluations"
+    return text
+
+
+def _shares(seconds: Mapping[str, float]) -> str:
+    whole = sum(seconds.values()) or 1.0
+    return ", ".join(f"{name} {value / whole:.0%} ({spell(value)})" for name, value in seconds.items())
+
+
+def _family(last: Line, group: str, form: str) -> str:
+    """The numbers of a group that the line has: of families by their tag, of others by their key."""
+    order = [metric.key for metric in TABLE if metric.group == group and metric.key != "retries"]
+    mine = [(metric.key, key) for key in last if (metric := find(key)) is not None and metric.key in order]
+    mine.sort(key=lambda pair: order.index(pair[0]))
+    shown = [(key.removeprefix(f"{group}/").removesuffix("_s"), last[key]) for _, key in mine]
+    return ", ".join(f"{name} {form.format(value)}" for name, value in shown if isinstance(value, int | float))
+
+
+def _processes(seen: Seen, last: Line) -> str:
+    counts = _family(last, "count", "{:.0f}")
+    asked = ", ".join(f"{role} {size}" for role, size in seen.asked.items())
+    return counts + (f"; asked for: {asked}" if asked else "")
+
+
+def _rewards(train: Sequence[Line]) -> str:
+    """Each reward's mean over the last steps, and what it is against as many steps at the start."""
+    count, parts = min(MEAN, max(1, len(train) // 2)), []
+    for key in (key for key in train[-1] if key.startswith("reward/")):
+        now, then = (_mean(part, key) for part in (train[-count:], train[:count]))
+        change = "" if None in (now, then) or len(train) < 2 else f" ({now - then:+.4f} since the start)"  # type: ignore[operator]
+        parts.append(f"{key.removeprefix('reward/')} {_plain(now)}{change}")
+    return ", ".join(parts)
+
+
+def _mean(lines: Sequence[Line], key: str) -> float | None:
+    values = [line[key] for line in lines if isinstance(line.get(key), int | float)]
+    return sum(values) / len(values) if values else None
+
+
+def _evaluation(line: Line) -> str:
+    means = ", ".join(f"{k} {_plain(v)}" for k, v in line.items() if k not in ABOUT | {"step", "kind"} and "/" not in k)
+    return f"after step {line['step']}, guidance {line.get('guidance', 1):g}: {means}"
+
+
+def _trouble(train: Sequence[Line]) -> str:
+    last = train[-1]
+    still = sum(line.get("updated") == 0 for line in train)
+    return (
+        f"{last.get('retries', 0)} calls done again, learners built again {last.get('incarnation', 0)} times, "
+        f"{still} steps that changed nothing"
+    )
+
+
+def _numbers(last: Line, keys: Sequence[str]) -> str:
+    return ", ".join(f"{key} {_plain(last[key])}" for key in keys if key in last)
+
+
+def _plain(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else "not finite"

@@ -1,0 +1,58 @@
+"""What commands print: the tables of a finished run, a step's plans, the named methods."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from flowbp_ray.config import RunConfig
+from flowbp_ray.surrogate.methods import METHODS
+
+
+def show(console: Console, folder: Path, summary: dict[str, object]) -> None:
+    """The tables of a finished run, and where its pictures are."""
+    from flowbp_ray.report import table
+
+    for guidance in summary.get("guidance", {}):  # type: ignore[attr-defined]
+        console.print(table(summary, guidance))
+    if "guard" in summary:
+        console.print(escape(f"ended by the guard at {summary['guard']['line']}"))  # type: ignore[index]
+    satisfied = summary.get("without_gradient", {})
+    if any(satisfied.values()):  # type: ignore[attr-defined]
+        shares = ", ".join(f"{share:.0%} of {name}" for name, share in satisfied.items())  # type: ignore[attr-defined]
+        console.print(f"samples at or above the clip at the end, which give no gradient: {shares}")
+    console.print(f"{summary['steps']} steps in {summary['seconds']} s; summary: {folder / 'summary.json'}")
+    for picture in [*sorted((folder / "images").glob("*.png")), folder / "curves.png"]:
+        console.print(f"picture: {picture}")
+
+
+def planned(settings: RunConfig, step: int, describe: bool) -> str:
+    """How many samples, plans, products and states a step has; with `describe` the plans themselves."""
+    from flowbp_ray.rollouts import plans_of_step
+
+    model, method = settings.backbone, settings.surrogate()
+    sigmas = model.open().sigmas(model.num_steps, model.height, model.width)
+    plans = plans_of_step(method, sigmas, settings.plan_seed, step, settings.data.shape.batch)
+    budget = method.max_terms(model.num_steps)
+    lines = [
+        f"step {step}: {len(plans)} samples, {len(set(plans))} different plan(s); per sample at most {budget.terms} "
+        f"VJPs{' and the junction' if budget.junction else ''}, {len(plans[0].states)} states travel"
+    ]
+    lines += [different.describe() for different in list(dict.fromkeys(plans))[:3]] if describe else []
+    return escape("\n".join(lines))
+
+
+def methods_table() -> Table:
+    """The named methods with their arguments."""
+    table = Table(title="named methods")
+    table.add_column("name")
+    table.add_column("arguments and defaults")
+    table.add_column("what it is")
+    for name, factory in METHODS.items():
+        arguments = ", ".join(f"{p.name}={p.default}" for p in inspect.signature(factory).parameters.values())
+        table.add_row(name, arguments, (factory.__doc__ or "").split(": ", 1)[-1])
+    return table
