@@ -2,8 +2,9 @@
 
 A learner's actor with an engine on random weights publishes through `actors.transport.publish`, a sampler's actor loads
 through `actors.transport.load`; in turn with these the same learner does `ray.put` of one array of as many bytes, and
-the same sampler `ray.get`. The store's memory was used before: what is touched for the first time costs ten times as
-much on either side. One node, an otherwise idle machine. Prints a table on stderr and JSON on stdout.
+the same sampler `ray.get`. The learner has touched the whole store before: what is touched for the first time costs ten
+times as much, and on which side that happens would be chance. One node, an otherwise idle machine. Prints a table on
+stderr and JSON on stdout.
 
 publish_s, put_s: inside the learner, from the call until the last byte is in the store. load_s, get_s: inside the
     sampler, until every byte can be read. ratio: (put + get) / (publish + load), the median over the pairs: the share
@@ -41,11 +42,15 @@ from flowbp_ray.engine import TorchEngine
 from flowbp_ray.fingerprint import fingerprint
 from flowbp_ray.learner import Learner
 from flowbp_ray.messages import Version
+from flowbp_ray.parcel import Packer
 from flowbp_ray.receiving import Receiver
 
 WIDTH = 1536  # SD3.5-M's
 RANK = 16
-STORE, WARM = 3.0, 2  # so many versions and arrays Ray's store has room for at a time, and so many are made beforehand
+STORE, WARM = (
+    3.0,
+    0.85,
+)  # so many of the largest Ray's store has room for at a time; the part that is written beforehand
 PAUSE = 0.3  # seconds after each side, in which Ray frees what nobody refers to
 
 
@@ -78,9 +83,10 @@ class Publisher(LearnerActor):
         learner.rank = 0
         learner.engine = TorchEngine(module(mb), LearnersConfig(micro_batch=1, engine="torch"))
         sizes = learner.engine.sizes()
-        learner.buckets = divide(sizes)
+        learner.buckets, learner.packer = divide(sizes), Packer()
         self.learner = learner
-        self.raw = np.random.default_rng(0).integers(0, 255, sum(sizes.values()), dtype=np.uint8)
+        # torch's memory, as the weights are in: numpy's lies in huge pages where it can, and is read faster
+        self.raw = torch.randint(0, 255, (sum(sizes.values()),), dtype=torch.uint8).numpy()
         return sum(sizes.values()), len(sizes)
 
     def put(self) -> tuple[float, list[Any]]:
@@ -122,8 +128,8 @@ class Loader:
         return time.perf_counter() - started
 
 
-def row(mb: float, pairs: int) -> dict[str, Any]:
-    """One size: `pairs` pairs in turn, after one that does not count."""
+def row(mb: float, pairs: int, room: float) -> dict[str, Any]:
+    """One size: `pairs` pairs in turn, after one that does not count. room: bytes of the store."""
     options = {"num_cpus": 0.1, "runtime_env": {"env_vars": thread_env(1)}}
     learner, sampler = (ray.remote(actor).options(**options).remote() for actor in (Publisher, Loader))
     (nbytes, tensors), _ = ray.get([learner.hold.remote(mb), sampler.hold.remote(mb)])
@@ -147,9 +153,10 @@ def row(mb: float, pairs: int) -> dict[str, Any]:
         return {"put_s": seconds, "put_wall_s": wall, "get_s": ray.get(sampler.get.remote(held))}
 
     def warm() -> None:
-        """Let the store's memory be touched: the first time costs a page fault per 4 kB on either side."""
-        held = [ray.get(learner.put.remote()) for _ in range(WARM)]
+        """Let the learner touch the store's memory: the first time costs a page fault per 4 kB."""
+        held = [ray.get(learner.put.remote()) for _ in range(int(room * WARM / nbytes))]
         del held
+        time.sleep(PAUSE)
 
     warm()
     first = ours(0) | rays() | {"checksums_s": ray.get(learner.timed_checksums.remote())}
@@ -198,13 +205,13 @@ def result(arguments: Sequence[str]) -> dict[str, Any]:
     if min(options.mb) <= 0 or options.pairs < 1:
         raise ValueError(f"--mb and --pairs must be above 0, got {options.mb} and {options.pairs}")
     mine = not ray.is_initialized()
+    room = max(200e6, STORE * max(options.mb) * 1e6)
     if mine:
-        room = max(200e6, STORE * max(options.mb) * 1e6)
         ray.init(
             address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=int(room)
         )
     try:
-        rows = [row(mb, options.pairs) for mb in options.mb]
+        rows = [row(mb, options.pairs, room) for mb in options.mb]
     finally:
         if mine:
             ray.shutdown()

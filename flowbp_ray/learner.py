@@ -20,7 +20,7 @@ from flowbp_ray.engine import Engine, make_engine
 from flowbp_ray.fingerprint import Part
 from flowbp_ray.marks import mark
 from flowbp_ray.messages import Fault, Item, Packed, Rollout, StepReport, unpack
-from flowbp_ray.parcel import Parcel
+from flowbp_ray.parcel import Packer, Parcel
 from flowbp_ray.penalty import base_penalty
 from flowbp_ray.surrogate import Plan
 from flowbp_ray.surrogate.backward import sweep
@@ -45,7 +45,7 @@ class Learner:
             transformer.enable_gradient_checkpointing()
         transformer.train().to(learners.device)
         self.engine: Engine = make_engine(transformer, learners, model.torch_dtype)
-        self.buckets = divide(self.engine.sizes(), learners.count)
+        self.buckets, self.packer = divide(self.engine.sizes(), learners.count), Packer()
 
     def step(
         self,
@@ -186,7 +186,7 @@ class Learner:
         """
         for bucket, tensors in zip(self.buckets, self.engine.parts(self.buckets, ema), strict=True):
             if bucket.rank == self.rank:
-                yield Parcel.of(tensors)
+                yield self.packer.parcel(tensors)
 
     def checksums(self, ema: bool = False) -> dict[str, Part]:
         """This rank's part of the fingerprint of its fp32 masters, cast to what is published."""

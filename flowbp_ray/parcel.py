@@ -8,7 +8,7 @@ groups) travel as one array, without being copied before.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -33,17 +33,8 @@ class Parcel:
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> Parcel:
         """Tensors of any device and dtypes. What is on the host is not copied: its memory must stay until then."""
-        arrays: list[np.ndarray] = []
-        places: dict[str, Place] = {}
         dense = {name: t if t.is_contiguous() else t.contiguous() for name, t in tensors.items()}
-        for run in _runs(dense):
-            first, last = dense[run[0]], dense[run[-1]]
-            base, end = first.data_ptr(), last.data_ptr() + last.nbytes
-            for name in run:
-                tensor = dense[name]
-                places[name] = (len(arrays), tensor.data_ptr() - base, _name(tensor.dtype), tuple(tensor.shape))
-            arrays.append(_bytes(first, end - base).cpu().numpy())
-        return cls(tuple(arrays), places)
+        return Layout.of(dense).parcel(dense)
 
     def bytes(self) -> list[Tensor]:
         """The arrays as tensors [n] uint8; nothing is copied, and what came from the store is read-only."""
@@ -54,6 +45,61 @@ class Parcel:
         """Each tensor by itself, as `bytes`."""
         arrays = self.bytes()
         return {name: part(arrays[place[0]], place) for name, place in self.places.items()}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where dense tensors lie in memory. runs: the first name and the bytes of each stretch.
+
+    held: all their addresses, and address and size of the storage of each stretch: who finds them again has the same.
+    """
+
+    runs: tuple[tuple[str, int], ...]
+    places: Mapping[str, Place]
+    held: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> Layout:
+        runs: list[tuple[str, int]] = []
+        places: dict[str, Place] = {}
+        for run in _runs(tensors):
+            first, last = tensors[run[0]], tensors[run[-1]]
+            base = first.data_ptr()
+            for name in run:
+                tensor = tensors[name]
+                places[name] = (len(runs), tensor.data_ptr() - base, _name(tensor.dtype), tuple(tensor.shape))
+            runs.append((run[0], last.data_ptr() + last.nbytes - base))
+        return cls(tuple(runs), places, _held(runs, tensors))
+
+    def still(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Whether these tensors, of the same names, shapes and dtypes, lie so."""
+        return _held(self.runs, tensors) == self.held
+
+    def parcel(self, tensors: Mapping[str, Tensor]) -> Parcel:
+        return Parcel(tuple(_bytes(tensors[name], size).cpu().numpy() for name, size in self.runs), self.places)
+
+
+class Packer:
+    """Makes parcels of the same tensors again and again. Where they lie is found out once, unless they have moved."""
+
+    def __init__(self) -> None:
+        self.layouts: dict[tuple[str, ...], Layout] = {}
+
+    def parcel(self, tensors: Mapping[str, Tensor]) -> Parcel:
+        """`Parcel.of` the trained parameters of a bucket."""
+        if not all(tensor.is_contiguous() for tensor in tensors.values()):
+            return Parcel.of(tensors)
+        names = tuple(tensors)
+        layout = self.layouts.get(names)
+        if layout is None or not layout.still(tensors):
+            layout = self.layouts[names] = Layout.of(tensors)
+        return layout.parcel(tensors)
+
+
+def _held(runs: Sequence[tuple[str, int]], tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
+    storages = [tensors[name].untyped_storage() for name, _ in runs]
+    addresses = [tensor.data_ptr() for tensor in tensors.values()]
+    return (*addresses, *(s.data_ptr() for s in storages), *(s.nbytes() for s in storages))
 
 
 def part(array: Tensor, place: Place) -> Tensor:

@@ -24,7 +24,7 @@ from flowbp_ray.engine import TorchEngine
 from flowbp_ray.fingerprint import fingerprint
 from flowbp_ray.local import LocalLoop
 from flowbp_ray.messages import Version
-from flowbp_ray.parcel import Parcel, together
+from flowbp_ray.parcel import Packer, Parcel, together
 from flowbp_ray.receiving import Receiver
 from flowbp_ray.weights import digest, digest_of_parts, trained
 from tests.faulty import SMALL, CountingLearner, instead
@@ -67,6 +67,22 @@ def test_a_parcel_holds_tensors_of_any_kind() -> None:
         assert back[name].dtype == tensor.dtype and back[name].shape == tensor.shape
     assert fingerprint(back) == fingerprint(tensors) and digest(back) == digest(tensors)
     assert torch.signbit(back["zero"]) and Parcel.of({}).tensors() == {}
+
+
+def test_a_packer_sees_that_tensors_have_moved() -> None:
+    packer, tensors = Packer(), {k: t for k, t in odd_tensors().items() if k != "turned"}
+    first = packer.parcel(tensors)
+    tensors["x"].add_(1)
+    second = packer.parcel(tensors)
+    assert second.places is first.places and fingerprint(second.tensors()) == fingerprint(tensors)
+    for moved in ({**tensors, "y": tensors["y"] + 1}, {k: t.clone() for k, t in tensors.items()}, odd_tensors()):
+        again = packer.parcel(moved)
+        assert again.places is not first.places and fingerprint(again.tensors()) == fingerprint(moved)
+    whole = torch.arange(32.0)
+    halves = {"a": whole[:16], "b": whole[16:]}
+    assert len(packer.parcel(halves).arrays) == 1
+    halves["b"].set_(halves["b"].clone().untyped_storage())  # type: ignore[call-overload]
+    assert fingerprint(packer.parcel(halves).tensors()) == fingerprint(halves)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
