@@ -68,6 +68,7 @@ class TorchEngine:
         self.max_grad_norm, self.device = config.optimizer.max_grad_norm, config.device
         self.named = trained(module)
         lay_out(self.named)
+        self.shown = {name: p.detach() for name, p in self.named.items()}  # the same memory, for who only reads
         self.masters: dict[str, nn.Parameter] = {
             name: p if p.dtype == torch.float32 else nn.Parameter(p.detach().float()) for name, p in self.named.items()
         }
@@ -102,7 +103,7 @@ class TorchEngine:
     def weights(self, ema: bool = False) -> dict[str, Tensor]:
         """All trained parameters (or their average) at once, in the module's dtype: for one process without Ray."""
         if not ema:
-            return {name: p.detach() for name, p in self.named.items()}
+            return dict(self.shown)
         return {name: average.to(self.named[name].dtype) for name, average in self._masters(True).items()}
 
     def sizes(self) -> dict[str, int]:
@@ -111,9 +112,9 @@ class TorchEngine:
     def parts(self, buckets: Sequence[Bucket], ema: bool = False) -> Iterator[dict[str, Tensor]]:
         averages = self._masters(True) if ema else {}
         for bucket in buckets:
-            own = {name: self.named[name] for name in bucket.names}
+            own = {name: self.shown[name] for name in bucket.names}
             if not ema:
-                yield {name: p.detach() for name, p in own.items()}
+                yield own
                 continue
             _, cast = stretch({name: (p.shape, p.dtype) for name, p in own.items()}, self.device)
             for name, tensor in cast.items():

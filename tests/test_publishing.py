@@ -43,8 +43,8 @@ def test_every_tensor_is_in_one_bucket_and_every_rank_has_its_share(sizes: list[
     assert max(held.values()) - min(held.values()) <= max([*sizes, min(limit, -(-sum(sizes) // ranks))])
 
 
-def test_a_bucket_is_256_mib_unless_a_tensor_has_more() -> None:
-    sizes = {"a": 100 * 2**20, "b": 156 * 2**20, "c": 300 * 2**20, "d": 1, "e": 2**20}
+def test_a_bucket_is_512_mib_unless_a_tensor_has_more() -> None:
+    sizes = {"a": 200 * 2**20, "b": 312 * 2**20, "c": 600 * 2**20, "d": 1, "e": 2**20}
     assert [bucket.names for bucket in divide(sizes)] == [("a", "b"), ("c",), ("d", "e")]
     assert divide({"a": 1}, 2) == [Bucket(("a",), 0), Bucket((), 1)]
 
