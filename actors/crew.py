@@ -9,7 +9,8 @@ from typing import Any
 
 import ray
 
-from actors.placement import free, reserve, settle
+from actors.errors import cause
+from actors.placement import free, placed, reserve, settle
 from actors.pool import Pool
 from actors.process import actor_options
 from flowbp_ray.settings import PoolConfig
@@ -35,11 +36,15 @@ class Crew:
     ) -> None:
         self.name, self.remote, self.config, self.timeout = name, remote, config, timeout
         self.make, self.place = make, place
-        groups = [reserve(config, 1) for _ in range(config.count)]
-        settle(groups, config, f"{name}s", key, timeout)
-        self.groups: dict[int, Any] = dict(enumerate(groups))
+        self.groups: dict[int, Any] = {i: reserve(config, 1) for i in range(config.count)}
         self.waiting: dict[int, float] = {}  # number of an actor that has no room yet -> since when
-        self.pool = Pool(name, [self._start(i) for i in self.groups], [place(i) for i in self.groups])
+        self.pool = Pool(name, [])
+        try:
+            settle(list(self.groups.values()), config, f"{name}s", key, timeout)
+            self.pool = Pool(name, [self._start(i) for i in self.groups], [place(i) for i in self.groups])
+        except BaseException:
+            self.stop()
+            raise
 
     def _start(self, index: int) -> Any:
         options = actor_options(self.config, RESTARTS, self.groups[index])
@@ -64,10 +69,15 @@ class Crew:
             self.waiting.pop(index, None)
 
     def complain(self, log: logging.Logger) -> None:
-        """Say once of each new actor that the cluster has had no room for it in `timeout` seconds."""
+        """Say once of each new actor that it could not be built, which ends it, or has had no room for `timeout` s."""
+        for index, error in self.pool.failed.items():
+            log.warning("%s %d could not be built: %s", self.name, index, cause(error))
+            if index in self.pool.staying:
+                self.pool.leave(index)
+        self.pool.failed = {}
+        self.dismiss()
         for index, since in list(self.waiting.items()):
-            group = self.groups[index]
-            if group is None or group.wait(0):
+            if placed(self.groups[index]):
                 del self.waiting[index]
             elif time.monotonic() - since > self.timeout:
                 del self.waiting[index]

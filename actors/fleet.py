@@ -17,6 +17,7 @@ from actors.gang import Gang
 from actors.meanwhile import Meanwhile
 from actors.outlook import Outlook
 from actors.pipeline import Pipeline
+from actors.placement import free, place
 from actors.pool import Pool
 from actors.process import actor_options
 from actors.reward import RemoteReward
@@ -29,7 +30,7 @@ from flowbp_ray.embeddings import Encoded
 from flowbp_ray.failure import RunFailed
 from flowbp_ray.remote.client import assigned
 from flowbp_ray.reward_settings import RewardsConfig
-from flowbp_ray.settings import PoolConfig
+from flowbp_ray.settings import PoolConfig, ProcessConfig
 
 ENCODED_AT_ONCE = 32  # prompts per call of the encoder: cluster.stall_timeout is for these, not for all of them
 
@@ -51,7 +52,7 @@ class Fleet:
     ) -> None:
         """agreed: what `agreement.check` returned, for reward servers elsewhere. say: takes what is waited for."""
         self.config, self.agreed, self.roles, self.say = config, agreed or {}, roles, say
-        self.handles: list[Any] = []
+        self._encoding: Encoding | None = None
         self.crews: dict[str, Crew] = {}
         self.hosts: dict[str, list[str]] = {}  # where each process of a role began
         self._gang: Gang | None = None
@@ -63,8 +64,8 @@ class Fleet:
 
     def _start(self, config: RunConfig, prompts: list[str]) -> None:
         timeout = config.cluster.stall_timeout
-        encoding = Encoding(config, prompts, self.roles)
-        self.handles.append(encoding.actor)
+        self.say("placing the encoder")
+        encoding = self._encoding = Encoding(config, prompts, self.roles)
         self.embeddings = encoding.embeddings
         if config.encoder.gpus:  # which the others may be waiting for
             self.encoded = encoding.finish(timeout, self.say)
@@ -118,11 +119,11 @@ class Fleet:
 
     def stop(self) -> None:
         """End every actor and give the placement back."""
-        for handle in self.handles:
-            ray.kill(handle)
+        if self._encoding is not None:
+            self._encoding.end()
         for crew in self.crews.values():
             crew.stop()
-        self.handles, self.crews = [], {}
+        self._encoding, self.crews = None, {}
         if self._gang is not None:
             self._gang.stop()
             self._gang = None
@@ -141,9 +142,11 @@ class Encoding:
         encoder, texts = config.encoder, distinct(prompts)
         folder = cache_path(encoder.cache)  # which this process's environment may name: the encoder's need not
         here = encoder.model_copy(update={"cache": folder and str(folder)})
+        pool = PoolConfig(count=1, **{key: getattr(encoder, key) for key in ProcessConfig.model_fields})
+        self.group = place(pool, "the encoder", "encoder", config.cluster.placement_timeout)
         self.actor = (
             (roles.encoder or RemoteEncoder)
-            .options(**actor_options(encoder, restarts=0))
+            .options(**actor_options(encoder, restarts=0, group=self.group))
             .remote(roles.settings(config.model_copy(update={"encoder": here})))
         )
         parts = range(0, len(texts), ENCODED_AT_ONCE)
@@ -157,8 +160,12 @@ class Encoding:
             say(f"encoding prompts: {number * ENCODED_AT_ONCE} of {self.count}")
             encoded: Encoded = _get(part, "the encoder", timeout)
         _get(self.whole, "the encoder", timeout)
-        ray.kill(self.actor)
+        self.end()
         return encoded
+
+    def end(self) -> None:
+        ray.kill(self.actor)
+        free(self.group)
 
 
 def counted(hosts: Sequence[str]) -> str:

@@ -37,6 +37,17 @@ def meet(address: str, output: str) -> bool:
     return before
 
 
+@contextmanager
+def meeting(address: str, output: str) -> Iterator[None]:
+    """`meet`; at the end leave whatever Ray we came into, unless we were in one before."""
+    before = meet(address, output)
+    try:
+        yield
+    finally:
+        if not before:
+            ray.shutdown()
+
+
 def check_job(output: str) -> None:
     """Refuse an output inside the job's working directory; say what `ray job stop` would do."""
     copied = (json.loads(os.environ[JOB]).get("runtime_env") or {}).get("working_dir")

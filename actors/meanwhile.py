@@ -25,7 +25,8 @@ class Meanwhile:
         while True:
             pipeline.look(())
             running = {job.pending: job for job in pipeline.jobs if job.pending is not None}
-            found = arrivals([*refs, *running], max(0.0, until - time.monotonic()))
+            left = until - time.monotonic()
+            found = arrivals([*refs, *running], min(1.0, max(0.0, left)))  # some who were down may be back meanwhile
             for ref in found:
                 if ref in running:
                     pipeline._settle(running[ref])
@@ -33,5 +34,5 @@ class Meanwhile:
             pipeline.scorers.recover()
             pipeline._dispatch()
             ready = [ref for ref in found if ref not in running]
-            if ready or not found:
+            if ready or left <= 0:
                 return ready, [ref for ref in refs if ref not in ready]

@@ -20,7 +20,7 @@ from flowbp_ray.failure import RunFailed, Stalled
 from flowbp_ray.messages import Evaluated, Item, RolloutReport, Scored
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
     """Where an item stands. `refs` are what the last stage returned; `pending` is the one that is waited for."""
 
@@ -89,7 +89,8 @@ class Pipeline:
             elif time.monotonic() - moved > self.stall_timeout:
                 state = self.state()
                 raise Stalled(f"nothing moved for {self.stall_timeout:.0f} s: {state['summary']}", state)
-        self.jobs = [job for job in self.jobs if job not in wanted]
+        taken = set(map(id, wanted))  # comparing thousands of items with each other would take seconds
+        self.jobs = [job for job in self.jobs if id(job) not in taken]
         return sorted(wanted, key=lambda job: job.item.index)
 
     def drop(self) -> None:

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 
 from flowbp_ray.failure import RunFailed
 from flowbp_ray.settings import PoolConfig
 
+POLL = 0.1  # seconds
 _FIELDS = {"CPU": "cpus", "GPU": "gpus"}
 
 
@@ -35,7 +36,8 @@ def reserve(pool: PoolConfig, count: int) -> Any:
 def settle(groups: Sequence[Any], pool: PoolConfig, name: str, key: str, timeout: float) -> None:
     """Wait until all of `pool`'s groups are placed. Raises RunFailed, and gives all back, where that is not in time."""
     until = time.monotonic() + timeout
-    missing = [g for g in groups if g is not None and not g.wait(max(0.0, until - time.monotonic()))]
+    while (missing := [group for group in groups if not placed(group)]) and time.monotonic() < until:
+        time.sleep(POLL)
     if not missing:
         return
     for group in groups:
@@ -52,6 +54,11 @@ def settle(groups: Sequence[Any], pool: PoolConfig, name: str, key: str, timeout
         f"{' or '.join(f'{key}.{field}' for field in fields)}, or a longer cluster.placement_timeout where the "
         "cluster grows on demand"
     )
+
+
+def placed(group: Any) -> bool:
+    """Whether there is room for it now. Its own `wait` counts whole seconds, and may say no to one that is placed."""
+    return group is None or placement_group_table(group)["state"] == "CREATED"
 
 
 def free(group: Any) -> None:

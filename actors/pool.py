@@ -26,8 +26,11 @@ class Pool:
         self.load = [0] * len(self.handles)
         self.asked: dict[int, Any] = {}  # those that are down or doubted -> the answer that is waited for
         self.doubted: set[int] = set()
+        self.staying = list(range(len(self.handles)))  # neither have left nor are leaving; who has left leaves a gap
         self.leaving: set[int] = set()
         self.gone: set[int] = set()
+        self.new: set[int] = set()  # have not been ready yet
+        self.failed: dict[int, RayError] = {}  # new ones whose process could not be built
 
     @property
     def silent(self) -> list[int]:
@@ -35,20 +38,25 @@ class Pool:
         return sorted(self.asked)
 
     @property
-    def staying(self) -> list[int]:
-        """Numbers of the actors that neither have left nor are leaving. One that has left leaves a gap."""
-        return [i for i in range(len(self.handles)) if i not in self.leaving | self.gone]
+    def serving(self) -> list[int]:
+        """Those of `staying` that have been ready."""
+        return [i for i in self.staying if i not in self.new]
 
     def join(self, handle: Any, place: Hashable) -> None:
         """Count a new actor in; it gets work once it answers."""
         self.handles.append(handle)
         self.places.append(place)
         self.load.append(0)
+        self.staying.append(len(self.handles) - 1)
+        self.new.add(len(self.handles) - 1)
         self.down(len(self.handles) - 1)
 
-    def leave(self) -> None:
-        """Give the newest actor no more work."""
-        self.leaving.add(self.staying[-1])
+    def leave(self, index: int | None = None) -> None:
+        """Give this actor no more work; else one that has none, because it is new or down; else the newest."""
+        idle = [i for i in self.staying if i in self.new] or [i for i in self.staying if i in self.asked]
+        chosen = (idle or self.staying)[-1] if index is None else index
+        self.staying.remove(chosen)
+        self.leaving.add(chosen)
 
     def left(self) -> list[int]:
         """Those that were leaving and have nothing more to do: their processes may end."""
@@ -58,6 +66,7 @@ class Pool:
         for index in done:
             self.asked.pop(index, None)
             self.doubted.discard(index)
+            self.new.discard(index)
         return done
 
     def take(self, avoid: int | None = None) -> int | None:
@@ -65,9 +74,10 @@ class Pool:
 
         Another one that is busy is waited for.
         """
-        if avoid is None and not (self.asked or self.leaving or self.gone):  # nearly always: no loop over thousands
-            least = min(self.load)
-            return self._give_to(self.load.index(least)) if least < DEPTH else None
+        if avoid is None and not self.asked:  # nearly always: no loop over thousands
+            whole = len(self.staying) == len(self.load)
+            best = self.load.index(min(self.load)) if whole else min(self.staying, key=self.load.__getitem__)
+            return self._give_to(best) if self.load[best] < DEPTH else None
         up = [i for i in self.staying if i not in self.asked or i in self.doubted]
         well = [i for i in up if i not in self.doubted] or up
         elsewhere = [i for i in well if avoid is None or self.places[i] != self.places[avoid]] or well
@@ -108,9 +118,13 @@ class Pool:
             except RayError as error:
                 if isinstance(error, RayActorError):
                     self.doubted.discard(index)
-                self._ask(index)
+                if isinstance(error, RayActorError) and index in self.new:
+                    self.failed[index] = error  # Ray does not try again where a constructor failed
+                else:
+                    self._ask(index)
             else:
                 self.doubted.discard(index)
+                self.new.discard(index)
 
     def _ask(self, index: int) -> None:
         if index not in self.asked:

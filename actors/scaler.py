@@ -16,10 +16,17 @@ class Scaler:
     def __init__(self, config: RunConfig, run: Run, crews: Mapping[str, Crew]) -> None:
         self.config, self.run, self.crews = config, run, crews
         self.steps: list[Mapping[str, float]] = []  # since the last change
+        self.served = self.serving
 
     @property
     def counts(self) -> dict[str, int]:
+        """As many as there shall be."""
         return {role: len(crew.pool.staying) for role, crew in self.crews.items()}
+
+    @property
+    def serving(self) -> dict[str, int]:
+        """As many as can be at work: new ones may still be starting, or wait for room."""
+        return {role: max(1, len(crew.pool.serving)) for role, crew in self.crews.items()}
 
     def metrics(self) -> dict[str, float]:
         """For the step's line in metrics.jsonl."""
@@ -32,13 +39,17 @@ class Scaler:
         for crew in self.crews.values():
             crew.dismiss()
             crew.complain(log)
-        self.steps.append(metrics)
+        if step + 1 >= self.config.steps:
+            return
+        self.steps = [*self.steps, metrics] if self.serving == self.served else []
+        self.served = self.serving
         wished, why = scaling.take(self.run), "asked for"
         if not wished and self.config.cluster.scaling == "rule":
-            wished, why = scaling.rule(self.config, self.counts, self.steps), "by rule"
+            wished, why = scaling.rule(self.config, self.counts, self.serving, self.steps), "by rule"
         for role, size in wished.items():
             before, (least, most) = self.counts[role], getattr(self.config, role).bounds
             self.crews[role].resize(min(max(size, least), most))
             log.info("after step %d: %s %d -> %d, %s", step, role, before, self.counts[role], why)
+            self.served = self.serving
         if wished:
             self.steps = []

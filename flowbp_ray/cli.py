@@ -157,10 +157,13 @@ def scale(
 ) -> None:
     """Ask a run for more or fewer samplers and reward servers; it follows between two steps."""
     from flowbp_ray import scaling
-    from flowbp_ray.run import Run
+    from flowbp_ray.observed.reading import Reader
 
-    opened = Run.open(run)
-    wished = scaling.parse(opened.config(), sizes)
+    reader = Reader(run)
+    opened, seen = reader.run, reader.look()
+    wished = scaling.parse(seen.status.bounds or scaling.bounds(opened.config()), sizes)
+    if seen.stage == "over":
+        raise ValueError(f"{opened.folder} is over ({seen.state}); samplers.count and rewards.count are for the next")
     scaling.ask(opened, wished)
     shown = " ".join(f"{role}={size}" for role, size in wished.items())
     console.print(f"asked for {shown}; it follows after the step that it is at, and says so in {opened.folder}/log.txt")

@@ -36,7 +36,7 @@ def share_a_gpu(plain: Any) -> Any:
     try:
         here = {role: keys for role, keys in roles.items() if not keys.get("url")}
         processes = sum(keys.get("max") or keys.get("count", 1) for keys in here.values())
-        part = math.floor(1000 / processes) / 1000  # Ray counts in ten-thousandths
+        part = max(0.001, math.floor(1000 / processes) / 1000)  # Ray counts in ten-thousandths
     except (AttributeError, TypeError, ZeroDivisionError):  # which validation will name
         return plain
     return plain | {role: {**keys, "gpus": part} for role, keys in here.items()}
@@ -79,6 +79,9 @@ def _check_gpus(config: RunConfig) -> None:
             "write rewards.gpus=0, or rewards.url=null (as for serve-reward)"
         )
     learners = config.learners
+    if config.cluster.colocate and learners.count > 1:
+        raise ValueError("cluster.colocate=true could put two ranks on one GPU, where NCCL cannot connect them; "
+                         "write learners.count=1, or cluster.colocate=false")  # fmt: skip
     if 0 < learners.gpus < 1 and learners.count > 1:
         raise ValueError(
             f"learners.gpus={learners.gpus:g} could put two ranks on one GPU, where NCCL cannot connect them; "

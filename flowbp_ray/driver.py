@@ -7,18 +7,16 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import ray
-
 from actors import transport
 from actors.exporter import Exporter
 from actors.fleet import Fleet
 from actors.gang import GangLost
-from actors.joining import meet, start_ray
+from actors.joining import meeting, start_ray
 from actors.judges import Judges
 from actors.scaler import Scaler
 from actors.transport import Published
-from flowbp_ray import guard, prompts
-from flowbp_ray.checks import check
+from flowbp_ray import guard, prompts, scaling
+from flowbp_ray.checks import Checked, check
 from flowbp_ray.config import RunConfig
 from flowbp_ray.evaluating import Evaluator, flat
 from flowbp_ray.failure import RunFailed, Stalled
@@ -43,12 +41,16 @@ def train(config: RunConfig, progress: Progress | None = None) -> tuple[Run, dic
     Interrupted after a Ctrl-C or a SIGTERM, once the step is done and saved.
     """
     checked = check(config)
+    with meeting(config.cluster.address, config.output):
+        return _train(config, checked, progress or Progress(config.steps, quiet=True))
+
+
+def _train(config: RunConfig, checked: Checked, progress: Progress) -> tuple[Run, dict[str, Any]]:
     records, held_out = checked.training, checked.held_out
-    joined = meet(config.cluster.address, config.output)
     run = Run.resume(config) if config.resume == "auto" else Run.create(config)
     guard.let_go_on(run, config)
     run.same_prompts([r.text for r in (*records, *held_out)])
-    progress = progress or Progress(config.steps, quiet=True)
+    scaling.take(run)  # what was asked of it when it was over
     run.logger().info("training %s", checked.trains)
     exporter = Exporter(run.folder.name)
     tracker = Tracker(run.folder, config, exporter)
@@ -71,8 +73,6 @@ def train(config: RunConfig, progress: Progress | None = None) -> tuple[Run, dic
     finally:
         tracker.close()
         exporter.close()
-        if not joined:
-            ray.shutdown()
 
 
 class Loop:
@@ -182,7 +182,7 @@ class Loop:
             **self.scaler.metrics(),
             **self.fleet.outlook.means(),
         }
-        metrics |= idle(metrics, self.scaler.counts, ended - began)
+        metrics |= idle(metrics, self.scaler.serving, ended - began)
         self.tracker.log(step, "train", metrics)
         self.scaler.between(step, metrics)
         self.progress.step(step + 1, metrics)

@@ -20,6 +20,7 @@ from flowbp_ray.interrupt import Interrupted
 from flowbp_ray.observed.phases import Phases
 from flowbp_ray.observed.status import Status, StatusFile
 from flowbp_ray.report import NONE
+from flowbp_ray.scaling import bounds
 
 EVERY = 10  # steps between plain lines
 TICK = 1.0  # seconds between two looks at what is waited for
@@ -70,7 +71,7 @@ class Progress:
             self.live.start()
         else:
             self.console.print("starting Ray and the actors ...")
-        self.file = StatusFile(folder)
+        self.file, self.status.bounds = StatusFile(folder), bounds(config)
         self.phase("starting")
         self._write(now=True)
         self.ticking = threading.Thread(target=self._tick, daemon=True)

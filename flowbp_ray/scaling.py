@@ -1,57 +1,76 @@
 """How many samplers and reward servers a run has between two steps: by hand (`flowbp-ray scale`) and by rule.
 
-The rule looks at the last steps. A role's busy share is its seconds of work over count · step seconds.
-- The learners waited more than WAITS of the time: one more of the busier role.
-- A role idles more than IDLES of the time, and would still not be full with one fewer: one fewer.
-It holds still for WINDOW steps after a change, so that it sees what the change did. Results do not depend on any of it.
+The rule looks at the last steps. A role's busy share is its seconds of work over serving processes · step seconds.
+- The learners waited more than WAITS of the time, and the busier role hardly idles: one more of it. Where no role is
+  that busy they wait for what one batch goes through one after the other, and more processes would not help.
+- A role that the learners do not wait for idles more than IDLES of the time, and would not be full with one fewer: one
+  fewer.
+It holds still for WINDOW steps after a change, to see what that did, and adds to no role of which a process is still
+starting. Results do not depend on any of it.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 from flowbp_ray.config import RunConfig
 from flowbp_ray.loading import ConfigError
 from flowbp_ray.run import Run
 
-FILE = "scale.json"
-ROLES = {"samplers": "sampler_s", "rewards": "reward_s"}
-"""Role -> the metric with its seconds of work, summed over its processes."""
+ROLES = {"samplers": ("sampler_s", "load_s"), "rewards": ("reward_s",)}
+"""Role -> the metrics with its seconds of work, summed over its processes."""
 WINDOW = 5  # steps
 WAITS = 0.10
 IDLES = 0.20
 FULL = 0.95  # busier than this nobody is made by taking one away
 
 Counts = Mapping[str, int]  # role -> processes
+Bounds = Mapping[str, tuple[int, int]]  # role -> fewest and most
 
 
-def rule(config: RunConfig, counts: Counts, steps: Sequence[Mapping[str, float]]) -> dict[str, int]:
-    """The new size of the role that should change; empty where none should. steps: metrics since the last change."""
+def bounds(config: RunConfig) -> dict[str, tuple[int, int]]:
+    return {role: getattr(config, role).bounds for role in ROLES}
+
+
+def rule(config: RunConfig, counts: Counts, serving: Counts, steps: Sequence[Mapping[str, float]]) -> dict[str, int]:
+    """The new size of the role that should change; empty where none should.
+
+    counts: as many as there shall be; serving: those that are there. steps: metrics since the last change.
+    """
     if len(steps) < WINDOW:
         return {}
-    seconds = sum(step["step_s"] for step in steps[-WINDOW:])
-    busy = {role: sum(step[key] for step in steps[-WINDOW:]) / (counts[role] * seconds) for role, key in ROLES.items()}
-    bounds = {role: getattr(config, role).bounds for role in ROLES}
-    if sum(step["wait_s"] for step in steps[-WINDOW:]) > WAITS * seconds:
+    steps, limits, others = steps[-WINDOW:], bounds(config), list(ROLES)
+    seconds = sum(step["step_s"] for step in steps)
+    busy = {
+        role: sum(step[key] for step in steps for key in keys) / (serving[role] * seconds)
+        for role, keys in ROLES.items()
+    }
+    if sum(step["wait_s"] for step in steps) > WAITS * seconds:
         role = max(busy, key=lambda name: busy[name])
-        return {role: counts[role] + 1} if counts[role] < bounds[role][1] else {}
-    for role, share in busy.items():
+        if busy[role] < 1 - IDLES or counts[role] > serving[role]:
+            return {}
+        if counts[role] < limits[role][1]:
+            return {role: counts[role] + 1}
+        others.remove(role)
+    for role in others:
         fewer = counts[role] - 1
-        if fewer >= bounds[role][0] and share < 1 - IDLES and share * counts[role] / fewer <= FULL:
+        spare = busy[role] < 1 - IDLES and busy[role] * serving[role] <= FULL * fewer
+        if fewer >= limits[role][0] and counts[role] == serving[role] and spare:
             return {role: fewer}
     return {}
 
 
-def parse(config: RunConfig, sizes: Sequence[str]) -> dict[str, int]:
-    """`samplers=6` and the like as role -> size. Raises ConfigError for what is not understood or beyond the bounds."""
+def parse(limits: Bounds, sizes: Sequence[str]) -> dict[str, int]:
+    """`samplers=6` and the like as role -> size. Raises ConfigError for what is not understood or beyond the limits."""
     found = {}
     for text in sizes:
         role, _, number = text.partition("=")
-        if role not in ROLES or not number.isdigit():
+        if role not in ROLES or not (number.isascii() and number.isdigit()):
             raise ConfigError(f"{text!r} is not understood; write samplers=6 or rewards=2")
-        least, most = getattr(config, role).bounds
+        least, most = limits[role]
         if not least <= int(number) <= most:
             raise ConfigError(
                 f"{role}={number} is beyond {role}.min={least} and {role}.max={most}, with which the run was started"
@@ -63,25 +82,37 @@ def parse(config: RunConfig, sizes: Sequence[str]) -> dict[str, int]:
 
 
 def ask(run: Run, sizes: Counts) -> None:
-    """Leave the wish where the run looks between two steps. Sizes that were asked for before and not taken stay."""
-    wished = {**peek(run), **sizes}
-    partial = run.folder / f"{FILE}.{os.getpid()}"
-    partial.write_text(json.dumps(wished) + "\n")
-    partial.rename(run.folder / FILE)
+    """Leave the wishes where the run looks between two steps: a file for each role, the last one counts."""
+    for role, size in sizes.items():
+        partial = wish(run, role).with_suffix(f".{os.getpid()}")
+        partial.write_text(f"{size}\n")
+        partial.rename(wish(run, role))
 
 
 def peek(run: Run) -> dict[str, int]:
     """What is asked for and not taken yet."""
-    try:
-        wished = json.loads((run.folder / FILE).read_text())
-        return {role: int(size) for role, size in wished.items() if role in ROLES}
-    except (OSError, ValueError, AttributeError):
-        return {}
+    found = {role: _read(wish(run, role)) for role in ROLES}
+    return {role: size for role, size in found.items() if size is not None}
 
 
 def take(run: Run) -> dict[str, int]:
-    """What is asked for; it is not asked for any more."""
-    wished = peek(run)
-    if wished:
-        (run.folder / FILE).unlink(missing_ok=True)
-    return wished
+    """What is asked for; it is not asked for any more. Who asks meanwhile is heard the next time."""
+    found = {}
+    for role in ROLES:
+        taken = wish(run, role).with_suffix(".taken")
+        with suppress(OSError):
+            wish(run, role).rename(taken)
+            found[role] = _read(taken)
+            taken.unlink()
+    return {role: size for role, size in found.items() if size is not None}
+
+
+def wish(run: Run, role: str) -> Path:
+    return run.folder / f"scale_{role}.txt"
+
+
+def _read(file: Path) -> int | None:
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):
+        return None

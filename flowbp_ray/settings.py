@@ -70,10 +70,9 @@ class ElasticPoolConfig(PoolConfig):
     @model_validator(mode="after")
     def _ordered(self) -> ElasticPoolConfig:
         least, most = self.bounds
-        if self.min and self.max and least > most:
+        if self.min and self.max and self.min > self.max:
             raise ValueError(f"min={least} is above max={most}; write min <= max")
         if not least <= self.count <= most:
-            raise ValueError(
-                f"count={self.count} must lie between min={least} and max={most}; write min <= count <= max"
-            )
+            side = f"below min={least}" if self.count < least else f"above max={most}"
+            raise ValueError(f"count={self.count} is {side}; write min <= count <= max")
         return self

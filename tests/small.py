@@ -8,6 +8,9 @@ from flowbp_ray import loading
 from flowbp_ray.config import RunConfig
 from flowbp_ray.local import LocalLoop
 
+WAITED = ("idle/", "queue/")
+"""How the metrics begin that depend on who was how fast."""
+
 
 def small_overrides(tmp_path: Path) -> list[str]:
     """Four prompts in two items of two rows, six sampling steps, plain torch on one rank, two optimizer steps."""

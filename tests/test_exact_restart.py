@@ -23,13 +23,12 @@ from flowbp_ray.failure import RunFailed
 from flowbp_ray.observed.reading import Reader
 from flowbp_ray.run import Run
 from tests.chaos import before_step, during
-from tests.small import local_digest, small_config, small_overrides
+from tests.small import WAITED, local_digest, small_config, small_overrides
 
 pytestmark = pytest.mark.ray
 long = pytest.mark.long
 
 TIMED = ("_s", "per_s", "retries", "incarnation")
-WAITED = ("idle/", "queue/")
 LOADED = ("weight_bytes", "embedding_bytes")  # what reached a process for the first time
 FULL = ["learners.ema.decay=0.9", "learners.optimizer.schedule={name: cosine, warmup: 1}"]
 EVALUATED = ["evaluation.prompts=shapes:dev", "evaluation.limit=4", "evaluation.every=2", "evaluation.pictures=4"]

@@ -18,7 +18,7 @@ from actors.joining import PRIVATE
 from flowbp_ray.run import Run
 from tests import clients
 from tests.hosts import Network, missing, network
-from tests.small import small_overrides
+from tests.small import WAITED, small_overrides
 
 ROOT = Path(__file__).parent.parent
 pytestmark = [pytest.mark.ray, pytest.mark.deepspeed, pytest.mark.hosts, pytest.mark.timeout(900)]
@@ -138,7 +138,10 @@ def digest(run: Run) -> str:
 
 def numbers(run: Run, *without: str) -> list[dict[str, Any]]:
     """Every line of metrics.jsonl but for times: losses, rewards, gradient norms, bytes, ..., digit by digit."""
-    return [{k: v for k, v in line.items() if not k.endswith("_s") and k not in without} for line in run.metrics()]
+    return [
+        {k: v for k, v in line.items() if not (k.endswith("_s") or k.startswith(WAITED) or k in without)}
+        for line in run.metrics()
+    ]
 
 
 def weight_bytes(run: Run) -> list[float]:

@@ -16,7 +16,10 @@ BEAT = 5.0  # seconds after which it is written again though nothing has changed
 
 @dataclass
 class Status:
-    """state: running, finished, stopped (on request) or failed. Times are seconds since 1970; seconds: per phase."""
+    """state: running, finished, stopped (on request) or failed. Times are seconds since 1970; seconds: per phase.
+
+    bounds: of the pools that may grow and shrink, fewest and most.
+    """
 
     state: str = "running"
     phase: str = "starting"
@@ -30,6 +33,7 @@ class Status:
     written: float = 0.0
     host: str = field(default_factory=socket.gethostname)
     why: str = ""
+    bounds: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def read(folder: Path) -> Status | None:
@@ -39,6 +43,7 @@ def read(folder: Path) -> Status | None:
         status = Status(**{f.name: found[f.name] for f in fields(Status)})
         status.step, status.steps = int(status.step), int(status.steps)
         status.since, status.began, status.written = float(status.since), float(status.began), float(status.written)
+        status.bounds = {role: (int(least), int(most)) for role, (least, most) in status.bounds.items()}
         status.step_s, status.seconds = float(status.step_s), {k: float(v) for k, v in status.seconds.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
