@@ -149,7 +149,7 @@ def test_every_package_travels_with_a_job() -> None:
     assert {path.name for path in roots} == {"flowbp_ray", "actors", "configs", "benchmarks"}
     needed = {str(path.relative_to(ROOT)) for root in roots for path in root.rglob("*.py")}
     assert needed and not needed - sent
-    assert "tests" not in sent and "docs" not in sent and ".git" not in sent
+    assert not {"tests/conftest.py", "docs/cluster.md", ".venv/pyvenv.cfg"} & sent
 
 
 def test_no_host_or_secret_is_written_down() -> None:
