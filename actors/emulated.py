@@ -38,9 +38,13 @@ DTYPES = {2: ("uint16", "bfloat16"), 4: ("float32", "float32")}
 class Process:
     """What every emulated actor has."""
 
-    def __init__(self, emulation: Emulation) -> None:
+    given: Emulation
+
+    def __init__(self, emulation: Emulation | None = None) -> None:
+        """emulation: a learner's comes later, with `build`."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        self.given = emulation
+        if emulation is not None:
+            self.given = emulation
 
     def ready(self) -> str:
         return socket.gethostname()
@@ -157,17 +161,13 @@ class EmulatedReward(Process):
         return Evaluated(item.index, scores, (True,) * item.rows, pictures, seconds)
 
 
-class EmulatedLearner:
+class EmulatedLearner(Process):
     """One rank. Rank 0 publishes all, as one bucket. Their first element counts the steps, and all ranks state it."""
-
-    def ready(self) -> str:
-        return socket.gethostname()
 
     def rendezvous(self) -> tuple[str, int]:
         return ray.util.get_node_ip_address(), 0
 
     def build(self, emulation: Emulation, embeddings: Packed, rank: int, address: str, port: int) -> str:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
         self.given, self.rank, self.done = emulation, rank, 0
         self.weights = np.zeros(max(1, emulation.weight_bytes // 2), np.uint16)
         return socket.gethostname()
@@ -213,12 +213,6 @@ class EmulatedLearner:
 
     def load(self, folder: str) -> None:
         pass
-
-    def modules(self) -> list[str]:
-        return sorted(sys.modules)
-
-    def pid(self) -> int:
-        return os.getpid()
 
 
 def packed(shape: tuple[int, ...], itemsize: int) -> Packed:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import socket
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -64,8 +66,11 @@ def check_job(output: str) -> None:
         )
 
 
-def start_ray(address: str) -> None:
-    """Join the cluster of the job that we are in, or the one at `address`, or start a private one ("local")."""
+def start_ray(address: str, **private: Any) -> None:
+    """Join the cluster of the job that we are in, or the one at `address`, or start a private one ("local").
+
+    private: what Ray takes a private one's node to have, if not what is there.
+    """
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # a failed call has three results; we read the first
     address = os.environ.get("RAY_ADDRESS") or address
     marks.record()
@@ -74,13 +79,16 @@ def start_ray(address: str) -> None:
     if address == "local":
         for name in PRIVATE:
             os.environ.setdefault(name, "0")
-        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+        ray.init(address="local", **quiet, **private)
     else:
         join(address)
 
 
 def join(address: str) -> None:
-    """Connect to the running cluster at `address`. Raises ConnectionError where none answers or it refuses our token.
+    """Connect to the running cluster at `address`.
+
+    Raises ConnectionError where none answers, it refuses our token, or it has another version of Ray or Python.
 
     `ray start` wants a token wherever it finds one in ~/.ray/auth_token, while a client sends one only where
     RAY_AUTH_MODE says so.
@@ -103,8 +111,25 @@ def join(address: str) -> None:
         with held_back(said):
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ray.exceptions.AuthenticationError) as error:
-        raise ConnectionError(_refused(where, error, "".join(said))) from error
-    sys.stderr.write("".join(said))
+        line = _refused(where, error, "".join(said))
+        said.clear()
+        raise ConnectionError(line) from error
+    except RuntimeError as error:
+        if "Version mismatch" not in str(error):
+            raise
+        said.clear()
+        raise ConnectionError(_differs(where, error)) from error
+    finally:
+        sys.stderr.write("".join(said))
+
+
+def _differs(where: str, error: Exception) -> str:
+    """One line with the versions that Ray's message has: the cluster's, then ours."""
+    found = re.findall(r"Ray: (\S+)\s+Python: (\S+)", str(error))
+    if len(found) != 2:
+        return f"the Ray cluster at {where} has other versions: {' '.join(str(error).split())}"
+    theirs, ours = (f"Ray {version} on Python {python}" for version, python in found)
+    return f"the Ray cluster at {where} has {theirs}, this process {ours}; make them the same, to the last number"
 
 
 def _refused(where: str, error: Exception, said: str) -> str:

@@ -2,8 +2,9 @@
 
 The real pipeline on a real Ray. Pools of N samplers and N/4 reward servers are N handles of a few emulated actors that
 wait for nothing and send messages of a few bytes, so that what is measured is the driver alone: its CPU, not the clock.
-Least squares: CPU of a batch = item · items + scan · (calls in flight, summed over the answers). With --bench, results
-of `flowbp-ray bench` at different numbers of learners, what is left of their steps is the cost of a step and of a rank.
+Least squares: CPU of a batch = item · items + scan · (calls in flight, summed over the looks); a look, one `_pump` of
+the pipeline, takes all answers that are there. With --bench, results of `flowbp-ray bench` at different numbers of
+learners, what is left of their steps is the cost of a step and of a rank.
 Prints JSON; --out writes the costs for `flowbp-ray bench --simulate`.
 """
 
@@ -36,11 +37,12 @@ NOTHING = Emulation(0, 0, 0, 0, 0, 0, (1,), 2, 1, 8, 8, ("reward",), False, Fals
 
 
 class Counting(Pipeline):
-    """Sums the calls in flight whenever it waits."""
+    """Counts its looks, and sums the calls that are in flight at each: what `simulate.Loop.settle` pays `scan` for."""
 
-    scanned = 0
+    looks = scanned = 0
 
     def _pump(self) -> bool:
+        self.looks += 1
         self.scanned += sum(job.pending is not None for job in self.jobs)
         return super()._pump()
 
@@ -67,14 +69,14 @@ def measure(samplers: int, actors: tuple[list[Any], list[Any]], rounds: int) -> 
     published = Published(Version(0, 0), [ray.put(weights)], known=combine([emulated.parts(weights)]))
     pipeline, rows = Counting(pools[0], pools[1], embeddings, ["a prompt"] * 64, 1, 600.0), []
     for step in range(rounds + 1):
-        items, pipeline.scanned = batch_of(2 * samplers, step), 0
+        items, pipeline.looks, pipeline.scanned = batch_of(2 * samplers, step), 0, 0
         clock, wall = time.thread_time(), time.perf_counter()
         pipeline.submit(items, published)
         pipeline.collect("train", step)
         spent = time.thread_time() - clock
         rows.append(
-            {"samplers": samplers, "items": len(items), "scanned": pipeline.scanned, "cpu_s": spent}
-            | {"wall_s": time.perf_counter() - wall}
+            {"samplers": samplers, "items": len(items), "looks": pipeline.looks, "scanned": pipeline.scanned}
+            | {"cpu_s": spent, "wall_s": time.perf_counter() - wall}
         )
     return rows[1:]
 

@@ -6,7 +6,6 @@ the first steps, in which embeddings arrive and the pipeline fills, do not count
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +22,7 @@ from actors.roles import REAL, Roles
 from flowbp_ray import loading, prompts
 from flowbp_ray.benching.points import Mark, Point, point
 from flowbp_ray.benching.profile import Profile
-from flowbp_ray.benching.request import ratios
+from flowbp_ray.benching.request import ratios, room
 from flowbp_ray.benching.result import Result
 from flowbp_ray.checks import check
 from flowbp_ray.config import RunConfig
@@ -109,19 +108,13 @@ def _roles(profile: Profile, config: RunConfig) -> Roles:
 
 
 def _start(configs: Sequence[RunConfig], profile: Profile | None) -> None:
-    """Ray; a private one of an emulation with as many CPUs and GPUs as it asks for, which are counted and not there."""
-    address = configs[0].cluster.address
-    if profile is None or ray.is_initialized() or (os.environ.get("RAY_ADDRESS") or address) != "local":
-        start_ray(address)
-        return
-    pools = [(c.samplers, c.learners, c.rewards) for c in configs]
-    gpus = max(sum(p.count * p.gpus for p in three) for three in pools)
-    cpus = max(sum(p.count * p.cpus for p in three) for three in pools)
-    for variable in ("RAY_enable_metrics_collection", "RAY_prestart_worker_first_driver", "RAY_num_workers_soft_limit"):
-        os.environ.setdefault(variable, "0")
-    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
-    quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
-    ray.init(address="local", num_cpus=int(cpus) + 2, num_gpus=int(gpus) + 1, object_store_memory=STORE, **quiet)
+    """Ray; a private one of an emulation with all that its roles ask for, which is counted and not there."""
+    options: dict[str, Any] = {}
+    if profile is not None:
+        needed = room(configs)
+        options = {"num_cpus": needed.pop("CPU", 0) + 2, "num_gpus": needed.pop("GPU", 0) + 1}
+        options |= {"resources": needed, "object_store_memory": STORE}
+    start_ray(configs[0].cluster.address, **options)
 
 
 def measure(
@@ -131,17 +124,20 @@ def measure(
     meanwhile: Callable[[Loop, int], None] = lambda loop, step: None,
     agreed: Mapping[str, str] | None = None,
 ) -> Point:
-    """Steps for `seconds`, at least three, after staleness + 2 that do not count. agreed: see `Fleet`."""
+    """Steps for `seconds`, at least three, after staleness + 2 that do not count. agreed: see `Fleet`.
+
+    Nothing is saved, so Ctrl-C is not caught: it ends the step that is being measured.
+    """
     run = Run.create(config)
     records = prompts.load(config.data.prompts)
     tracker, warm = Tracker(run.folder, config), config.staleness + 2
     marks: list[Mark] = []
     try:
-        with Fleet(config, [record.text for record in records], agreed, roles) as fleet, Interrupts() as interrupts:
+        with Fleet(config, [record.text for record in records], agreed, roles) as fleet:
             evaluator = Evaluator(config, run, [], len(records))
             with Judges(config, run, evaluator, tracker) as judges:
                 progress = Progress(STEPS, quiet=True)
-                loop = Loop(config, run, fleet, tracker, progress, records, judges, interrupts)
+                loop = Loop(config, run, fleet, tracker, progress, records, judges, Interrupts())
                 loop.restore([])
                 while len(marks) < 4 or marks[-1].wall - marks[0].wall < seconds:
                     meanwhile(loop, loop.done)

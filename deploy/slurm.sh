@@ -54,7 +54,19 @@ trap finish EXIT
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 cpus=${SLURM_CPUS_PER_TASK:-1}
 first=(--nodes=1 --ntasks=1 "--cpus-per-task=$cpus" "--nodelist=${nodes[0]}")
-read -r address _ < <(srun "${first[@]}" hostname --ip-address)
+# Not --ip-address: Debian's /etc/hosts says 127.0.1.1 of a node's own name, which no other node reaches.
+read -r -a addresses < <(srun "${first[@]}" hostname --all-ip-addresses) || true
+address=
+for one in "${addresses[@]}"; do
+    if [[ $one == *.*.*.* && $one != 127.* ]]; then
+        address=$one
+        break
+    fi
+done
+if [[ -z $address ]]; then
+    echo "deploy/slurm.sh: ${nodes[0]} has no IPv4 address that other nodes reach: ${addresses[*]}" >&2
+    exit 1
+fi
 port=$((20000 + SLURM_JOB_ID % 10000)) # above Ray's worker ports, below those that the kernel gives away
 # SLURM_GPUS_ON_NODE is the first node's; further options of every `ray start` may be given in FLOWBP_RAY_START.
 read -r -a more <<<"${FLOWBP_RAY_START:-}"

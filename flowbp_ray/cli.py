@@ -173,7 +173,7 @@ def scale(
 def status(
     run: Annotated[str, typer.Argument(help="The folder of a run, from any machine that sees it.")],
     watch: Annotated[
-        bool | None, typer.Option("--watch/--once", help="Until the run ends; the default on a terminal.")
+        bool | None, typer.Option("--watch/--once", help="While the run goes on; the default on a terminal.")
     ] = None,
 ) -> None:
     """Say what a run is doing, from its files alone: it may go on, have ended or have been killed."""
@@ -204,7 +204,11 @@ def bench(
 
     emulated = profile.load(emulate).scaled(time_scale, bytes_scale) if emulate else None
     counts = (samplers, learners, rewards, staleness)
-    result = ratios.run(config, overrides or [], counts, seconds, emulated, simulate, console.print)
+    try:
+        result = ratios.run(config, overrides or [], counts, seconds, emulated, simulate, console.print)
+    except KeyboardInterrupt:
+        print("flowbp-ray: stopped at once; a bench writes its results at its end", file=sys.stderr)
+        raise typer.Exit(130) from None
     for part in result.tables():
         Console(highlight=False, width=None if console.is_terminal else 120).print(part)
     for line in [*result.lines(), *map(str, result.write(out))]:
@@ -245,7 +249,7 @@ def guarded(command: Callable[[], object]) -> None:
         print(f"flowbp-ray: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("flowbp-ray: stopped at once; resume=auto goes on from the last checkpoint", file=sys.stderr)
+        print("flowbp-ray: stopped at once", file=sys.stderr)
         sys.exit(130)
     except Interrupted as error:
         print(f"flowbp-ray: {error}", file=sys.stderr)

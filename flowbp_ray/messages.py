@@ -21,6 +21,9 @@ from flowbp_ray.surrogate.plan import Plan
 if TYPE_CHECKING:
     from torch import Tensor
 
+DEPTH = 2
+"""Calls in flight per actor of a pool: one running, one waiting, so that no actor idles for the driver's answer."""
+
 
 @dataclass(frozen=True)
 class Packed:

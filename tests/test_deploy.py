@@ -137,6 +137,21 @@ def test_the_runtime_env_of_a_job() -> None:
     assert {path.rstrip("/") for path in env["excludes"]} <= {path.name for path in ROOT.iterdir()}
 
 
+def test_every_package_travels_with_a_job() -> None:
+    """All files of the wheel's packages, by Ray's own walk; nothing that is only large or only tests."""
+    from ray._private.runtime_env import packaging
+
+    sent: set[str] = set()
+    outside = [packaging._get_excludes(ROOT, [*read("job.yaml")["excludes"], ".venv*"])]
+    packaging._dir_travel(ROOT, outside, lambda path: sent.add(str(path.relative_to(ROOT))), include_gitignore=True)
+    [include] = re.findall(r"^include = (\[.*\])$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    roots = [path for pattern in json.loads(include) for path in ROOT.glob(pattern) if path.is_dir()]
+    assert {path.name for path in roots} == {"flowbp_ray", "actors", "configs", "benchmarks"}
+    needed = {str(path.relative_to(ROOT)) for root in roots for path in root.rglob("*.py")}
+    assert needed and not needed - sent
+    assert not {"tests/conftest.py", "docs/cluster.md", ".venv/pyvenv.cfg"} & sent
+
+
 def test_no_host_or_secret_is_written_down() -> None:
     for path in DEPLOY.iterdir():
         text = path.read_text()
@@ -148,7 +163,8 @@ FAKES = {
     "scontrol": """[[ $1 == show ]] && printf '%s\\n' n1 n2 n3 || echo "scontrol $*" >>"$RECORD" """,
     "srun": """while [[ $1 == --* ]]; do options+="$1 "; shift; done
 echo "srun ${options}$*" >>"$RECORD"; exec "$@" """,
-    "hostname": "echo 10.0.0.1 10.9.9.9",
+    "hostname": """[[ $1 == --ip-address ]] && echo 127.0.1.1 && exit # as Debian's
+echo "${ADDRESSES-fd00::1 127.0.1.1 10.0.0.1 10.9.9.9} " """,
     "ray": """[[ $1 == health-check ]] && exit
 echo "token $(stat -c %a "$RAY_AUTH_TOKEN_PATH") $(wc -c <"$RAY_AUTH_TOKEN_PATH")" >>"$RECORD"
 trap 'echo "ended $2" >>"$RECORD"; exit' TERM; while true; do sleep 0.05; done""",
@@ -179,7 +195,7 @@ def test_slurm_script(tmp_path: Path) -> None:
     assert process.wait(60) == 3, process.communicate()
     lines = record.read_text().splitlines()
     head, rest = "--nodes=1 --ntasks=1 --cpus-per-task=4 --nodelist=n1", "--num-cpus=4 --num-gpus=2"
-    assert lines[0] == f"srun {head} hostname --ip-address"
+    assert lines[0] == f"srun {head} hostname --all-ip-addresses"
     assert any(
         line.startswith(f"srun {head} ray start --head --node-ip-address=10.0.0.1 --port=23456 ") for line in lines
     )
@@ -211,6 +227,14 @@ def test_slurm_script_saves_and_ends_or_queues_again(tmp_path: Path, number: sig
     lines = record.read_text().splitlines()
     assert lines.count("saved") == 1 and sum(line.startswith("ended") for line in lines) == 2
     assert ("scontrol requeue 123456" in lines) == (number == signal.SIGUSR1)
+
+
+@pytest.mark.parametrize("addresses", ["", "127.0.0.1 fd00::1"])
+def test_slurm_script_names_a_node_without_an_address(tmp_path: Path, addresses: str) -> None:
+    process, record = slurm(tmp_path, "my.yaml", ADDRESSES=addresses)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 1 and "n1 has no IPv4 address that other nodes reach" in error
+    assert error.count("\n") == 1 and "ray start" not in record.read_text()
 
 
 def test_slurm_script_says_how_to_call_it(tmp_path: Path) -> None:

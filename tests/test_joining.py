@@ -14,6 +14,7 @@ from actors import joining
 from actors.joining import check_job, held_back, join, meet
 from actors.learner import LearnerActor
 from actors.process import FOLDER, actor_options, change_folder
+from flowbp_ray.cli import guarded
 from flowbp_ray.settings import ProcessConfig
 
 
@@ -72,6 +73,73 @@ def test_what_rays_core_says_is_held_back(capfd: pytest.CaptureFixture[str]) -> 
         raise KeyError
     os.write(2, b"after\n")
     assert said == ["InvalidAuthToken\n"] and capfd.readouterr().err == "after\n"
+
+
+VERSIONS = """Version mismatch: The cluster was started with:
+    Ray: 2.50.0
+    Python: 3.11.9
+This process on node 10.0.0.1 was started with:
+    Ray: 2.60.0
+    Python: 3.11.11
+"""
+
+
+def failing(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ray.init writes a line as Ray's core does and raises `error`."""
+
+    def init(**_: object) -> None:
+        os.write(2, b"said by Ray\n")
+        raise error
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(joining.ray, "init", init)
+
+
+def test_another_version_of_ray_is_one_line_with_both(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    failing(RuntimeError(VERSIONS), monkeypatch)
+    with pytest.raises(SystemExit) as stop:
+        guarded(lambda: join("auto"))
+    assert stop.value.code == 2
+    line = "the Ray cluster at auto has Ray 2.50.0 on Python 3.11.9, this process Ray 2.60.0 on Python 3.11.11"
+    said = capfd.readouterr().err
+    assert said.startswith(f"flowbp-ray: {line};") and said.count("\n") == 1
+
+
+def test_rays_own_message_of_other_versions_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private.utils import check_version_info, compute_version_info
+
+    with pytest.raises(RuntimeError) as raised:
+        check_version_info({"ray_version": "1.0.0", "python_version": "3.1.4"}, "node 10.0.0.1")
+    failing(raised.value, monkeypatch)
+    version, python = compute_version_info()
+    with pytest.raises(
+        ConnectionError, match=rf"has Ray 1\.0\.0 on Python 3\.1\.4, .* Ray {version} on Python {python};"
+    ):
+        join("auto")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("called twice"), KeyboardInterrupt()])
+def test_what_ray_said_before_another_error_is_not_lost(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    failing(error, monkeypatch)
+    with pytest.raises(type(error)):
+        join("auto")
+    assert capfd.readouterr().err == "said by Ray\n"
+
+
+def test_a_private_ray_is_started_the_same_way_by_a_bench(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: dict[str, object] = {}
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(joining.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(joining.ray, "init", lambda **options: taken.update(options))
+    for name in joining.PRIVATE:
+        monkeypatch.delenv(name, raising=False)
+    joining.start_ray("local", num_gpus=9, resources={"fast": 2})
+    assert taken["num_gpus"] == 9 and taken["resources"] == {"fast": 2} and taken["include_dashboard"] is False
+    assert all(os.environ.pop(name) == "0" for name in joining.PRIVATE)
 
 
 def test_actors_read_where_the_driver_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

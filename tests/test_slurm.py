@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 STANDINS = {
     "scontrol": "printf '%s\\n' n1 n2",
     "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
-    "hostname": "echo 127.0.0.1",
+    "hostname": f"[[ $1 == --all-ip-addresses ]] && exec {shutil.which('hostname')} $1; echo 127.0.1.1",
 }
 
 

@@ -42,9 +42,9 @@ class Mark:
 class Point:
     """Means over `steps` steps. devices: processes, or GPUs where roles ask for them, of all roles together.
 
-    sampler_s, reward_s: of an item; load_s: of a sampler in a step; learner_s: of the slowest rank in a step; learn_s,
-    publish_s, wait_s: what the driver waited for. idle: per role, the share of the time in which it did not compute.
-    driver_s, driver_thread_s: CPU seconds of a step.
+    sampler_s, reward_s: of an item; load_s: of a sampler that loads, in a step; learner_s: of the slowest rank in a
+    step; learn_s, publish_s, wait_s: what the driver waited for. idle: per role, the share of the time in which it did
+    not compute. driver_s, driver_thread_s: CPU seconds of a step.
     """
 
     ratio: Ratio
@@ -66,6 +66,11 @@ class Point:
     bytes_per_image: float
     weight_bytes: float
     retries: int
+
+    @property
+    def loading(self) -> int:
+        """Samplers that load a version: a batch has work for no more of them than it has items."""
+        return min(self.ratio.samplers, self.items)
 
     @property
     def images_per_s(self) -> float:
@@ -110,7 +115,7 @@ def point(config: RunConfig, lines: Sequence[Mapping[str, Any]], marks: Sequence
         sampler_s=work["sampler_s"] / items,
         reward_s=work["reward_s"] / items,
         learner_s=work["learner_s"],
-        load_s=work["load_s"] / ratio.samplers,
+        load_s=work["load_s"] / min(ratio.samplers, items),
         wait_s=mean("wait_s"),
         learn_s=mean("learn_s"),
         publish_s=work["publish_s"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from itertools import product
 
 from flowbp_ray.config import RunConfig
@@ -35,3 +37,15 @@ def ratios(
         [f"{key}={value}" for key, value in zip(order, values, strict=True)]
         for values in product(*(lists[key] for key in order))
     ]
+
+
+def room(configs: Sequence[RunConfig]) -> dict[str, int]:
+    """What a node must have, by Ray's names, to hold all roles of any one of `configs` and its encoder."""
+    most: dict[str, int] = {}
+    for config in configs:
+        needed = dict(config.encoder.bundle)
+        for pool in (config.samplers, config.learners, config.rewards):
+            for kind, amount in pool.bundle.items():
+                needed[kind] = needed.get(kind, 0.0) + pool.count * amount
+        most |= {kind: max(most.get(kind, 0), math.ceil(amount)) for kind, amount in needed.items()}
+    return most

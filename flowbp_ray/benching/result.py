@@ -106,12 +106,14 @@ class Result:
     def beyond(self, most: int) -> Result:
         """Add the simulation of the recommended ratio, multiplied until there are `most` samplers.
 
-        An emulation's waits and weights have their true length and size there.
+        An emulation's waits and weights have their true length and size there. Of `fixed` only publishing is taken
+        along: the rest was the driver's, which the simulation spends by itself.
         """
         samplers, learners, rewards = self.fitted.recommended()
         items = max(2 * samplers, learners * -(-self.fitted.items // learners))
         times, sizes = (1.0, 1.0) if self.profile is None else (self.profile.time_scale, self.profile.bytes_scale)
-        more, at = items / self.fitted.items, self.points[0]
+        at = next(p for p in self.points if p.ratio == self.fitted_at)
+        more, publishing = items / at.items, at.publish_s if self.profile is None else self.planned.fixed / times
         one = Seconds(
             batch=int(self.fitted.batch * more),
             items=items,
@@ -119,11 +121,11 @@ class Result:
             reward=self.fitted.reward / times,
             learner=self.fitted.learner * more / times,
             load=self.fitted.load / times,
-            fixed=self.fitted.fixed / times,
+            fixed=publishing,
         )
         factors = [factor for factor in GROWN if factor * samplers <= most] or [1]
         ratio = Ratio(samplers, learners, rewards, max(p.ratio.staleness for p in self.points))
-        update = at.weight_bytes / at.ratio.samplers / sizes
+        update = at.weight_bytes / at.loading / sizes
         return replace(self, simulated=tuple(sweep(one, ratio, factors, self.costs, at.bytes_per_image, update)))
 
     def _simulated(self) -> Table:

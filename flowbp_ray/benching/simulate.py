@@ -17,9 +17,8 @@ from typing import Any
 from flowbp_ray import loading
 from flowbp_ray.benching.points import Ratio
 from flowbp_ray.benching.predict import Seconds
+from flowbp_ray.messages import DEPTH
 from flowbp_ray.settings import Strict
-
-DEPTH = 2  # calls in flight per worker, as `actors.pool`
 
 
 class DriverCosts(Strict):

@@ -1,4 +1,4 @@
-"""`flowbp-ray status`: a table of what the files of a run say, once or until the run ends."""
+"""`flowbp-ray status`: a table of what the files of a run say, once or while the run goes on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MEAN = 5  # steps whose mean is compared with that of as many at the start
 
 
 def show(folder: str, watch: bool, console: Console) -> None:
-    """Print the table; with `watch` a live one, until the run ends or Ctrl-C."""
+    """Print the table; with `watch` a live one, until the run ends or says nothing any more, or Ctrl-C."""
     reader = Reader(folder)
     seen = reader.look()
     if not watch:
@@ -27,7 +27,7 @@ def show(folder: str, watch: bool, console: Console) -> None:
         return
     with Live(table(seen), console=console, auto_refresh=False) as live:
         try:
-            while seen.stage != "over":
+            while seen.stage == "going":
                 time.sleep(EVERY)
                 seen = reader.look()
                 live.update(table(seen), refresh=True)

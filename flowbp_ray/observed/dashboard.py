@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from string import ascii_uppercase
 from typing import Any
 
 from flowbp_ray.observed.table import TABLE, Metric
@@ -107,7 +108,7 @@ def _panel(number: int, panel: Panel) -> dict[str, Any]:
         "description": panel.about,
         "datasource": SOURCE,
         "gridPos": {"h": HEIGHT, "w": WIDTH, "x": number % 2 * WIDTH, "y": number // 2 * HEIGHT},
-        "targets": [_target(panel, key, letter) for key, letter in zip(panel.keys, "ABCDEFGH", strict=False)],
+        "targets": [_target(panel, key, ascii_uppercase[i]) for i, key in enumerate(panel.keys)],
         "fieldConfig": {
             "defaults": {
                 "unit": UNITS.get(unit, "short"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from flowbp_ray import loading
 from flowbp_ray.benching import profile
 from flowbp_ray.benching.points import Mark, Point, Ratio, point
 from flowbp_ray.benching.predict import Seconds
-from flowbp_ray.benching.request import numbers, ratios
+from flowbp_ray.benching.request import numbers, ratios, room
 from flowbp_ray.benching.result import Result
+from flowbp_ray.benching.simulate import DriverCosts
 from tests.test_cli import call
 
 EMULATED = ["bench", "sd35_flowbp_sparse", "--emulate", "sd35_m_h100"]
@@ -47,6 +49,30 @@ def test_lists_are_numbers_each_once() -> None:
     asked = ratios(config, "1,2", None, None, "0,1")
     assert len(asked) == 4
     assert asked[1] == ["staleness=0", "learners.count=8", "rewards.count=2", "samplers.count=2"]
+
+
+def test_the_room_of_an_emulation_is_all_that_any_ratio_asks_for() -> None:
+    """By hand: CPUs, GPUs and resources of one's own, those of the encoder too, the most of each over the ratios."""
+    encoder = ["encoder.cpus=1.5", "encoder.gpus=1", "encoder.resources={text: 1}"]
+    pools = ["learners.count=2", "learners.gpus=1", "learners.cpus=1", "rewards.count=1", "rewards.cpus=0.25"]
+    pools += ["samplers.cpus=0.5", "samplers.gpus=0", "samplers.resources={fast: 0.5, text: 0.001}", "rewards.gpus=0"]
+    configs = [
+        loading.load("sd35_flowbp_sparse", [*encoder, *pools, f"samplers.count={samplers}"]) for samplers in (1, 3)
+    ]
+    assert room(configs[:1]) == {"CPU": 5, "GPU": 3, "fast": 1, "text": 2}  # 1.5 + 2 + 0.25 + 0.5 = 4.25 CPUs
+    assert room(configs) == room(configs[::-1]) == {"CPU": 6, "GPU": 3, "fast": 2, "text": 2}
+
+
+def test_ctrl_c_ends_a_bench_with_a_line_that_is_true(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("benchmarks.ratios.run", interrupted)
+    assert call(*EMULATED, "--out", str(tmp_path / "bench")) == 130
+    assert capsys.readouterr().err == "flowbp-ray: stopped at once; a bench writes its results at its end\n"
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["sd35_m_h100", "flux1_dev_h100"])
@@ -88,13 +114,13 @@ def made(samplers: int, staleness: int, given: profile.Profile, config: Any) -> 
     line = {
         "sampler_s": seconds.sampler * seconds.items,
         "reward_s": seconds.reward * seconds.items,
-        "load_s": seconds.load * samplers,
+        "load_s": seconds.load * min(samplers, seconds.items),
         "learner_s": seconds.learner / 8,
         "wait_s": step_s - seconds.learner / 8 - seconds.fixed,
         "learn_s": seconds.learner / 8,
         "publish_s": seconds.fixed,
         "travel_bytes_per_image": 917_000.0,
-        "weight_bytes": 1000.0 * samplers,
+        "weight_bytes": 1000.0 * min(samplers, seconds.items),
         "retries": 0,
     }
     marks = [Mark(step * step_s, step * 0.02, step * 0.01) for step in range(4)]
@@ -117,3 +143,34 @@ def test_what_is_measured_is_shown_written_and_drawn(tmp_path: Path) -> None:
     assert written["points"][0]["images_per_s_per_device"] == pytest.approx(points[0].per_device)
     assert written["recommended"]["samplers"] > written["recommended"]["learners"]
     assert picture.stat().st_size > 10_000
+
+
+def test_beyond_has_an_emulations_true_seconds_and_the_driver_once() -> None:
+    """The same whatever the scale was and whatever the driver took of the measured step; its costs come on top."""
+    config, kept = loading.load("sd35_flowbp_sparse"), profile.load("sd35_m_h100")
+
+    def first(scale: float, driver_s: float, costs: DriverCosts, samplers: int = 2) -> Any:
+        given = kept.scaled(scale, None)
+        found = made(samplers, 0, given, config)
+        found = replace(found, step_s=found.step_s + driver_s, publish_s=found.publish_s + driver_s / 2)
+        return replace(Result.of("x", config, given, [found]), costs=costs).beyond(64).simulated[0]
+
+    free = first(1.0, 0.0, DriverCosts())
+    assert first(0.05, 0.4, DriverCosts()).step_s == pytest.approx(free.step_s)
+    paid = first(0.05, 0.4, DriverCosts(step=0.5))
+    assert paid.step_s == pytest.approx(free.step_s + 0.5) and paid.driver_s == pytest.approx(0.5)
+    items = config.data.shape.items
+    assert first(1.0, 0.0, DriverCosts(), 4 * items).travel_bytes == pytest.approx(
+        free.travel_bytes
+    )  # most load nothing
+
+
+def test_beyond_a_real_run_keeps_what_publishing_took() -> None:
+    """Of what a step took beyond its work, publishing's part comes along and the driver's does not."""
+    config, given = loading.load("sd35_flowbp_sparse"), profile.load("sd35_m_h100")
+    found = made(2, 0, given, config)
+    slower = replace(found, step_s=found.step_s + 0.4)
+    published = replace(slower, publish_s=found.publish_s + 0.4)
+    real = [replace(Result.of("x", config, given, [point]), profile=None) for point in (found, slower, published)]
+    first = [result.beyond(16).simulated[0].step_s for result in real]
+    assert first == pytest.approx([first[0], first[0], first[0] + 0.4])

@@ -51,3 +51,17 @@ def test_an_emulated_run_without_torch_and_with_a_killed_sampler(local_ray: Any)
     assert found.sampler_s == pytest.approx(8 * given.sampler_s * 0.02, rel=0.5)
     assert found.step_s > Seconds.of(emulation, config).ideal(found.ratio) * 0.95
     assert 0 <= found.idle["learners"] < 1 and found.devices == 4
+
+
+def test_ctrl_c_ends_a_measurement_within_its_step(local_ray: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    """Nothing catches it: there is nothing to save."""
+    given, asked = profile.load("sd35_m_h100").scaled(0.02, 1 / 2048), ["samplers.count=1", *COUNTS[1:3], "staleness=0"]
+    steps: list[int] = []
+
+    def press(loop: Loop, step: int) -> None:
+        steps.append(step)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        bench("sd35_flowbp_sparse", CPUS, [asked], 600.0, given, meanwhile=press)
+    assert steps == [0] and "saving" not in capfd.readouterr().err

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
+from actors import pipeline, pool
+from benchmarks.driver_costs import Counting
 from flowbp_ray.benching.points import Ratio
 from flowbp_ray.benching.predict import Seconds
 from flowbp_ray.benching.simulate import DEPTH, DriverCosts, Loop, Workers, grown, simulate, sweep
@@ -44,7 +49,7 @@ def test_a_version_is_loaded_once_by_each_sampler() -> None:
 
 
 def test_the_driver_pays_for_calls_answers_ranks_and_steps() -> None:
-    """Two calls and two answers an item; a scan for every call in flight when an answer comes."""
+    """Two calls and two answers an item; a scan for every call in flight at each of the four looks."""
     costs = DriverCosts(step=0.5, item=0.4, scan=0.01, rank=0.25)
     found = simulate(Seconds(2, 2, 10.0, 1.0, 4.0), Ratio(2, 2, 1, 0), costs, steps=1)
     scans = 2 + 2 + 2 + 1  # one of two rollouts; the other, beside a scoring; two scorings; the last one
@@ -67,3 +72,22 @@ def test_thousands_of_samplers_scale_until_the_driver_is_the_bottleneck() -> Non
     assert free[2].travel_bytes == 1000.0 * 16 * 1024 + 10.0 * 4096
     paid = simulate(*grown(one, ratio, 256), DriverCosts(item=0.01), steps=2)
     assert paid.step_s == pytest.approx(256 * 8 * 0.01, rel=0.05) and paid.driver_s == pytest.approx(paid.step_s)
+
+
+def test_workers_take_as_many_calls_as_actors() -> None:
+    assert DEPTH == pool.DEPTH
+
+
+def test_a_look_of_the_pipeline_takes_all_answers_and_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three calls of which two have been answered, then the third: what the simulation pays `scan` for is 3 + 1."""
+    counting = Counting(pool.Pool("s", [None]), pool.Pool("r", [None]), [], [], 1, 1.0)
+    answers = iter([["a", "b"], ["c"]])
+
+    def settle(job: Any) -> None:
+        counting.jobs.remove(job)
+
+    monkeypatch.setattr(pipeline, "arrivals", lambda refs, timeout: next(answers))
+    monkeypatch.setattr(counting, "_settle", settle)
+    counting.jobs = [SimpleNamespace(pending=ref, stage="rolling") for ref in "abc"]  # type: ignore[misc]
+    assert counting._pump() and counting._pump()
+    assert (counting.looks, counting.scanned, counting.jobs) == (2, 3 + 1, [])

@@ -14,7 +14,7 @@ from actors.outlook import Outlook
 from flowbp_ray import marks, progress
 from flowbp_ray.failure import RunFailed
 from flowbp_ray.interrupt import Interrupted
-from flowbp_ray.observed import status
+from flowbp_ray.observed import command, reading, status
 from flowbp_ray.observed.phases import Phases
 from flowbp_ray.observed.reading import Reader
 from flowbp_ray.progress import Progress
@@ -202,3 +202,23 @@ def test_what_is_written_is_written_whole_and_not_without_need(tmp_path: Path, m
     assert (tmp_path / status.FILE).stat().st_ino != first
     status.StatusFile(tmp_path / "gone").write(now)  # a disk that refuses ends no run
     assert status.read(tmp_path / "gone") is None
+
+
+def test_the_live_table_ends_when_a_run_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last sign is too old at the third look; a folder without any sign is looked at once."""
+    run = Run.create(small_config(tmp_path, "flowbp_sparse"))
+    status.StatusFile(run.folder).write(status.Status())
+    looks: list[float] = []
+
+    def wait(seconds: float) -> None:
+        looks.append(seconds)
+        assert len(looks) < 3
+        monkeypatch.setattr(reading, "SILENT", reading.SILENT if len(looks) == 1 else -1.0)
+
+    monkeypatch.setattr(command.time, "sleep", wait)
+    shown = Console(record=True, width=120, file=io.StringIO())
+    command.show(str(run.folder), watch=True, console=shown)
+    assert len(looks) == 2 and "silent for" in shown.export_text()
+    (run.folder / "status.json").unlink()
+    command.show(str(run.folder), watch=True, console=shown)
+    assert len(looks) == 2 and "unknown: there is no status.json" in shown.export_text()

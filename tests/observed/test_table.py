@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from actors.exporter import COLLECTION, Exporter
-from flowbp_ray.observed.dashboard import PANELS, dashboard
+from flowbp_ray.observed.dashboard import PANELS, Panel, _panel, dashboard
 from flowbp_ray.observed.table import TABLE, find, grouped, markdown, readings
 
 FILE = Path(__file__).parents[2] / "deploy" / "grafana-dashboard.json"
@@ -83,6 +83,14 @@ def test_the_dashboard_is_the_generated_one_and_asks_for_what_is_exported() -> N
     drawn = {re.search(r"\((ray_\w+)\{", t["expr"])[1] for p in made["panels"] for t in p["targets"]}  # type: ignore[index]
     for group in ("throughput", "time", "idle", "queue", "drift", "bytes", "count", "reward"):
         assert any(exported[name].group == group for name in drawn), group
+
+
+def test_a_panel_draws_all_of_its_keys_or_none() -> None:
+    keys = [metric.key for metric in TABLE]
+    targets = _panel(0, Panel("Many", keys[:9]))["targets"]
+    assert [target["refId"] for target in targets] == list("ABCDEFGHI")
+    with pytest.raises(IndexError):
+        _panel(0, Panel("Too many", keys[:27]))
 
 
 def test_the_docs_have_the_table() -> None:
