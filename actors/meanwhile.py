@@ -1,6 +1,6 @@
 """Items go on while the driver waits for the learners.
 
-Samplers have two items each (`pool.DEPTH`). Where an optimizer step takes longer than two items, a driver that only
+Samplers have two items each (`messages.DEPTH`). Where an optimizer step takes longer than two items, a driver that only
 looks at the learners leaves them idle, and staleness 1 hides less than it could (docs/benchmarking.md has the numbers).
 """
 

@@ -8,7 +8,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError
 
-DEPTH = 2  # calls in flight per actor: one running, one waiting, so that no actor idles for the driver's answer
+from flowbp_ray.messages import DEPTH
 
 
 class Pool:

@@ -74,10 +74,6 @@ def test_thousands_of_samplers_scale_until_the_driver_is_the_bottleneck() -> Non
     assert paid.step_s == pytest.approx(256 * 8 * 0.01, rel=0.05) and paid.driver_s == pytest.approx(paid.step_s)
 
 
-def test_workers_take_as_many_calls_as_actors() -> None:
-    assert DEPTH == pool.DEPTH
-
-
 def test_a_look_of_the_pipeline_takes_all_answers_and_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three calls of which two have been answered, then the third: what the simulation pays `scan` for is 3 + 1."""
     counting = Counting(pool.Pool("s", [None]), pool.Pool("r", [None]), [], [], 1, 1.0)
