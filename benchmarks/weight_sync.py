@@ -159,6 +159,7 @@ def row(mb: float, pairs: int, room: float) -> dict[str, Any]:
         time.sleep(PAUSE)
 
     warm()
+    ours(0)  # in which the sampler's parameters are laid out as they come
     first = ours(0) | rays() | {"checksums_s": ray.get(learner.timed_checksums.remote())}
     measured = []
     for turn in range(1, pairs + 1):
