@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 import shutil
 import signal
 import subprocess
@@ -16,8 +15,9 @@ import pytest
 import ray
 
 from tests.autoscaled import settings
+from tests.clients import BIN, environment, new_token
 from tests.small import local_digest, small_config
-from tests.test_job import BIN, ROOT, environment, free_port, started
+from tests.test_job import ROOT, free_port, started
 
 pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(900)]
 
@@ -53,9 +53,7 @@ def description(gcs: str) -> dict[str, object]:
 @pytest.fixture
 def growing(tmp_path: Path) -> Iterator[dict[str, str]]:
     """The environment of a driver for a cluster of a head and, for now, nothing else."""
-    token, port = tmp_path / "token", free_port()
-    token.write_text(secrets.token_hex(32))
-    token.chmod(0o600)
+    token, port = new_token(tmp_path / "token"), free_port()
     gcs, folder = f"{ray.util.get_node_ip_address()}:{port}", Path(tempfile.mkdtemp(prefix="fb"))
     (tmp_path / "cluster.yaml").write_text(json.dumps(description(gcs)))
     command = [BIN / "ray", "start", "--head", "--block", f"--port={port}"]
