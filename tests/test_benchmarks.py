@@ -162,6 +162,7 @@ def test_what_cannot_be_measured_is_refused_in_one_line(arguments: list[str], me
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_weight_sync_publishes_and_loads_every_size(local_ray: Any) -> None:
     """Whether what was loaded is what was published it checks itself; seconds are no test here."""
     found = weight_sync.result(["--mb", "0.5", "30", "--pairs", "1"])

@@ -108,7 +108,7 @@ def strike_rank(rank: int, number: signal.Signals, pids: list[int]) -> Callable[
 @pytest.mark.parametrize(
     ("method", "turn", "number", "stall"),
     [
-        ("step", 3, signal.SIGKILL, 240),
+        pytest.param("step", 3, signal.SIGKILL, 240, marks=long),
         pytest.param("publish", 5, signal.SIGKILL, 240, marks=long),  # the fourth is the average's, for the checkpoint
         pytest.param("step", 3, signal.SIGSTOP, 15, marks=long),
     ],
