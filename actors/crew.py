@@ -13,7 +13,7 @@ from actors.errors import cause
 from actors.placement import free, placed, reserve, settle
 from actors.pool import Pool
 from actors.process import actor_options
-from flowbp_ray.settings import PoolConfig
+from flowbp_ray.utils.settings import PoolConfig
 
 RESTARTS = -1  # samplers and reward servers hold nothing that cannot be built again
 

@@ -18,9 +18,9 @@ from actors.placement import free, place
 from actors.process import actor_options
 from actors.roles import REAL, Roles
 from flowbp_ray.config import RunConfig
-from flowbp_ray.failure import RunFailed
 from flowbp_ray.messages import StepReport, Version
 from flowbp_ray.selection import Selection
+from flowbp_ray.utils.errors import RunFailed
 
 
 class GangLost(RunFailed):

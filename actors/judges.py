@@ -24,14 +24,14 @@ from actors.placement import free, place
 from actors.process import actor_options
 from flowbp_ray.config import RunConfig
 from flowbp_ray.evaluating import Evaluator
-from flowbp_ray.failure import RunFailed
 from flowbp_ray.judges.checks import api_key
 from flowbp_ray.judges.client import Answers
 from flowbp_ray.judges.config import JudgeConfig
 from flowbp_ray.metrics import Tracker
 from flowbp_ray.run import Run
 from flowbp_ray.selection import Selection, selection
-from flowbp_ray.settings import PoolConfig, ProcessConfig
+from flowbp_ray.utils.errors import RunFailed
+from flowbp_ray.utils.settings import PoolConfig, ProcessConfig
 
 RESTARTS = -1  # a judge holds nothing that cannot be built again
 LOOK = 2.0  # seconds between two looks at the servers' logs while an answer is waited for

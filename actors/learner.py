@@ -14,9 +14,9 @@ import ray
 from flowbp_ray.config import RunConfig
 from flowbp_ray.embeddings import PackedEmbeddings
 from flowbp_ray.fingerprint import Part
-from flowbp_ray.marks import mark
 from flowbp_ray.messages import Packed, Rollout, StepReport
 from flowbp_ray.parcel import Parcel
+from flowbp_ray.utils.tracing import mark
 
 
 class LearnerActor:

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 import ray
 from ray._private import profiling  # there is no public name for it
 
-from flowbp_ray import marks
+from flowbp_ray.utils import tracing
 
 PROFILING = "RAY_PROFILING"
 KEPT = "RAY_task_events_max_num_profile_events_per_task"
@@ -25,7 +25,7 @@ def record() -> None:
     """Write down this process's marks, if Ray profiles."""
     if profiling.PROFILING_ENABLED:
         os.environ.setdefault(KEPT, MANY)
-        marks.record_with(_span)
+        tracing.record_with(_span)
 
 
 def _span(name: str) -> AbstractContextManager[object]:

@@ -16,8 +16,8 @@ from ray.exceptions import RayActorError, RayError
 from actors.errors import arrived, cause, wrong_for_good
 from actors.pool import Pool
 from actors.transport import Published, Reference
-from flowbp_ray.failure import RunFailed, Stalled
 from flowbp_ray.messages import Evaluated, Item, RolloutReport, Scored
+from flowbp_ray.utils.errors import RunFailed, Stalled
 
 
 @dataclass(eq=False)

@@ -9,8 +9,8 @@ from typing import Any
 import ray
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 
-from flowbp_ray.failure import RunFailed
-from flowbp_ray.settings import PoolConfig
+from flowbp_ray.utils.errors import RunFailed
+from flowbp_ray.utils.settings import PoolConfig
 
 POLL = 0.1  # seconds
 _FIELDS = {"CPU": "cpus", "GPU": "gpus"}

@@ -10,7 +10,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors import marks
 from flowbp_ray.config import RunConfig
-from flowbp_ray.settings import ProcessConfig
+from flowbp_ray.utils.settings import ProcessConfig
 
 FOLDER = "FLOWBP_RAY_DRIVER_FOLDER"
 

@@ -12,9 +12,9 @@ import ray
 
 from actors.process import prepare
 from flowbp_ray.config import RunConfig
-from flowbp_ray.marks import mark
 from flowbp_ray.messages import Evaluated, Item, Packed, RolloutReport, Scored
 from flowbp_ray.remote.client import RemoteScorer, scorer
+from flowbp_ray.utils.tracing import mark
 
 
 class RewardActor:

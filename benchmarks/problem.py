@@ -15,8 +15,8 @@ from torch import Tensor
 from benchmarks.models import Models
 from flowbp_ray.backbones.base import Conditioning
 from flowbp_ray.backbones.guidance import VelocityFn, trained_velocity
-from flowbp_ray.streams import stream
 from flowbp_ray.surrogate import METHODS, Cache, Plan, endpoint, gather_states, sweep, targets
+from flowbp_ray.utils.random import stream
 
 STEPS = 25
 

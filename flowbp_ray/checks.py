@@ -14,9 +14,9 @@ from flowbp_ray.config import RunConfig
 from flowbp_ray.embedding_cache import cache_folder
 from flowbp_ray.judges import checks as judges
 from flowbp_ray.prompts import PromptRecord
-from flowbp_ray.remembered import remembered
 from flowbp_ray.remote import agreement
 from flowbp_ray.rewards import base
+from flowbp_ray.utils.files import remembered
 
 
 @dataclass(frozen=True)

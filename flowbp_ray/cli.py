@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from flowbp_ray import loading
-from flowbp_ray.failure import RunFailed
-from flowbp_ray.interrupt import Interrupted
 from flowbp_ray.showing import methods_table, planned, show
+from flowbp_ray.utils.errors import RunFailed
+from flowbp_ray.utils.signals import Interrupted
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode=None, help=__doc__, pretty_exceptions_enable=False

@@ -8,15 +8,16 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field, field_validator, model_validator
 
-from flowbp_ray import addresses, backbones
+from flowbp_ray import backbones
 from flowbp_ray.backbones import Backbone
 from flowbp_ray.consistency import check_together, share_a_gpu
 from flowbp_ray.judges.config import JudgeConfig
 from flowbp_ray.reward_settings import RewardsConfig
 from flowbp_ray.rollouts import BatchShape
-from flowbp_ray.settings import ElasticPoolConfig, PoolConfig, ProcessConfig, Strict
 from flowbp_ray.spelling import build_method
 from flowbp_ray.surrogate import Method
+from flowbp_ray.utils import addresses
+from flowbp_ray.utils.settings import ElasticPoolConfig, PoolConfig, ProcessConfig, Strict
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -19,9 +19,7 @@ from flowbp_ray import guard, prompts, scaling
 from flowbp_ray.checks import Checked, check
 from flowbp_ray.config import RunConfig
 from flowbp_ray.evaluating import Evaluator, flat
-from flowbp_ray.failure import RunFailed, Stalled
 from flowbp_ray.guard import Verdict
-from flowbp_ray.interrupt import Interrupted, Interrupts
 from flowbp_ray.messages import Evaluated, Item, StepReport, Version
 from flowbp_ray.metrics import Tracker, idle, phases, whole_step
 from flowbp_ray.progress import Progress
@@ -30,6 +28,8 @@ from flowbp_ray.rollouts import items_of_run
 from flowbp_ray.run import Run
 from flowbp_ray.selection import select
 from flowbp_ray.updates import changed
+from flowbp_ray.utils.errors import RunFailed, Stalled
+from flowbp_ray.utils.signals import Interrupted, Interrupts
 
 SKIPS = 10  # steps in a row without an update after which there is no point in going on
 

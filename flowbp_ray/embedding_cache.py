@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from flowbp_ray.backbones import Backbone, Conditioning
-from flowbp_ray.remembered import remembered, written
+from flowbp_ray.utils.files import remembered, written
 from flowbp_ray.weights import digest
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "diffusers")

@@ -18,12 +18,12 @@ from flowbp_ray.buckets import divide
 from flowbp_ray.config import RunConfig
 from flowbp_ray.engine import Engine, make_engine
 from flowbp_ray.fingerprint import Part
-from flowbp_ray.marks import mark
 from flowbp_ray.messages import Fault, Item, Packed, Rollout, StepReport, unpack
 from flowbp_ray.parcel import Packer, Parcel
 from flowbp_ray.penalty import base_penalty
 from flowbp_ray.surrogate import Plan
 from flowbp_ray.surrogate.backward import sweep
+from flowbp_ray.utils.tracing import mark
 from flowbp_ray.watch import Watch
 
 

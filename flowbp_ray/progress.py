@@ -16,11 +16,11 @@ from rich.text import Text
 
 from flowbp_ray.config import RunConfig
 from flowbp_ray.evaluate import Evaluation
-from flowbp_ray.interrupt import Interrupted
 from flowbp_ray.observed.phases import Phases
 from flowbp_ray.observed.status import Status, StatusFile
 from flowbp_ray.report import NONE
 from flowbp_ray.scaling import bounds
+from flowbp_ray.utils.signals import Interrupted
 
 EVERY = 10  # steps between plain lines
 TICK = 1.0  # seconds between two looks at what is waited for

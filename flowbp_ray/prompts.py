@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flowbp_ray.streams import stream
+from flowbp_ray.utils.random import stream
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from flowbp_ray import addresses
-from flowbp_ray.settings import ElasticPoolConfig, Strict
+from flowbp_ray.utils import addresses
+from flowbp_ray.utils.settings import ElasticPoolConfig, Strict
 
 
 class RewardConfig(Strict):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from flowbp_ray import prompts, streams
+from flowbp_ray import prompts
 from flowbp_ray.backbones.guidance import VelocityFn
 from flowbp_ray.messages import Fault, Item, Packed, Rollout, RolloutReport, Version, pack
 from flowbp_ray.surrogate import (
@@ -28,6 +28,7 @@ from flowbp_ray.surrogate import (
     targets,
 )
 from flowbp_ray.trajectory import rollout
+from flowbp_ray.utils import random
 
 if TYPE_CHECKING:
     from flowbp_ray.config import RunConfig
@@ -53,8 +54,8 @@ class BatchShape:
 def plans_of_step(method: Method, sigmas: Tensor, seed: int, step: int, rows: int) -> tuple[Plan, ...]:
     """One plan per row of the batch: the same one drawn per step, or its own per sample. Keyed by (seed, step, row)."""
     if method.draws == "per_batch":
-        return (method.plan(sigmas, streams.stream(seed, "plan", step)),) * rows
-    return tuple(method.plan(sigmas, streams.stream(seed, "plan", step, row)) for row in range(rows))
+        return (method.plan(sigmas, random.stream(seed, "plan", step)),) * rows
+    return tuple(method.plan(sigmas, random.stream(seed, "plan", step, row)) for row in range(rows))
 
 
 def items_of_run(
@@ -103,7 +104,7 @@ def items_of_step(
 def noise_of(item: Item, latent_shape: Sequence[int]) -> Tensor:
     """The starting latents [rows, ...], fp32. An evaluation uses step 0 of its own seed: the same noise every time."""
     step = item.step if item.plans else 0
-    return streams.normal(tuple(latent_shape), item.seed, "noise", step, item.samples)
+    return random.normal(tuple(latent_shape), item.seed, "noise", step, item.samples)
 
 
 def run_item(
@@ -171,7 +172,7 @@ def _cache(item: Item, velocity: VelocityFn, sigmas: Tensor, noise: Tensor) -> C
     fresh = item.plans[0].renoised
     if not fresh:
         return cache
-    eps = streams.normal((fresh, *noise.shape[1:]), item.seed, "renoise", item.step, item.samples)  # [rows, n, ...]
+    eps = random.normal((fresh, *noise.shape[1:]), item.seed, "renoise", item.step, item.samples)  # [rows, n, ...]
     y = renoise(cache, eps.transpose(0, 1))
     row = torch.arange(item.rows, device=noise.device)
     node = torch.full_like(row, item.num_steps - 1)

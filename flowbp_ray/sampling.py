@@ -16,11 +16,11 @@ from flowbp_ray.backbones.guidance import VelocityFn, full_velocity, trained_vel
 from flowbp_ray.config import RunConfig
 from flowbp_ray.embeddings import PackedEmbeddings
 from flowbp_ray.fingerprint import fingerprint
-from flowbp_ray.marks import mark
 from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport, Version
 from flowbp_ray.parcel import Parcel
 from flowbp_ray.receiving import Receiver
 from flowbp_ray.rollouts import finish_item, noise_of, run_item
+from flowbp_ray.utils.tracing import mark
 
 FetchWeights = Callable[[], Sequence[Parcel]]
 

@@ -7,8 +7,8 @@ import math
 from collections.abc import Sequence
 
 from flowbp_ray.config import RunConfig
-from flowbp_ray.failure import RunFailed
 from flowbp_ray.messages import StepReport
+from flowbp_ray.utils.errors import RunFailed
 
 
 def changed(

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from flowbp_ray import driver
-from flowbp_ray.failure import RunFailed
 from flowbp_ray.run import Run
+from flowbp_ray.utils.errors import RunFailed
 from tests import faulty
 from tests.chaos import Killer
 from tests.faulty import BAD_NODE, BAD_SAMPLE, LEARNERS, REWARDS, SAMPLERS, instead

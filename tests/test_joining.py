@@ -15,7 +15,7 @@ from actors.joining import check_job, held_back, join, meet
 from actors.learner import LearnerActor
 from actors.process import FOLDER, actor_options, change_folder
 from flowbp_ray.cli import guarded
-from flowbp_ray.settings import ProcessConfig
+from flowbp_ray.utils.settings import ProcessConfig
 
 
 def as_job(monkeypatch: pytest.MonkeyPatch, **runtime_env: str) -> None:

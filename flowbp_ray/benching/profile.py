@@ -11,9 +11,9 @@ from pydantic import Field, ValidationError
 from flowbp_ray import loading
 from flowbp_ray.benching.emulation import Emulation
 from flowbp_ray.config import RunConfig
-from flowbp_ray.differing import differing
-from flowbp_ray.settings import Strict
 from flowbp_ray.spelling import nearest
+from flowbp_ray.utils.diff import differing
+from flowbp_ray.utils.settings import Strict
 
 FORWARD_SHARE = 0.25  # of a checkpointed node (forward, forward again, twice a forward back) is one forward
 

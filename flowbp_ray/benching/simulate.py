@@ -18,7 +18,7 @@ from flowbp_ray import loading
 from flowbp_ray.benching.points import Ratio
 from flowbp_ray.benching.predict import Seconds
 from flowbp_ray.messages import DEPTH
-from flowbp_ray.settings import Strict
+from flowbp_ray.utils.settings import Strict
 
 
 class DriverCosts(Strict):

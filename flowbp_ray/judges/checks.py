@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flowbp_ray.addresses import bearer
 from flowbp_ray.judges.config import JudgeConfig
 from flowbp_ray.judges.server import check_python
+from flowbp_ray.utils.addresses import bearer
 
 PATIENCE = 10.0  # seconds for a running server to answer
 

@@ -16,9 +16,9 @@ import aiohttp
 import numpy as np
 from PIL import Image
 
-from flowbp_ray.addresses import bearer
-from flowbp_ray.failure import RunFailed
 from flowbp_ray.judges.templates import Template, Unparsable, YesNo, shortened
+from flowbp_ray.utils.addresses import bearer
+from flowbp_ray.utils.errors import RunFailed
 
 log = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from flowbp_ray.addresses import checked
 from flowbp_ray.judges.templates import AnyTemplate
-from flowbp_ray.settings import ProcessConfig, Strict
+from flowbp_ray.utils.addresses import checked
+from flowbp_ray.utils.settings import ProcessConfig, Strict
 
 OURS = {"--model", "--served-model-name", "--host", "--port"}  # vLLM's arguments that every start sets
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from flowbp_ray.failure import RunFailed
 from flowbp_ray.judges.client import Answers, Client, Limits, Place
 from flowbp_ray.judges.config import JudgeConfig
 from flowbp_ray.judges.server import Server
+from flowbp_ray.utils.errors import RunFailed
 
 
 class Judge:

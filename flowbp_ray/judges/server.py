@@ -16,11 +16,11 @@ from pathlib import Path
 
 import aiohttp
 
-from flowbp_ray.addresses import bearer
-from flowbp_ray.failure import RunFailed
 from flowbp_ray.judges.client import Refused, Unanswered, as_json
 from flowbp_ray.judges.config import ServerConfig
 from flowbp_ray.judges.templates import Unparsable
+from flowbp_ray.utils.addresses import bearer
+from flowbp_ray.utils.errors import RunFailed
 
 LEASH = Path(__file__).with_name("leash.py")
 POLL = 0.5  # seconds between two looks at /health

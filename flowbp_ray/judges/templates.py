@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import regex
 from pydantic import Field, field_validator, model_validator
 
-from flowbp_ray.settings import Strict
+from flowbp_ray.utils.settings import Strict
 
 LONGEST = 100_000  # characters of an answer that is read
 PATIENCE = 1.0  # seconds for a pattern to match; nothing else happens in the meantime

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import AbstractContextManager
 
-from flowbp_ray.marks import mark
+from flowbp_ray.utils.tracing import mark
 
 
 class Phases:

@@ -16,7 +16,7 @@ from flowbp_ray import buckets
 from flowbp_ray.backbones.guidance import one_branch
 from flowbp_ray.config import RunConfig
 from flowbp_ray.planning.costs import Costs
-from flowbp_ray.settings import PoolConfig
+from flowbp_ray.utils.settings import PoolConfig
 from flowbp_ray.weights import trained
 
 FP32 = 4

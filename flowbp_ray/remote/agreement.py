@@ -7,12 +7,12 @@ import json
 import ssl
 from typing import Any
 
-from flowbp_ray.addresses import bearer
 from flowbp_ray.config import RunConfig
 from flowbp_ray.remote import codec, token
 from flowbp_ray.remote.exchange import CONNECT, LARGEST_LINE, ask, line, reason
 from flowbp_ray.remote.identity import different, identity
 from flowbp_ray.remote.limits import Limits
+from flowbp_ray.utils.addresses import bearer
 
 
 def check(config: RunConfig) -> dict[str, str]:

@@ -8,7 +8,6 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from flowbp_ray.addresses import bearer
 from flowbp_ray.config import RunConfig
 from flowbp_ray.messages import Evaluated, Item, Packed, RolloutReport, Scored
 from flowbp_ray.remote import codec, token
@@ -17,6 +16,7 @@ from flowbp_ray.remote.codec import WireError
 from flowbp_ray.remote.exchange import CONNECT, DIGEST, LARGEST_LINE, TooLarge, ask, line, reason
 from flowbp_ray.remote.limits import largest_evaluation, largest_score
 from flowbp_ray.remote.wire import EvaluateAnswer, EvaluateRequest, ScoreAnswer, ScoreRequest
+from flowbp_ray.utils.addresses import bearer
 
 PROBE = 1.0  # seconds after which a server that is away may be asked again whether it is back
 IN_TIME = 0.9  # of cluster.stall_timeout, for all tries together: after all of it the driver ends the run

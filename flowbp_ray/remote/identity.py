@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flowbp_ray.addresses import named
 from flowbp_ray.config import RunConfig
-from flowbp_ray.differing import differing, shown
 from flowbp_ray.embedding_cache import cache_folder
-from flowbp_ray.remembered import remembered
 from flowbp_ray.reward_settings import RewardConfig
+from flowbp_ray.utils.addresses import named
+from flowbp_ray.utils.diff import differing, shown
+from flowbp_ray.utils.files import remembered
 
 ELSEWHERE = {"terms", "monitors", "count", "threads", "cpus", "gpus", "micro_batch", "url", "token_file"}
 

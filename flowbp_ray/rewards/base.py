@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from flowbp_ray.addresses import named
+from flowbp_ray.utils.addresses import named
 
 
 @runtime_checkable

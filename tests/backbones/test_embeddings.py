@@ -16,12 +16,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from flowbp_ray import backbones, embedding_cache, loading, remembered
+from flowbp_ray import backbones, embedding_cache, loading
 from flowbp_ray.backbones import Backbone, Conditioning, Embeddings, encode_all
 from flowbp_ray.backbones.flux2 import Flux2Backbone
 from flowbp_ray.config import RunConfig
 from flowbp_ray.embedding_cache import EmbeddingCache, file_digest, identity
 from flowbp_ray.embeddings import Encoder, encode, fill
+from flowbp_ray.utils import files
 
 from . import tiny
 from .conftest import Saved
@@ -216,7 +217,7 @@ def test_digests_of_large_files_are_remembered_until_they_change(
     file, memory = tmp_path / "weights", tmp_path / "files"
     file.write_bytes(b"0123456789")
     assert file_digest(file, memory) == hashlib.sha256(b"0123456789").hexdigest() and not memory.exists()
-    monkeypatch.setattr(remembered, "LARGE", 10)
+    monkeypatch.setattr(files, "LARGE", 10)
     assert file_digest(file, memory) == hashlib.sha256(b"0123456789").hexdigest()
     [note] = memory.iterdir()
     note.write_text("f" * 64)

@@ -11,9 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from flowbp_ray import backbones, remembered
+from flowbp_ray import backbones
 from flowbp_ray.backbones import Backbone
 from flowbp_ray.checks import check
+from flowbp_ray.utils import files
 
 from . import tiny
 from .conftest import Saved
@@ -81,7 +82,7 @@ def test_such_a_value_is_found_before_an_actor_starts(
 ) -> None:
     """And the file is read again once it has changed, though it was noted to be good."""
     name, folder = copy
-    monkeypatch.setattr(remembered, "LARGE", 1)
+    monkeypatch.setattr(files, "LARGE", 1)
     config = run_config(name, folder, tmp_path, "flowbp_bridge", f"encoder.cache={tmp_path / 'cache'}")
     assert check(config).training
     assert {note.read_text() for note in (tmp_path / "cache" / "files").glob("*.finite")} == {"finite"}

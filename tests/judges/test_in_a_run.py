@@ -19,9 +19,9 @@ import ray
 from flowbp_ray import driver
 from flowbp_ray.config import RunConfig
 from flowbp_ray.driver import Loop
-from flowbp_ray.failure import RunFailed
-from flowbp_ray.interrupt import Interrupted
 from flowbp_ray.run import Run
+from flowbp_ray.utils.errors import RunFailed
+from flowbp_ray.utils.signals import Interrupted
 from tests.chaos import before_step
 from tests.judges.fake import Fake, picture_of, said
 from tests.small import local_digest, small_config

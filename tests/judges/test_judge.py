@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flowbp_ray.failure import RunFailed
 from flowbp_ray.judges.config import JudgeConfig
 from flowbp_ray.judges.judge import Judge
+from flowbp_ray.utils.errors import RunFailed
 from tests.judges.fake import Fake, picture_of, said
 
 

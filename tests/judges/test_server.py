@@ -15,10 +15,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flowbp_ray.addresses import bearer
 from flowbp_ray.judges import server as module
 from flowbp_ray.judges.config import ServerConfig
 from flowbp_ray.judges.server import Leashed, Server, ServerFailed, check_python
+from flowbp_ray.utils.addresses import bearer
 from tests.judges.fake import Fake
 
 ROOT = Path(__file__).parents[2]

@@ -11,14 +11,15 @@ import pytest
 from rich.console import Console
 
 from actors.outlook import Outlook
-from flowbp_ray import marks, progress
-from flowbp_ray.failure import RunFailed
-from flowbp_ray.interrupt import Interrupted
+from flowbp_ray import progress
 from flowbp_ray.observed import command, reading, status
 from flowbp_ray.observed.phases import Phases
 from flowbp_ray.observed.reading import Reader
 from flowbp_ray.progress import Progress
 from flowbp_ray.run import Run
+from flowbp_ray.utils import tracing
+from flowbp_ray.utils.errors import RunFailed
+from flowbp_ray.utils.signals import Interrupted
 from tests.small import small_config
 
 
@@ -142,7 +143,7 @@ def test_phases_add_up_and_are_marks(clock: Clock) -> None:
         def __exit__(self, *_: object) -> None:
             opened.append(f"-{self.name}")
 
-    marks.record_with(Span)
+    tracing.record_with(Span)
     try:
         phases = Phases()
         for name, seconds in (("sampling", 2.0), ("learning", 3.0), ("sampling", 4.0)):
@@ -151,11 +152,11 @@ def test_phases_add_up_and_are_marks(clock: Clock) -> None:
         assert phases.lasted() == 4.0 and phases.usual() == 2.0 and phases.since_last("sampling") == 2.0
         phases.enter("")
     finally:
-        marks.record_with(None)
+        tracing.record_with(None)
     assert phases.seconds == {"sampling": 6.0, "learning": 3.0}
     assert phases.since_last("sampling") == 4.0 and phases.since_last("saving") == 0.0
     assert opened == ["+sampling", "-sampling", "+learning", "-learning", "+sampling", "-sampling"]
-    with marks.mark("nothing"):
+    with tracing.mark("nothing"):
         assert opened[-1] == "-sampling"
 
 

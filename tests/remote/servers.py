@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowbp_ray.addresses import bearer
 from flowbp_ray.config import RunConfig
 from flowbp_ray.messages import Item, Packed, RolloutReport, Version, pack
 from flowbp_ray.remote.exchange import DIGEST, ask
+from flowbp_ray.utils.addresses import bearer
 from tests.small import small_config, small_overrides
 
 ROOT = Path(__file__).parents[2]

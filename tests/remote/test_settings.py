@@ -10,11 +10,11 @@ import pytest
 
 from flowbp_ray import driver
 from flowbp_ray.driver import Loop
-from flowbp_ray.failure import RunFailed
 from flowbp_ray.messages import unpack
 from flowbp_ray.remote import agreement, codec
 from flowbp_ray.remote.client import RemoteScorer
 from flowbp_ray.remote.wire import EvaluateRequest, ScoreRequest
+from flowbp_ray.utils.errors import RunFailed
 from tests.chaos import before_step
 from tests.remote.servers import BOTH, PROMPTS, Server, asking, bits, item, report, serving, target
 

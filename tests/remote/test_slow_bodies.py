@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from flowbp_ray.addresses import bearer
 from flowbp_ray.remote import codec, server
 from flowbp_ray.remote.exchange import DIGEST, ask
 from flowbp_ray.remote.limits import Limits
 from flowbp_ray.remote.server import Door
 from flowbp_ray.remote.service import Service
 from flowbp_ray.remote.wire import EvaluateRequest
+from flowbp_ray.utils.addresses import bearer
 from tests.remote.servers import PROMPTS, TOKEN, item, target
 from tests.small import small_config
 

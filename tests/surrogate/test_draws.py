@@ -14,7 +14,6 @@ import torch
 from scipy import stats
 
 from flowbp_ray.schedule import static_shift
-from flowbp_ray.streams import normal, stream
 from flowbp_ray.surrogate import (
     METHODS,
     DirichletPair,
@@ -25,6 +24,7 @@ from flowbp_ray.surrogate import (
     MidpointPair,
     UniformPair,
 )
+from flowbp_ray.utils.random import normal, stream
 
 DRAWS = 4000
 

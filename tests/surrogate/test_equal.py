@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flowbp_ray.streams import stream
 from flowbp_ray.surrogate import Branch, Cache, Plan, endpoint, gather_states, gather_velocities, sweep, targets
+from flowbp_ray.utils.random import stream
 
 from .networks import Network, every_method, make_cache, written_plans
 

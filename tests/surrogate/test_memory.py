@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from benchmarks.meters import SavedBytes
-from flowbp_ray.streams import stream
 from flowbp_ray.surrogate import METHODS, endpoint, gather_states, sweep
+from flowbp_ray.utils.random import stream
 
 from .networks import Network, make_cache
 

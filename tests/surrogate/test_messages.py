@@ -10,7 +10,6 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from flowbp_ray.streams import stream
 from flowbp_ray.surrogate import (
     METHODS,
     AdamsBashforth,
@@ -36,6 +35,7 @@ from flowbp_ray.surrogate import (
     targets,
 )
 from flowbp_ray.surrogate.quadrature import lagrange
+from flowbp_ray.utils.random import stream
 
 from .networks import Network, every_method, make_cache
 

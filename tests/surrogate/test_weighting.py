@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from flowbp_ray.streams import stream
 from flowbp_ray.surrogate import METHODS, Cache, Similarity, endpoint, gather_states, keep, omega, residuals, sweep
+from flowbp_ray.utils.random import stream
 
 from .networks import Network, make_cache
 
