@@ -19,7 +19,7 @@ def prepare(config: RunConfig, threads: int) -> None:
     """Let torch use `threads` threads, whatever the machine has; leave Ctrl-C to the driver; read paths as it does."""
     import torch
 
-    from flowbp_ray.kernels import deterministic
+    from flowbp_ray.utils.random import deterministic
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     change_folder()

@@ -22,7 +22,7 @@ import numpy as np
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from flowbp_ray.loading import ConfigError
+from flowbp_ray.utils.errors import ConfigError
 
 WEIGHTS = "weights.safetensors"
 AVERAGE = "average.safetensors"

@@ -11,12 +11,11 @@ from safetensors import SafetensorError, safe_open
 
 from flowbp_ray import prompts, weights
 from flowbp_ray.config import RunConfig
-from flowbp_ray.embedding_cache import cache_folder
 from flowbp_ray.judges import checks as judges
 from flowbp_ray.prompts import PromptRecord
 from flowbp_ray.remote import agreement
 from flowbp_ray.rewards import base
-from flowbp_ray.utils.files import remembered
+from flowbp_ray.utils.files import cache_folder, remembered
 
 
 @dataclass(frozen=True)

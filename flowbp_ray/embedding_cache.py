@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -23,32 +22,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from flowbp_ray.backbones import Backbone, Conditioning
-from flowbp_ray.utils.files import remembered, written
-from flowbp_ray.weights import digest
+from flowbp_ray.utils.digest import digest, file_digest
+from flowbp_ray.utils.files import _unusable, written
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "diffusers")
 
 log = logging.getLogger(__name__)
-
-
-def cache_folder(cache: str | None) -> Path | None:
-    """The folder that `encoder.cache` means, made; None for no cache. Raises ValueError where it cannot be made."""
-    folder = cache_path(cache)
-    try:
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(_unusable(folder, error)) from error
-    return folder
-
-
-def cache_path(cache: str | None) -> Path | None:
-    """Where the cache is: for `auto` that is what this process's environment says."""
-    if cache != "auto":
-        return None if cache is None else Path(cache).absolute()
-    own = os.environ.get("FLOWBP_RAY_CACHE")
-    shared = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return (Path(own) if own else Path(shared) / "flowbp_ray").absolute() / "embeddings"
 
 
 class EmbeddingCache:
@@ -110,19 +89,6 @@ def identity(backbone: Backbone, threads: int, device: str, memory: Path) -> str
     return json.dumps(stated, indent=1, sort_keys=True)
 
 
-def file_digest(file: Path, memory: Path) -> str:
-    """sha256 of a file's contents. That of a large one is kept below `memory`."""
-
-    def find(path: Path) -> str:
-        seen = hashlib.sha256()
-        with path.open("rb") as stream:
-            while part := stream.read(1 << 22):
-                seen.update(part)
-        return seen.hexdigest()
-
-    return remembered(file, memory, "sha256", find)
-
-
 def _files(part: Path) -> Sequence[Path]:
     """All files of a component but hidden ones, in order."""
     if not part.is_dir():
@@ -132,9 +98,3 @@ def _files(part: Path) -> Sequence[Path]:
 
 def _statement(prompt: str, tensors: Conditioning) -> dict[str, str]:
     return {"prompt": prompt, "sha256": digest(tensors)}
-
-
-def _unusable(folder: Path | None, error: Exception) -> str:
-    return (
-        f"the embedding cache {folder} cannot be written ({error}); write another encoder.cache, or encoder.cache=null"
-    )

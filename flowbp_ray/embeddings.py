@@ -14,9 +14,10 @@ import torch
 
 from flowbp_ray.backbones import Conditioning, Embeddings, Encode, distinct, encode_all
 from flowbp_ray.config import RunConfig
-from flowbp_ray.embedding_cache import EmbeddingCache, cache_folder
-from flowbp_ray.kernels import deterministic
+from flowbp_ray.embedding_cache import EmbeddingCache
 from flowbp_ray.messages import Encoded, Packed, pack_all, unpack_all
+from flowbp_ray.utils.files import cache_folder
+from flowbp_ray.utils.random import deterministic
 
 
 class Encoder:

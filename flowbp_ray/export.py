@@ -19,9 +19,10 @@ from flowbp_ray import weights
 from flowbp_ray.backbones import Backbone
 from flowbp_ray.card import Kind, card
 from flowbp_ray.config import RunConfig
-from flowbp_ray.loading import ConfigError
 from flowbp_ray.run import Run
 from flowbp_ray.sampling import Sampler, alone
+from flowbp_ray.utils.digest import digest
+from flowbp_ray.utils.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def export(run: Run, to: Path, step: int | None = None, average: bool = False, m
     try:
         _save(sampler.transformer, sampler.backbone, kind, partial)
         shutil.copyfile(run.folder / "config.yaml", partial / "flowbp_ray.yaml")
-        text = card(run, sampler.backbone, kind, used, average, weights.digest(tensors))
+        text = card(run, sampler.backbone, kind, used, average, digest(tensors))
         (partial / "README.md").write_text(text, encoding="utf-8")
         partial.rename(target)
     finally:

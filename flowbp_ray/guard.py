@@ -14,8 +14,8 @@ from typing import Any
 
 from flowbp_ray.config import GuardConfig, RunConfig
 from flowbp_ray.evaluate import Evaluation
-from flowbp_ray.loading import ConfigError
 from flowbp_ray.run import Run
+from flowbp_ray.utils.errors import ConfigError
 
 FILE = "guard.json"
 Results = Mapping[int, Mapping[float, Evaluation]]  # step -> guidance -> what was measured

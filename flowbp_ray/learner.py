@@ -23,6 +23,7 @@ from flowbp_ray.parcel import Packer, Parcel
 from flowbp_ray.penalty import base_penalty
 from flowbp_ray.surrogate import Plan
 from flowbp_ray.surrogate.backward import sweep
+from flowbp_ray.utils.digest import digest_of_parts
 from flowbp_ray.utils.tracing import mark
 from flowbp_ray.watch import Watch
 
@@ -195,7 +196,7 @@ class Learner:
     def digest(self) -> str:
         """sha256 of the trained weights."""
         in_order = dict(sorted(self.engine.sizes().items()))
-        return weights.digest_of_parts(self.engine.parts(divide(in_order)))
+        return digest_of_parts(self.engine.parts(divide(in_order)))
 
     def save(self, folder: str) -> None:
         self.engine.save(Path(folder))

@@ -15,11 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from flowbp_ray.config import RunConfig
-from flowbp_ray.spelling import nearest
-
-
-class ConfigError(ValueError):
-    """Something a user wrote cannot be used; the message says what to write instead."""
+from flowbp_ray.utils.errors import ConfigError, nearest
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -12,8 +12,9 @@ from typing import Any
 
 from flowbp_ray.checkpoint import Checkpoints
 from flowbp_ray.config import RunConfig
-from flowbp_ray.loading import ConfigError, dump, load
+from flowbp_ray.loading import dump, load
 from flowbp_ray.utils.diff import differing, shown
+from flowbp_ray.utils.errors import ConfigError
 
 # What may differ between a run and its continuation: where and with how many processes, not what is computed. (Torch
 # gives the same bits for one and for several threads only where its kernels do.) On a CPU or on a GPU: that may not.

@@ -20,6 +20,7 @@ from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport, Version
 from flowbp_ray.parcel import Parcel
 from flowbp_ray.receiving import Receiver
 from flowbp_ray.rollouts import finish_item, noise_of, run_item
+from flowbp_ray.utils.digest import digest
 from flowbp_ray.utils.tracing import mark
 
 FetchWeights = Callable[[], Sequence[Parcel]]
@@ -96,7 +97,7 @@ class Sampler:
 
     def digest(self) -> str:
         """sha256 of the trained weights that this sampler holds."""
-        return weights.digest(weights.trained(self.transformer))
+        return digest(weights.trained(self.transformer))
 
     def _noise(self, item: Item) -> Tensor:
         """x[0] [rows, ...] in the model's dtype, where the transformer is."""

@@ -17,8 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from flowbp_ray.config import RunConfig
-from flowbp_ray.loading import ConfigError
 from flowbp_ray.run import Run
+from flowbp_ray.utils.errors import ConfigError
 
 ROLES = {"samplers": ("sampler_s", "load_s"), "rewards": ("reward_s",)}
 """Role -> the metrics with its seconds of work, summed over its processes."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import types
 import typing
@@ -13,13 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from flowbp_ray.surrogate import METHODS, Method
-
-
-def nearest(word: str, known: list[str], what: str) -> str:
-    """ "unknown <what> 'x'; did you mean 'y'?" or the list of what is known."""
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
-    return f"unknown {what} {word!r}; {hint}"
+from flowbp_ray.utils.errors import nearest
 
 
 def build_method(spec: dict[str, Any]) -> Method:

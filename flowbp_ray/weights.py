@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -97,19 +96,3 @@ def check_names(own: Collection[str], given: Collection[str]) -> None:
     if set(own) != set(given):
         odd = sorted(set(own) ^ set(given))[:3]
         raise ValueError(f"published weights do not fit: {len(given)} for {len(own)} parameters, e.g. {odd}")
-
-
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 over names, dtypes and bytes, in the order of the names: equal digests mean equal weights, bit for bit."""
-    return digest_of_parts([tensors])
-
-
-def digest_of_parts(parts: Iterable[Mapping[str, Tensor]]) -> str:
-    """The digest of tensors that come a few at a time, the parts in the order of the names."""
-    seen = hashlib.sha256()
-    for tensors in parts:
-        for name in sorted(tensors):
-            tensor = tensors[name].detach().contiguous().cpu()
-            seen.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-            seen.update(tensor.view(torch.uint8).numpy().tobytes() if tensor.ndim else bytes(tensor.numpy().tobytes()))
-    return seen.hexdigest()

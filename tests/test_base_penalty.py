@@ -21,6 +21,7 @@ from flowbp_ray.rewards.balance import gram
 from flowbp_ray.rollouts import noise_of, run_item
 from flowbp_ray.sampling import Sampler
 from flowbp_ray.selection import Selection
+from flowbp_ray.utils.digest import digest
 from tests.small import small_config
 
 TEXTS = ["a red circle", "two blue squares", "a green triangle", "three yellow circles"]
@@ -203,7 +204,7 @@ def test_adapters_off_is_the_frozen_copy_bit_for_bit(tmp_path: Path, table: Embe
     item = full.items(0)[0]
     found = []
     for loop, parcels in zip((full, lora), published, strict=True):
-        digest = weights.digest(together(parcels))
+        digest = digest(together(parcels))
         once, again = (loop.sampler.rollout(item, lambda p=parcels: p) for _ in range(2))
         assert loop.sampler.digest() == digest
         for one, two in zip((once[1].states, once[1].base, once[2]), (again[1].states, again[1].base, again[2]),

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from flowbp_ray import loading
-from flowbp_ray.loading import ConfigError
 from flowbp_ray.spelling import build_method
 from flowbp_ray.surrogate import METHODS, Method
+from flowbp_ray.utils.errors import ConfigError
 
 SEVEN = sorted(METHODS)
 

@@ -14,13 +14,14 @@ import yaml
 from diffusers import SD3Transformer2DModel
 from safetensors import safe_open
 
-from flowbp_ray import backbones, loading, prompts, report, weights
+from flowbp_ray import backbones, loading, prompts, report
 from flowbp_ray.card import PROMPT, base_name
 from flowbp_ray.local import draw
 from flowbp_ray.metrics import Tracker
 from flowbp_ray.rollouts import noise_of
 from flowbp_ray.run import Run
 from flowbp_ray.surrogate import METHODS
+from flowbp_ray.utils.digest import digest
 from tests.exporting import drawn, picture_item, trained_run
 from tests.small import small_config
 from tests.test_cli import call
@@ -181,7 +182,7 @@ def test_the_same_checkpoint_gives_the_same_export(adapters: Run, tmp_path: Path
         texts = [(tmp_path / name / file).read_bytes() for file in ("README.md", "flowbp_ray.yaml")]
         with safe_open(tmp_path / name / "pytorch_lora_weights.safetensors", "pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            contents.append((texts, file.metadata(), weights.digest(tensors)))
+            contents.append((texts, file.metadata(), digest(tensors)))
     assert contents[0] == contents[1]
     targets = json.loads(contents[0][1]["lora_adapter_metadata"])["transformer.target_modules"]
     assert targets == sorted(backbones.get("shapes").lora_targets)

@@ -16,8 +16,8 @@ from flowbp_ray import guard, loading
 from flowbp_ray.config import RunConfig
 from flowbp_ray.driver import train
 from flowbp_ray.evaluate import Evaluation
-from flowbp_ray.loading import ConfigError
 from flowbp_ray.run import Run
+from flowbp_ray.utils.errors import ConfigError
 from flowbp_ray.utils.signals import Interrupted
 from tests.chaos import before_step
 from tests.small import small_overrides

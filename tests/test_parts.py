@@ -20,6 +20,7 @@ from flowbp_ray.embeddings import encode
 from flowbp_ray.evaluate import estimate, paired
 from flowbp_ray.messages import Version, pack, unpack
 from flowbp_ray.rollouts import items_of_step
+from flowbp_ray.utils.digest import digest
 from tests.small import small_config
 
 
@@ -121,9 +122,9 @@ def test_lora_publishes_adapters_only_and_a_sampler_takes_them() -> None:
     with torch.no_grad():
         for parameter in weights.trained(learner).values():
             parameter.normal_()
-    assert weights.digest(weights.trained(learner)) != weights.digest(weights.trained(sampler))
+    assert digest(weights.trained(learner)) != digest(weights.trained(sampler))
     weights.install(sampler, {k: v.detach() for k, v in weights.trained(learner).items()})
-    assert weights.digest(dict(learner.state_dict())) == weights.digest(dict(sampler.state_dict()))
+    assert digest(dict(learner.state_dict())) == digest(dict(sampler.state_dict()))
     with pytest.raises(ValueError, match="do not fit"):
         weights.install(sampler, {"x": torch.zeros(1)})
     with pytest.raises(ValueError, match="match no module"):

@@ -26,7 +26,8 @@ from flowbp_ray.local import LocalLoop
 from flowbp_ray.messages import Version
 from flowbp_ray.parcel import Packer, Parcel, together
 from flowbp_ray.receiving import Receiver
-from flowbp_ray.weights import digest, digest_of_parts, trained
+from flowbp_ray.utils.digest import digest, digest_of_parts
+from flowbp_ray.weights import trained
 from tests.faulty import SMALL, CountingLearner, instead
 from tests.small import small_config
 

@@ -17,11 +17,10 @@ from actors.roles import REAL
 from flowbp_ray import driver, loading, scaling
 from flowbp_ray.config import RunConfig
 from flowbp_ray.driver import Loop
-from flowbp_ray.loading import ConfigError
 from flowbp_ray.progress import Progress
 from flowbp_ray.run import Run
 from flowbp_ray.scaling import WINDOW
-from flowbp_ray.utils.errors import RunFailed
+from flowbp_ray.utils.errors import ConfigError, RunFailed
 from flowbp_ray.utils.settings import PoolConfig
 from tests.chaos import before_step
 from tests.small import local_digest, small_config

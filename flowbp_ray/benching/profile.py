@@ -11,8 +11,8 @@ from pydantic import Field, ValidationError
 from flowbp_ray import loading
 from flowbp_ray.benching.emulation import Emulation
 from flowbp_ray.config import RunConfig
-from flowbp_ray.spelling import nearest
 from flowbp_ray.utils.diff import differing
+from flowbp_ray.utils.errors import ConfigError, nearest
 from flowbp_ray.utils.settings import Strict
 
 FORWARD_SHARE = 0.25  # of a checkpointed node (forward, forward again, twice a forward back) is one forward
@@ -50,7 +50,7 @@ class Profile(Strict):
         """What the emulated actors of a run are given. Raises ConfigError where the profile is another run's."""
         if different := list(differing(self.made_for, decisive(config))):
             key, old, new = different[0]
-            raise loading.ConfigError(
+            raise ConfigError(
                 f"profile {self.title!r} was computed with {key}={old}, this run has {new}; write {key}={old}, or make "
                 "a profile of this run: python -m benchmarks.make_profile"
             )
@@ -99,11 +99,11 @@ def load(name: str) -> Profile:
     found = path if path.is_file() else shipped() / Path(name).with_suffix(".json").name
     if not found.is_file():
         known = sorted(p.stem for p in shipped().glob("*.json"))
-        raise loading.ConfigError(f"{nearest(path.stem, known, 'profile')} (no file {name})")
+        raise ConfigError(f"{nearest(path.stem, known, 'profile')} (no file {name})")
     try:
         plain = json.loads(found.read_text())
     except ValueError as error:
-        raise loading.ConfigError(f"profile {name} is not JSON: {error}") from error
+        raise ConfigError(f"profile {name} is not JSON: {error}") from error
     return validated(plain, name)
 
 
@@ -114,7 +114,7 @@ def validated(plain: Any, name: str) -> Profile:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "it"
-        raise loading.ConfigError(f"profile {name}: {where}: {first['msg']}") from error
+        raise ConfigError(f"profile {name}: {where}: {first['msg']}") from error
 
 
 def shipped() -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import product
 
 from flowbp_ray.config import RunConfig
-from flowbp_ray.loading import ConfigError
+from flowbp_ray.utils.errors import ConfigError
 
 
 def numbers(text: str, option: str, least: int = 1) -> list[int]:

@@ -14,6 +14,7 @@ from flowbp_ray.planning import memory
 from flowbp_ray.planning.costs import Costs, Untraced
 from flowbp_ray.planning.forecast import Forecast, forecast
 from flowbp_ray.planning.memory import GIB, Role, Sizes, gib
+from flowbp_ray.utils.errors import ConfigError
 
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(G|T)i?B?", re.IGNORECASE)
 GPUS = re.compile(rf"(\d+)x({SIZE.pattern})", re.IGNORECASE)
@@ -279,7 +280,7 @@ def apply(config: RunConfig, changes: Changes) -> RunConfig | None:
         place[last] = value
     try:
         return loading.validate(plain)
-    except loading.ConfigError:
+    except ConfigError:
         return None
 
 

@@ -11,10 +11,10 @@ import torch
 
 from flowbp_ray.checks import check_rewards
 from flowbp_ray.config import RunConfig
-from flowbp_ray.kernels import deterministic
 from flowbp_ray.remote import token
 from flowbp_ray.remote.limits import Limits
 from flowbp_ray.remote.service import Service
+from flowbp_ray.utils.random import deterministic
 
 
 def serve(

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from flowbp_ray.config import RunConfig
-from flowbp_ray.embedding_cache import cache_folder
 from flowbp_ray.reward_settings import RewardConfig
 from flowbp_ray.utils.addresses import named
 from flowbp_ray.utils.diff import differing, shown
-from flowbp_ray.utils.files import remembered
+from flowbp_ray.utils.digest import _sha256
+from flowbp_ray.utils.files import cache_folder, remembered
 
 ELSEWHERE = {"terms", "monitors", "count", "threads", "cpus", "gpus", "micro_batch", "url", "token_file"}
 
@@ -78,14 +78,6 @@ def _reward(reward: RewardConfig, memory: Path | None) -> dict[str, Any]:
 def _option(value: Any, memory: Path | None) -> Any:
     path = named(value) if isinstance(value, str) and value else None
     return value if path is None else f"sha256:{content(path, memory)}"
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        found = hashlib.sha256()
-        while chunk := stream.read(1 << 20):
-            found.update(chunk)
-    return found.hexdigest()
 
 
 def different(run: Mapping[str, Any], server: Mapping[str, Any]) -> list[str]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Any
+
+pass
 
 
 class RunFailed(RuntimeError):
@@ -15,3 +18,14 @@ class Stalled(RunFailed):
     def __init__(self, message: str, state: dict[str, Any]) -> None:
         super().__init__(message)
         self.state = state
+
+
+class ConfigError(ValueError):
+    """Something a user wrote cannot be used; the message says what to write instead."""
+
+
+def nearest(word: str, known: list[str], what: str) -> str:
+    """ "unknown <what> 'x'; did you mean 'y'?" or the list of what is known."""
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
+    return f"unknown {what} {word!r}; {hint}"

@@ -40,3 +40,29 @@ def written(path: Path, write: Callable[[Path], Any]) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def cache_folder(cache: str | None) -> Path | None:
+    """The folder that `encoder.cache` means, made; None for no cache. Raises ValueError where it cannot be made."""
+    folder = cache_path(cache)
+    try:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(_unusable(folder, error)) from error
+    return folder
+
+
+def cache_path(cache: str | None) -> Path | None:
+    """Where the cache is: for `auto` that is what this process's environment says."""
+    if cache != "auto":
+        return None if cache is None else Path(cache).absolute()
+    own = os.environ.get("FLOWBP_RAY_CACHE")
+    shared = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return (Path(own) if own else Path(shared) / "flowbp_ray").absolute() / "embeddings"
+
+
+def _unusable(folder: Path | None, error: Exception) -> str:
+    return (
+        f"the embedding cache {folder} cannot be written ({error}); write another encoder.cache, or encoder.cache=null"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Literal
 
@@ -31,3 +32,9 @@ def normal(shape: Sequence[int], seed: int, purpose: Purpose, step: int, indices
     """Standard normal fp32 [len(indices), *shape]: row i comes from the stream of indices[i] alone."""
     rows = [stream(seed, purpose, step, i).standard_normal(tuple(shape), dtype=np.float32) for i in indices]
     return torch.from_numpy(np.stack(rows))
+
+
+def deterministic() -> None:
+    """Only those that give the same bits every time, or an error. Before anything is computed on a GPU."""
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    torch.use_deterministic_algorithms(True)

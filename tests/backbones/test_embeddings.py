@@ -16,13 +16,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from flowbp_ray import backbones, embedding_cache, loading
+from flowbp_ray import backbones, loading
 from flowbp_ray.backbones import Backbone, Conditioning, Embeddings, encode_all
 from flowbp_ray.backbones.flux2 import Flux2Backbone
 from flowbp_ray.config import RunConfig
-from flowbp_ray.embedding_cache import EmbeddingCache, file_digest, identity
+from flowbp_ray.embedding_cache import EmbeddingCache, identity
 from flowbp_ray.embeddings import Encoder, encode, fill
 from flowbp_ray.utils import files
+from flowbp_ray.utils.digest import file_digest
+from flowbp_ray.utils.files import cache_folder
 
 from . import tiny
 from .conftest import Saved
@@ -247,8 +249,8 @@ def test_the_folder_that_auto_means(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     found = []
     for name in ("FLOWBP_RAY_CACHE", "XDG_CACHE_HOME", "HOME"):
-        found.append(embedding_cache.cache_folder("auto"))
+        found.append(cache_folder("auto"))
         monkeypatch.delenv(name)
     below = ("own/embeddings", "xdg/flowbp_ray/embeddings", "home/.cache/flowbp_ray/embeddings")
     assert found == [tmp_path / folder for folder in below]
-    assert embedding_cache.cache_folder(None) is None
+    assert cache_folder(None) is None

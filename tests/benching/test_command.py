@@ -17,6 +17,7 @@ from flowbp_ray.benching.predict import Seconds
 from flowbp_ray.benching.request import numbers, ratios, room
 from flowbp_ray.benching.result import Result
 from flowbp_ray.benching.simulate import DriverCosts
+from flowbp_ray.utils.errors import ConfigError
 from tests.test_cli import call
 
 EMULATED = ["bench", "sd35_flowbp_sparse", "--emulate", "sd35_m_h100"]
@@ -98,11 +99,11 @@ def test_shipped_profiles_are_what_their_operations_say(name: str, tmp_path: Pat
 def test_a_broken_profile_is_named(tmp_path: Path) -> None:
     broken = tmp_path / "mine.json"
     broken.write_text("{")
-    with pytest.raises(loading.ConfigError, match="is not JSON"):
+    with pytest.raises(ConfigError, match="is not JSON"):
         profile.load(str(broken))
     plain = profile.load("sd35_m_h100").model_dump(mode="json")
     broken.write_text(json.dumps({**plain, "sampler_s": -1}))
-    with pytest.raises(loading.ConfigError, match="sampler_s: Input should be greater than 0"):
+    with pytest.raises(ConfigError, match="sampler_s: Input should be greater than 0"):
         profile.load(str(broken))
 
 

@@ -1,0 +1,49 @@
+"""sha256 of tensors and of files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from flowbp_ray.utils.files import remembered
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names, dtypes and bytes, in the order of the names: equal digests mean equal weights, bit for bit."""
+    return digest_of_parts([tensors])
+
+
+def digest_of_parts(parts: Iterable[Mapping[str, Tensor]]) -> str:
+    """The digest of tensors that come a few at a time, the parts in the order of the names."""
+    seen = hashlib.sha256()
+    for tensors in parts:
+        for name in sorted(tensors):
+            tensor = tensors[name].detach().contiguous().cpu()
+            seen.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+            seen.update(tensor.view(torch.uint8).numpy().tobytes() if tensor.ndim else bytes(tensor.numpy().tobytes()))
+    return seen.hexdigest()
+
+
+def file_digest(file: Path, memory: Path) -> str:
+    """sha256 of a file's contents. That of a large one is kept below `memory`."""
+
+    def find(path: Path) -> str:
+        seen = hashlib.sha256()
+        with path.open("rb") as stream:
+            while part := stream.read(1 << 22):
+                seen.update(part)
+        return seen.hexdigest()
+
+    return remembered(file, memory, "sha256", find)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        found = hashlib.sha256()
+        while chunk := stream.read(1 << 20):
+            found.update(chunk)
+    return found.hexdigest()
