@@ -16,7 +16,7 @@ from flowbp_ray.embeddings import PackedEmbeddings
 from flowbp_ray.fingerprint import Part
 from flowbp_ray.messages import Packed, Rollout, StepReport
 from flowbp_ray.parcel import Parcel
-from flowbp_ray.utils.tracing import mark
+from flowbp_ray.utils.tracing import span
 
 
 class LearnerActor:
@@ -58,7 +58,7 @@ class LearnerActor:
     def publish(self, ema: bool = False) -> Iterator[Parcel | float]:
         """A result per bucket, which Ray stores before the next is made; at last the seconds, all the driver reads."""
         started = time.perf_counter()
-        with mark("publish"):
+        with span("publish"):
             yield from self.learner.publish(ema)
         yield time.perf_counter() - started
 
@@ -74,7 +74,7 @@ class LearnerActor:
             raise ValueError(f"{socket.gethostname()} has no {folder}; write output=/a/folder that every node sees")
 
     def save(self, folder: str) -> None:
-        with mark("save"):
+        with span("save"):
             self.learner.save(folder)
 
     def load(self, folder: str) -> None:

@@ -14,7 +14,7 @@ from actors.process import prepare
 from flowbp_ray.config import RunConfig
 from flowbp_ray.messages import Evaluated, Item, Packed, RolloutReport, Scored
 from flowbp_ray.remote.client import RemoteScorer, scorer
-from flowbp_ray.utils.tracing import mark
+from flowbp_ray.utils.tracing import span
 
 
 class RewardActor:
@@ -36,12 +36,12 @@ class RewardActor:
         self, item: Item, prompts: list[str], report: RolloutReport, target: Packed
     ) -> tuple[Scored, Packed] | tuple[Scored, Packed, np.ndarray]:
         """Scores and cotangent; with a gate in the run also the pictures of the targets."""
-        with mark("score"):
+        with span("score"):
             scored, cotangent = self.scorer.score(item, prompts, report, target)
             return (scored, cotangent, self.scorer.pictures(target)) if self.gated else (scored, cotangent)
 
     def evaluate(self, item: Item, prompts: list[str], latents: Packed) -> Evaluated:
-        with mark("score"):
+        with span("score"):
             evaluated: Evaluated = self.scorer.evaluate(item, prompts, latents)
             return evaluated
 

@@ -15,7 +15,7 @@ from flowbp_ray.judges import checks as judges
 from flowbp_ray.prompts import PromptRecord
 from flowbp_ray.remote import agreement
 from flowbp_ray.rewards import base
-from flowbp_ray.utils.files import cache_folder, remembered
+from flowbp_ray.utils.files import cache_folder, cached_file_fact
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def _check_weights(part: Path, memory: Path | None) -> None:
     """
     for file in sorted(part.glob("*.safetensors")):
         if "." not in file.stem:
-            remembered(file, memory, "finite", _finite)
+            cached_file_fact(file, memory, "finite", _finite)
 
 
 def _finite(file: Path) -> str:

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 from flowbp_ray.backbones import Backbone, Conditioning
 from flowbp_ray.utils.digest import digest, file_digest
-from flowbp_ray.utils.files import _unusable, written
+from flowbp_ray.utils.files import _unusable, write_atomically
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "diffusers")
 
@@ -67,8 +67,8 @@ class EmbeddingCache:
         whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
         try:
             if not (self.folder / "encoder.json").is_file():
-                written(self.folder / "encoder.json", lambda path: path.write_text(self.stated))
-            written(self.path(prompt), lambda path: save_file(whole, path, _statement(prompt, whole)))
+                write_atomically(self.folder / "encoder.json", lambda path: path.write_text(self.stated))
+            write_atomically(self.path(prompt), lambda path: save_file(whole, path, _statement(prompt, whole)))
         except (OSError, SafetensorError) as error:
             raise ValueError(_unusable(self.folder, error)) from error
 

@@ -24,7 +24,7 @@ from flowbp_ray.penalty import base_penalty
 from flowbp_ray.surrogate import Plan
 from flowbp_ray.surrogate.backward import sweep
 from flowbp_ray.utils.digest import digest_of_parts
-from flowbp_ray.utils.tracing import mark
+from flowbp_ray.utils.tracing import span
 from flowbp_ray.watch import Watch
 
 
@@ -71,7 +71,7 @@ class Learner:
         pull = pull * scale.view(-1, *(1,) * (pull.dim() - 1))
         base = _together([r.base for r in rollouts])
         watch = Watch(items, self.sigmas, _together([r.velocities for r in rollouts]), base)
-        with mark("sweep"):
+        with span("sweep"):
             swept = sweep(
                 self._velocity(items),
                 plans,
@@ -86,7 +86,7 @@ class Learner:
             )
         backward_done = time.perf_counter()
         lr = optimizer.lr * rate.factor(optimizer.schedule, step, self.config.steps)
-        with mark("optimizer step"):
+        with span("optimizer step"):
             norm = self.engine.step(lr)
         faults = tuple(watch.faults)
         if not math.isfinite(norm) and not faults:

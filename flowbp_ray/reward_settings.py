@@ -58,7 +58,7 @@ class RewardsConfig(ElasticPoolConfig):
     url: Annotated[list[str], Field(min_length=1)] | None = None
     token_file: str | None = Field(None, min_length=1)
 
-    _url = field_validator("url", mode="before")(addresses.several)
+    _url = field_validator("url", mode="before")(addresses.parse_urls)
     _token_file = field_validator("token_file")(addresses.absolute)
 
     @field_validator("balance", mode="before")

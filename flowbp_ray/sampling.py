@@ -21,7 +21,7 @@ from flowbp_ray.parcel import Parcel
 from flowbp_ray.receiving import Receiver
 from flowbp_ray.rollouts import finish_item, noise_of, run_item
 from flowbp_ray.utils.digest import digest
-from flowbp_ray.utils.tracing import mark
+from flowbp_ray.utils.tracing import span
 
 FetchWeights = Callable[[], Sequence[Parcel]]
 
@@ -70,7 +70,7 @@ class Sampler:
             return 0.0
         started = time.perf_counter()
         self.version = None  # a half install is no version
-        with mark("load weights"):
+        with span("load weights"):
             self.receiver.install(fetch())
             self.weight_bytes += self.receiver.nbytes
             self.version, self.fingerprint = version, fingerprint(weights.trained(self.transformer))
@@ -82,7 +82,7 @@ class Sampler:
         compared: list[Tensor] | None = [] if self.config.drift.on else None
         velocity, sigmas = self._velocity(item, None if compared is None else compared.append)
         base = None if self.config.learners.base_penalty is None else self._base_velocity(item, sigmas)
-        with mark("rollout"):
+        with span("rollout"):
             report, kept, target = run_item(item, velocity, sigmas, self._noise(item), compared, base)
         report = replace(report, weight_bytes=self.weight_bytes, embedding_bytes=self.embedding_bytes)
         self.weight_bytes = self.embedding_bytes = 0
@@ -92,7 +92,7 @@ class Sampler:
         """Finished latents [rows, ...] of an evaluation item."""
         self.require(item.version, fetch)
         velocity, sigmas = self._velocity(item)
-        with mark("rollout"):
+        with span("rollout"):
             return finish_item(velocity, sigmas, self._noise(item))
 
     def digest(self) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from flowbp_ray.judges.templates import AnyTemplate
-from flowbp_ray.utils.addresses import checked
+from flowbp_ray.utils.addresses import parse_url
 from flowbp_ray.utils.settings import ProcessConfig, Strict
 
 OURS = {"--model", "--served-model-name", "--host", "--port"}  # vLLM's arguments that every start sets
@@ -89,7 +89,7 @@ class JudgeConfig(ProcessConfig):
     @field_validator("url")
     @classmethod
     def _root(cls, value: str | None) -> str | None:
-        return value and str(checked(value)).removesuffix("/v1").rstrip("/")
+        return value and str(parse_url(value)).removesuffix("/v1").rstrip("/")
 
     @property
     def metrics(self) -> dict[str, str]:

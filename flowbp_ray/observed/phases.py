@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import AbstractContextManager
 
-from flowbp_ray.utils.tracing import mark
+from flowbp_ray.utils.tracing import span
 
 
 class Phases:
@@ -28,7 +28,7 @@ class Phases:
             self.seconds[self.name] = self.seconds.get(self.name, 0.0) + now - self._began
             self.turns[self.name] = self.turns.get(self.name, 0) + 1
         self.name, self.waiting, self.since, self._began = name, "", time.time(), now
-        self._mark = mark(name) if name else None
+        self._mark = span(name) if name else None
         if self._mark is not None:
             self._mark.__enter__()
 

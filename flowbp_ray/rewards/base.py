@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from flowbp_ray.utils.addresses import named
+from flowbp_ray.utils.addresses import existing_path
 
 
 @runtime_checkable
@@ -132,7 +132,7 @@ def needed(reward: str, option: str, path: str | Path | None, what: str) -> Path
         raise ValueError(f"reward {reward!r} needs options.{option}: {what}")
     if not isinstance(path, str | Path):
         raise ValueError(f"reward {reward!r}: options.{option} must be a path, got {path!r}; it is {what}")
-    found = named(path)
+    found = existing_path(path)
     if found is None:
         raise ValueError(f"reward {reward!r}: options.{option} is {str(path)!r}, which does not exist; it is {what}")
     return found

@@ -7,13 +7,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 
-def several(value: Any) -> Any:
+def parse_urls(value: Any) -> Any:
     """One address or a list of them, as a list without trailing slashes. Raises ValueError for what is none."""
     values = [value] if isinstance(value, str) else value
-    return [checked(v) for v in values] if isinstance(values, list) else values
+    return [parse_url(v) for v in values] if isinstance(values, list) else values
 
 
-def checked(value: Any) -> Any:
+def parse_url(value: Any) -> Any:
     """An address such as https://host:8000/prefix. Raises ValueError for another scheme, and for secrets within it."""
     if not isinstance(value, str):
         return value
@@ -37,7 +37,7 @@ def absolute(value: str | None) -> str | None:
         raise ValueError(f"{value!r} names the home of nobody here; write the whole path") from error
 
 
-def named(path: str | Path) -> Path | None:
+def existing_path(path: str | Path) -> Path | None:
     """The file or folder that this names, or None: a text may be too long for a name, or of a user who is not here."""
     try:
         found = Path(path).expanduser()

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from flowbp_ray.utils.files import remembered
+from flowbp_ray.utils.files import cached_file_fact
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
@@ -38,7 +38,7 @@ def file_digest(file: Path, memory: Path) -> str:
                 seen.update(part)
         return seen.hexdigest()
 
-    return remembered(file, memory, "sha256", find)
+    return cached_file_fact(file, memory, "sha256", find)
 
 
 def _sha256(file: Path) -> str:

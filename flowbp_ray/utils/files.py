@@ -13,7 +13,7 @@ from typing import Any
 LARGE = 1 << 26  # bytes; smaller files are read every time
 
 
-def remembered(file: Path, memory: Path | None, what: str, find: Callable[[Path], str]) -> str:
+def cached_file_fact(file: Path, memory: Path | None, what: str, find: Callable[[Path], str]) -> str:
     """`find(file)`, not empty. That of a large file is kept in memory/*.<what> until path, size, inode or times change.
 
     What `find` raises is not kept.
@@ -27,11 +27,11 @@ def remembered(file: Path, memory: Path | None, what: str, find: Callable[[Path]
         return kept
     found = find(file)
     with contextlib.suppress(OSError):  # where nothing can be written it is found out each time
-        written(note, lambda path: path.write_text(found))
+        write_atomically(note, lambda path: path.write_text(found))
     return found
 
 
-def written(path: Path, write: Callable[[Path], Any]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Write a file under another name and rename it, so that whoever finds `path` finds it whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.partial")

@@ -9,7 +9,7 @@ Span = Callable[[str], AbstractContextManager[object]]
 _spans: list[Span] = []
 
 
-def mark(name: str) -> AbstractContextManager[object]:
+def span(name: str) -> AbstractContextManager[object]:
     """A span called `name`, from entering to leaving it. Without `record_with` it costs nothing and leaves nothing."""
     return _spans[-1](name) if _spans else nullcontext()
 

@@ -156,7 +156,7 @@ def test_phases_add_up_and_are_marks(clock: Clock) -> None:
     assert phases.seconds == {"sampling": 6.0, "learning": 3.0}
     assert phases.since_last("sampling") == 4.0 and phases.since_last("saving") == 0.0
     assert opened == ["+sampling", "-sampling", "+learning", "-learning", "+sampling", "-sampling"]
-    with tracing.mark("nothing"):
+    with tracing.span("nothing"):
         assert opened[-1] == "-sampling"
 
 
