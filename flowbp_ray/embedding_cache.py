@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 from flowbp_ray.backbones import Backbone, Conditioning
 from flowbp_ray.utils.digest import digest, file_digest
-from flowbp_ray.utils.files import _unusable, write_atomically
+from flowbp_ray.utils.files import unusable_cache, write_atomically
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "diffusers")
 
@@ -70,7 +70,7 @@ class EmbeddingCache:
                 write_atomically(self.folder / "encoder.json", lambda path: path.write_text(self.stated))
             write_atomically(self.path(prompt), lambda path: save_file(whole, path, _statement(prompt, whole)))
         except (OSError, SafetensorError) as error:
-            raise ValueError(_unusable(self.folder, error)) from error
+            raise ValueError(unusable_cache(self.folder, error)) from error
 
 
 def identity(backbone: Backbone, threads: int, device: str, memory: Path) -> str:

@@ -204,9 +204,9 @@ def test_adapters_off_is_the_frozen_copy_bit_for_bit(tmp_path: Path, table: Embe
     item = full.items(0)[0]
     found = []
     for loop, parcels in zip((full, lora), published, strict=True):
-        digest = digest(together(parcels))
+        sha256 = digest(together(parcels))
         once, again = (loop.sampler.rollout(item, lambda p=parcels: p) for _ in range(2))
-        assert loop.sampler.digest() == digest
+        assert loop.sampler.digest() == sha256
         for one, two in zip((once[1].states, once[1].base, once[2]), (again[1].states, again[1].base, again[2]),
                             strict=True):  # fmt: skip
             assert one is not None and two is not None and torch.equal(unpack(one), unpack(two))

@@ -28,22 +28,15 @@ def digest_of_parts(parts: Iterable[Mapping[str, Tensor]]) -> str:
     return seen.hexdigest()
 
 
-def file_digest(file: Path, memory: Path) -> str:
-    """sha256 of a file's contents. That of a large one is kept below `memory`."""
-
-    def find(path: Path) -> str:
-        seen = hashlib.sha256()
-        with path.open("rb") as stream:
-            while part := stream.read(1 << 22):
-                seen.update(part)
-        return seen.hexdigest()
-
-    return cached_file_fact(file, memory, "sha256", find)
-
-
-def _sha256(file: Path) -> str:
+def sha256_of_file(file: Path) -> str:
+    """Hex sha256 of a file's contents, read a few megabytes at a time."""
     with file.open("rb") as stream:
         found = hashlib.sha256()
-        while chunk := stream.read(1 << 20):
+        while chunk := stream.read(1 << 22):
             found.update(chunk)
     return found.hexdigest()
+
+
+def file_digest(file: Path, memory: Path) -> str:
+    """sha256 of a file's contents. That of a large one is kept below the folder `memory`."""
+    return cached_file_fact(file, memory, "sha256", sha256_of_file)

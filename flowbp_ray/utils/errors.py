@@ -5,8 +5,6 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-pass
-
 
 class RunFailed(RuntimeError):
     """The run cannot go on; the message names the cause."""

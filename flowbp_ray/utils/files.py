@@ -49,7 +49,7 @@ def cache_folder(cache: str | None) -> Path | None:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(_unusable(folder, error)) from error
+        raise ValueError(unusable_cache(folder, error)) from error
     return folder
 
 
@@ -62,7 +62,7 @@ def cache_path(cache: str | None) -> Path | None:
     return (Path(own) if own else Path(shared) / "flowbp_ray").absolute() / "embeddings"
 
 
-def _unusable(folder: Path | None, error: Exception) -> str:
+def unusable_cache(folder: Path | None, error: Exception) -> str:
     return (
         f"the embedding cache {folder} cannot be written ({error}); write another encoder.cache, or encoder.cache=null"
     )
