@@ -24,10 +24,10 @@ from actors.reward import RemoteReward
 from actors.roles import REAL, Roles
 from actors.sampler import RemoteSampler
 from flowbp_ray.backbones import distinct
-from flowbp_ray.config import RunConfig
+from flowbp_ray.config.rewards import RewardsConfig
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.embeddings import Encoded
 from flowbp_ray.remote.client import assigned
-from flowbp_ray.reward_settings import RewardsConfig
 from flowbp_ray.utils.errors import RunFailed
 from flowbp_ray.utils.files import cache_path
 from flowbp_ray.utils.settings import PoolConfig, ProcessConfig

@@ -22,7 +22,7 @@ from actors.judge import RemoteJudge
 from actors.judge_logs import Logs
 from actors.placement import free, place
 from actors.process import actor_options
-from flowbp_ray.config import RunConfig
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.evaluating import Evaluator
 from flowbp_ray.judges.checks import api_key
 from flowbp_ray.judges.client import Answers

@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 
-from flowbp_ray.config import RunConfig
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.embeddings import PackedEmbeddings
 from flowbp_ray.fingerprint import Part
 from flowbp_ray.messages import Packed, Rollout, StepReport

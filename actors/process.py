@@ -9,7 +9,7 @@ from typing import Any
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors import marks
-from flowbp_ray.config import RunConfig
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.utils.settings import ProcessConfig
 
 FOLDER = "FLOWBP_RAY_DRIVER_FOLDER"

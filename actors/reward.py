@@ -11,7 +11,7 @@ import numpy as np
 import ray
 
 from actors.process import prepare
-from flowbp_ray.config import RunConfig
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.messages import Evaluated, Item, Packed, RolloutReport, Scored
 from flowbp_ray.remote.client import RemoteScorer, scorer
 from flowbp_ray.utils.tracing import span

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from flowbp_ray.config import RunConfig
+from flowbp_ray.config.schema import RunConfig
 
 
 @dataclass(frozen=True)

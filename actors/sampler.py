@@ -10,7 +10,7 @@ import ray
 
 from actors import transport
 from actors.process import prepare
-from flowbp_ray.config import RunConfig
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport
 from flowbp_ray.sampling import Sampler
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import sys
 
-from flowbp_ray import loading
 from flowbp_ray.cli import console, guarded
+from flowbp_ray.config import loading
 from flowbp_ray.driver import train
 from flowbp_ray.progress import Progress
 from flowbp_ray.showing import show

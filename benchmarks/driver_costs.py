@@ -26,9 +26,9 @@ from actors.joining import start_ray
 from actors.pipeline import Pipeline
 from actors.pool import Pool
 from actors.transport import Published
-from flowbp_ray import loading
 from flowbp_ray.benching.emulation import Emulation
 from flowbp_ray.benching.simulate import DriverCosts
+from flowbp_ray.config import loading
 from flowbp_ray.messages import Item, Packed, Version, combine
 from flowbp_ray.rollouts import items_of_step
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.sizes import SIZES
-from flowbp_ray import loading
 from flowbp_ray.benching.profile import Profile, decisive, shipped
-from flowbp_ray.config import RunConfig
+from flowbp_ray.config import loading
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.planning.costs import Costs
 from flowbp_ray.planning.forecast import forecast
 

@@ -24,8 +24,8 @@ from typing import Any
 import psutil
 import torch
 
-from flowbp_ray import loading
-from flowbp_ray.config import RunConfig
+from flowbp_ray.config import loading
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.driver import train
 from flowbp_ray.local import LocalLoop
 from flowbp_ray.progress import Progress

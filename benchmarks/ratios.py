@@ -19,13 +19,14 @@ from actors.fleet import Fleet
 from actors.joining import start_ray
 from actors.judges import Judges
 from actors.roles import REAL, Roles
-from flowbp_ray import loading, prompts
+from flowbp_ray import prompts
 from flowbp_ray.benching.points import Mark, Point, point
 from flowbp_ray.benching.profile import Profile
 from flowbp_ray.benching.request import ratios, room
 from flowbp_ray.benching.result import Result
 from flowbp_ray.checks import check
-from flowbp_ray.config import RunConfig
+from flowbp_ray.config import loading
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.driver import Loop
 from flowbp_ray.evaluating import Evaluator
 from flowbp_ray.metrics import Tracker

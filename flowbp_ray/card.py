@@ -11,7 +11,7 @@ import yaml
 from flowbp_ray import __version__
 from flowbp_ray.backbones import Backbone
 from flowbp_ray.checks import read_prompts
-from flowbp_ray.config import RunConfig
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.evaluating import Evaluator
 from flowbp_ray.judges.config import JudgeConfig
 from flowbp_ray.prompts import PromptRecord

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from flowbp_ray import prompts, weights
-from flowbp_ray.config import RunConfig
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.judges import checks as judges
 from flowbp_ray.prompts import PromptRecord
 from flowbp_ray.remote import agreement

@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from flowbp_ray import loading
+from flowbp_ray.config import loading
 from flowbp_ray.showing import methods_table, planned, show
 from flowbp_ray.utils.errors import RunFailed
 from flowbp_ray.utils.signals import Interrupted

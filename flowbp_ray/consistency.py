@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from flowbp_ray.judges.config import check_names_and_ports
 
 if TYPE_CHECKING:
-    from flowbp_ray.config import RunConfig
+    from flowbp_ray.config.schema import RunConfig
 
 VERIFIED = ["verifier", "colour_entropy_bits"]  # what `evaluate.measure` adds where the prompts state the truth
 

@@ -17,7 +17,7 @@ from actors.scaler import Scaler
 from actors.transport import Published
 from flowbp_ray import guard, prompts, scaling
 from flowbp_ray.checks import Checked, check
-from flowbp_ray.config import RunConfig
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.evaluating import Evaluator, flat
 from flowbp_ray.guard import Verdict
 from flowbp_ray.messages import Evaluated, Item, StepReport, Version

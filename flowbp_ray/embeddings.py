@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from flowbp_ray.backbones import Conditioning, Embeddings, Encode, distinct, encode_all
-from flowbp_ray.config import RunConfig
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.embedding_cache import EmbeddingCache
 from flowbp_ray.messages import Encoded, Packed, pack_all, unpack_all
 from flowbp_ray.utils.files import cache_folder

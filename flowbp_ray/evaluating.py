@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from flowbp_ray.config import RunConfig
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.evaluate import Evaluation, measure
 from flowbp_ray.messages import Evaluated, Fault, Item, Version
 from flowbp_ray.prompts import PromptRecord

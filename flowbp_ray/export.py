@@ -18,7 +18,7 @@ from typing import Any
 from flowbp_ray import weights
 from flowbp_ray.backbones import Backbone
 from flowbp_ray.card import Kind, card
-from flowbp_ray.config import RunConfig
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.run import Run
 from flowbp_ray.sampling import Sampler, alone
 from flowbp_ray.utils.digest import digest

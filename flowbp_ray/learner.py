@@ -15,7 +15,7 @@ from flowbp_ray import rate, weights
 from flowbp_ray.backbones import Embeddings
 from flowbp_ray.backbones.guidance import VelocityFn, trained_velocity
 from flowbp_ray.buckets import divide
-from flowbp_ray.config import RunConfig
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.engine import Engine, make_engine
 from flowbp_ray.fingerprint import Part
 from flowbp_ray.messages import Fault, Item, Packed, Rollout, StepReport, unpack

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from flowbp_ray.config import RunConfig
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.messages import RolloutReport, Scored, StepReport
 from flowbp_ray.observed.table import grouped
 from flowbp_ray.rewards.balance import strengths

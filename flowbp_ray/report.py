@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.table import Table
 
 from flowbp_ray import guard
-from flowbp_ray.config import RunConfig
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.evaluate import Evaluation, paired
 from flowbp_ray.guard import Verdict
 from flowbp_ray.run import Run

@@ -31,7 +31,7 @@ from flowbp_ray.trajectory import rollout
 from flowbp_ray.utils import random
 
 if TYPE_CHECKING:
-    from flowbp_ray.config import RunConfig
+    from flowbp_ray.config.schema import RunConfig
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Sequence
 
-from flowbp_ray.config import RunConfig
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.messages import StepReport
 from flowbp_ray.utils.errors import RunFailed
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from flowbp_ray import prompts
-from flowbp_ray.config import RunConfig
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.evaluating import Evaluator
 from flowbp_ray.local import LocalLoop, encode
 from flowbp_ray.messages import Evaluated, Item, Version

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flowbp_ray import backbones, weights
 from flowbp_ray.backbones import Embeddings
-from flowbp_ray.config import RunConfig
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.local import LocalLoop, encode
 from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport, Scored, StepReport, pack, unpack
 from flowbp_ray.metrics import step_metrics

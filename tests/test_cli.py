@@ -11,8 +11,8 @@ import pytest
 import ray
 from PIL import Image
 
-from flowbp_ray import loading
 from flowbp_ray.cli import app, guarded
+from flowbp_ray.config import loading
 from flowbp_ray.surrogate import METHODS
 from tests.small import small_overrides
 

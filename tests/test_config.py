@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from flowbp_ray import loading
-from flowbp_ray.spelling import build_method
+from flowbp_ray.config import loading
+from flowbp_ray.config.method import build_method
 from flowbp_ray.surrogate import METHODS, Method
 from flowbp_ray.utils.errors import ConfigError
 

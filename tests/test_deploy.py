@@ -25,7 +25,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from flowbp_ray import loading
+from flowbp_ray.config import loading
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"

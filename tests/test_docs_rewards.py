@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from flowbp_ray.config import RewardsConfig
+from flowbp_ray.config.schema import RewardsConfig
 from flowbp_ray.rewards import REWARDS, base, score_and_cotangent
 from flowbp_ray.rewards.objective import RewardTerm
 

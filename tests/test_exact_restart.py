@@ -17,7 +17,8 @@ import psutil
 import pytest
 import ray
 
-from flowbp_ray import driver, loading
+from flowbp_ray import driver
+from flowbp_ray.config import loading
 from flowbp_ray.driver import Loop
 from flowbp_ray.observed.reading import Reader
 from flowbp_ray.run import Run

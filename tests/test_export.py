@@ -14,8 +14,9 @@ import yaml
 from diffusers import SD3Transformer2DModel
 from safetensors import safe_open
 
-from flowbp_ray import backbones, loading, prompts, report
+from flowbp_ray import backbones, prompts, report
 from flowbp_ray.card import PROMPT, base_name
+from flowbp_ray.config import loading
 from flowbp_ray.local import draw
 from flowbp_ray.metrics import Tracker
 from flowbp_ray.rollouts import noise_of

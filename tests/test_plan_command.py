@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from flowbp_ray import loading
+from flowbp_ray.config import loading
 from flowbp_ray.planning import cluster
 from flowbp_ray.planning.cluster import GIB, Cluster, judge, parse_gpus, parse_size
 from flowbp_ray.planning.costs import Costs

@@ -14,8 +14,9 @@ from actors.fleet import Encoding
 from actors.placement import free, place, placed, reserve, settle
 from actors.process import actor_options
 from actors.roles import REAL
-from flowbp_ray import driver, loading, scaling
-from flowbp_ray.config import RunConfig
+from flowbp_ray import driver, scaling
+from flowbp_ray.config import loading
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.driver import Loop
 from flowbp_ray.progress import Progress
 from flowbp_ray.run import Run

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from flowbp_ray.config import RunConfig
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.metrics import idle
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 
 from flowbp_ray.benching.emulation import Emulation
 from flowbp_ray.benching.points import Point, Ratio
-from flowbp_ray.config import RunConfig
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.planning.work import ratio as balanced
 
 ROLES = ("samplers", "learners", "rewards")

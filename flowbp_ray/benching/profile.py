@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from flowbp_ray import loading
 from flowbp_ray.benching.emulation import Emulation
-from flowbp_ray.config import RunConfig
+from flowbp_ray.config import loading
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.utils.diff import differing
 from flowbp_ray.utils.errors import ConfigError, nearest
 from flowbp_ray.utils.settings import Strict

@@ -15,7 +15,7 @@ from flowbp_ray.benching.points import Point, Ratio
 from flowbp_ray.benching.predict import Seconds, driver_share, fit, from_work
 from flowbp_ray.benching.profile import Profile
 from flowbp_ray.benching.simulate import DriverCosts, Simulated, simulate, sweep
-from flowbp_ray.config import RunConfig
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.planning.forecast import forecast
 from flowbp_ray.planning.show import size
 

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from flowbp_ray import loading
 from flowbp_ray.benching.points import Ratio
 from flowbp_ray.benching.predict import Seconds
+from flowbp_ray.config import loading
 from flowbp_ray.messages import DEPTH
 from flowbp_ray.utils.settings import Strict
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import islice, product
 from typing import Any
 
-from flowbp_ray import loading
-from flowbp_ray.config import RunConfig
+from flowbp_ray.config import loading
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.planning import memory
 from flowbp_ray.planning.costs import Costs, Untraced
 from flowbp_ray.planning.forecast import Forecast, forecast

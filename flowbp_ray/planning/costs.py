@@ -11,7 +11,7 @@ from torch import nn
 from flowbp_ray import backbones, weights
 from flowbp_ray.backbones import Backbone, Conditioning
 from flowbp_ray.backbones.guidance import full_velocity, one_branch, trained_velocity
-from flowbp_ray.config import RunConfig
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.planning.trace import Cost, cost_of, fake_mode, held_by, hollow
 from flowbp_ray.rewards.objective import unit_images
 

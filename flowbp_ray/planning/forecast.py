@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from flowbp_ray.checks import read_prompts
-from flowbp_ray.config import RunConfig
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.planning import memory
 from flowbp_ray.planning.costs import Costs
 from flowbp_ray.planning.memory import Role, Sizes

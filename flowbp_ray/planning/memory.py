@@ -14,7 +14,7 @@ from torch import nn
 
 from flowbp_ray import buckets
 from flowbp_ray.backbones.guidance import one_branch
-from flowbp_ray.config import RunConfig
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.planning.costs import Costs
 from flowbp_ray.utils.settings import PoolConfig
 from flowbp_ray.weights import trained

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flowbp_ray.config import RunConfig
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.planning.costs import Costs
 from flowbp_ray.planning.memory import FP32, Sizes, latent_bytes, prompt_bytes
 

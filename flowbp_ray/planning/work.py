@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flowbp_ray.backbones.guidance import one_branch
-from flowbp_ray.config import RunConfig
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.planning.costs import Costs, largest, penalised_junctions
 from flowbp_ray.planning.memory import decoded_at_once
 

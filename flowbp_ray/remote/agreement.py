@@ -7,7 +7,7 @@ import json
 import ssl
 from typing import Any
 
-from flowbp_ray.config import RunConfig
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.remote import codec, token
 from flowbp_ray.remote.exchange import CONNECT, LARGEST_LINE, ask, line, reason
 from flowbp_ray.remote.identity import different, identity

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
-from flowbp_ray.config import RunConfig
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.messages import Evaluated, Fault, Item, Packed, Scored
 from flowbp_ray.remote.limits import cotangent_shape, images_shape
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from flowbp_ray.config import RunConfig
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.messages import Evaluated, Item, Packed, RolloutReport, Scored
 from flowbp_ray.remote import codec, token
 from flowbp_ray.remote.answers import wrong_evaluation, wrong_score

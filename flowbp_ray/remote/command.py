@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from flowbp_ray.checks import check_rewards
-from flowbp_ray.config import RunConfig
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.remote import token
 from flowbp_ray.remote.limits import Limits
 from flowbp_ray.remote.service import Service

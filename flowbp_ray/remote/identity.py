@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flowbp_ray.config import RunConfig
-from flowbp_ray.reward_settings import RewardConfig
+from flowbp_ray.config.rewards import RewardConfig
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.utils.addresses import existing_path
 from flowbp_ray.utils.diff import differing, shown
 from flowbp_ray.utils.digest import sha256_of_file

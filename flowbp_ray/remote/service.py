@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from flowbp_ray.config import RunConfig
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.messages import Packed
 from flowbp_ray.remote import codec
 from flowbp_ray.remote.codec import WireError

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowbp_ray import loading
 from flowbp_ray.backbones import Backbone, Embeddings
 from flowbp_ray.backbones.guidance import full_velocity
-from flowbp_ray.config import RunConfig
+from flowbp_ray.config import loading
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.trajectory import rollout
 
 PROMPTS = ["a red circle", "two blue squares above the green circle", "", "a circle of green and of red on blue"]

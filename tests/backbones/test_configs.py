@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from flowbp_ray import backbones, loading
-from flowbp_ray.config import RunConfig
+from flowbp_ray import backbones
+from flowbp_ray.config import loading
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.surrogate import METHODS, Method
 
 PUBLISHED = json.loads((Path(__file__).parent.parent / "data" / "published_settings.json").read_text())

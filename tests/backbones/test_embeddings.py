@@ -16,10 +16,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from flowbp_ray import backbones, loading
+from flowbp_ray import backbones
 from flowbp_ray.backbones import Backbone, Conditioning, Embeddings, encode_all
 from flowbp_ray.backbones.flux2 import Flux2Backbone
-from flowbp_ray.config import RunConfig
+from flowbp_ray.config import loading
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.embedding_cache import EmbeddingCache, identity
 from flowbp_ray.embeddings import Encoder, encode, fill
 from flowbp_ray.utils import files

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flowbp_ray import weights
 from flowbp_ray.card import PROMPT
-from flowbp_ray.config import RunConfig
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.export import export
 from flowbp_ray.local import draw, encode
 from flowbp_ray.messages import Version, unpack

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flowbp_ray import loading
+from flowbp_ray.config import loading
 from flowbp_ray.evaluating import Evaluator
 from flowbp_ray.local import LocalLoop
 from flowbp_ray.messages import Version

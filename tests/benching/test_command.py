@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import ray
 
-from flowbp_ray import loading
 from flowbp_ray.benching import profile
 from flowbp_ray.benching.points import Mark, Point, Ratio, point
 from flowbp_ray.benching.predict import Seconds
 from flowbp_ray.benching.request import numbers, ratios, room
 from flowbp_ray.benching.result import Result
 from flowbp_ray.benching.simulate import DriverCosts
+from flowbp_ray.config import loading
 from flowbp_ray.utils.errors import ConfigError
 from tests.test_cli import call
 

@@ -40,7 +40,7 @@ def test_an_emulated_run_without_torch_and_with_a_killed_sampler(local_ray: Any)
     assert set(modules) == {"sampler", "reward", "learner"}
     for name, imported in modules.items():
         assert "actors.emulated" in imported, name
-        heavy = {"torch", "diffusers", "transformers", "flowbp_ray.config"} & set(imported)
+        heavy = {"torch", "diffusers", "transformers", "flowbp_ray.config.schema"} & set(imported)
         assert not heavy, (name, heavy)
     assert found.retries >= 1
     states, target, cotangent = 4 * 2 * LATENT, 2 * LATENT, 4 * LATENT

@@ -17,7 +17,7 @@ import pytest
 import ray
 
 from flowbp_ray import driver
-from flowbp_ray.config import RunConfig
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.driver import Loop
 from flowbp_ray.run import Run
 from flowbp_ray.utils.errors import RunFailed

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowbp_ray import backbones, loading, weights
+from flowbp_ray import backbones, weights
 from flowbp_ray.backbones.guidance import trained_velocity
-from flowbp_ray.config import RunConfig
+from flowbp_ray.config import loading
+from flowbp_ray.config.schema import RunConfig
 
 CLOSE = 0.15
 

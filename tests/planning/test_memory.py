@@ -15,7 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.meters import SavedBytes
 from benchmarks.sizes import SIZES
-from flowbp_ray import backbones, buckets, loading, weights
+from flowbp_ray import backbones, buckets, weights
+from flowbp_ray.config import loading
 from flowbp_ray.engine import TorchEngine
 from flowbp_ray.planning import memory
 from flowbp_ray.planning.costs import Costs

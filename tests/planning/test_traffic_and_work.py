@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from flowbp_ray import backbones, loading
+from flowbp_ray import backbones
 from flowbp_ray.backbones.guidance import full_velocity
+from flowbp_ray.config import loading
 from flowbp_ray.metrics import state_bytes
 from flowbp_ray.planning import memory
 from flowbp_ray.planning.costs import Costs, largest

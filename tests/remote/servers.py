@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowbp_ray.config import RunConfig
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.messages import Item, Packed, RolloutReport, Version, pack
 from flowbp_ray.remote.exchange import DIGEST, ask
 from flowbp_ray.utils.addresses import bearer

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from flowbp_ray.config import RunConfig
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.messages import unpack
 from flowbp_ray.remote import codec
 from flowbp_ray.remote.client import RemoteScorer, Unavailable, assigned

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_clip import PROMPTS, clip_model, open_clip, pictures, save_clip, save_head, save_hps, slope_is_the_gradient
 
-from flowbp_ray import loading
+from flowbp_ray.config import loading
 from flowbp_ray.rewards import base
 from flowbp_ray.rewards.embedding import TextMemory
 

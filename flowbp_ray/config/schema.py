@@ -1,4 +1,4 @@
-"""A run's configuration: pydantic models. `flowbp_ray.loading` reads them from YAML."""
+"""A run's configuration: pydantic models. `flowbp_ray.config.loading` reads them from YAML."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pydantic import Field, field_validator, model_validator
 
 from flowbp_ray import backbones
 from flowbp_ray.backbones import Backbone
+from flowbp_ray.config.method import build_method
+from flowbp_ray.config.rewards import RewardsConfig
 from flowbp_ray.consistency import check_together, share_a_gpu
 from flowbp_ray.judges.config import JudgeConfig
-from flowbp_ray.reward_settings import RewardsConfig
 from flowbp_ray.rollouts import BatchShape
-from flowbp_ray.spelling import build_method
 from flowbp_ray.surrogate import Method
 from flowbp_ray.utils import addresses
 from flowbp_ray.utils.settings import ElasticPoolConfig, PoolConfig, ProcessConfig, Strict
