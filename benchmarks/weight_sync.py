@@ -37,7 +37,7 @@ from actors.learner import LearnerActor
 from actors.process import thread_env
 from flowbp_ray import weights
 from flowbp_ray.buckets import divide
-from flowbp_ray.config.schema import LearnersConfig
+from flowbp_ray.config.sections import LearnersConfig
 from flowbp_ray.engine import TorchEngine
 from flowbp_ray.fingerprint import fingerprint
 from flowbp_ray.learner import Learner

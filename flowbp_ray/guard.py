@@ -12,7 +12,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from flowbp_ray.config.schema import GuardConfig, RunConfig
+from flowbp_ray.config.schema import RunConfig
+from flowbp_ray.config.sections import GuardConfig
 from flowbp_ray.evaluate import Evaluation
 from flowbp_ray.run import Run
 from flowbp_ray.utils.errors import ConfigError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from flowbp_ray.config.schema import ScheduleConfig
+from flowbp_ray.config.sections import ScheduleConfig
 
 
 def factor(schedule: ScheduleConfig, step: int, steps: int) -> float:

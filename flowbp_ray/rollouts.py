@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from flowbp_ray import prompts
 from flowbp_ray.backbones.guidance import VelocityFn
+from flowbp_ray.config.sections import BatchShape
 from flowbp_ray.messages import Fault, Item, Packed, Rollout, RolloutReport, Version, pack
 from flowbp_ray.surrogate import (
     Cache,
@@ -32,23 +33,6 @@ from flowbp_ray.utils import random
 
 if TYPE_CHECKING:
     from flowbp_ray.config.schema import RunConfig
-
-
-@dataclass(frozen=True)
-class BatchShape:
-    """The batch words: batch = prompts_per_step × images_per_prompt, cut into items of rollout_batch rows."""
-
-    prompts_per_step: int
-    images_per_prompt: int
-    rollout_batch: int
-
-    @property
-    def batch(self) -> int:
-        return self.prompts_per_step * self.images_per_prompt
-
-    @property
-    def items(self) -> int:
-        return self.batch // self.rollout_batch
 
 
 def plans_of_step(method: Method, sigmas: Tensor, seed: int, step: int, rows: int) -> tuple[Plan, ...]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from flowbp_ray.buckets import Bucket, lay_out, stretch
-from flowbp_ray.config.schema import LearnersConfig
+from flowbp_ray.config.sections import LearnersConfig
 from flowbp_ray.ema import Ema
 from flowbp_ray.engine import adamw, needed, set_rate
 from flowbp_ray.fingerprint import Part, checksum

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from flowbp_ray import rate
 from flowbp_ray.checkpoint import Checkpoints
-from flowbp_ray.config.schema import EmaConfig, LearnersConfig, OptimizerConfig, ScheduleConfig
+from flowbp_ray.config.sections import EmaConfig, LearnersConfig, OptimizerConfig, ScheduleConfig
 from flowbp_ray.ema import Ema
 from flowbp_ray.engine import TorchEngine
 from flowbp_ray.evaluate import measure

@@ -15,7 +15,7 @@ from scipy import stats
 from actors.fleet import counted
 from flowbp_ray import backbones, prompts, weights
 from flowbp_ray.backbones.guidance import full_velocity, trained_velocity
-from flowbp_ray.config.schema import LoraConfig
+from flowbp_ray.config.sections import LoraConfig
 from flowbp_ray.embeddings import encode
 from flowbp_ray.evaluate import estimate, paired
 from flowbp_ray.messages import Version, pack, unpack

@@ -17,7 +17,7 @@ from actors.gang import Gang
 from actors.transport import load, restore
 from flowbp_ray import buckets, prompts
 from flowbp_ray.buckets import Bucket, divide, lay_out, stretch
-from flowbp_ray.config.schema import LearnersConfig
+from flowbp_ray.config.sections import LearnersConfig
 from flowbp_ray.ema import Ema
 from flowbp_ray.embeddings import PackedEmbeddings, encode
 from flowbp_ray.engine import TorchEngine

@@ -2,218 +2,36 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any, Literal
+import math
+from typing import TYPE_CHECKING, Any
 
-import torch
+from flowbp_ray.judges.config import check_names_and_ports
+
+if TYPE_CHECKING:
+    from flowbp_ray.config.schema import RunConfig
+
+from pathlib import Path
+from typing import Literal
+
 from pydantic import Field, field_validator, model_validator
 
-from flowbp_ray import backbones
-from flowbp_ray.backbones import Backbone
 from flowbp_ray.config.method import build_method
 from flowbp_ray.config.rewards import RewardsConfig
-from flowbp_ray.consistency import check_together, share_a_gpu
+from flowbp_ray.config.sections import (
+    BackboneConfig,
+    CheckpointConfig,
+    ClusterConfig,
+    DataConfig,
+    DriftConfig,
+    EncoderConfig,
+    EvaluationConfig,
+    GuardConfig,
+    LearnersConfig,
+    TrackingConfig,
+)
 from flowbp_ray.judges.config import JudgeConfig
-from flowbp_ray.rollouts import BatchShape
 from flowbp_ray.surrogate import Method
-from flowbp_ray.utils import addresses
-from flowbp_ray.utils.settings import ElasticPoolConfig, PoolConfig, ProcessConfig, Strict
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-class BackboneConfig(Strict):
-    """Which model, and how it is sampled. guidance 1 means none; detach_negative: no gradient through v_neg.
-
-    dtype: of the weights that compute; the masters are fp32. There is no float16: gradients would need loss scaling.
-    sigmas: `pipeline` is the grid of the family's pipeline in diffusers, `even` steps evenly before the shift. They
-    differ for sd35 only, whose published runs are even.
-    """
-
-    name: str
-    path: str | None = None
-    height: int = Field(64, gt=0)
-    width: int = Field(64, gt=0)
-    num_steps: int = Field(25, ge=1)
-    guidance: float = Field(1.0, ge=1.0)
-    detach_negative: bool = True
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    sigmas: Literal["pipeline", "even"] = "pipeline"
-
-    def open(self) -> Backbone:
-        """The family, which loads what it is asked for from `path`."""
-        backbone = backbones.get(self.name, self.path)
-        backbone.grid = self.sigmas
-        return backbone
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        return DTYPES[self.dtype]
-
-
-class DataConfig(Strict):
-    """prompts: a .txt, .jsonl or .parquet file, or shapes:<split>."""
-
-    prompts: str
-    prompts_per_step: int = Field(ge=1)
-    images_per_prompt: int = Field(1, ge=1)
-    rollout_batch: int = Field(ge=1)
-
-    @property
-    def shape(self) -> BatchShape:
-        return BatchShape(self.prompts_per_step, self.images_per_prompt, self.rollout_batch)
-
-
-class EncoderConfig(ProcessConfig):
-    """Encodes the prompts before anything else, and ends.
-
-    cache: the folder of embeddings on disk that runs share, or null for none. auto: `embeddings` below
-    $FLOWBP_RAY_CACHE, where that is set, else below flowbp_ray in $XDG_CACHE_HOME or ~/.cache.
-    """
-
-    cache: str | None = Field("auto", min_length=1)
-
-    @field_validator("cache")
-    @classmethod
-    def _absolute(cls, value: str | None) -> str | None:
-        """Relative to where the command runs: actors run elsewhere."""
-        return value if value == "auto" else addresses.absolute(value)
-
-
-class LoraConfig(Strict):
-    """Train low-rank adapters instead of all weights (peft). targets: None means the backbone's own choice."""
-
-    rank: int = Field(16, ge=1)
-    alpha: int = Field(16, ge=1)
-    targets: list[str] | None = None
-
-
-class ScheduleConfig(Strict):
-    """The learning rate over the run's steps: linear warm-up, then constant, or falling to `end` times the rate."""
-
-    name: Literal["constant", "linear", "cosine"] = "constant"
-    warmup: int = Field(0, ge=0)
-    end: float = Field(0.0, ge=0, le=1)
-
-
-class EmaConfig(Strict):
-    """An fp32 average of the trained weights, one update per optimizer step; evaluations and pictures use it."""
-
-    decay: float = Field(0.999, gt=0, lt=1)
-
-
-class BasePenaltyConfig(Strict):
-    """weight · mean square of v_theta − v_base at the active nodes, added to the loss; 0 only measures the distance."""
-
-    weight: float = Field(ge=0)
-
-
-class OptimizerConfig(Strict):
-    """AdamW, clipping by the global gradient norm."""
-
-    lr: float = Field(1e-5, gt=0)
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(1e-4, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    schedule: ScheduleConfig = ScheduleConfig()
-
-
-class LearnersConfig(PoolConfig):
-    """engine `torch` is plain AdamW on one rank; `deepspeed` shards over `count` ranks at ZeRO stage `zero`.
-
-    offload: masters and moments stay in host memory and AdamW runs there: slower, 12 bytes a parameter less on the GPU.
-    """
-
-    engine: Literal["torch", "deepspeed"] = "deepspeed"
-    zero: Literal[0, 1, 2, 3] = 2
-    offload: bool = False
-    micro_batch: int = Field(ge=1)
-    fuse: int = Field(1, ge=1)
-    gradient_checkpointing: bool = False
-    lora: LoraConfig | None = None
-    ema: EmaConfig | None = None
-    base_penalty: BasePenaltyConfig | None = None
-    optimizer: OptimizerConfig = OptimizerConfig()
-
-
-class EvaluationConfig(Strict):
-    """Every `every` steps (0: only before and after), the same noise and prompts each time, once per guidance.
-
-    `guidance` is measured every time, `guidance_ends` only before and after. num_steps: None means backbone.num_steps.
-    """
-
-    prompts: str | None = None
-    every: int = Field(0, ge=0)
-    limit: int | None = Field(None, ge=1)
-    batch: int = Field(30, ge=1)
-    num_steps: int | None = Field(None, ge=1)
-    guidance: list[float] = Field([1.0])
-    guidance_ends: list[float] = Field([])
-    pictures: int = Field(36, ge=1)
-    seed: int = 7
-
-
-class GuardConfig(Strict):
-    """Ends a run whose reward is being hacked; needs evaluations in its course.
-
-    metrics: name -> margin, in the metric's unit: monitors, the verifier, judges. Where one is more than its margin
-    below its start for `patience` evaluations in a row, while a reward that is trained on is above its start, then
-    warn; stop: end the run there; rollback: end it with the weights of the evaluation that was best.
-    """
-
-    metrics: dict[str, Annotated[float, Field(gt=0)]] = Field(min_length=1)
-    patience: int = Field(2, ge=1)
-    action: Literal["warn", "stop", "rollback"] = "stop"
-
-
-class CheckpointConfig(Strict):
-    """Every `every` steps (0: only at the end); the newest `keep` stay."""
-
-    every: int = Field(0, ge=0)
-    keep: int = Field(2, ge=1)
-
-
-class DriftConfig(Strict):
-    """How far the states have aged: the meter costs K velocities per image on the way to the learner.
-
-    max: samples above it are masked, and the mean is taken over the others; costs a pass without gradient.
-    """
-
-    meter: bool = False
-    max: float | None = Field(None, gt=0)
-
-    @property
-    def on(self) -> bool:
-        return self.meter or self.max is not None
-
-
-class TrackingConfig(Strict):
-    """wandb: log there too; offline unless an API key is set."""
-
-    wandb: bool = False
-    project: str = "flowbp_ray"
-
-
-class ClusterConfig(Strict):
-    """address: local starts a private Ray; auto joins a running one (what a submitted job does by itself).
-
-    tries: of an item before the run stops, and of the learner gang without a step in between. stall_timeout: seconds
-    without an answer. placement_timeout: seconds to find room for a pool, or for the cluster to grow. deterministic:
-    only deterministic GPU kernels (slower; CPUs are deterministic anyway). scaling: who changes the sizes of samplers
-    and rewards within their min and max: a hand, by `flowbp-ray scale`, or also the rule of `flowbp_ray.scaling`.
-    colocate: samplers, reward servers and the one learner share a GPU, whatever their gpus are: each process gets an
-    equal part, with room for as many as there may be. transport: how weights reach the samplers; there is one so far.
-    """
-
-    address: str = "local"
-    tries: int = Field(3, ge=1)
-    stall_timeout: float = Field(600.0, gt=0)
-    placement_timeout: float = Field(30.0, gt=0)
-    deterministic: bool = False
-    scaling: Literal["hand", "rule"] = "hand"
-    colocate: bool = False
-    transport: str = "object_store"
+from flowbp_ray.utils.settings import ElasticPoolConfig, Strict
 
 
 class RunConfig(Strict):
@@ -280,3 +98,157 @@ class RunConfig(Strict):
     @property
     def run_dir(self) -> Path:
         return Path(self.output) / self.name
+
+
+VERIFIED = ["verifier", "colour_entropy_bits"]  # what `evaluate.measure` adds where the prompts state the truth
+
+
+def check_together(config: RunConfig) -> None:
+    """Raises ValueError for numbers that are good each by itself and not together."""
+    _check_batch(config)
+    _check_engine(config)
+    _check_gpus(config)
+    _check_scaling(config)
+    _check_transport(config)
+    _check_guard(config)
+    _check_judges(config)
+
+
+def share_a_gpu(plain: Any) -> Any:
+    """With cluster.colocate the `gpus` of samplers, rewards and learners, in a plain tree: equal parts of one GPU."""
+    if (
+        not isinstance(plain, dict)
+        or not isinstance(plain.get("cluster"), dict)
+        or not plain["cluster"].get("colocate")
+    ):
+        return plain
+    roles = {role: plain.get(role) or {} for role in ("samplers", "rewards", "learners")}
+    try:
+        here = {role: keys for role, keys in roles.items() if not keys.get("url")}
+        processes = sum(keys.get("max") or keys.get("count", 1) for keys in here.values())
+        part = max(0.001, math.floor(1000 / processes) / 1000)  # Ray counts in ten-thousandths
+    except (AttributeError, TypeError, ZeroDivisionError):  # which validation will name
+        return plain
+    return plain | {role: {**keys, "gpus": part} for role, keys in here.items()}
+
+
+def _check_batch(config: RunConfig) -> None:
+    """What must divide what; the message says which number to write."""
+    data, learners = config.data, config.learners
+    batch, ranks, size = data.shape.batch, learners.count, data.rollout_batch
+    if batch % size:
+        raise ValueError(
+            f"the batch of {batch} rows (prompts_per_step x images_per_prompt) is not divisible by "
+            f"data.rollout_batch={size}; write data.rollout_batch={_divisor(batch, size)}"
+        )
+    if learners.engine == "torch" and ranks != 1:
+        raise ValueError(f"learners.engine=torch runs on one rank, got learners.count={ranks}; write learners.count=1")
+    if batch // size % ranks:
+        items = -(-(batch // size) // ranks) * ranks
+        raise ValueError(
+            f"{batch // size} items of {size} rows cannot be shared by learners.count={ranks}; write "
+            f"learners.count={_divisor(batch // size, ranks)}, or a batch of {items * size} rows"
+        )
+    rows = batch // ranks
+    if rows % learners.micro_batch:
+        raise ValueError(
+            f"a learner's {rows} rows are not divisible by learners.micro_batch={learners.micro_batch}; "
+            f"write learners.micro_batch={_divisor(rows, learners.micro_batch)}"
+        )
+
+
+def _check_gpus(config: RunConfig) -> None:
+    """What Ray and NCCL can give out: whole GPUs, or a part of one."""
+    pools = {"encoder": config.encoder, "samplers": config.samplers, "rewards": config.rewards}
+    for name, pool in (pools | {"learners": config.learners}).items():
+        if pool.gpus > 1 and not float(pool.gpus).is_integer():
+            raise ValueError(f"{name}.gpus={pool.gpus:g}: above 1 it must be a whole number; write {int(pool.gpus)}")
+    if config.rewards.url and config.rewards.gpus:
+        raise ValueError(
+            f"rewards.gpus={config.rewards.gpus:g} would wait for GPUs that rewards.url has no use for; "
+            "write rewards.gpus=0, or rewards.url=null (as for serve-reward)"
+        )
+    learners = config.learners
+    if config.cluster.colocate and learners.count > 1:
+        raise ValueError("cluster.colocate=true could put two ranks on one GPU, where NCCL cannot connect them; "
+                         "write learners.count=1, or cluster.colocate=false")  # fmt: skip
+    if 0 < learners.gpus < 1 and learners.count > 1:
+        raise ValueError(
+            f"learners.gpus={learners.gpus:g} could put two ranks on one GPU, where NCCL cannot connect them; "
+            "write learners.gpus=1, or learners.count=1"
+        )
+
+
+def _check_scaling(config: RunConfig) -> None:
+    """A rule needs room, and roles that work side by side: in step with one another they all wait."""
+    if config.cluster.scaling != "rule":
+        return
+    if config.staleness == 0:
+        raise ValueError("cluster.scaling=rule needs staleness=1 or more, or the roles wait for one another anyway")
+    if all(len(set(pool.bounds)) == 1 for pool in (config.samplers, config.rewards)):
+        raise ValueError("cluster.scaling=rule has nothing to change; write samplers.min and samplers.max")
+
+
+def _check_transport(config: RunConfig) -> None:
+    """Weights go through Ray's object store, which every device has. `actors.transport` says what another would be."""
+    asked = config.cluster.transport
+    if asked == "object_store":
+        return
+    lacking = [role for role in ("learners", "samplers") if not getattr(config, role).gpus]
+    if asked in ("nccl", "nixl") and lacking:
+        raise ValueError(
+            f"cluster.transport={asked} moves weights between GPUs, and {' and '.join(lacking)} have none; "
+            "write cluster.transport=object_store"
+        )
+    raise ValueError(f"cluster.transport={asked} is not there; write cluster.transport=object_store")
+
+
+def _check_guard(config: RunConfig) -> None:
+    """A guard needs something to look at: evaluations, and metrics that are not trained on."""
+    if config.guard is None:
+        return
+    if config.evaluation.prompts is None or not config.evaluation.every:
+        raise ValueError("guard judges evaluations in the run's course; write evaluation.prompts and evaluation.every")
+    trained, known = {t.name for t in config.rewards.terms}, [m.name for m in config.rewards.monitors]
+    known += VERIFIED if config.evaluation.prompts.startswith("shapes:") else []
+    known += config.judged
+    for name in config.guard.metrics:
+        if name in trained:
+            raise ValueError(f"guard.metrics names {name!r}, which is trained on; write what is only measured")
+        if name not in known:
+            raise ValueError(f"guard.metrics names {name!r}, which is not measured; write one of {', '.join(known)}")
+
+
+def _check_judges(config: RunConfig) -> None:
+    """Names and ports of their own, and pictures for monitors to look at."""
+    check_names_and_ports(config.judges, {"verifier", *(reward.name for reward in config.rewards.all)})
+    if config.gated and config.rewards.url:
+        raise ValueError("a gate looks at pictures, which remote reward servers keep; write rewards.url=null")
+    for judge in config.judges:
+        if judge.role == "monitor" and config.evaluation.prompts is None:
+            raise ValueError(f"judge {judge.name!r} looks at the pictures of evaluations; write evaluation.prompts")
+
+
+def _check_engine(config: RunConfig) -> None:
+    """What the engine cannot do, and staleness without its meter."""
+    learners = config.learners
+    if learners.engine == "deepspeed" and learners.zero == 0 and config.backbone.dtype != "float32":
+        raise ValueError(
+            f"learners.zero=0 keeps no fp32 masters of {config.backbone.dtype} weights; write learners.zero=1"
+        )
+    if learners.offload and (learners.engine == "torch" or learners.zero == 0):
+        raise ValueError("learners.offload needs shards: write learners.engine=deepspeed and learners.zero=1 or more")
+    if config.staleness > 1 and config.drift.max is None:
+        raise ValueError(
+            f"staleness={config.staleness} needs drift.max (samples that aged more are masked); "
+            "write drift.max=0.05, or staleness=1"
+        )
+    if learners.optimizer.schedule.warmup >= config.steps:
+        raise ValueError(
+            f"learners.optimizer.schedule.warmup={learners.optimizer.schedule.warmup} is not below steps={config.steps}"
+        )
+
+
+def _divisor(number: int, near: int) -> int:
+    """The largest divisor of `number` that is at most `near`."""
+    return max(d for d in range(1, min(number, near) + 1) if number % d == 0)

@@ -9,7 +9,7 @@ from torch import Tensor
 from flowbp_ray import backbones, weights
 from flowbp_ray.backbones import Conditioning, encode_all
 from flowbp_ray.backbones.guidance import full_velocity, trained_velocity
-from flowbp_ray.config.schema import LoraConfig
+from flowbp_ray.config.sections import LoraConfig
 
 from . import tiny
 from .conftest import Saved

@@ -7,7 +7,7 @@ import torch
 
 from flowbp_ray import backbones
 from flowbp_ray.backbones import encode_all, tokens
-from flowbp_ray.config.schema import BackboneConfig
+from flowbp_ray.config.sections import BackboneConfig
 from flowbp_ray.schedule import static_shift
 
 from . import tiny
