@@ -20,9 +20,9 @@ from flowbp_ray.engine import Engine, make_engine
 from flowbp_ray.fingerprint import Part
 from flowbp_ray.messages import Fault, Item, Packed, Rollout, StepReport, unpack
 from flowbp_ray.parcel import Packer, Parcel
-from flowbp_ray.penalty import base_penalty
 from flowbp_ray.surrogate import Plan
 from flowbp_ray.surrogate.backward import sweep
+from flowbp_ray.surrogate.penalty import base_penalty
 from flowbp_ray.utils.digest import digest_of_parts
 from flowbp_ray.utils.tracing import span
 from flowbp_ray.watch import Watch

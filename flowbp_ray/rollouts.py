@@ -28,7 +28,7 @@ from flowbp_ray.surrogate import (
     residuals,
     targets,
 )
-from flowbp_ray.trajectory import rollout
+from flowbp_ray.surrogate.trajectory import rollout
 from flowbp_ray.utils import random
 
 if TYPE_CHECKING:

@@ -10,17 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .active import (
-        DirichletPair,
-        LastNodes,
-        LateBiased,
-        MidpointJPair,
-        MidpointPair,
-        OneSegment,
-        Strided,
-        Supports,
-        UniformPair,
-    )
+    from flowbp_ray.surrogate.active import LastNodes, LateBiased, Strided, Supports
+    from flowbp_ray.surrogate.segments import DirichletPair, MidpointJPair, MidpointPair, OneSegment, UniformPair
+
     from .backward import SweepReport, endpoint, sweep
     from .cache import Cache, gather_states, gather_velocities, places, renoise, targets
     from .methods import METHODS, Draw, EarlyStop, LatePosterior, Method, TermBudget, WithRenoised

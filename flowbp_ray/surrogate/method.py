@@ -12,48 +12,12 @@ from typing import ClassVar, Literal, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from flowbp_ray.surrogate.segments import DirichletPair, MidpointJPair, MidpointPair, OneSegment, UniformPair
+from flowbp_ray.surrogate.targets import EarlyStop, LatePosterior, WithRenoised
+
 from . import active as who
 from . import quadrature as q
 from .plan import STRICT, Branch, Plan, PosteriorMean, Renoised, Sample, Segment, Similarity, Target
-
-
-@dataclass(frozen=True)
-class LatePosterior:
-    """Posterior mean at i, uniform over the last `last` nodes (ReFL, arXiv 2304.05977)."""
-
-    last: int = 11
-    kind: Literal["late_posterior"] = "late_posterior"
-    __pydantic_config__: ClassVar = STRICT
-
-    def __post_init__(self) -> None:
-        if self.last < 1:
-            raise ValueError(f"last must be at least 1, got {self.last}")
-
-
-@dataclass(frozen=True)
-class EarlyStop:
-    """Posterior mean at e = N − r, r uniform in 1…round(ratio·N) (DRTune, arXiv 2405.00760)."""
-
-    ratio: float = 0.4
-    kind: Literal["early_stop"] = "early_stop"
-    __pydantic_config__: ClassVar = STRICT
-
-    def __post_init__(self) -> None:
-        if not 0 < self.ratio <= 1:
-            raise ValueError(f"ratio must be in (0, 1], got {self.ratio}")
-
-
-@dataclass(frozen=True)
-class WithRenoised:
-    """The last posterior mean, and for each of n fresh ε one at y = (1−s)·x[N] + s·ε (DRaFT-LV, arXiv 2309.17400)."""
-
-    n: int = 2
-    kind: Literal["renoised"] = "renoised"
-    __pydantic_config__: ClassVar = STRICT
-
-    def __post_init__(self) -> None:
-        if self.n < 1:
-            raise ValueError(f"n must be at least 1 (or write target: sample), got {self.n}")
 
 
 @dataclass(frozen=True)
@@ -80,9 +44,7 @@ class Method:
     target: Sample | LatePosterior | EarlyStop | WithRenoised = field(default=Sample())
     active: who.LateBiased | who.Strided | who.LastNodes | who.Supports = field(default=who.LateBiased())
     weights: q.Euler | q.Lagrange | q.Uniform | q.AdamsBashforth = field(default=q.Euler())
-    segments: who.OneSegment | who.UniformPair | who.DirichletPair | who.MidpointPair | who.MidpointJPair = field(
-        default=who.OneSegment()
-    )
+    segments: OneSegment | UniformPair | DirichletPair | MidpointPair | MidpointJPair = field(default=OneSegment())
     coupling: float = 0.0
     rescale: float = 0.0
     tail_ratio: float = 1.0
@@ -91,7 +53,7 @@ class Method:
     __pydantic_config__: ClassVar = STRICT
 
     def __post_init__(self) -> None:
-        one, supports = isinstance(self.segments, who.OneSegment), isinstance(self.active, who.Supports)
+        one, supports = isinstance(self.segments, OneSegment), isinstance(self.active, who.Supports)
         if not 0 <= self.coupling <= 1:
             raise ValueError(f"coupling must be in [0, 1], got {self.coupling}")
         if one and self.coupling > 0:
@@ -123,7 +85,7 @@ class Method:
 
     def window(self, n: int) -> int:
         """W = max(3, ceil(tail_ratio·n)) trainable nodes at the end of a grid of n nodes (1 for a single segment)."""
-        least = 1 if isinstance(self.segments, who.OneSegment) else 3
+        least = 1 if isinstance(self.segments, OneSegment) else 3
         return min(n, max(least, int(np.ceil(self.tail_ratio * n - 1e-9))))
 
     def check(self, num_steps: int) -> None:
@@ -135,7 +97,7 @@ class Method:
         most = self.window(num_steps)
         if not isinstance(self.active, who.Supports) and self.active.k > most:
             raise ValueError(f"active steps k must be in [1, {most}], got {self.active.k}")
-        if not isinstance(self.segments, who.OneSegment) and window < self.segments.least:
+        if not isinstance(self.segments, OneSegment) and window < self.segments.least:
             raise ValueError(
                 f"segments {self.segments.kind} needs {self.segments.least} trainable nodes, got {window}: "
                 "raise num_steps, or let the target end later"
@@ -157,7 +119,7 @@ class Method:
             end = num_steps - int(rng.integers(1, round(self.target.ratio * num_steps) + 1))
         n = num_steps if end is None else end + 1
         window = self.window(n)
-        if isinstance(self.segments, who.OneSegment):
+        if isinstance(self.segments, OneSegment):
             if isinstance(self.active, who.Supports):
                 return Draw(end)
             return Draw(end, nodes=who.pick_one(self.active, n, window, rng))
@@ -196,7 +158,7 @@ class Method:
         """The largest number of VJPs of any draw, fixed in advance so that all ranks can pad to it."""
         self.check(num_steps)
         window = self.window(num_steps)
-        parts = 1 if isinstance(self.segments, who.OneSegment) else 2
+        parts = 1 if isinstance(self.segments, OneSegment) else 2
         most = min(parts * self.active.count, window) if isinstance(self.active, who.Supports) else self.active.k
         junction = self.coupling > 0
         return TermBudget(most - junction + self.renoised, junction)
@@ -227,7 +189,7 @@ class Method:
         return PosteriorMean(end), [*sigma[: end + 1], 0.0]
 
     def _ranges(self, draw: Draw, trainable: int, n: int) -> list[tuple[int, int]]:
-        if isinstance(self.segments, who.OneSegment):
+        if isinstance(self.segments, OneSegment):
             return [(trainable, n)]
         start = draw.k if self.segments.start == "k" else trainable
         if start is None or draw.j is None or not trainable <= start < draw.j < n:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from flowbp_ray.surrogate.method import Draw, Method, TermBudget
+from flowbp_ray.surrogate.segments import DirichletPair, UniformPair
+from flowbp_ray.surrogate.targets import EarlyStop, LatePosterior, WithRenoised
+
 from . import active as who
 from . import quadrature as q
-from .method import Draw, EarlyStop, LatePosterior, Method, TermBudget, WithRenoised
 from .plan import Similarity
 
 __all__ = ["METHODS", "Draw", "EarlyStop", "LatePosterior", "Method", "TermBudget", "WithRenoised"]
@@ -32,7 +35,7 @@ def leapalign(alpha: float = 0.3, tau: float = 0.1) -> Method:
     return Method(
         active=who.Supports(order=1, mode="start", max_active=1),
         weights=q.Lagrange(),
-        segments=who.UniformPair(),
+        segments=UniformPair(),
         coupling=alpha,
         similarity=Similarity(tau),
     )
@@ -49,7 +52,7 @@ def flowbp_bridge(
     """FlowBP-Bridge: late-biased nodes on both sides of a junction."""
     return Method(
         active=who.LateBiased(k, late_bias),
-        segments=who.UniformPair(start="window"),
+        segments=UniformPair(start="window"),
         coupling=alpha,
         rescale=rescale,
         tail_ratio=tail,
@@ -68,7 +71,7 @@ def flowbp_lagrange(
     return Method(
         active=who.Supports(order, mode="midpoint", max_active=2, scale=0.25),
         weights=q.Lagrange(),
-        segments=who.DirichletPair(2.5, 6.0, 2.0, max_j_rev),
+        segments=DirichletPair(2.5, 6.0, 2.0, max_j_rev),
         coupling=alpha,
         rescale=rescale,
         tail_ratio=tail,

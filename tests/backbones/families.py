@@ -13,7 +13,7 @@ from flowbp_ray.backbones import Backbone, Embeddings
 from flowbp_ray.backbones.guidance import full_velocity
 from flowbp_ray.config import loading
 from flowbp_ray.config.schema import RunConfig
-from flowbp_ray.trajectory import rollout
+from flowbp_ray.surrogate.trajectory import rollout
 
 PROMPTS = ["a red circle", "two blue squares above the green circle", "", "a circle of green and of red on blue"]
 GUIDANCE = {"sd35": "guidance_scale", "flux1": "guidance_scale", "flux2": "guidance_scale"}  # qwen_image: true_cfg

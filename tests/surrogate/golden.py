@@ -29,7 +29,7 @@ from flowbp_ray.surrogate import (
     Uniform,
     renoise,
 )
-from flowbp_ray.trajectory import rollout
+from flowbp_ray.surrogate.trajectory import rollout
 
 FOLDER = Path(__file__).parent.parent / "data" / "golden"
 CASES = sorted(path.stem for path in FOLDER.glob("*.safetensors") if ".model" not in path.name)

@@ -39,7 +39,7 @@ from flowbp_ray.surrogate import (
     WithRenoised,
     renoise,
 )
-from flowbp_ray.trajectory import rollout
+from flowbp_ray.surrogate.trajectory import rollout
 
 WIDTH = 3
 

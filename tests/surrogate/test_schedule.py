@@ -10,7 +10,7 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 
 from flowbp_ray.schedule import dynamic_shift, flux1_mu, flux2_mu, static_shift
-from flowbp_ray.trajectory import rollout
+from flowbp_ray.surrogate.trajectory import rollout
 
 STEPS = [1, 2, 8, 25, 40, 50]
 
