@@ -24,9 +24,9 @@ from actors.reward import RemoteReward
 from actors.roles import REAL, Roles
 from actors.sampler import RemoteSampler
 from flowbp_ray.backbones import distinct
+from flowbp_ray.backbones.embeddings import Encoded
 from flowbp_ray.config.rewards import RewardsConfig
 from flowbp_ray.config.schema import RunConfig
-from flowbp_ray.embeddings import Encoded
 from flowbp_ray.remote.client import assigned
 from flowbp_ray.utils.errors import RunFailed
 from flowbp_ray.utils.files import cache_path

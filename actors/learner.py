@@ -11,8 +11,8 @@ from typing import Any
 
 import ray
 
+from flowbp_ray.backbones.embeddings import PackedEmbeddings
 from flowbp_ray.config.schema import RunConfig
-from flowbp_ray.embeddings import PackedEmbeddings
 from flowbp_ray.fingerprint import Part
 from flowbp_ray.messages import Packed, Rollout, StepReport
 from flowbp_ray.parcel import Parcel

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.sizes import Size
+from flowbp_ray.backbones.base import unit_images
 from flowbp_ray.backbones.pipeline import PipelineBackbone, diffusers_class
-from flowbp_ray.rewards.objective import RewardTerm, score_and_cotangent, unit_images
+from flowbp_ray.rewards.objective import RewardTerm, score_and_cotangent
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

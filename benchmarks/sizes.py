@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowbp_ray import backbones
 from flowbp_ray.backbones.pipeline import PipelineBackbone
+from flowbp_ray.backbones.registry import BACKBONES
 
 SCHEDULERS: dict[str, dict[str, Any]] = {
     "sd35": {"shift": 3.0},
@@ -52,7 +52,7 @@ class Size:
         with tempfile.TemporaryDirectory() as folder:
             for name, content in self.files().items():
                 _write(Path(folder) / name, content)
-            opened = backbones.BACKBONES[self.family]
+            opened = BACKBONES[self.family]
             assert issubclass(opened, PipelineBackbone)
             backbone = opened(folder)
             assert backbone.vae_config and backbone.scheduler  # read here: the folder is about to go
@@ -60,7 +60,7 @@ class Size:
 
     def files(self) -> dict[str, dict[str, Any]]:
         """The configuration files of the model's folder, by their path in it."""
-        opened: Any = backbones.BACKBONES[self.family]
+        opened: Any = BACKBONES[self.family]
         scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", **SCHEDULERS[self.family]}
         return {
             "scheduler/scheduler_config.json": scheduler,

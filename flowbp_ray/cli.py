@@ -52,8 +52,8 @@ def encode(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     """Fill the embedding cache with a run's prompts, in this process; the text encoders are gone when it ends."""
     from rich.progress import Progress as Bar
 
+    from flowbp_ray.backbones.embeddings import fill
     from flowbp_ray.checks import read_prompts
-    from flowbp_ray.embeddings import fill
 
     settings = loading.load(config, overrides or [])
     train_prompts, held_out = read_prompts(settings)

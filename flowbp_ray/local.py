@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from flowbp_ray import prompts, weights
+from flowbp_ray.backbones.embeddings import encode
 from flowbp_ray.config.schema import RunConfig
-from flowbp_ray.embeddings import encode
 from flowbp_ray.learner import Learner
 from flowbp_ray.messages import Item, RolloutReport, Scored, StepReport, Version, unpack
 from flowbp_ray.parcel import Parcel

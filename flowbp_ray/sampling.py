@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from flowbp_ray import weights
 from flowbp_ray.backbones import Embeddings
+from flowbp_ray.backbones.embeddings import PackedEmbeddings
 from flowbp_ray.backbones.guidance import VelocityFn, full_velocity, trained_velocity
 from flowbp_ray.config.schema import RunConfig
-from flowbp_ray.embeddings import PackedEmbeddings
 from flowbp_ray.fingerprint import fingerprint
 from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport, Version
 from flowbp_ray.parcel import Parcel

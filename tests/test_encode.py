@@ -15,9 +15,9 @@ import torch
 
 from flowbp_ray import prompts
 from flowbp_ray.backbones import ShapesBackbone
+from flowbp_ray.backbones.embeddings import PackedEmbeddings, encode, fill
 from flowbp_ray.cli import app, guarded
 from flowbp_ray.config.schema import RunConfig
-from flowbp_ray.embeddings import PackedEmbeddings, encode, fill
 from flowbp_ray.local import LocalLoop
 from flowbp_ray.messages import Item, RolloutReport, Scored
 from flowbp_ray.metrics import travel

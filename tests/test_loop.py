@@ -10,9 +10,9 @@ import torch
 
 from actors.transport import load
 from flowbp_ray import driver, prompts
+from flowbp_ray.backbones.embeddings import PackedEmbeddings, encode
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.driver import Loop
-from flowbp_ray.embeddings import PackedEmbeddings, encode
 from flowbp_ray.local import LocalLoop
 from flowbp_ray.parcel import together
 from flowbp_ray.run import Run

@@ -16,10 +16,10 @@ from actors import gang as gangs
 from actors.gang import Gang
 from actors.transport import load, restore
 from flowbp_ray import buckets, prompts
+from flowbp_ray.backbones.embeddings import PackedEmbeddings, encode
 from flowbp_ray.buckets import Bucket, divide, lay_out, stretch
 from flowbp_ray.config.sections import LearnersConfig
 from flowbp_ray.ema import Ema
-from flowbp_ray.embeddings import PackedEmbeddings, encode
 from flowbp_ray.engine import TorchEngine
 from flowbp_ray.fingerprint import fingerprint
 from flowbp_ray.local import LocalLoop

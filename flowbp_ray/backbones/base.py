@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,55 +14,6 @@ Conditioning = dict[str, Tensor]  # name -> [rows, ...]; what the transformer ne
 
 Encode = Callable[[str], Conditioning]
 """One prompt to its conditioning [1, ...]. One at a time: what shares a batch with a prompt changes its bits."""
-
-
-@dataclass(frozen=True)
-class Embeddings:
-    """Encoded prompts, each distinct text once. Row 0 is the empty (negative) prompt.
-
-    tensors: name -> [distinct texts, ...]. places: the row of each prompt of the run, by prompt id.
-    """
-
-    tensors: Conditioning
-    places: tuple[int, ...]
-
-    def rows(self, prompt_ids: Sequence[int]) -> Conditioning:
-        """Conditioning of these prompts, [len(prompt_ids), ...] each."""
-        index = torch.tensor([self.places[i] for i in prompt_ids], dtype=torch.long)
-        return {name: tensor[index] for name, tensor in self.tensors.items()}
-
-    def negative(self, rows: int) -> Conditioning:
-        """The empty prompt's conditioning, repeated for `rows` rows."""
-        return {name: t[:1].expand(rows, *t.shape[1:]) for name, t in self.tensors.items()}
-
-
-def encode_all(encode: Encode, prompts: Sequence[str]) -> Embeddings:
-    """Encode the empty prompt and `prompts`, each distinct text once: whoever does it gets the same bits."""
-    texts = distinct(prompts)
-    row = {text: i for i, text in enumerate(texts)}
-    return Embeddings(_stacked([encode(text) for text in texts]), tuple(row[prompt] for prompt in prompts))
-
-
-def distinct(prompts: Sequence[str]) -> list[str]:
-    """What is to be encoded: the empty prompt, then every other text once, in order."""
-    return list(dict.fromkeys(["", *prompts]))
-
-
-def _stacked(parts: Sequence[Conditioning]) -> Conditioning:
-    """Parts [1, ...] one below the other; where they differ in length (axis 1), zeros follow the shorter ones.
-
-    The parts are taken apart on the way: the table may be large, and memory holds it once.
-    """
-
-    def stack(name: str) -> Tensor:
-        first, longest = parts[0][name], max(part[name].shape[1] for part in parts)
-        table = first.new_zeros(len(parts), longest, *first.shape[2:])
-        for row, part in zip(table, parts, strict=True):
-            tensor = part.pop(name)
-            row[: tensor.shape[1]] = tensor[0]
-        return table
-
-    return {name: stack(name) for name in list(parts[0])}
 
 
 class Backbone(abc.ABC):
@@ -144,7 +94,7 @@ class Backbone(abc.ABC):
 
     def load_decoder(self, device: str = "cpu") -> Callable[[Tensor], Tensor]:
         """A differentiable function from latents [B, C, h, w] to images [B, 3, H, W] in 0..1, both on `device`."""
-        from flowbp_ray.rewards.objective import unit_images
+        pass
 
         vae = self.load_vae().to(device)
         return lambda latents: unit_images(self.decode(vae, latents.float()))
@@ -168,3 +118,12 @@ class Backbone(abc.ABC):
     def guide(self, v_cond: Tensor, v_neg: Tensor, guidance: float) -> Tensor:
         """v_neg + g·(v_cond − v_neg), all [R, ...]."""
         return v_neg + guidance * (v_cond - v_neg)
+
+
+def unit_images(decoded: Tensor) -> Tensor:
+    """Map a decoder's -1..1 output to 0..1 and clamp, as diffusers and the published rewards do.
+
+    The clamp is hard: a channel pushed outside 0..1 shows the reward its nearest legal value and gets no gradient.
+    That is wanted. A gradient passed outwards would let the sample win reward that no saved picture can show.
+    """
+    return (decoded * 0.5 + 0.5).clamp(0.0, 1.0)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from flowbp_ray.backbones import tokens
 from flowbp_ray.backbones.base import Conditioning
 from flowbp_ray.backbones.pipeline import PipelineBackbone, timestep
-from flowbp_ray.schedule import flux2_mu
+from flowbp_ray.backbones.sigmas import flux2_mu
 
 
 class Flux2Backbone(PipelineBackbone):

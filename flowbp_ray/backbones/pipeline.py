@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from flowbp_ray.backbones.base import Backbone, Conditioning, Encode
 from flowbp_ray.backbones.folder import Folder, stored_dtype
-from flowbp_ray.schedule import flux1_mu
+from flowbp_ray.backbones.sigmas import flux1_mu
 
 
 class PipelineBackbone(Backbone):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from flowbp_ray.backbones.base import Backbone, Conditioning, Encode
 from flowbp_ray.backbones.folder import Folder
-from flowbp_ray.schedule import static_shift
+from flowbp_ray.backbones.sigmas import static_shift
 
 
 class ShapesBackbone(Backbone):

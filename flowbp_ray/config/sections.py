@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from flowbp_ray.backbones.registry import get
+
 if TYPE_CHECKING:
     pass
 
@@ -14,7 +16,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from flowbp_ray import backbones
 from flowbp_ray.backbones import Backbone
 from flowbp_ray.utils import addresses
 from flowbp_ray.utils.settings import PoolConfig, ProcessConfig, Strict
@@ -42,7 +43,7 @@ class BackboneConfig(Strict):
 
     def open(self) -> Backbone:
         """The family, which loads what it is asked for from `path`."""
-        backbone = backbones.get(self.name, self.path)
+        backbone = get(self.name, self.path)
         backbone.grid = self.sigmas
         return backbone
 

@@ -8,12 +8,13 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from flowbp_ray import backbones, weights
+from flowbp_ray import weights
 from flowbp_ray.backbones import Backbone, Conditioning
+from flowbp_ray.backbones.base import unit_images
 from flowbp_ray.backbones.guidance import full_velocity, one_branch, trained_velocity
+from flowbp_ray.backbones.registry import get
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.planning.trace import Cost, cost_of, fake_mode, held_by, hollow
-from flowbp_ray.rewards.objective import unit_images
 
 T = TypeVar("T")
 
@@ -24,7 +25,7 @@ class Costs:
     def __init__(self, config: RunConfig) -> None:
         """Raises ValueError where the folder is none of the family's, or the size cannot be drawn."""
         model = config.backbone
-        self.backbone: Backbone = backbones.get(model.name, model.path)
+        self.backbone: Backbone = get(model.name, model.path)
         self.latent_shape = self.backbone.latent_shape(model.height, model.width)
         self.known: dict[tuple[Any, ...], Any] = {}
 

@@ -3,7 +3,8 @@
 Adding a reward is one file with a class that satisfies `Reward`, and one line in `base.REWARDS`.
 """
 
+from flowbp_ray.backbones.base import unit_images
 from flowbp_ray.rewards.base import REWARDS, Reward, build
-from flowbp_ray.rewards.objective import Objective, RewardTerm, score_and_cotangent, unit_images
+from flowbp_ray.rewards.objective import Objective, RewardTerm, score_and_cotangent
 
 __all__ = ["REWARDS", "Objective", "Reward", "RewardTerm", "build", "score_and_cotangent", "unit_images"]

@@ -55,15 +55,6 @@ class Objective:
     bad: tuple[tuple[int, str, str | None], ...] = ()
 
 
-def unit_images(decoded: Tensor) -> Tensor:
-    """Map a decoder's -1..1 output to 0..1 and clamp, as diffusers and the published rewards do.
-
-    The clamp is hard: a channel pushed outside 0..1 shows the reward its nearest legal value and gets no gradient.
-    That is wanted. A gradient passed outwards would let the sample win reward that no saved picture can show.
-    """
-    return (decoded * 0.5 + 0.5).clamp(0.0, 1.0)
-
-
 def score_and_cotangent(
     target: Tensor,
     decode: Decode,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flowbp_ray import backbones
+from flowbp_ray.backbones.registry import BACKBONES, get
 from flowbp_ray.config import loading
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.surrogate import METHODS, Method
@@ -100,7 +100,7 @@ def test_the_run_has_the_published_numbers(run: tuple[str, str, RunConfig]) -> N
     assert model.detach_negative == ([method, family] not in PUBLISHED["negative_not_detached"])
     assert config.evaluation.num_steps == PUBLISHED["evaluation_steps"][family]
     assert config.evaluation.guidance == [model.guidance]
-    embedded = backbones.BACKBONES[family].embedded_guidance
+    embedded = BACKBONES[family].embedded_guidance
     assert embedded == (family in PUBLISHED["embedded_guidance"])
 
 
@@ -116,13 +116,13 @@ def test_the_path_is_yours_to_give(run: tuple[str, str, RunConfig]) -> None:
     family, method, config = run
     assert config.backbone.path is None
     with pytest.raises(ValueError, match=f"backbone '{family}' needs its weights; write backbone.path"):
-        backbones.get(config.backbone.name, config.backbone.path)
+        get(config.backbone.name, config.backbone.path)
     assert loading.load(f"{family}_{method}", ["backbone.path=models/mine"]).backbone.path == "models/mine"
 
 
 def test_every_family_has_a_configuration() -> None:
     names = {path.stem for path in (loading.shipped() / "backbones").glob("*.yaml")}
-    assert names == set(backbones.BACKBONES)
+    assert names == set(BACKBONES)
 
 
 def test_qwen_image_takes_any_method(tmp_path: Path) -> None:

@@ -16,13 +16,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from flowbp_ray import backbones
 from flowbp_ray.backbones import Backbone, Conditioning, Embeddings, encode_all
+from flowbp_ray.backbones.embedding_cache import EmbeddingCache, identity
+from flowbp_ray.backbones.embeddings import Encoder, encode, fill
 from flowbp_ray.backbones.flux2 import Flux2Backbone
+from flowbp_ray.backbones.registry import BACKBONES, get
 from flowbp_ray.config import loading
 from flowbp_ray.config.schema import RunConfig
-from flowbp_ray.embedding_cache import EmbeddingCache, identity
-from flowbp_ray.embeddings import Encoder, encode, fill
 from flowbp_ray.utils import files
 from flowbp_ray.utils.digest import file_digest
 from flowbp_ray.utils.files import cache_folder
@@ -64,7 +64,7 @@ def refuse(*arguments: object) -> Any:
 
 
 def encoder_class(name: str) -> type[Backbone]:
-    return backbones.BACKBONES[name]
+    return BACKBONES[name]
 
 
 @pytest.mark.parametrize("name", tiny.NAMES)
@@ -132,7 +132,7 @@ def test_the_key_is_what_the_encoders_files_hold(saved: Saved, copy: Path, tmp_p
     """Wherever they are; and nothing else of the model's folder."""
 
     def key(folder: Path) -> str:
-        return identity(backbones.get("flux2", str(folder)), 1, "cpu", tmp_path / "files")
+        return identity(get("flux2", str(folder)), 1, "cpu", tmp_path / "files")
 
     assert key(copy) == key(saved("flux2")[0])
     change, counts = CHANGES[what]
@@ -143,7 +143,7 @@ def test_the_key_is_what_the_encoders_files_hold(saved: Saved, copy: Path, tmp_p
 def test_the_key_has_the_prompt_the_hidden_layers_and_the_threads(
     saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    backbone = backbones.get("flux2", str(saved("flux2")[0]))
+    backbone = get("flux2", str(saved("flux2")[0]))
     cache = EmbeddingCache(tmp_path, backbone, 1)
     assert len({cache.path(prompt) for prompt in PROMPTS}) == DISTINCT
     assert cache.path("a red circle") == EmbeddingCache(tmp_path, backbone, 1).path("a red circle")
@@ -192,7 +192,7 @@ def test_a_broken_file_is_encoded_again(
     with caplog.at_level(logging.WARNING):
         report = fill(config, PROMPTS)
     assert (report.found, report.encoded, report.broken) == (DISTINCT - 1, 1, (bad,))
-    [record] = [r for r in caplog.records if r.name == "flowbp_ray.embedding_cache"]
+    [record] = [r for r in caplog.records if r.name == "flowbp_ray.backbones.embedding_cache"]
     assert f"{bad} is broken and is encoded again" in record.getMessage()
     assert same(encode(config, PROMPTS), fresh) and fill(config, PROMPTS).encoded == 0
 

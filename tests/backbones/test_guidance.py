@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowbp_ray import backbones, weights
+from flowbp_ray import weights
 from flowbp_ray.backbones import Conditioning, encode_all
 from flowbp_ray.backbones.guidance import full_velocity, trained_velocity
+from flowbp_ray.backbones.registry import get
 from flowbp_ray.config.sections import LoraConfig
 
 from . import tiny
@@ -21,7 +22,7 @@ class Setting:
     """A loaded family with a batch of two states at different nodes and their prompts."""
 
     def __init__(self, name: str, saved: Saved) -> None:
-        self.name, self.backbone = name, backbones.get(name, str(saved(name)[0]))
+        self.name, self.backbone = name, get(name, str(saved(name)[0]))
         self.transformer = self.backbone.load_transformer(torch.float32)
         table = encode_all(self.backbone.load_encoder(), ["a red circle", "two blue squares"])
         self.cond, self.negative = table.rows([0, 1]), table.negative(2)

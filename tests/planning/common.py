@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowbp_ray import backbones, weights
+from flowbp_ray import weights
 from flowbp_ray.backbones.guidance import trained_velocity
+from flowbp_ray.backbones.registry import get
 from flowbp_ray.config import loading
 from flowbp_ray.config.schema import RunConfig
 
@@ -46,7 +47,7 @@ def peak_of(work: Callable[[], object]) -> int:
 def real_node(config: RunConfig, module: Any) -> tuple[Callable[[], Tensor], nn.Module]:
     """A learner's forward on real tensors, gradients being there already; and what it trains."""
     backbone, model, learners = (
-        backbones.get(config.backbone.name, config.backbone.path),
+        get(config.backbone.name, config.backbone.path),
         config.backbone,
         config.learners,
     )

@@ -10,7 +10,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from flowbp_ray.schedule import static_shift
+from flowbp_ray.backbones.sigmas import static_shift
 from flowbp_ray.surrogate import (
     AdamsBashforth,
     Branch,

@@ -13,7 +13,7 @@ import pytest
 import torch
 from scipy import stats
 
-from flowbp_ray.schedule import static_shift
+from flowbp_ray.backbones.sigmas import static_shift
 from flowbp_ray.surrogate import (
     METHODS,
     DirichletPair,

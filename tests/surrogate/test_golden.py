@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowbp_ray.schedule import dynamic_shift, flux1_mu, flux2_mu, static_shift
+from flowbp_ray.backbones.sigmas import dynamic_shift, flux1_mu, flux2_mu, static_shift
 from flowbp_ray.surrogate import endpoint, gather_states, omega, residuals, sweep, targets
 
 from .golden import CASES, Golden

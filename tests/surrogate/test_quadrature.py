@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowbp_ray.schedule import dynamic_shift, static_shift
+from flowbp_ray.backbones.sigmas import dynamic_shift, static_shift
 from flowbp_ray.surrogate.quadrature import anchored, backward_nodes, lagrange, rescale_factor, spread
 from flowbp_ray.utils.random import stream
 

@@ -9,7 +9,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 
-from flowbp_ray.schedule import dynamic_shift, flux1_mu, flux2_mu, static_shift
+from flowbp_ray.backbones.sigmas import dynamic_shift, flux1_mu, flux2_mu, static_shift
 from flowbp_ray.surrogate.trajectory import rollout
 
 STEPS = [1, 2, 8, 25, 40, 50]

@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from flowbp_ray.backbones import Conditioning, Embeddings, Encode, distinct, encode_all
+from flowbp_ray.backbones.base import Conditioning, Encode
+from flowbp_ray.backbones.embedding_cache import EmbeddingCache
 from flowbp_ray.config.schema import RunConfig
-from flowbp_ray.embedding_cache import EmbeddingCache
 from flowbp_ray.messages import Encoded, Packed, pack_all, unpack_all
 from flowbp_ray.utils.files import cache_folder
 from flowbp_ray.utils.random import deterministic
@@ -118,3 +120,52 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Encoded prompts, each distinct text once. Row 0 is the empty (negative) prompt.
+
+    tensors: name -> [distinct texts, ...]. places: the row of each prompt of the run, by prompt id.
+    """
+
+    tensors: Conditioning
+    places: tuple[int, ...]
+
+    def rows(self, prompt_ids: Sequence[int]) -> Conditioning:
+        """Conditioning of these prompts, [len(prompt_ids), ...] each."""
+        index = torch.tensor([self.places[i] for i in prompt_ids], dtype=torch.long)
+        return {name: tensor[index] for name, tensor in self.tensors.items()}
+
+    def negative(self, rows: int) -> Conditioning:
+        """The empty prompt's conditioning, repeated for `rows` rows."""
+        return {name: t[:1].expand(rows, *t.shape[1:]) for name, t in self.tensors.items()}
+
+
+def encode_all(encode: Encode, prompts: Sequence[str]) -> Embeddings:
+    """Encode the empty prompt and `prompts`, each distinct text once: whoever does it gets the same bits."""
+    texts = distinct(prompts)
+    row = {text: i for i, text in enumerate(texts)}
+    return Embeddings(_stacked([encode(text) for text in texts]), tuple(row[prompt] for prompt in prompts))
+
+
+def distinct(prompts: Sequence[str]) -> list[str]:
+    """What is to be encoded: the empty prompt, then every other text once, in order."""
+    return list(dict.fromkeys(["", *prompts]))
+
+
+def _stacked(parts: Sequence[Conditioning]) -> Conditioning:
+    """Parts [1, ...] one below the other; where they differ in length (axis 1), zeros follow the shorter ones.
+
+    The parts are taken apart on the way: the table may be large, and memory holds it once.
+    """
+
+    def stack(name: str) -> Tensor:
+        first, longest = parts[0][name], max(part[name].shape[1] for part in parts)
+        table = first.new_zeros(len(parts), longest, *first.shape[2:])
+        for row, part in zip(table, parts, strict=True):
+            tensor = part.pop(name)
+            row[: tensor.shape[1]] = tensor[0]
+        return table
+
+    return {name: stack(name) for name in list(parts[0])}
