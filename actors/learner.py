@@ -13,10 +13,10 @@ import ray
 
 from flowbp_ray.backbones.embeddings import PackedEmbeddings
 from flowbp_ray.config.schema import RunConfig
-from flowbp_ray.fingerprint import Part
 from flowbp_ray.messages import Packed, Rollout, StepReport
-from flowbp_ray.parcel import Parcel
 from flowbp_ray.utils.tracing import span
+from flowbp_ray.weights.fingerprint import Part
+from flowbp_ray.weights.packing import Parcel
 
 
 class LearnerActor:

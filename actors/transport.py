@@ -1,6 +1,6 @@
 """How weights travel: published by return value, a bucket an object, read by those who lack that version.
 
-Every rank returns its own buckets (`flowbp_ray.buckets`), all ranks at a time. Objects cross the network once per node,
+Every rank returns its own buckets (`flowbp_ray.weights.buckets`), all ranks at a time. Objects cross the network once per node,
 whoever there asks first; its other samplers read the same memory. Another transport (NCCL, NIXL) replaces `publish` and
 `load`, and says by its own kind of Reference where the weights are.
 """
@@ -15,10 +15,10 @@ from typing import Any
 import ray
 from torch import Tensor
 
-from flowbp_ray.buckets import divide
-from flowbp_ray.fingerprint import combine, fingerprint
 from flowbp_ray.messages import Version
-from flowbp_ray.parcel import Parcel, together
+from flowbp_ray.weights.buckets import divide
+from flowbp_ray.weights.fingerprint import combine, fingerprint
+from flowbp_ray.weights.packing import Parcel, together
 
 Reference = list[Any]
 """References to objects inside a list: Ray then hands over the references, and only `load` and `read` move bytes."""

@@ -35,15 +35,14 @@ from torch import nn
 from actors import transport
 from actors.learner import LearnerActor
 from actors.process import thread_env
-from flowbp_ray import weights
-from flowbp_ray.buckets import divide
 from flowbp_ray.config.sections import LearnersConfig
 from flowbp_ray.engine import TorchEngine
-from flowbp_ray.fingerprint import fingerprint
 from flowbp_ray.learner import Learner
 from flowbp_ray.messages import Version
-from flowbp_ray.parcel import Packer
-from flowbp_ray.receiving import Receiver
+from flowbp_ray.weights import trainable
+from flowbp_ray.weights.buckets import divide
+from flowbp_ray.weights.fingerprint import fingerprint
+from flowbp_ray.weights.packing import Packer, Receiver
 
 WIDTH = 1536  # SD3.5-M's
 RANK = 16
@@ -117,7 +116,7 @@ class Loader:
             return {"load_s": marks[1] - marks[0]}
         self.receiver.install(parcels)
         marks.append(time.perf_counter())
-        stated = fingerprint(weights.trained(self.module))
+        stated = fingerprint(trainable.trained(self.module))
         marks.append(time.perf_counter())
         load, install_s, fingerprint_s = (b - a for a, b in pairwise(marks))
         return {"load_s": load, "install_s": install_s, "fingerprint_s": fingerprint_s, "stated": stated}

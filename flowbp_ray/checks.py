@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from flowbp_ray import prompts, weights
+from flowbp_ray import prompts
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.judges import checks as judges
 from flowbp_ray.prompts import PromptRecord
 from flowbp_ray.remote import agreement
 from flowbp_ray.rewards import base
 from flowbp_ray.utils.files import cache_folder, cached_file_fact
+from flowbp_ray.weights import trainable
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def check(config: RunConfig) -> Checked:
     model, lora = config.backbone, config.learners.lora
     backbone = model.open()
     backbone.latent_shape(model.height, model.width)
-    prepared = weights.prepare(backbone.skeleton(), lora, config.seed, backbone.lora_targets)
+    prepared = trainable.prepare(backbone.skeleton(), lora, config.seed, backbone.lora_targets)
     train, held_out = read_prompts(config)
     agreed = agreement.check(config)
     if not config.rewards.url:  # whose servers have checked their own
@@ -45,7 +46,7 @@ def check(config: RunConfig) -> Checked:
     cache = cache_folder(config.encoder.cache)
     for part in (backbone.base_folder / "transformer", backbone.base_folder / "vae", *backbone.encoder_parts()):
         _check_weights(part, None if cache is None else cache / "files")
-    return Checked(train, held_out, weights.describe(prepared, lora), agreed)
+    return Checked(train, held_out, trainable.describe(prepared, lora), agreed)
 
 
 def check_rewards(config: RunConfig, evaluated: Sequence[str] = ()) -> None:

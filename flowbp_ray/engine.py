@@ -9,11 +9,11 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from flowbp_ray.buckets import Bucket, lay_out, stretch
 from flowbp_ray.config.sections import LearnersConfig, OptimizerConfig
 from flowbp_ray.ema import Ema
-from flowbp_ray.fingerprint import Part, checksum
-from flowbp_ray.weights import install, trained
+from flowbp_ray.weights.buckets import Bucket, lay_out, stretch
+from flowbp_ray.weights.fingerprint import Part, checksum
+from flowbp_ray.weights.trainable import install, trained
 
 
 class Engine(Protocol):

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowbp_ray import weights
 from flowbp_ray.backbones import Backbone
 from flowbp_ray.card import Kind, card
 from flowbp_ray.config.schema import RunConfig
@@ -23,6 +22,7 @@ from flowbp_ray.run import Run
 from flowbp_ray.sampling import Sampler, alone
 from flowbp_ray.utils.digest import digest
 from flowbp_ray.utils.errors import ConfigError
+from flowbp_ray.weights import trainable
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def export(run: Run, to: Path, step: int | None = None, average: bool = False, m
     if average and not run.checkpoints.has_average(used):
         raise ConfigError(f"{run.folder} keeps no average; leave out --ema, or train with learners.ema.decay=0.999")
     sampler = Sampler(alone(config))
-    weights.install(sampler.transformer, tensors)
+    trainable.install(sampler.transformer, tensors)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     partial.mkdir()

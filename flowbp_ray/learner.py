@@ -11,21 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowbp_ray import rate, weights
+from flowbp_ray import rate
 from flowbp_ray.backbones import Embeddings
 from flowbp_ray.backbones.guidance import VelocityFn, trained_velocity
-from flowbp_ray.buckets import divide
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.engine import Engine, make_engine
-from flowbp_ray.fingerprint import Part
 from flowbp_ray.messages import Fault, Item, Packed, Rollout, StepReport, unpack
-from flowbp_ray.parcel import Packer, Parcel
 from flowbp_ray.surrogate import Plan
 from flowbp_ray.surrogate.backward import sweep
 from flowbp_ray.surrogate.penalty import base_penalty
 from flowbp_ray.utils.digest import digest_of_parts
 from flowbp_ray.utils.tracing import span
 from flowbp_ray.watch import Watch
+from flowbp_ray.weights import trainable
+from flowbp_ray.weights.buckets import divide
+from flowbp_ray.weights.fingerprint import Part
+from flowbp_ray.weights.packing import Packer, Parcel
 
 
 class Learner:
@@ -41,7 +42,7 @@ class Learner:
         self.sigmas = self.backbone.sigmas(model.num_steps, model.height, model.width)
         self.terms = config.surrogate().max_terms(model.num_steps).terms
         transformer: Any = self.backbone.load_transformer(model.torch_dtype)
-        weights.prepare(transformer, learners.lora, config.seed, self.backbone.lora_targets)
+        trainable.prepare(transformer, learners.lora, config.seed, self.backbone.lora_targets)
         if learners.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
         transformer.train().to(learners.device)
@@ -166,7 +167,7 @@ class Learner:
         if self.config.learners.engine == "deepspeed" and self.config.learners.zero == 3:
             return ()  # the parameters are apart; the driver names the step
         watch, velocity = Watch(items, self.sigmas), self._velocity(items, self.engine.bare)
-        parameters = list(weights.trained(self.engine.bare).values())
+        parameters = list(trainable.trained(self.engine.bare).values())
         bad: dict[tuple[int, int], Fault] = {}
         for place, (b, node) in enumerate(watch.places):
             at = [torch.tensor([i], device=states.device) for i in (node, b)]

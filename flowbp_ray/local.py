@@ -8,18 +8,19 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from flowbp_ray import prompts, weights
+from flowbp_ray import prompts
 from flowbp_ray.backbones.embeddings import encode
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.learner import Learner
 from flowbp_ray.messages import Item, RolloutReport, Scored, StepReport, Version, unpack
-from flowbp_ray.parcel import Parcel
 from flowbp_ray.remote import agreement
 from flowbp_ray.remote.client import scorer
 from flowbp_ray.rollouts import items_of_run
 from flowbp_ray.run import Run
 from flowbp_ray.sampling import Sampler, alone
 from flowbp_ray.selection import select
+from flowbp_ray.weights import trainable
+from flowbp_ray.weights.packing import Parcel
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def draw(
     config = alone(run.config())
     used, tensors = run.checkpoints.weights(step, average=True)
     sampler = Sampler(config, encode(config, texts))
-    weights.install(sampler.transformer, tensors)
+    trainable.install(sampler.transformer, tensors)
     sampler.version = Version(0, used)
     item = Item(
         purpose="sample",

@@ -10,18 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowbp_ray import weights
 from flowbp_ray.backbones import Embeddings
 from flowbp_ray.backbones.embeddings import PackedEmbeddings
 from flowbp_ray.backbones.guidance import VelocityFn, full_velocity, trained_velocity
 from flowbp_ray.config.schema import RunConfig
-from flowbp_ray.fingerprint import fingerprint
 from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport, Version
-from flowbp_ray.parcel import Parcel
-from flowbp_ray.receiving import Receiver
 from flowbp_ray.rollouts import finish_item, noise_of, run_item
 from flowbp_ray.utils.digest import digest
 from flowbp_ray.utils.tracing import span
+from flowbp_ray.weights import trainable
+from flowbp_ray.weights.fingerprint import fingerprint
+from flowbp_ray.weights.packing import Parcel, Receiver
 
 FetchWeights = Callable[[], Sequence[Parcel]]
 
@@ -48,7 +47,7 @@ class Sampler:
         self.backbone = model.open()
         self.latent_shape = self.backbone.latent_shape(model.height, model.width)
         self.transformer = self.backbone.load_transformer(model.torch_dtype)
-        weights.prepare(self.transformer, config.learners.lora, config.seed, self.backbone.lora_targets)
+        trainable.prepare(self.transformer, config.learners.lora, config.seed, self.backbone.lora_targets)
         self.transformer.to(config.samplers.device)
         self.receiver = Receiver(self.transformer)
         self.frozen: nn.Module | None = None  # the base, where turning adapters off does not give it
@@ -73,7 +72,7 @@ class Sampler:
         with span("load weights"):
             self.receiver.install(fetch())
             self.weight_bytes += self.receiver.nbytes
-            self.version, self.fingerprint = version, fingerprint(weights.trained(self.transformer))
+            self.version, self.fingerprint = version, fingerprint(trainable.trained(self.transformer))
         return time.perf_counter() - started
 
     def rollout(self, item: Item, fetch: FetchWeights) -> tuple[RolloutReport, Rollout, Packed]:
@@ -97,7 +96,7 @@ class Sampler:
 
     def digest(self) -> str:
         """sha256 of the trained weights that this sampler holds."""
-        return digest(weights.trained(self.transformer))
+        return digest(trainable.trained(self.transformer))
 
     def _noise(self, item: Item) -> Tensor:
         """x[0] [rows, ...] in the model's dtype, where the transformer is."""
@@ -134,7 +133,7 @@ class Sampler:
             return velocity
 
         def without_adapters(x: Tensor, node: Tensor, row: Tensor) -> Tensor:
-            with weights.adapters_off(self.transformer):
+            with trainable.adapters_off(self.transformer):
                 return velocity(x, node, row)
 
         return without_adapters

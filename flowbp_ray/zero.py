@@ -15,12 +15,12 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from flowbp_ray.buckets import Bucket, lay_out, stretch
 from flowbp_ray.config.sections import LearnersConfig
 from flowbp_ray.ema import Ema
 from flowbp_ray.engine import adamw, needed, set_rate
-from flowbp_ray.fingerprint import Part, checksum
-from flowbp_ray.weights import trained
+from flowbp_ray.weights.buckets import Bucket, lay_out, stretch
+from flowbp_ray.weights.fingerprint import Part, checksum
+from flowbp_ray.weights.trainable import trained
 
 
 class Unhooked(nn.Module):

@@ -14,9 +14,9 @@ from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.evaluating import Evaluator
 from flowbp_ray.local import LocalLoop, encode
 from flowbp_ray.messages import Evaluated, Item, Version
-from flowbp_ray.parcel import Parcel
 from flowbp_ray.report import summarise
 from flowbp_ray.run import Run
+from flowbp_ray.weights.packing import Parcel
 
 
 def trained_run(config: RunConfig) -> Run:

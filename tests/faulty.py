@@ -17,9 +17,9 @@ from actors import fleet, gang
 from actors.learner import LearnerActor
 from actors.reward import RewardActor
 from actors.sampler import SamplerActor
-from flowbp_ray import buckets
 from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport, pack, unpack
-from flowbp_ray.parcel import Parcel
+from flowbp_ray.weights import buckets
+from flowbp_ray.weights.packing import Parcel
 
 BAD_SAMPLE, BAD_NODE = 2, 3
 SMALL = 2 * 2**20  # bytes of a bucket

@@ -10,19 +10,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowbp_ray import weights
 from flowbp_ray.backbones import Embeddings
 from flowbp_ray.backbones.registry import get
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.local import LocalLoop, encode
 from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport, Scored, StepReport, pack, unpack
 from flowbp_ray.metrics import step_metrics
-from flowbp_ray.parcel import Parcel, together
 from flowbp_ray.rewards.balance import gram
 from flowbp_ray.rollouts import noise_of, run_item
 from flowbp_ray.sampling import Sampler
 from flowbp_ray.selection import Selection
 from flowbp_ray.utils.digest import digest
+from flowbp_ray.weights import trainable
+from flowbp_ray.weights.packing import Parcel, together
 from tests.small import small_config
 
 TEXTS = ["a red circle", "two blue squares", "a green triangle", "three yellow circles"]
@@ -42,7 +42,7 @@ def moved(loop: LocalLoop) -> LocalLoop:
     """The learner some way from the base, as after training."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for p in weights.trained(loop.learner.engine.module).values():
+        for p in trainable.trained(loop.learner.engine.module).values():
             p.add_(0.02 * torch.randn(p.shape, generator=generator))
     return loop
 
@@ -74,7 +74,7 @@ class Step:
         engine, found = self.loop.learner.engine, []
 
         def read(rate: float) -> float:
-            rows = [p.grad for p in weights.trained(engine.module).values()]
+            rows = [p.grad for p in trainable.trained(engine.module).values()]
             found.append(torch.cat([torch.zeros(1) if g is None else g.double().flatten() for g in rows]))
             engine.module.zero_grad(set_to_none=True)
             return float(found[0].norm())
@@ -105,7 +105,7 @@ class Step:
                     place += 1
                 total = total + factors[row] / len(factors) * weight * torch.stack(squares).mean()
                 row += 1
-        parameters = list(weights.trained(module).values())
+        parameters = list(trainable.trained(module).values())
         found = torch.autograd.grad(total, parameters, allow_unused=True)
         flat = [torch.zeros(1) if g is None else g.double().flatten() for g in found]
         return torch.cat(flat), float(total.detach())

@@ -21,8 +21,8 @@ from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.local import LocalLoop
 from flowbp_ray.messages import Item, RolloutReport, Scored
 from flowbp_ray.metrics import travel
-from flowbp_ray.parcel import Parcel
 from flowbp_ray.run import comparable, differences
+from flowbp_ray.weights.packing import Parcel
 from tests.small import small_config
 
 ROOT = Path(__file__).parent.parent

@@ -19,11 +19,11 @@ from flowbp_ray.ema import Ema
 from flowbp_ray.engine import TorchEngine
 from flowbp_ray.evaluate import measure
 from flowbp_ray.evaluating import Evaluator
-from flowbp_ray.fingerprint import Part, checksum, combine, fingerprint
 from flowbp_ray.messages import Fault
 from flowbp_ray.metrics import Tracker
 from flowbp_ray.prompts import PromptRecord
 from flowbp_ray.run import Run
+from flowbp_ray.weights.fingerprint import Part, checksum, combine, fingerprint
 from flowbp_ray.zero import interface_to
 from tests.small import small_config
 

@@ -13,7 +13,7 @@ import torch
 from scipy import stats
 
 from actors.fleet import counted
-from flowbp_ray import prompts, weights
+from flowbp_ray import prompts
 from flowbp_ray.backbones.embeddings import encode
 from flowbp_ray.backbones.guidance import full_velocity, trained_velocity
 from flowbp_ray.backbones.registry import get
@@ -22,6 +22,7 @@ from flowbp_ray.evaluate import estimate, paired
 from flowbp_ray.messages import Version, pack, unpack
 from flowbp_ray.rollouts import items_of_step
 from flowbp_ray.utils.digest import digest
+from flowbp_ray.weights import trainable
 from tests.small import small_config
 
 
@@ -116,31 +117,31 @@ def test_guidance_is_the_formula_and_a_detached_negative_has_no_gradient() -> No
 def test_lora_publishes_adapters_only_and_a_sampler_takes_them() -> None:
     lora = LoraConfig(rank=2, alpha=4)
     learner, sampler = (get("shapes").load_transformer(torch.float32) for _ in range(2))
-    weights.prepare(learner, lora, seed=1)
-    weights.prepare(sampler, lora, seed=2)
-    names = set(weights.trained(learner))
+    trainable.prepare(learner, lora, seed=1)
+    trainable.prepare(sampler, lora, seed=2)
+    names = set(trainable.trained(learner))
     assert names and all("lora_" in name for name in names)
     with torch.no_grad():
-        for parameter in weights.trained(learner).values():
+        for parameter in trainable.trained(learner).values():
             parameter.normal_()
-    assert digest(weights.trained(learner)) != digest(weights.trained(sampler))
-    weights.install(sampler, {k: v.detach() for k, v in weights.trained(learner).items()})
+    assert digest(trainable.trained(learner)) != digest(trainable.trained(sampler))
+    trainable.install(sampler, {k: v.detach() for k, v in trainable.trained(learner).items()})
     assert digest(dict(learner.state_dict())) == digest(dict(sampler.state_dict()))
     with pytest.raises(ValueError, match="do not fit"):
-        weights.install(sampler, {"x": torch.zeros(1)})
+        trainable.install(sampler, {"x": torch.zeros(1)})
     with pytest.raises(ValueError, match="match no module"):
-        weights.prepare(get("shapes").load_transformer(torch.float32), LoraConfig(targets=["nope"]), 0)
+        trainable.prepare(get("shapes").load_transformer(torch.float32), LoraConfig(targets=["nope"]), 0)
 
 
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=4, alpha=8), LoraConfig(rank=2, targets=["ff.net.2"])])
 def test_what_is_trained_is_told_from_the_skeleton_as_from_the_weights(lora: LoraConfig | None) -> None:
     backbone = get("shapes")
-    real = weights.prepare(backbone.load_transformer(torch.float32), lora, 1, backbone.lora_targets)
-    told = weights.describe(weights.prepare(backbone.skeleton(), lora, 1, backbone.lora_targets), lora)
-    assert told == weights.describe(real, lora)
-    assert f"{sum(p.numel() for p in weights.trained(real).values()):,} parameters" in told
+    real = trainable.prepare(backbone.load_transformer(torch.float32), lora, 1, backbone.lora_targets)
+    told = trainable.describe(trainable.prepare(backbone.skeleton(), lora, 1, backbone.lora_targets), lora)
+    assert told == trainable.describe(real, lora)
+    assert f"{sum(p.numel() for p in trainable.trained(real).values()):,} parameters" in told
     if lora is not None:
-        modules = {name.rsplit(".lora_", 1)[0] for name in weights.trained(real)}
+        modules = {name.rsplit(".lora_", 1)[0] for name in trainable.trained(real)}
         assert f"on {len(modules)} modules" in told and all(t in told for t in lora.targets or backbone.lora_targets)
 
 

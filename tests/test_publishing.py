@@ -15,19 +15,19 @@ from torch import nn
 from actors import gang as gangs
 from actors.gang import Gang
 from actors.transport import load, restore
-from flowbp_ray import buckets, prompts
+from flowbp_ray import prompts
 from flowbp_ray.backbones.embeddings import PackedEmbeddings, encode
-from flowbp_ray.buckets import Bucket, divide, lay_out, stretch
 from flowbp_ray.config.sections import LearnersConfig
 from flowbp_ray.ema import Ema
 from flowbp_ray.engine import TorchEngine
-from flowbp_ray.fingerprint import fingerprint
 from flowbp_ray.local import LocalLoop
 from flowbp_ray.messages import Version
-from flowbp_ray.parcel import Packer, Parcel, together
-from flowbp_ray.receiving import Receiver
 from flowbp_ray.utils.digest import digest, digest_of_parts
-from flowbp_ray.weights import trained
+from flowbp_ray.weights import buckets
+from flowbp_ray.weights.buckets import Bucket, divide, lay_out, stretch
+from flowbp_ray.weights.fingerprint import fingerprint
+from flowbp_ray.weights.packing import Packer, Parcel, Receiver, together
+from flowbp_ray.weights.trainable import trained
 from tests.faulty import SMALL, CountingLearner, instead
 from tests.small import small_config
 

@@ -8,13 +8,13 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from flowbp_ray import weights
 from flowbp_ray.backbones import Backbone, Conditioning
 from flowbp_ray.backbones.base import unit_images
 from flowbp_ray.backbones.guidance import full_velocity, one_branch, trained_velocity
 from flowbp_ray.backbones.registry import get
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.planning.trace import Cost, cost_of, fake_mode, held_by, hollow
+from flowbp_ray.weights import trainable
 
 T = TypeVar("T")
 
@@ -32,7 +32,7 @@ class Costs:
     def transformer(self, config: RunConfig) -> nn.Module:
         """The transformer as learners and samplers prepare it, on the meta device."""
         lora = config.learners.lora
-        return weights.prepare(self.backbone.skeleton(), lora, config.seed, self.backbone.lora_targets)
+        return trainable.prepare(self.backbone.skeleton(), lora, config.seed, self.backbone.lora_targets)
 
     def rollout(self, config: RunConfig, rows: int, guidance: float) -> Cost:
         """A sampler's forward of `rows` images, without gradient; with a negative branch that is twice the rows."""

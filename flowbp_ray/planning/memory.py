@@ -12,12 +12,12 @@ from typing import Literal
 
 from torch import nn
 
-from flowbp_ray import buckets
 from flowbp_ray.backbones.guidance import one_branch
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.planning.costs import Costs
 from flowbp_ray.utils.settings import PoolConfig
-from flowbp_ray.weights import trained
+from flowbp_ray.weights import buckets
+from flowbp_ray.weights.trainable import trained
 
 FP32 = 4
 GIB = 2**30
@@ -210,7 +210,7 @@ def prompt_bytes(costs: Costs) -> int:
 
 
 def bucket_bytes(config: RunConfig, sizes: Sizes) -> int:
-    """Bytes of the largest bucket in which weights are published (`flowbp_ray.buckets`)."""
+    """Bytes of the largest bucket in which weights are published (`flowbp_ray.weights.buckets`)."""
     item = config.backbone.torch_dtype.itemsize
     return max(min(buckets.BUCKET, -(-sizes.trained // config.learners.count) * item), sizes.largest * item)
 

@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from flowbp_ray import weights
 from flowbp_ray.card import PROMPT
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.export import export
@@ -21,6 +20,7 @@ from flowbp_ray.messages import Version, unpack
 from flowbp_ray.rollouts import noise_of
 from flowbp_ray.run import Run
 from flowbp_ray.sampling import Sampler
+from flowbp_ray.weights import trainable
 from tests.exporting import drawn, picture_item, trained_run
 
 from . import tiny
@@ -35,7 +35,7 @@ def holding(run: Run, average: bool) -> Sampler:
     """A sampler with the run's weights and the embeddings of the card's prompt."""
     config = run.config()
     sampler = Sampler(config, encode(config, [PROMPT]))
-    weights.install(sampler.transformer, run.checkpoints.weights(average=average)[1])
+    trainable.install(sampler.transformer, run.checkpoints.weights(average=average)[1])
     sampler.version = Version(0, 0)
     return sampler
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowbp_ray import weights
 from flowbp_ray.backbones import Conditioning, encode_all
 from flowbp_ray.backbones.guidance import full_velocity, trained_velocity
 from flowbp_ray.backbones.registry import get
 from flowbp_ray.config.sections import LoraConfig
+from flowbp_ray.weights import trainable
 
 from . import tiny
 from .conftest import Saved
@@ -97,8 +97,8 @@ def test_the_lora_targets_are_all_there_and_train(setting: Setting) -> None:
     modules = [name for name, _ in transformer.named_modules()]
     for target in s.backbone.lora_targets:
         assert any(name == target or name.endswith(f".{target}") for name in modules), target
-    weights.prepare(transformer, LoraConfig(rank=2, alpha=2), 0, s.backbone.lora_targets)
-    trained = weights.trained(transformer)
+    trainable.prepare(transformer, LoraConfig(rank=2, alpha=2), 0, s.backbone.lora_targets)
+    trained = trainable.trained(transformer)
     blocks = sum(len(getattr(transformer, key, ())) for key in ("transformer_blocks", "single_transformer_blocks"))
     assert len(trained) >= 2 * 3 * blocks or s.name == "flux2"
     assert all("lora_" in name for name in trained)

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowbp_ray import weights
 from flowbp_ray.backbones.guidance import trained_velocity
 from flowbp_ray.backbones.registry import get
 from flowbp_ray.config import loading
 from flowbp_ray.config.schema import RunConfig
+from flowbp_ray.weights import trainable
 
 CLOSE = 0.15
 
@@ -51,11 +51,11 @@ def real_node(config: RunConfig, module: Any) -> tuple[Callable[[], Tensor], nn.
         config.backbone,
         config.learners,
     )
-    weights.prepare(module, learners.lora, 0, backbone.lora_targets)
+    trainable.prepare(module, learners.lora, 0, backbone.lora_targets)
     if learners.gradient_checkpointing:
         module.enable_gradient_checkpointing()
     module.train()
-    for p in weights.trained(module).values():
+    for p in trainable.trained(module).values():
         p.grad = torch.zeros_like(p)
     rows, dtype = learners.micro_batch * learners.fuse, model.torch_dtype
     cond = {k: torch.randn(rows, *t.shape[1:]).to(dtype) for k, t in backbone.conditioning_skeleton().items()}

@@ -15,13 +15,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.meters import SavedBytes
 from benchmarks.sizes import SIZES
-from flowbp_ray import buckets, weights
 from flowbp_ray.backbones.base import unit_images
 from flowbp_ray.backbones.registry import get
 from flowbp_ray.config import loading
 from flowbp_ray.engine import TorchEngine
 from flowbp_ray.planning import memory
 from flowbp_ray.planning.costs import Costs
+from flowbp_ray.weights import buckets, trainable
 from tests.backbones import tiny
 from tests.planning.common import CLOSE, backward, config_of, peak_of, real_node, write
 
@@ -206,7 +206,7 @@ def test_the_plain_engine_holds_what_is_planned(dtype: str, extra: list[str], fo
     assert config.learners.ema is not None
     sizes = memory.Sizes.of(config, Costs(config))
     module = get("flux1", str(whole)).load_transformer(config.backbone.torch_dtype)
-    weights.prepare(module, config.learners.lora, 0, get("flux1", str(whole)).lora_targets)
+    trainable.prepare(module, config.learners.lora, 0, get("flux1", str(whole)).lora_targets)
     engine = TorchEngine(module, config.learners)
     for p in engine.named.values():
         p.grad = torch.ones_like(p)
