@@ -31,11 +31,11 @@ class LearnerActor:
     def build(self, config: RunConfig, embeddings: PackedEmbeddings, rank: int, address: str, port: int) -> str:
         """Join the others; returns the name of this host."""
         from actors.process import prepare
-        from flowbp_ray.learner import Learner
+        from flowbp_ray.learning.learner import Learner
 
         prepare(config, config.learners.threads)
         if config.learners.engine == "deepspeed":
-            from flowbp_ray.zero import init_gang
+            from flowbp_ray.learning.deepspeed import init_gang
 
             init_gang(rank, config.learners, address, port, config.cluster.stall_timeout)
         self.learner = Learner(config, embeddings.unpack(), rank)

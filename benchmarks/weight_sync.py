@@ -36,8 +36,8 @@ from actors import transport
 from actors.learner import LearnerActor
 from actors.process import thread_env
 from flowbp_ray.config.sections import LearnersConfig
-from flowbp_ray.engine import TorchEngine
-from flowbp_ray.learner import Learner
+from flowbp_ray.learning.engine import TorchEngine
+from flowbp_ray.learning.learner import Learner
 from flowbp_ray.messages import Version
 from flowbp_ray.weights import trainable
 from flowbp_ray.weights.buckets import divide

@@ -11,7 +11,7 @@ import torch
 from flowbp_ray import prompts
 from flowbp_ray.backbones.embeddings import encode
 from flowbp_ray.config.schema import RunConfig
-from flowbp_ray.learner import Learner
+from flowbp_ray.learning.learner import Learner
 from flowbp_ray.messages import Item, RolloutReport, Scored, StepReport, Version, unpack
 from flowbp_ray.remote import agreement
 from flowbp_ray.remote.client import scorer

@@ -12,19 +12,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flowbp_ray import rate
 from flowbp_ray.checkpoint import Checkpoints
 from flowbp_ray.config.sections import EmaConfig, LearnersConfig, OptimizerConfig, ScheduleConfig
-from flowbp_ray.ema import Ema
-from flowbp_ray.engine import TorchEngine
 from flowbp_ray.evaluate import measure
 from flowbp_ray.evaluating import Evaluator
+from flowbp_ray.learning.deepspeed import interface_to
+from flowbp_ray.learning.engine import TorchEngine
+from flowbp_ray.learning.optim import Ema, lr_factor
 from flowbp_ray.messages import Fault
 from flowbp_ray.metrics import Tracker
 from flowbp_ray.prompts import PromptRecord
 from flowbp_ray.run import Run
 from flowbp_ray.weights.fingerprint import Part, checksum, combine, fingerprint
-from flowbp_ray.zero import interface_to
 from tests.small import small_config
 
 
@@ -74,7 +73,7 @@ def test_schedules_are_those_of_torch(name: str) -> None:
         "cosine": scheduler.CosineAnnealingLR(optimizer, left, eta_min=end),
     }
     schedule = ScheduleConfig.model_validate({"name": name, "warmup": warmup, "end": end})
-    found = [rate.factor(schedule, step, steps) for step in range(steps)]
+    found = [lr_factor(schedule, step, steps) for step in range(steps)]
     assert found[:warmup] == [(step + 1) / warmup for step in range(warmup)]
     for group in optimizer.param_groups:
         group["lr"] = 1.0

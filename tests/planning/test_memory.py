@@ -18,7 +18,7 @@ from benchmarks.sizes import SIZES
 from flowbp_ray.backbones.base import unit_images
 from flowbp_ray.backbones.registry import get
 from flowbp_ray.config import loading
-from flowbp_ray.engine import TorchEngine
+from flowbp_ray.learning.engine import TorchEngine
 from flowbp_ray.planning import memory
 from flowbp_ray.planning.costs import Costs
 from flowbp_ray.weights import buckets, trainable

@@ -19,7 +19,7 @@ from flowbp_ray.messages import Fault, Item
 from flowbp_ray.surrogate import Plan, places
 
 
-class Watch:
+class SweepObserver:
     """The `observe` of one sweep over some items. Each state counts once, however often it is evaluated."""
 
     def __init__(

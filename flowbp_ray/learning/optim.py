@@ -1,15 +1,27 @@
-"""An exponential moving average of the trained weights: fp32, one update per step, sharded as the masters are.
-
-average <- decay · average + (1 − decay) · weights
-"""
+"""The optimizer, the schedule of its learning rate, and the average of the weights."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from flowbp_ray.config.sections import OptimizerConfig, ScheduleConfig
+
+
+def adamw(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        parameters, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay
+    )
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
 
 PIECE = 1 << 24
 """Elements that are swapped at a time: more than that is never there twice."""
@@ -51,3 +63,25 @@ class Ema:
     def load(self, state: Sequence[Tensor]) -> None:
         for average, saved in zip(self.average, state, strict=True):
             average.copy_(saved)
+
+
+def needed(ema: Ema | None) -> Ema:
+    """The average, where the config asked for one."""
+    if ema is None:
+        raise ValueError("no average is kept: write learners.ema.decay, such as 0.999")
+    return ema
+
+
+def lr_factor(schedule: ScheduleConfig, step: int, steps: int) -> float:
+    """What the base rate is multiplied by in `step` (from 0) of a run of `steps` optimizer steps.
+
+    Warm-up: (step + 1) / warmup, linear. After it, with t in [0, 1] over the steps that are left: constant 1;
+    linear 1 − (1 − end)·t; cosine end + (1 − end)·(1 + cos(pi·t)) / 2 (arXiv 1608.03983, without restarts).
+    """
+    if step < schedule.warmup:
+        return (step + 1) / schedule.warmup
+    if schedule.name == "constant":
+        return 1.0
+    t = (step - schedule.warmup) / max(1, steps - 1 - schedule.warmup)
+    falling = 1.0 - t if schedule.name == "linear" else 0.5 * (1.0 + math.cos(math.pi * t))
+    return schedule.end + (1.0 - schedule.end) * falling

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from flowbp_ray.config.sections import LearnersConfig
-from flowbp_ray.ema import Ema
-from flowbp_ray.engine import adamw, needed, set_rate
+from flowbp_ray.learning.optim import Ema, adamw, needed, set_rate
 from flowbp_ray.weights.buckets import Bucket, lay_out, stretch
 from flowbp_ray.weights.fingerprint import Part, checksum
 from flowbp_ray.weights.trainable import trained

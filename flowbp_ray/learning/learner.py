@@ -11,18 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowbp_ray import rate
 from flowbp_ray.backbones import Embeddings
 from flowbp_ray.backbones.guidance import VelocityFn, trained_velocity
 from flowbp_ray.config.schema import RunConfig
-from flowbp_ray.engine import Engine, make_engine
+from flowbp_ray.config.sections import LearnersConfig
+from flowbp_ray.learning.engine import Engine, TorchEngine
+from flowbp_ray.learning.observer import SweepObserver
+from flowbp_ray.learning.optim import lr_factor
 from flowbp_ray.messages import Fault, Item, Packed, Rollout, StepReport, unpack
 from flowbp_ray.surrogate import Plan
 from flowbp_ray.surrogate.backward import sweep
 from flowbp_ray.surrogate.penalty import base_penalty
 from flowbp_ray.utils.digest import digest_of_parts
 from flowbp_ray.utils.tracing import span
-from flowbp_ray.watch import Watch
 from flowbp_ray.weights import trainable
 from flowbp_ray.weights.buckets import divide
 from flowbp_ray.weights.fingerprint import Part
@@ -71,7 +72,7 @@ class Learner:
         scale = torch.tensor(factors, dtype=torch.float32, device=pull.device) * self.engine.scale
         pull = pull * scale.view(-1, *(1,) * (pull.dim() - 1))
         base = _together([r.base for r in rollouts])
-        watch = Watch(items, self.sigmas, _together([r.velocities for r in rollouts]), base)
+        watch = SweepObserver(items, self.sigmas, _together([r.velocities for r in rollouts]), base)
         with span("sweep"):
             swept = sweep(
                 self._velocity(items),
@@ -86,7 +87,7 @@ class Learner:
                 penalty=self._penalty(plans, base, scale),
             )
         backward_done = time.perf_counter()
-        lr = optimizer.lr * rate.factor(optimizer.schedule, step, self.config.steps)
+        lr = optimizer.lr * lr_factor(optimizer.schedule, step, self.config.steps)
         with span("optimizer step"):
             norm = self.engine.step(lr)
         faults = tuple(watch.faults)
@@ -113,7 +114,7 @@ class Learner:
         """The drift of each row, from a pass over the active nodes without gradient."""
         items = [r.item for r in rollouts]
         states = self._here(r.states for r in rollouts)
-        watch = Watch(items, self.sigmas, _together([r.velocities for r in rollouts]))
+        watch = SweepObserver(items, self.sigmas, _together([r.velocities for r in rollouts]))
         velocity, places = self._velocity(items), torch.tensor(watch.places, device=states.device)
         # ZeRO-3 needs as many forwards on every rank as on the one with the most states: repeat the last one.
         most = len(plans_of(items)) * (self.terms + 1)
@@ -166,7 +167,7 @@ class Learner:
         """After a norm that is not finite: which samples' gradients are to blame, one at a time. Nothing is kept."""
         if self.config.learners.engine == "deepspeed" and self.config.learners.zero == 3:
             return ()  # the parameters are apart; the driver names the step
-        watch, velocity = Watch(items, self.sigmas), self._velocity(items, self.engine.bare)
+        watch, velocity = SweepObserver(items, self.sigmas), self._velocity(items, self.engine.bare)
         parameters = list(trainable.trained(self.engine.bare).values())
         bad: dict[tuple[int, int], Fault] = {}
         for place, (b, node) in enumerate(watch.places):
@@ -214,3 +215,12 @@ def _together(parts: Sequence[Packed | None]) -> Tensor | None:
     """What the samplers sent beside the states [R, ...]; None where they were not asked for it."""
     there = [unpack(part) for part in parts if part is not None]
     return torch.cat(there) if there else None
+
+
+def make_engine(module: nn.Module, config: LearnersConfig, dtype: torch.dtype) -> Engine:
+    """The engine that `learners.engine` names."""
+    if config.engine == "torch":
+        return TorchEngine(module, config)
+    from flowbp_ray.learning.deepspeed import DeepSpeedEngine
+
+    return DeepSpeedEngine(module, config, dtype)

@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from flowbp_ray.config.sections import LearnersConfig, OptimizerConfig
-from flowbp_ray.ema import Ema
+from flowbp_ray.config.sections import LearnersConfig
+from flowbp_ray.learning.optim import Ema, adamw, needed, set_rate
 from flowbp_ray.weights.buckets import Bucket, lay_out, stretch
 from flowbp_ray.weights.fingerprint import Part, checksum
 from flowbp_ray.weights.trainable import install, trained
@@ -142,30 +142,3 @@ class TorchEngine:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema is not None:
             self.ema.load(state["ema"])
-
-
-def adamw(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:
-    return torch.optim.AdamW(
-        parameters, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay
-    )
-
-
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-
-
-def needed(ema: Ema | None) -> Ema:
-    """The average, where the config asked for one."""
-    if ema is None:
-        raise ValueError("no average is kept: write learners.ema.decay, such as 0.999")
-    return ema
-
-
-def make_engine(module: nn.Module, config: LearnersConfig, dtype: torch.dtype) -> Engine:
-    """The engine that `learners.engine` names."""
-    if config.engine == "torch":
-        return TorchEngine(module, config)
-    from flowbp_ray.zero import DeepSpeedEngine
-
-    return DeepSpeedEngine(module, config, dtype)
