@@ -12,7 +12,7 @@ from actors import transport
 from actors.process import prepare
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport
-from flowbp_ray.sampling import Sampler
+from flowbp_ray.rollout.sampler import Sampler
 
 
 class SamplerActor:

@@ -30,7 +30,7 @@ from flowbp_ray.benching.emulation import Emulation
 from flowbp_ray.benching.simulate import DriverCosts
 from flowbp_ray.config import loading
 from flowbp_ray.messages import Item, Packed, Version, combine
-from flowbp_ray.rollouts import items_of_step
+from flowbp_ray.rollout.items import items_of_step
 
 ALONE = ["learners.engine=torch", "learners.count=1", "learners.micro_batch=2"]
 NOTHING = Emulation(0, 0, 0, 0, 0, 0, (1,), 2, 1, 8, 8, ("reward",), False, False)

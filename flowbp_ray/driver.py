@@ -24,7 +24,7 @@ from flowbp_ray.messages import Evaluated, Item, StepReport, Version
 from flowbp_ray.metrics import Tracker, idle, phases, whole_step
 from flowbp_ray.progress import Progress
 from flowbp_ray.report import curves, summarise
-from flowbp_ray.rollouts import items_of_run
+from flowbp_ray.rollout.items import items_of_run
 from flowbp_ray.run import Run
 from flowbp_ray.selection import select
 from flowbp_ray.updates import changed

@@ -15,9 +15,9 @@ from flowbp_ray.learning.learner import Learner
 from flowbp_ray.messages import Item, RolloutReport, Scored, StepReport, Version, unpack
 from flowbp_ray.remote import agreement
 from flowbp_ray.remote.client import scorer
-from flowbp_ray.rollouts import items_of_run
+from flowbp_ray.rollout.items import items_of_run
+from flowbp_ray.rollout.sampler import Sampler, alone
 from flowbp_ray.run import Run
-from flowbp_ray.sampling import Sampler, alone
 from flowbp_ray.selection import select
 from flowbp_ray.weights import trainable
 from flowbp_ray.weights.packing import Parcel

@@ -32,7 +32,7 @@ def show(console: Console, folder: Path, summary: dict[str, object]) -> None:
 
 def planned(settings: RunConfig, step: int, describe: bool) -> str:
     """How many samples, plans, products and states a step has; with `describe` the plans themselves."""
-    from flowbp_ray.rollouts import plans_of_step
+    from flowbp_ray.rollout.items import plans_of_step
 
     model, method = settings.backbone, settings.surrogate()
     sigmas = model.open().sigmas(model.num_steps, model.height, model.width)

@@ -17,8 +17,9 @@ from flowbp_ray.local import LocalLoop, encode
 from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport, Scored, StepReport, pack, unpack
 from flowbp_ray.metrics import step_metrics
 from flowbp_ray.rewards.balance import gram
-from flowbp_ray.rollouts import noise_of, run_item
-from flowbp_ray.sampling import Sampler
+from flowbp_ray.rollout.execute import run_item
+from flowbp_ray.rollout.items import noise_of
+from flowbp_ray.rollout.sampler import Sampler
 from flowbp_ray.selection import Selection
 from flowbp_ray.utils.digest import digest
 from flowbp_ray.weights import trainable

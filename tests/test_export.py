@@ -20,7 +20,7 @@ from flowbp_ray.card import PROMPT, base_name
 from flowbp_ray.config import loading
 from flowbp_ray.local import draw
 from flowbp_ray.metrics import Tracker
-from flowbp_ray.rollouts import noise_of
+from flowbp_ray.rollout.items import noise_of
 from flowbp_ray.run import Run
 from flowbp_ray.surrogate import METHODS
 from flowbp_ray.utils.digest import digest

@@ -20,7 +20,7 @@ from flowbp_ray.backbones.registry import get
 from flowbp_ray.config.sections import LoraConfig
 from flowbp_ray.evaluate import estimate, paired
 from flowbp_ray.messages import Version, pack, unpack
-from flowbp_ray.rollouts import items_of_step
+from flowbp_ray.rollout.items import items_of_step
 from flowbp_ray.utils.digest import digest
 from flowbp_ray.weights import trainable
 from tests.small import small_config

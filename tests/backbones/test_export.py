@@ -17,9 +17,9 @@ from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.export import export
 from flowbp_ray.local import draw, encode
 from flowbp_ray.messages import Version, unpack
-from flowbp_ray.rollouts import noise_of
+from flowbp_ray.rollout.items import noise_of
+from flowbp_ray.rollout.sampler import Sampler
 from flowbp_ray.run import Run
-from flowbp_ray.sampling import Sampler
 from flowbp_ray.weights import trainable
 from tests.exporting import drawn, picture_item, trained_run
 

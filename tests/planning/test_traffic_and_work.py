@@ -20,7 +20,7 @@ from flowbp_ray.planning.costs import Costs, largest
 from flowbp_ray.planning.forecast import forecast
 from flowbp_ray.planning.traffic import traffic
 from flowbp_ray.planning.work import balance, ratio, split, swept, work
-from flowbp_ray.rollouts import plans_of_step
+from flowbp_ray.rollout.items import plans_of_step
 from flowbp_ray.surrogate import Cache, gather_states, sweep
 from tests.planning.common import config_of
 

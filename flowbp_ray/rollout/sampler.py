@@ -15,7 +15,8 @@ from flowbp_ray.backbones.embeddings import PackedEmbeddings
 from flowbp_ray.backbones.guidance import VelocityFn, full_velocity, trained_velocity
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport, Version
-from flowbp_ray.rollouts import finish_item, noise_of, run_item
+from flowbp_ray.rollout.execute import finish_item, run_item
+from flowbp_ray.rollout.items import noise_of
 from flowbp_ray.utils.digest import digest
 from flowbp_ray.utils.tracing import span
 from flowbp_ray.weights import trainable
