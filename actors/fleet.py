@@ -27,7 +27,7 @@ from flowbp_ray.backbones import distinct
 from flowbp_ray.backbones.embeddings import Encoded
 from flowbp_ray.config.rewards import RewardsConfig
 from flowbp_ray.config.schema import RunConfig
-from flowbp_ray.remote.client import assigned
+from flowbp_ray.rewards.remote.client import assigned
 from flowbp_ray.utils.errors import RunFailed
 from flowbp_ray.utils.files import cache_path
 from flowbp_ray.utils.settings import PoolConfig, ProcessConfig

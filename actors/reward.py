@@ -13,7 +13,8 @@ import ray
 from actors.process import prepare
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.messages import Evaluated, Item, Packed, RolloutReport, Scored
-from flowbp_ray.remote.client import RemoteScorer, scorer
+from flowbp_ray.rewards.remote.client import RemoteScorer
+from flowbp_ray.rewards.scorer import scorer
 from flowbp_ray.utils.tracing import span
 
 

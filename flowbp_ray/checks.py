@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +12,8 @@ from flowbp_ray import prompts
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.judges import checks as judges
 from flowbp_ray.prompts import PromptRecord
-from flowbp_ray.remote import agreement
-from flowbp_ray.rewards import base
+from flowbp_ray.rewards.remote import handshake
+from flowbp_ray.rewards.scorer import check_rewards
 from flowbp_ray.utils.files import cache_folder, cached_file_fact
 from flowbp_ray.weights import trainable
 
@@ -39,7 +38,7 @@ def check(config: RunConfig) -> Checked:
     backbone.latent_shape(model.height, model.width)
     prepared = trainable.prepare(backbone.skeleton(), lora, config.seed, backbone.lora_targets)
     train, held_out = read_prompts(config)
-    agreed = agreement.check(config)
+    agreed = handshake.check(config)
     if not config.rewards.url:  # whose servers have checked their own
         check_rewards(config, [record.text for record in held_out])
     judges.check(config.judges)
@@ -47,15 +46,6 @@ def check(config: RunConfig) -> Checked:
     for part in (backbone.base_folder / "transformer", backbone.base_folder / "vae", *backbone.encoder_parts()):
         _check_weights(part, None if cache is None else cache / "files")
     return Checked(train, held_out, trainable.describe(prepared, lora), agreed)
-
-
-def check_rewards(config: RunConfig, evaluated: Sequence[str] = ()) -> None:
-    """Raises ValueError for a reward that could not be built here, or judge the prompts of the evaluations."""
-    for reward in config.rewards.all:
-        base.check(reward.factory, reward.options)
-        base.check_prompts(reward.factory, reward.options, list(evaluated))
-    for term in config.rewards.terms:
-        base.check_trainable(term.factory)
 
 
 def _check_weights(part: Path, memory: Path | None) -> None:

@@ -228,7 +228,7 @@ def serve_reward(
     waiting: Annotated[int, typer.Option(help="Requests that wait while one is scored.", min=0)] = 8,
 ) -> None:
     """Score for runs elsewhere, which name this server in rewards.url; SIGTERM ends it when its work is done."""
-    from flowbp_ray.remote.command import serve
+    from flowbp_ray.rewards.remote.command import serve
 
     serve(loading.load(config, overrides or []), host, port, token_file, max_rows, waiting, console.print)
 

@@ -13,8 +13,8 @@ from flowbp_ray.backbones.embeddings import encode
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.learning.learner import Learner
 from flowbp_ray.messages import Item, RolloutReport, Scored, StepReport, Version, unpack
-from flowbp_ray.remote import agreement
-from flowbp_ray.remote.client import scorer
+from flowbp_ray.rewards.remote import handshake
+from flowbp_ray.rewards.scorer import scorer
 from flowbp_ray.rollout.items import items_of_run
 from flowbp_ray.rollout.sampler import Sampler, alone
 from flowbp_ray.run import Run
@@ -40,7 +40,7 @@ class LocalLoop:
         self.texts = [r.text for r in prompts.load(config.data.prompts)]
         embeddings = encode(config, self.texts)
         self.sampler = Sampler(config, embeddings)
-        self.scorer = scorer(config, agreement.check(config))
+        self.scorer = scorer(config, handshake.check(config))
         self.learner = Learner(config, embeddings)
         self.method = config.surrogate()
 

@@ -32,7 +32,7 @@ class Reward(Protocol):
 REWARDS: dict[str, str] = {
     "aesthetic": "flowbp_ray.rewards.aesthetic:Aesthetic",
     "clipscore": "flowbp_ray.rewards.clipscore:CLIPScore",
-    "geneval": "flowbp_ray.rewards.geneval:GenEval",
+    "geneval": "flowbp_ray.rewards.geneval.metric:GenEval",
     "hpsv2": "flowbp_ray.rewards.hpsv2:HPSv2",
     "hpsv3": "flowbp_ray.rewards.hpsv3:HPSv3",
     "image_reward": "flowbp_ray.rewards.image_reward:ImageReward",

@@ -20,11 +20,11 @@ from transformers import (
     OwlViTImageProcessorPil,
 )
 
-from flowbp_ray.geneval import Detection, pictures
-from flowbp_ray.geneval.colours import ColourNamer, crop
-from flowbp_ray.geneval.detect import Mask2Former, check_nouns, open_detector
-from flowbp_ray.geneval.names import COLOURS, OBJECTS
-from flowbp_ray.geneval.owl import Owl
+from flowbp_ray.rewards.geneval import Detection, pictures
+from flowbp_ray.rewards.geneval.colours import ColourNamer, crop
+from flowbp_ray.rewards.geneval.detect import Mask2Former, check_nouns, open_detector
+from flowbp_ray.rewards.geneval.names import COLOURS, OBJECTS
+from flowbp_ray.rewards.geneval.owl import Owl
 
 from . import tiny
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowbp_ray.geneval import Detection
-from flowbp_ray.geneval.detect import Mask2Former
 from flowbp_ray.rewards import base
-from flowbp_ray.rewards.geneval import GenEval
+from flowbp_ray.rewards.geneval import Detection
+from flowbp_ray.rewards.geneval.detect import Mask2Former
+from flowbp_ray.rewards.geneval.metric import GenEval
 
 from .test_detectors import picture
 

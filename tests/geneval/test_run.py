@@ -14,7 +14,7 @@ from flowbp_ray.checks import check
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.evaluate import measure
 from flowbp_ray.messages import Item, Version, pack
-from flowbp_ray.scoring import Scorer
+from flowbp_ray.rewards.scorer import Scorer
 
 # prompts that the embedded model can read, with things that the tiny detector knows
 LINES = [

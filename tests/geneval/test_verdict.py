@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowbp_ray.geneval import Detection, Task, Thresholds, Verdict, keep, load, relations, verdict
-from flowbp_ray.geneval.names import OBJECTS, published
-from flowbp_ray.geneval.prompts import parse
-from flowbp_ray.geneval.verdict import iou
+from flowbp_ray.rewards.geneval import Detection, Task, Thresholds, Verdict, keep, load, relations, verdict
+from flowbp_ray.rewards.geneval.names import OBJECTS, published
+from flowbp_ray.rewards.geneval.prompts import parse
+from flowbp_ray.rewards.geneval.verdict import iou
 
 DOG, CAT = (0.0, 0.0, 10.0, 10.0), (40.0, 0.0, 50.0, 10.0)  # the dog is left of the cat
 

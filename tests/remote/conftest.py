@@ -8,7 +8,7 @@ from http.server import ThreadingHTTPServer
 
 import pytest
 
-from flowbp_ray.remote import client
+from flowbp_ray.rewards.remote import client
 from tests.remote.scripted import Scripted
 from tests.remote.servers import BOTH, Server, serving
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.messages import Item, Packed, RolloutReport, Version, pack
-from flowbp_ray.remote.exchange import DIGEST, ask
+from flowbp_ray.rewards.remote.exchange import DIGEST, ask
 from flowbp_ray.utils.addresses import bearer
 from tests.small import small_config, small_overrides
 

@@ -13,10 +13,10 @@ import torch
 
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.messages import Evaluated, Fault, Packed, Scored, pack, unpack
-from flowbp_ray.remote import codec
-from flowbp_ray.remote.client import RemoteScorer, Unavailable
-from flowbp_ray.remote.wire import EvaluateAnswer, ScoreAnswer
-from flowbp_ray.scoring import Scorer
+from flowbp_ray.rewards.remote import codec
+from flowbp_ray.rewards.remote.client import RemoteScorer, Unavailable
+from flowbp_ray.rewards.remote.wire import EvaluateAnswer, ScoreAnswer
+from flowbp_ray.rewards.scorer import Scorer
 from tests.remote.scripted import Scripted
 from tests.remote.servers import BOTH, PROMPTS, asking, bits, item, report, target
 from tests.small import small_config

@@ -15,7 +15,7 @@ from actors.errors import arrived
 from actors.pool import DEPTH, Pool
 from flowbp_ray import driver
 from flowbp_ray.driver import Loop
-from flowbp_ray.remote.client import RemoteScorer, Unavailable
+from flowbp_ray.rewards.remote.client import RemoteScorer, Unavailable
 from tests.chaos import before_step
 from tests.remote.servers import BOTH, Server, asking, serving
 from tests.small import local_digest, small_config

@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from flowbp_ray.messages import unpack
-from flowbp_ray.remote import agreement
-from flowbp_ray.remote.client import RemoteScorer, Unavailable
-from flowbp_ray.scoring import Scorer
+from flowbp_ray.rewards.remote import handshake
+from flowbp_ray.rewards.remote.client import RemoteScorer, Unavailable
+from flowbp_ray.rewards.scorer import Scorer
 from tests.remote.servers import BOTH, PROMPTS, Server, asking, bits, item, report, target
 from tests.small import small_config
 
@@ -74,13 +74,13 @@ def test_a_certificate_is_verified(
         config = asking(tmp_path, url, "evaluation.batch=4", "cluster.stall_timeout=2")
         arguments = (item(), PROMPTS[:2], report(), target())
         with pytest.raises(ValueError, match=r"is not trusted here \(self.signed certificate\); set SSL_CERT_FILE"):
-            agreement.check(config)
+            handshake.check(config)
         with pytest.raises(Unavailable, match="CERTIFICATE_VERIFY_FAILED"):
             RemoteScorer(config, {url: server.digest}).score(*arguments)
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
         with pytest.raises(ValueError, match=r"is not trusted here \(IP address mismatch"):
-            agreement.check(asking(tmp_path, elsewhere))
+            handshake.check(asking(tmp_path, elsewhere))
         config = asking(tmp_path, url, "evaluation.batch=4")
-        _, pulled = RemoteScorer(config, agreement.check(config)).score(*arguments)
+        _, pulled = RemoteScorer(config, handshake.check(config)).score(*arguments)
     _, expected = Scorer(small_config(tmp_path, "flowbp_sparse", BOTH)).score(*arguments)
     assert bits(unpack(pulled)) == bits(unpack(expected))

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 
 from flowbp_ray.messages import Evaluated, Fault, Packed, Scored, pack, unpack
-from flowbp_ray.remote import codec
-from flowbp_ray.remote.codec import WireError
-from flowbp_ray.remote.wire import EvaluateAnswer, ScoreAnswer, ScoreRequest
+from flowbp_ray.rewards.remote import codec
+from flowbp_ray.rewards.remote.codec import WireError
+from flowbp_ray.rewards.remote.wire import EvaluateAnswer, ScoreAnswer, ScoreRequest
 from tests.remote.servers import PROMPTS, item, report, target
 
 

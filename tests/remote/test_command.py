@@ -10,8 +10,8 @@ import pytest
 from flowbp_ray.cli import app, guarded
 from flowbp_ray.planning.costs import Costs
 from flowbp_ray.planning.memory import Sizes, rewards
-from flowbp_ray.remote import token
-from flowbp_ray.remote.identity import content, different, identity
+from flowbp_ray.rewards.remote import token
+from flowbp_ray.rewards.remote.identity import content, different, identity
 from flowbp_ray.utils.errors import ConfigError
 from tests.remote.servers import TOKEN, asking, token_file
 from tests.small import small_config, small_overrides

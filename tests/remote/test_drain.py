@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from flowbp_ray.remote import codec
-from flowbp_ray.remote.wire import ScoreAnswer, ScoreRequest
+from flowbp_ray.rewards.remote import codec
+from flowbp_ray.rewards.remote.wire import ScoreAnswer, ScoreRequest
 from tests.remote.servers import PROMPTS, item, report, serving, target
 
 BODY = codec.dump(ScoreRequest.of(item(), PROMPTS[:2], report(), target(), 4))

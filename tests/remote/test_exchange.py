@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from flowbp_ray.remote.exchange import TooLarge, ask
+from flowbp_ray.rewards.remote.exchange import TooLarge, ask
 
 GOOD = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 

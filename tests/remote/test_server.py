@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from flowbp_ray.checks import check
 from flowbp_ray.messages import unpack
-from flowbp_ray.remote import agreement, codec, token
-from flowbp_ray.remote.client import RemoteScorer
-from flowbp_ray.remote.wire import ScoreRequest
-from flowbp_ray.scoring import Scorer
+from flowbp_ray.rewards.remote import codec, handshake, token
+from flowbp_ray.rewards.remote.client import RemoteScorer
+from flowbp_ray.rewards.remote.wire import ScoreRequest
+from flowbp_ray.rewards.scorer import Scorer
 from tests.remote.servers import BOTH, PROMPTS, TOKEN, Server, asking, bits, item, report, target
 from tests.small import small_config
 
@@ -49,8 +49,8 @@ def test_the_client_has_the_bits_of_a_scorer(server: Server, tmp_path: Path) -> 
 def test_a_run_that_agrees_with_its_server_may_start(server: Server, tmp_path: Path) -> None:
     config = asking(tmp_path, server.url, "evaluation.batch=4")
     check(config)
-    assert agreement.check(config) == {server.url: server.digest}
-    assert agreement.check(small_config(tmp_path)) == {}
+    assert handshake.check(config) == {server.url: server.digest}
+    assert handshake.check(small_config(tmp_path)) == {}
 
 
 DISAGREE = {

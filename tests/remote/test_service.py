@@ -14,11 +14,11 @@ import torch
 
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.messages import unpack
-from flowbp_ray.remote import codec
-from flowbp_ray.remote.client import RemoteScorer, Unavailable, assigned
-from flowbp_ray.remote.limits import Limits
-from flowbp_ray.remote.service import Refused, Service
-from flowbp_ray.remote.wire import EvaluateAnswer, EvaluateRequest, ScoreAnswer, ScoreRequest
+from flowbp_ray.rewards.remote import codec
+from flowbp_ray.rewards.remote.client import RemoteScorer, Unavailable, assigned
+from flowbp_ray.rewards.remote.limits import Limits
+from flowbp_ray.rewards.remote.service import Refused, Service
+from flowbp_ray.rewards.remote.wire import EvaluateAnswer, EvaluateRequest, ScoreAnswer, ScoreRequest
 from tests.remote.scripted import Scripted
 from tests.remote.servers import BOTH, PROMPTS, asking, bits, item, report, target
 from tests.small import small_config

@@ -11,9 +11,9 @@ import pytest
 from flowbp_ray import driver
 from flowbp_ray.driver import Loop
 from flowbp_ray.messages import unpack
-from flowbp_ray.remote import agreement, codec
-from flowbp_ray.remote.client import RemoteScorer
-from flowbp_ray.remote.wire import EvaluateRequest, ScoreRequest
+from flowbp_ray.rewards.remote import codec, handshake
+from flowbp_ray.rewards.remote.client import RemoteScorer
+from flowbp_ray.rewards.remote.wire import EvaluateRequest, ScoreRequest
 from flowbp_ray.utils.errors import RunFailed
 from tests.chaos import before_step
 from tests.remote.servers import BOTH, PROMPTS, Server, asking, bits, item, report, serving, target
@@ -45,7 +45,7 @@ def test_a_server_that_starts_again_is_asked_for_what_was_agreed(tmp_path: Path)
     arguments = (item(), PROMPTS[:2], report(), target())
     with serving(tmp_path, BOTH) as first:
         config = asking(tmp_path, first.url)
-        remote = RemoteScorer(config, agreement.check(config))
+        remote = RemoteScorer(config, handshake.check(config))
         _, before = remote.score(*arguments)
     with serving(tmp_path, BOTH, OTHER, options=port(first)):
         for ask in (lambda: remote.score(*arguments), lambda: remote.evaluate(item(), PROMPTS[:2], target(2, None))):

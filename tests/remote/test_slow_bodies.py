@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from flowbp_ray.remote import codec, server
-from flowbp_ray.remote.exchange import DIGEST, ask
-from flowbp_ray.remote.limits import Limits
-from flowbp_ray.remote.server import Door
-from flowbp_ray.remote.service import Service
-from flowbp_ray.remote.wire import EvaluateRequest
+from flowbp_ray.rewards.remote import codec, server
+from flowbp_ray.rewards.remote.exchange import DIGEST, ask
+from flowbp_ray.rewards.remote.limits import Limits
+from flowbp_ray.rewards.remote.server import Door
+from flowbp_ray.rewards.remote.service import Service
+from flowbp_ray.rewards.remote.wire import EvaluateRequest
 from flowbp_ray.utils.addresses import bearer
 from tests.remote.servers import PROMPTS, TOKEN, item, target
 from tests.small import small_config

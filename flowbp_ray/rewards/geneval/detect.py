@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flowbp_ray.geneval import pictures
-from flowbp_ray.geneval.names import published
-from flowbp_ray.geneval.verdict import Detection
+from flowbp_ray.rewards.geneval import pictures
+from flowbp_ray.rewards.geneval.names import published
+from flowbp_ray.rewards.geneval.verdict import Detection
 
 KINDS = ("mask2former", "owlvit", "owlv2")
 
@@ -72,7 +72,7 @@ def open_detector(
     check_nouns(folder, nouns)
     if read_config(folder)["model_type"] == "mask2former":
         return Mask2Former(folder, device, dtype)
-    from flowbp_ray.geneval.owl import Owl
+    from flowbp_ray.rewards.geneval.owl import Owl
 
     return Owl(folder, nouns, device, dtype)
 

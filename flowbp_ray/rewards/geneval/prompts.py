@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowbp_ray.geneval.names import COLOURS
+from flowbp_ray.rewards.geneval.names import COLOURS
 
 RELATIONS = ("left of", "right of", "above", "below")
 

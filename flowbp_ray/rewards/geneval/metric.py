@@ -1,4 +1,4 @@
-"""GenEval as a metric: 1 where a picture shows all that its prompt lists, else 0 (see `flowbp_ray.geneval`).
+"""GenEval as a metric: 1 where a picture shows all that its prompt lists, else 0 (see `flowbp_ray.rewards.geneval`).
 
 No gradient: it belongs among `rewards.monitors`. The published table value is the mean over the six tags' means (of 553
 prompts with 4 pictures each), which evaluations report as `<name>/overall`.
@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from flowbp_ray.geneval.colours import ColourNamer, check_clip
-from flowbp_ray.geneval.detect import check_nouns, open_detector, read_config
-from flowbp_ray.geneval.prompts import Task, load
-from flowbp_ray.geneval.verdict import Detection, Thresholds, Verdict, keep, verdict
 from flowbp_ray.rewards.base import needed
 from flowbp_ray.rewards.embedding import tower_dtype
+from flowbp_ray.rewards.geneval.colours import ColourNamer, check_clip
+from flowbp_ray.rewards.geneval.detect import check_nouns, open_detector, read_config
+from flowbp_ray.rewards.geneval.prompts import Task, load
+from flowbp_ray.rewards.geneval.verdict import Detection, Thresholds, Verdict, keep, verdict
 
 DETECTOR = (
     "the folder of a detector for transformers: Mask2Former trained on COCO instances, as published "

@@ -10,12 +10,12 @@ from typing import Protocol
 
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.messages import Evaluated, Item, Packed, RolloutReport, Scored
-from flowbp_ray.remote import codec, token
-from flowbp_ray.remote.answers import wrong_evaluation, wrong_score
-from flowbp_ray.remote.codec import WireError
-from flowbp_ray.remote.exchange import CONNECT, DIGEST, LARGEST_LINE, TooLarge, ask, line, reason
-from flowbp_ray.remote.limits import largest_evaluation, largest_score
-from flowbp_ray.remote.wire import EvaluateAnswer, EvaluateRequest, ScoreAnswer, ScoreRequest
+from flowbp_ray.rewards.remote import codec, token
+from flowbp_ray.rewards.remote.answers import wrong_evaluation, wrong_score
+from flowbp_ray.rewards.remote.codec import WireError
+from flowbp_ray.rewards.remote.exchange import CONNECT, DIGEST, LARGEST_LINE, TooLarge, ask, line, reason
+from flowbp_ray.rewards.remote.limits import largest_evaluation, largest_score
+from flowbp_ray.rewards.remote.wire import EvaluateAnswer, EvaluateRequest, ScoreAnswer, ScoreRequest
 from flowbp_ray.utils.addresses import bearer
 
 PROBE = 1.0  # seconds after which a server that is away may be asked again whether it is back
@@ -36,15 +36,6 @@ class Scores(Protocol):
     def evaluate(self, item: Item, prompts: Sequence[str], latents: Packed) -> Evaluated:
         """See `Scorer.evaluate`."""
         ...
-
-
-def scorer(config: RunConfig, agreed: Mapping[str, str]) -> Scores:
-    """The rewards of `config`: here, or where `rewards.url` says. agreed: what `agreement.check` returned."""
-    if config.rewards.url:
-        return RemoteScorer(config, agreed)
-    from flowbp_ray.scoring import Scorer
-
-    return Scorer(config)
 
 
 def assigned(config: RunConfig, index: int) -> RunConfig:

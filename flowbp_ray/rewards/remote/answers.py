@@ -8,7 +8,7 @@ import numpy as np
 
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.messages import Evaluated, Fault, Item, Packed, Scored
-from flowbp_ray.remote.limits import cotangent_shape, images_shape
+from flowbp_ray.rewards.remote.limits import cotangent_shape, images_shape
 
 
 def wrong_score(config: RunConfig, item: Item, target: Packed, scored: Scored, cotangent: Packed) -> str | None:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
-from flowbp_ray.checks import check_rewards
 from flowbp_ray.config.schema import RunConfig
-from flowbp_ray.remote import token
-from flowbp_ray.remote.limits import Limits
-from flowbp_ray.remote.service import Service
+from flowbp_ray.rewards.remote import token
+from flowbp_ray.rewards.remote.limits import Limits
+from flowbp_ray.rewards.remote.service import Service
+from flowbp_ray.rewards.scorer import check_rewards
 from flowbp_ray.utils.random import deterministic
 
 
@@ -31,7 +31,7 @@ def serve(
     Raises ValueError for what the user must change, and OSError where the address is taken.
     """
     try:
-        from flowbp_ray.remote.server import serve as answer
+        from flowbp_ray.rewards.remote.server import serve as answer
     except ModuleNotFoundError as error:
         raise ValueError(f"serve-reward needs {error.name}; write pip install 'flowbp-ray[serve]'") from error
     config = config.model_copy(update={"rewards": config.rewards.model_copy(update={"url": None})})  # that is this one

@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flowbp_ray.geneval import pictures
-from flowbp_ray.geneval.names import COLOURS
-from flowbp_ray.geneval.verdict import Detection
+from flowbp_ray.rewards.geneval import pictures
+from flowbp_ray.rewards.geneval.names import COLOURS
+from flowbp_ray.rewards.geneval.verdict import Detection
 
 TEMPLATES = ("a photo of a {colour} {noun}", "a photo of a {colour}-colored {noun}", "a photo of a {colour} object")
 GREY = 0x99 / 255

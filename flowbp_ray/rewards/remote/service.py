@@ -9,12 +9,12 @@ import numpy as np
 
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.messages import Packed
-from flowbp_ray.remote import codec
-from flowbp_ray.remote.codec import WireError
-from flowbp_ray.remote.identity import digest, identity
-from flowbp_ray.remote.limits import Limits, latent_shape
-from flowbp_ray.remote.wire import EvaluateAnswer, EvaluateRequest, ScoreAnswer, ScoreRequest
-from flowbp_ray.scoring import Scorer
+from flowbp_ray.rewards.remote import codec
+from flowbp_ray.rewards.remote.codec import WireError
+from flowbp_ray.rewards.remote.identity import digest, identity
+from flowbp_ray.rewards.remote.limits import Limits, latent_shape
+from flowbp_ray.rewards.remote.wire import EvaluateAnswer, EvaluateRequest, ScoreAnswer, ScoreRequest
+from flowbp_ray.rewards.scorer import Scorer
 
 DTYPES = ("float32", "bfloat16", "float16")
 

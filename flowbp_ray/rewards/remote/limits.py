@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.messages import Packed
-from flowbp_ray.remote.codec import HEADER_LIMIT
+from flowbp_ray.rewards.remote.codec import HEADER_LIMIT
 
 
 @dataclass(frozen=True)

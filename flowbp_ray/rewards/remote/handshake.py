@@ -8,10 +8,10 @@ import ssl
 from typing import Any
 
 from flowbp_ray.config.schema import RunConfig
-from flowbp_ray.remote import codec, token
-from flowbp_ray.remote.exchange import CONNECT, LARGEST_LINE, ask, line, reason
-from flowbp_ray.remote.identity import different, identity
-from flowbp_ray.remote.limits import Limits
+from flowbp_ray.rewards.remote import codec, token
+from flowbp_ray.rewards.remote.exchange import CONNECT, LARGEST_LINE, ask, line, reason
+from flowbp_ray.rewards.remote.identity import different, identity
+from flowbp_ray.rewards.remote.limits import Limits
 from flowbp_ray.utils.addresses import bearer
 
 

@@ -24,9 +24,9 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from flowbp_ray.remote import codec, token
-from flowbp_ray.remote.exchange import DIGEST
-from flowbp_ray.remote.service import Refused, Service
+from flowbp_ray.rewards.remote import codec, token
+from flowbp_ray.rewards.remote.exchange import DIGEST
+from flowbp_ray.rewards.remote.service import Refused, Service
 
 BODY, SLOWEST = 30.0, 1 << 20  # seconds for a whole body, and one more for each so many bytes of the largest
 ANSWERS = 30.0  # seconds for which a server that has done its work waits until its answers have been read

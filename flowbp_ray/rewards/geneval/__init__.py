@@ -2,10 +2,10 @@
 
 `prompts` reads its file format, `verdict` decides on what a detector found, `detect` and `owl` find, `colours` names
 colours. The published evaluator is github.com/djghosh13/geneval (evaluation/evaluate_images.py); this one is written
-against transformers instead of mmdet and open_clip. `flowbp_ray.rewards.geneval` is the metric made of it.
+against transformers instead of mmdet and open_clip. `flowbp_ray.rewards.geneval.metric` is the metric made of it.
 """
 
-from flowbp_ray.geneval.prompts import Task, load
-from flowbp_ray.geneval.verdict import Detection, Thresholds, Verdict, keep, relations, verdict
+from flowbp_ray.rewards.geneval.prompts import Task, load
+from flowbp_ray.rewards.geneval.verdict import Detection, Thresholds, Verdict, keep, relations, verdict
 
 __all__ = ["Detection", "Task", "Thresholds", "Verdict", "keep", "load", "relations", "verdict"]

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flowbp_ray.geneval import pictures
-from flowbp_ray.geneval.names import OBJECTS
-from flowbp_ray.geneval.verdict import Detection
+from flowbp_ray.rewards.geneval import pictures
+from flowbp_ray.rewards.geneval.names import OBJECTS
+from flowbp_ray.rewards.geneval.verdict import Detection
 
 TEMPLATE = "a photo of a {}"  # as the OWL papers ask for COCO's classes
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from flowbp_ray.geneval.prompts import Task, Wanted
+from flowbp_ray.rewards.geneval.prompts import Task, Wanted
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.messages import Evaluated, Fault, Item, Packed, RolloutReport, Scored, pack, unpack
+from flowbp_ray.rewards import base
 from flowbp_ray.rewards.base import build
 from flowbp_ray.rewards.jitter import KeyedJitter
 from flowbp_ray.rewards.objective import RewardTerm, score_and_cotangent
+from flowbp_ray.rewards.remote.client import RemoteScorer, Scores
 
 
 class Scorer:
@@ -91,3 +93,21 @@ def _bytes(images: torch.Tensor) -> np.ndarray:
     """Images [n, 3, H, W] in 0..1 as [n, H, W, 3] uint8."""
     pixels = (images.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).cpu().numpy()
     return np.ascontiguousarray(pixels)
+
+
+def check_rewards(config: RunConfig, evaluated: Sequence[str] = ()) -> None:
+    """Raises ValueError for a reward that could not be built here, or judge the prompts of the evaluations."""
+    for reward in config.rewards.all:
+        base.check(reward.factory, reward.options)
+        base.check_prompts(reward.factory, reward.options, list(evaluated))
+    for term in config.rewards.terms:
+        base.check_trainable(term.factory)
+
+
+def scorer(config: RunConfig, agreed: Mapping[str, str]) -> Scores:
+    """The rewards of `config`: here, or where `rewards.url` says. agreed: what `agreement.check` returned."""
+    if config.rewards.url:
+        return RemoteScorer(config, agreed)
+    from flowbp_ray.rewards.scorer import Scorer
+
+    return Scorer(config)
