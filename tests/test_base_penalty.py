@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flowbp_ray.backbones import Embeddings
-from flowbp_ray.backbones.registry import get
+from flowbp_ray.backbones.registry import backbone_named
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.local import LocalLoop, encode
 from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport, Scored, StepReport, pack, unpack
@@ -86,7 +86,7 @@ class Step:
 
     def written_out(self, factors: list[float], weight: float, guidance: float, detach: bool) -> tuple[Tensor, float]:
         """The gradient of the penalty by autograd, with a base of its own from the files; and its value."""
-        learner, backbone = self.loop.learner, get("shapes")
+        learner, backbone = self.loop.learner, backbone_named("shapes")
         base, module = backbone.load_transformer(torch.float32), learner.engine.module
         total, row = torch.zeros(()), 0
         for rollout in self.rollouts:
@@ -218,7 +218,7 @@ def test_adapters_off_is_the_frozen_copy_bit_for_bit(tmp_path: Path, table: Embe
             now, _ = loop.sampler._velocity(item)
             assert float((now(x, node, row) - found[-1][0]).norm()) > 1e-2
     assert torch.equal(found[0][0], found[1][0])
-    base = get("shapes").load_transformer(torch.float32)
+    base = backbone_named("shapes").load_transformer(torch.float32)
     with torch.no_grad():
         want = G * full.sampler.backbone.predict(base, x, full.learner.sigmas[node], table.rows(item.prompt_ids))
     assert torch.allclose(found[0][0], want, rtol=0, atol=1e-5)

@@ -15,7 +15,7 @@ from diffusers import SD3Transformer2DModel
 from safetensors import safe_open
 
 from flowbp_ray import prompts, report
-from flowbp_ray.backbones.registry import get
+from flowbp_ray.backbones.registry import backbone_named
 from flowbp_ray.card import PROMPT, base_name
 from flowbp_ray.config import loading
 from flowbp_ray.local import draw
@@ -187,7 +187,7 @@ def test_the_same_checkpoint_gives_the_same_export(adapters: Run, tmp_path: Path
             contents.append((texts, file.metadata(), digest(tensors)))
     assert contents[0] == contents[1]
     targets = json.loads(contents[0][1]["lora_adapter_metadata"])["transformer.target_modules"]
-    assert targets == sorted(get("shapes").lora_targets)
+    assert targets == sorted(backbone_named("shapes").lora_targets)
 
 
 def test_what_cannot_be_exported_is_one_line(
@@ -216,7 +216,7 @@ def test_what_cannot_be_exported_is_one_line(
 
 def test_the_base_is_called_as_the_hub_calls_it(tmp_path: Path) -> None:
     """A folder by its name, a snapshot in the hub's cache by organisation and model."""
-    shipped = get("shapes").base_folder
+    shipped = backbone_named("shapes").base_folder
     for folder, name in (("my-sd3", "my-sd3"), ("models--org--some-model/snapshots/0123abc", "org/some-model")):
         shutil.copytree(shipped, tmp_path / folder)
-        assert base_name(get("shapes", str(tmp_path / folder))) == name
+        assert base_name(backbone_named("shapes", str(tmp_path / folder))) == name

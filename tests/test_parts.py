@@ -16,7 +16,7 @@ from actors.fleet import counted
 from flowbp_ray import prompts
 from flowbp_ray.backbones.embeddings import encode
 from flowbp_ray.backbones.guidance import full_velocity, trained_velocity
-from flowbp_ray.backbones.registry import get
+from flowbp_ray.backbones.registry import backbone_named
 from flowbp_ray.config.sections import LoraConfig
 from flowbp_ray.evaluate import estimate, paired
 from flowbp_ray.messages import Version, pack, unpack
@@ -83,7 +83,7 @@ def test_an_epoch_holds_every_prompt_once_and_position_is_the_step() -> None:
 
 def test_items_split_the_batch_and_depend_on_nothing_but_the_key(tmp_path: Path) -> None:
     config = small_config(tmp_path, "flowbp_bridge", "data.images_per_prompt=2", "method.draws=per_sample")
-    sigmas = get("shapes").sigmas(6, 64, 64)
+    sigmas = backbone_named("shapes").sigmas(6, 64, 64)
 
     def make(step: int) -> list:
         shape = config.data.shape
@@ -98,7 +98,7 @@ def test_items_split_the_batch_and_depend_on_nothing_but_the_key(tmp_path: Path)
 
 def test_guidance_is_the_formula_and_a_detached_negative_has_no_gradient() -> None:
     """v_neg + g (v_cond - v_neg) by two separate forwards; the trained form has its gradient with v_neg detached."""
-    backbone = get("shapes")
+    backbone = backbone_named("shapes")
     transformer = backbone.load_transformer(torch.float32)
     table = encode(small_config(Path("runs")), ["a red circle", "two blue squares"])
     cond, negative, sigmas = table.rows([0, 1]), table.negative(2), backbone.sigmas(6, 64, 64)
@@ -116,7 +116,7 @@ def test_guidance_is_the_formula_and_a_detached_negative_has_no_gradient() -> No
 
 def test_lora_publishes_adapters_only_and_a_sampler_takes_them() -> None:
     lora = LoraConfig(rank=2, alpha=4)
-    learner, sampler = (get("shapes").load_transformer(torch.float32) for _ in range(2))
+    learner, sampler = (backbone_named("shapes").load_transformer(torch.float32) for _ in range(2))
     trainable.prepare(learner, lora, seed=1)
     trainable.prepare(sampler, lora, seed=2)
     names = set(trainable.trained(learner))
@@ -130,12 +130,12 @@ def test_lora_publishes_adapters_only_and_a_sampler_takes_them() -> None:
     with pytest.raises(ValueError, match="do not fit"):
         trainable.install(sampler, {"x": torch.zeros(1)})
     with pytest.raises(ValueError, match="match no module"):
-        trainable.prepare(get("shapes").load_transformer(torch.float32), LoraConfig(targets=["nope"]), 0)
+        trainable.prepare(backbone_named("shapes").load_transformer(torch.float32), LoraConfig(targets=["nope"]), 0)
 
 
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=4, alpha=8), LoraConfig(rank=2, targets=["ff.net.2"])])
 def test_what_is_trained_is_told_from_the_skeleton_as_from_the_weights(lora: LoraConfig | None) -> None:
-    backbone = get("shapes")
+    backbone = backbone_named("shapes")
     real = trainable.prepare(backbone.load_transformer(torch.float32), lora, 1, backbone.lora_targets)
     told = trainable.describe(trainable.prepare(backbone.skeleton(), lora, 1, backbone.lora_targets), lora)
     assert told == trainable.describe(real, lora)

@@ -21,7 +21,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from flowbp_ray.backbones import Backbone, Conditioning
+from flowbp_ray.backbones.base import Backbone, Conditioning
 from flowbp_ray.utils.digest import digest, file_digest
 from flowbp_ray.utils.files import unusable_cache, write_atomically
 

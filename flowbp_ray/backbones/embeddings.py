@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flowbp_ray.backbones import Conditioning, Embeddings, Encode, distinct, encode_all
 from flowbp_ray.backbones.base import Conditioning, Encode
 from flowbp_ray.backbones.embedding_cache import EmbeddingCache
 from flowbp_ray.config.schema import RunConfig

@@ -18,7 +18,7 @@ BACKBONES: dict[str, type[Backbone]] = {
 """A new family is one file and one line here."""
 
 
-def get(name: str, path: str | None = None) -> Backbone:
+def backbone_named(name: str, path: str | None = None) -> Backbone:
     """The backbone called `name`, reading its weights from the diffusers folder `path` (None: the embedded ones)."""
     if name not in BACKBONES:
         near = difflib.get_close_matches(name, BACKBONES, n=1)

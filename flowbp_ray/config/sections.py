@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from flowbp_ray.backbones.registry import get
+from flowbp_ray.backbones.registry import backbone_named
 
 if TYPE_CHECKING:
     pass
@@ -43,7 +43,7 @@ class BackboneConfig(Strict):
 
     def open(self) -> Backbone:
         """The family, which loads what it is asked for from `path`."""
-        backbone = get(self.name, self.path)
+        backbone = backbone_named(self.name, self.path)
         backbone.grid = self.sigmas
         return backbone
 

@@ -11,7 +11,7 @@ from torch import nn
 from flowbp_ray.backbones import Backbone, Conditioning
 from flowbp_ray.backbones.base import unit_images
 from flowbp_ray.backbones.guidance import full_velocity, one_branch, trained_velocity
-from flowbp_ray.backbones.registry import get
+from flowbp_ray.backbones.registry import backbone_named
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.planning.trace import Cost, cost_of, fake_mode, held_by, hollow
 from flowbp_ray.weights import trainable
@@ -25,7 +25,7 @@ class Costs:
     def __init__(self, config: RunConfig) -> None:
         """Raises ValueError where the folder is none of the family's, or the size cannot be drawn."""
         model = config.backbone
-        self.backbone: Backbone = get(model.name, model.path)
+        self.backbone: Backbone = backbone_named(model.name, model.path)
         self.latent_shape = self.backbone.latent_shape(model.height, model.width)
         self.known: dict[tuple[Any, ...], Any] = {}
 

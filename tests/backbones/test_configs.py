@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flowbp_ray.backbones.registry import BACKBONES, get
+from flowbp_ray.backbones.registry import BACKBONES, backbone_named
 from flowbp_ray.config import loading
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.surrogate import METHODS, Method
@@ -116,7 +116,7 @@ def test_the_path_is_yours_to_give(run: tuple[str, str, RunConfig]) -> None:
     family, method, config = run
     assert config.backbone.path is None
     with pytest.raises(ValueError, match=f"backbone '{family}' needs its weights; write backbone.path"):
-        get(config.backbone.name, config.backbone.path)
+        backbone_named(config.backbone.name, config.backbone.path)
     assert loading.load(f"{family}_{method}", ["backbone.path=models/mine"]).backbone.path == "models/mine"
 
 

@@ -20,7 +20,7 @@ from flowbp_ray.backbones import Backbone, Conditioning, Embeddings, encode_all
 from flowbp_ray.backbones.embedding_cache import EmbeddingCache, identity
 from flowbp_ray.backbones.embeddings import Encoder, encode, fill
 from flowbp_ray.backbones.flux2 import Flux2Backbone
-from flowbp_ray.backbones.registry import BACKBONES, get
+from flowbp_ray.backbones.registry import BACKBONES, backbone_named
 from flowbp_ray.config import loading
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.utils import files
@@ -132,7 +132,7 @@ def test_the_key_is_what_the_encoders_files_hold(saved: Saved, copy: Path, tmp_p
     """Wherever they are; and nothing else of the model's folder."""
 
     def key(folder: Path) -> str:
-        return identity(get("flux2", str(folder)), 1, "cpu", tmp_path / "files")
+        return identity(backbone_named("flux2", str(folder)), 1, "cpu", tmp_path / "files")
 
     assert key(copy) == key(saved("flux2")[0])
     change, counts = CHANGES[what]
@@ -143,7 +143,7 @@ def test_the_key_is_what_the_encoders_files_hold(saved: Saved, copy: Path, tmp_p
 def test_the_key_has_the_prompt_the_hidden_layers_and_the_threads(
     saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    backbone = get("flux2", str(saved("flux2")[0]))
+    backbone = backbone_named("flux2", str(saved("flux2")[0]))
     cache = EmbeddingCache(tmp_path, backbone, 1)
     assert len({cache.path(prompt) for prompt in PROMPTS}) == DISTINCT
     assert cache.path("a red circle") == EmbeddingCache(tmp_path, backbone, 1).path("a red circle")

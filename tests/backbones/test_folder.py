@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from flowbp_ray.backbones import Backbone
-from flowbp_ray.backbones.registry import get
+from flowbp_ray.backbones.registry import backbone_named
 from flowbp_ray.checks import check
 from flowbp_ray.utils import files
 
@@ -52,7 +52,7 @@ def edit(file: Path, **changes: object) -> None:
 def test_a_missing_component_is_named(copy: tuple[str, Path], component: str) -> None:
     name, folder = copy
     shutil.rmtree(folder / component)
-    text = message(lambda: LOADERS[component](get(name, str(folder))))
+    text = message(lambda: LOADERS[component](backbone_named(name, str(folder))))
     assert f"{folder} has no {component}" in text
 
 
@@ -60,7 +60,7 @@ def test_a_missing_component_is_named(copy: tuple[str, Path], component: str) ->
 def test_missing_weights_are_named(copy: tuple[str, Path], component: str) -> None:
     name, folder = copy
     next((folder / component).glob("*.safetensors")).unlink()
-    text = message(lambda: LOADERS[component](get(name, str(folder))))
+    text = message(lambda: LOADERS[component](backbone_named(name, str(folder))))
     assert f"{folder} has a broken {component}: its weights cannot be read" in text
 
 
@@ -72,7 +72,7 @@ def test_a_value_that_is_not_finite_is_named(copy: tuple[str, Path], component: 
     key = max((k for k in tensors if tensors[k].is_floating_point()), key=lambda k: tensors[k].numel())
     tensors[key].view(-1)[-1] = float("nan")
     save_file(tensors, file, metadata={"format": "pt"})
-    text = message(lambda: LOADERS[component](get(name, str(folder))))
+    text = message(lambda: LOADERS[component](backbone_named(name, str(folder))))
     assert f"{folder} has a broken {component}" in text and "not finite" in text
 
 
@@ -104,74 +104,74 @@ def test_a_weight_that_is_missing_is_named_and_not_drawn_at_random(copy: tuple[s
     gone = next(key for key in tensors if key.startswith(("decoder", "proj_out")))
     del tensors[gone]
     save_file(tensors, file, metadata={"format": "pt"})
-    assert gone in message(lambda: LOADERS[component](get(name, str(folder))))
+    assert gone in message(lambda: LOADERS[component](backbone_named(name, str(folder))))
 
 
 def test_a_folder_of_another_family_names_both_classes(saved: Saved) -> None:
     for name, other in zip(tiny.NAMES, tiny.NAMES[1:] + tiny.NAMES[:1], strict=True):
         folder, pipe = saved(other)
-        text = message(lambda name=name, folder=folder: get(name, str(folder)))  # type: ignore[misc]
+        text = message(lambda name=name, folder=folder: backbone_named(name, str(folder)))  # type: ignore[misc]
         assert f"{folder} is no {name} folder" in text and type(pipe.transformer).__name__ in text
 
 
 def test_a_text_encoder_of_another_class_is_named(copy: tuple[str, Path]) -> None:
     name, folder = copy
     edit(folder / "text_encoder" / "config.json", architectures=["BertModel"])
-    text = message(lambda: get(name, str(folder)).load_encoder())
+    text = message(lambda: backbone_named(name, str(folder)).load_encoder())
     assert "its text_encoder is BertModel, expected" in text
 
 
 @pytest.mark.parametrize("name", tiny.NAMES)
 def test_the_path_is_required_and_must_exist(name: str, tmp_path: Path) -> None:
-    assert "write backbone.path: a diffusers folder" in message(lambda: get(name))
-    assert "there is no folder" in message(lambda: get(name, str(tmp_path / "nowhere")))
-    assert "has no transformer" in message(lambda: get(name, str(tmp_path)))
+    assert "write backbone.path: a diffusers folder" in message(lambda: backbone_named(name))
+    assert "there is no folder" in message(lambda: backbone_named(name, str(tmp_path / "nowhere")))
+    assert "has no transformer" in message(lambda: backbone_named(name, str(tmp_path)))
 
 
 @pytest.mark.parametrize("name", tiny.NAMES)
 @pytest.mark.parametrize("size, wrong", [((40, 32), "height: 32 or 48, got 40"), ((32, 8), "width: 16, got 8")])
 def test_sides_must_divide(saved: Saved, name: str, size: tuple[int, int], wrong: str) -> None:
-    backbone = get(name, str(saved(name)[0]))
+    backbone = backbone_named(name, str(saved(name)[0]))
     assert f"divisible by 16: write {wrong}" in message(lambda: backbone.latent_shape(*size))
     assert wrong in message(lambda: backbone.sigmas(4, *size))
 
 
 def test_sd35_has_a_largest_side(saved: Saved) -> None:
-    backbone = get("sd35", str(saved("sd35")[0]))
+    backbone = backbone_named("sd35", str(saved("sd35")[0]))
     assert backbone.latent_shape(128, 64) == (16, 16, 8)
     assert "at most 128 pixels a side: write height: 128" in message(lambda: backbone.latent_shape(144, 64))
 
 
 def test_steps_and_schedulers_that_a_rollout_cannot_do(copy: tuple[str, Path]) -> None:
     name, folder = copy
-    assert "num_steps must be at least" in message(lambda: get(name, str(folder)).sigmas(0, 32, 32))
+    assert "num_steps must be at least" in message(lambda: backbone_named(name, str(folder)).sigmas(0, 32, 32))
     file = folder / "scheduler" / "scheduler_config.json"
     edit(file, stochastic_sampling=True)
-    assert "stochastic_sampling" in message(lambda: get(name, str(folder)).sigmas(4, 32, 32))
+    assert "stochastic_sampling" in message(lambda: backbone_named(name, str(folder)).sigmas(4, 32, 32))
     edit(file, _class_name="DDIMScheduler")
-    assert "its scheduler is DDIMScheduler" in message(lambda: get(name, str(folder)).sigmas(4, 32, 32))
+    assert "its scheduler is DDIMScheduler" in message(lambda: backbone_named(name, str(folder)).sigmas(4, 32, 32))
     file.write_text("{")
-    assert "is not JSON" in message(lambda: get(name, str(folder)).sigmas(4, 32, 32))
+    assert "is not JSON" in message(lambda: backbone_named(name, str(folder)).sigmas(4, 32, 32))
 
 
 def test_distilled_models_whose_guidance_would_be_ignored(saved: Saved, tmp_path: Path) -> None:
     for name in ("flux1", "flux2"):
         shutil.copytree(saved(name)[0], tmp_path / name)
     edit(tmp_path / "flux1" / "transformer" / "config.json", guidance_embeds=False)
-    assert "is no FLUX.1-dev" in message(lambda: get("flux1", str(tmp_path / "flux1")))
+    assert "is no FLUX.1-dev" in message(lambda: backbone_named("flux1", str(tmp_path / "flux1")))
     edit(tmp_path / "flux2" / "model_index.json", is_distilled=True)
-    assert "use a klein-base model" in message(lambda: get("flux2", str(tmp_path / "flux2")))
+    assert "use a klein-base model" in message(lambda: backbone_named("flux2", str(tmp_path / "flux2")))
 
 
 def test_a_shallow_text_encoder_is_refused(saved: Saved, tmp_path: Path) -> None:
     shutil.copytree(saved("flux2")[0], tmp_path / "model")
     edit(tmp_path / "model" / "text_encoder" / "config.json", num_hidden_layers=3)
-    text = message(lambda: get("flux2", str(tmp_path / "model")).load_encoder())
+    text = message(lambda: backbone_named("flux2", str(tmp_path / "model")).load_encoder())
     assert "a text_encoder of 3 layers; its hidden states 9, 18, 27 are needed" in text
 
 
 def test_an_unknown_backbone_offers_the_nearest() -> None:
-    assert "did you mean 'qwen_image'?" in message(lambda: get("qwen_imag"))
+    assert "did you mean 'qwen_image'?" in message(lambda: backbone_named("qwen_imag"))
 
 
 def test_nothing_is_asked_of_a_hub(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,6 +185,6 @@ def test_nothing_is_asked_of_a_hub(saved: Saved, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     for name in tiny.NAMES:
-        backbone = get(name, str(saved(name)[0]))
+        backbone = backbone_named(name, str(saved(name)[0]))
         for load in LOADERS.values():
             load(backbone)

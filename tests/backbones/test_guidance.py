@@ -8,7 +8,7 @@ from torch import Tensor
 
 from flowbp_ray.backbones import Conditioning, encode_all
 from flowbp_ray.backbones.guidance import full_velocity, trained_velocity
-from flowbp_ray.backbones.registry import get
+from flowbp_ray.backbones.registry import backbone_named
 from flowbp_ray.config.sections import LoraConfig
 from flowbp_ray.weights import trainable
 
@@ -22,7 +22,7 @@ class Setting:
     """A loaded family with a batch of two states at different nodes and their prompts."""
 
     def __init__(self, name: str, saved: Saved) -> None:
-        self.name, self.backbone = name, get(name, str(saved(name)[0]))
+        self.name, self.backbone = name, backbone_named(name, str(saved(name)[0]))
         self.transformer = self.backbone.load_transformer(torch.float32)
         table = encode_all(self.backbone.load_encoder(), ["a red circle", "two blue squares"])
         self.cond, self.negative = table.rows([0, 1]), table.negative(2)

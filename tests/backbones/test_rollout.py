@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flowbp_ray.backbones import encode_all, tokens
-from flowbp_ray.backbones.registry import get
+from flowbp_ray.backbones.registry import backbone_named
 from flowbp_ray.backbones.sigmas import static_shift
 from flowbp_ray.config.sections import BackboneConfig
 
@@ -20,7 +20,7 @@ SIZES = [(32, 32), (32, 80), (112, 48)]
 @pytest.fixture(scope="module", params=tiny.NAMES)
 def family(request: pytest.FixtureRequest, saved: Saved) -> Family:
     folder, pipe = saved(request.param)
-    backbone = get(request.param, str(folder))
+    backbone = backbone_named(request.param, str(folder))
     embeddings = encode_all(backbone.load_encoder(), PROMPTS)
     return Family(request.param, pipe, backbone, backbone.load_transformer(torch.float32), embeddings)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flowbp_ray.backbones.guidance import trained_velocity
-from flowbp_ray.backbones.registry import get
+from flowbp_ray.backbones.registry import backbone_named
 from flowbp_ray.config import loading
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.weights import trainable
@@ -47,7 +47,7 @@ def peak_of(work: Callable[[], object]) -> int:
 def real_node(config: RunConfig, module: Any) -> tuple[Callable[[], Tensor], nn.Module]:
     """A learner's forward on real tensors, gradients being there already; and what it trains."""
     backbone, model, learners = (
-        get(config.backbone.name, config.backbone.path),
+        backbone_named(config.backbone.name, config.backbone.path),
         config.backbone,
         config.learners,
     )

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.meters import SavedBytes
 from benchmarks.sizes import SIZES
 from flowbp_ray.backbones.base import unit_images
-from flowbp_ray.backbones.registry import get
+from flowbp_ray.backbones.registry import backbone_named
 from flowbp_ray.config import loading
 from flowbp_ray.learning.engine import TorchEngine
 from flowbp_ray.planning import memory
@@ -49,7 +49,7 @@ def test_published_models_have_their_published_parameters(name: str, tmp_path: P
 def test_all_parts_are_counted_as_they_load(name: str, folders: Any) -> None:
     whole, bare = folders(name)
     config = config_of(name, bare)
-    sizes, real = memory.Sizes.of(config, Costs(config)), get(name, str(whole))
+    sizes, real = memory.Sizes.of(config, Costs(config)), backbone_named(name, str(whole))
     assert sizes.transformer == memory.elements(real.load_transformer(torch.float32))
     assert sizes.vae == memory.elements(real.load_vae())
     pipe = real.text_pipeline()
@@ -60,7 +60,7 @@ def test_all_parts_are_counted_as_they_load(name: str, folders: Any) -> None:
 
 def test_the_conditioning_is_as_long_as_encoded(folders: Any) -> None:
     for name in ("sd35", "flux1", "flux2"):  # Qwen-Image's is as long as the prompt; there the longest is planned
-        real = get(name, str(folders(name)[0]))
+        real = backbone_named(name, str(folders(name)[0]))
         encoded, planned = real.load_encoder()(["a red circle"]), real.conditioning_skeleton()
         assert {key: (t.shape, t.dtype) for key, t in encoded.items()} == {
             key: (t.shape, t.dtype) for key, t in planned.items()
@@ -98,7 +98,7 @@ def test_activations_are_those_of_a_measured_node(name: str, variant: str, folde
         module.save_config(folder / "transformer")
     else:
         family, (whole, folder) = name, folders(name)
-        module = get(family, str(whole)).load_transformer(torch.float32)
+        module = backbone_named(family, str(whole)).load_transformer(torch.float32)
     config = config_of(family, folder, *VARIANTS[variant])
     forward, module = real_node(config, module.to(config.backbone.torch_dtype))
     backward(forward)  # what is made once stays out
@@ -113,7 +113,7 @@ def test_activations_are_those_of_a_measured_node(name: str, variant: str, folde
 
 def test_a_kernel_that_keeps_the_matrix_of_attention_is_planned_too(folders: Any) -> None:
     config = config_of("sd35", folders("sd35")[1], "learners.gradient_checkpointing=false")
-    forward, _ = real_node(config, get("sd35", str(folders("sd35")[0])).load_transformer(torch.float32))
+    forward, _ = real_node(config, backbone_named("sd35", str(folders("sd35")[0])).load_transformer(torch.float32))
     with sdpa_kernel(SDPBackend.MATH):
         measured = peak_of(lambda: backward(forward))
         quadratic = Costs(config).node(config).peak
@@ -205,8 +205,8 @@ def test_the_plain_engine_holds_what_is_planned(dtype: str, extra: list[str], fo
     config = config_of("flux1", bare, *overrides)
     assert config.learners.ema is not None
     sizes = memory.Sizes.of(config, Costs(config))
-    module = get("flux1", str(whole)).load_transformer(config.backbone.torch_dtype)
-    trainable.prepare(module, config.learners.lora, 0, get("flux1", str(whole)).lora_targets)
+    module = backbone_named("flux1", str(whole)).load_transformer(config.backbone.torch_dtype)
+    trainable.prepare(module, config.learners.lora, 0, backbone_named("flux1", str(whole)).lora_targets)
     engine = TorchEngine(module, config.learners)
     for p in engine.named.values():
         p.grad = torch.ones_like(p)

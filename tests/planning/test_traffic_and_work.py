@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowbp_ray.backbones.guidance import full_velocity
-from flowbp_ray.backbones.registry import get
+from flowbp_ray.backbones.registry import backbone_named
 from flowbp_ray.config import loading
 from flowbp_ray.metrics import state_bytes
 from flowbp_ray.planning import memory
@@ -73,7 +73,7 @@ def test_bytes_and_calls_are_those_of_a_real_step(method: str, extra: list[str])
 def test_operations_are_those_of_the_flop_counter(folders: Any) -> None:
     whole, bare = folders("sd35")
     config = config_of("sd35", bare)
-    backbone, model = get("sd35", str(whole)), config.backbone
+    backbone, model = backbone_named("sd35", str(whole)), config.backbone
     module = backbone.load_transformer(torch.float32)
     cond = {k: torch.randn(2, *t.shape[1:]) for k, t in backbone.conditioning_skeleton().items()}
     velocity = full_velocity(backbone, module, torch.linspace(1, 0, 26), cond, cond, model.guidance)

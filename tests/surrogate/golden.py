@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flowbp_ray.backbones import Backbone, Conditioning, tokens
 from flowbp_ray.backbones.guidance import full_velocity, trained_velocity
-from flowbp_ray.backbones.registry import get
+from flowbp_ray.backbones.registry import backbone_named
 from flowbp_ray.surrogate import (
     METHODS,
     AdamsBashforth,
@@ -62,7 +62,7 @@ class Golden:
         recorded.load_state_dict(weights)
         with tempfile.TemporaryDirectory() as folder:
             recorded.save_pretrained(Path(folder) / "transformer")
-            backbone = get(case["backbone"], folder)
+            backbone = backbone_named(case["backbone"], folder)
             model = backbone.load_transformer(torch.float32)
         if case["backbone"] != "sd35":  # recorded packed [..., 16, C]; our states are [..., C, 4, 4]
             for key in {"latents", "velocities", "renoise", "target"} & tensors.keys():
