@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from actors.crew import Crew
 from flowbp_ray import scaling
 from flowbp_ray.config.schema import RunConfig
-from flowbp_ray.run import Run
+from flowbp_ray.run.folder import Run
 
 
 class Scaler:

@@ -28,10 +28,10 @@ from flowbp_ray.checks import check
 from flowbp_ray.config import loading
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.driver import Loop
-from flowbp_ray.evaluating import Evaluator
+from flowbp_ray.evaluation.evaluator import Evaluator
 from flowbp_ray.metrics import Tracker
 from flowbp_ray.progress import Progress
-from flowbp_ray.run import Run
+from flowbp_ray.run.folder import Run
 from flowbp_ray.utils.signals import Interrupts
 
 STEPS = 100_000  # of the configuration: more than is ever measured, so that batches are always issued ahead

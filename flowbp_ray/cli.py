@@ -79,8 +79,8 @@ def sample(
 ) -> None:
     """Draw prompts with a run's checkpoint, in this process."""
     from flowbp_ray.local import draw
-    from flowbp_ray.report import grid
-    from flowbp_ray.run import Run
+    from flowbp_ray.run.folder import Run
+    from flowbp_ray.run.pictures import grid
 
     used, images = draw(Run.open(run), prompt, step, guidance, seed)
     grid(images, prompt, output, columns=min(6, len(prompt)))
@@ -97,7 +97,7 @@ def export(
 ) -> None:
     """Write a checkpoint as diffusers loads it, with a model card."""
     from flowbp_ray.export import export as write
-    from flowbp_ray.run import Run
+    from flowbp_ray.run.folder import Run
 
     opened = Run.open(run)
     done = write(opened, to, step, ema, merge)

@@ -18,14 +18,14 @@ from actors.transport import Published
 from flowbp_ray import guard, prompts, scaling
 from flowbp_ray.checks import Checked, check
 from flowbp_ray.config.schema import RunConfig
-from flowbp_ray.evaluating import Evaluator, flat
+from flowbp_ray.evaluation.evaluator import Evaluator, flat
 from flowbp_ray.guard import Verdict
 from flowbp_ray.messages import Evaluated, Item, StepReport, Version
 from flowbp_ray.metrics import Tracker, idle, phases, whole_step
 from flowbp_ray.progress import Progress
 from flowbp_ray.report import curves, summarise
 from flowbp_ray.rollout.items import items_of_run
-from flowbp_ray.run import Run
+from flowbp_ray.run.folder import Run
 from flowbp_ray.selection import select
 from flowbp_ray.updates import changed
 from flowbp_ray.utils.errors import RunFailed, Stalled

@@ -19,7 +19,7 @@ from flowbp_ray.backbones import Backbone
 from flowbp_ray.card import Kind, card
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.rollout.sampler import Sampler, alone
-from flowbp_ray.run import Run
+from flowbp_ray.run.folder import Run
 from flowbp_ray.utils.digest import digest
 from flowbp_ray.utils.errors import ConfigError
 from flowbp_ray.weights import trainable

@@ -14,8 +14,8 @@ from typing import Any
 
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.config.sections import GuardConfig
-from flowbp_ray.evaluate import Evaluation
-from flowbp_ray.run import Run
+from flowbp_ray.evaluation.estimates import Evaluation
+from flowbp_ray.run.folder import Run
 from flowbp_ray.utils.errors import ConfigError
 
 FILE = "guard.json"

@@ -17,7 +17,7 @@ from flowbp_ray.rewards.remote import handshake
 from flowbp_ray.rewards.scorer import scorer
 from flowbp_ray.rollout.items import items_of_run
 from flowbp_ray.rollout.sampler import Sampler, alone
-from flowbp_ray.run import Run
+from flowbp_ray.run.folder import Run
 from flowbp_ray.selection import select
 from flowbp_ray.weights import trainable
 from flowbp_ray.weights.packing import Parcel

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from flowbp_ray.config.schema import RunConfig
-from flowbp_ray.run import Run
+from flowbp_ray.run.folder import Run
 from flowbp_ray.utils.errors import ConfigError
 
 ROLES = {"samplers": ("sampler_s", "load_s"), "rewards": ("reward_s",)}

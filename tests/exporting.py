@@ -11,11 +11,11 @@ from torch import Tensor
 
 from flowbp_ray import prompts
 from flowbp_ray.config.schema import RunConfig
-from flowbp_ray.evaluating import Evaluator
+from flowbp_ray.evaluation.evaluator import Evaluator
 from flowbp_ray.local import LocalLoop, encode
 from flowbp_ray.messages import Evaluated, Item, Version
 from flowbp_ray.report import summarise
-from flowbp_ray.run import Run
+from flowbp_ray.run.folder import Run
 from flowbp_ray.weights.packing import Parcel
 
 

@@ -124,7 +124,7 @@ def test_train_then_sample(local_ray: Any, tmp_path: Path, capsys: pytest.Captur
 
 @pytest.mark.ray
 def test_a_second_run_of_the_same_name_gets_its_own_folder(tmp_path: Path) -> None:
-    from flowbp_ray.run import Run
+    from flowbp_ray.run.folder import Run
     from tests.small import small_config
 
     config = small_config(tmp_path, "flowbp_sparse", "name=twice")

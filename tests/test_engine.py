@@ -12,17 +12,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flowbp_ray.checkpoint import Checkpoints
 from flowbp_ray.config.sections import EmaConfig, LearnersConfig, OptimizerConfig, ScheduleConfig
-from flowbp_ray.evaluate import measure
-from flowbp_ray.evaluating import Evaluator
+from flowbp_ray.evaluation.estimates import measure
+from flowbp_ray.evaluation.evaluator import Evaluator
 from flowbp_ray.learning.deepspeed import interface_to
 from flowbp_ray.learning.engine import TorchEngine
 from flowbp_ray.learning.optim import Ema, lr_factor
 from flowbp_ray.messages import Fault
 from flowbp_ray.metrics import Tracker
 from flowbp_ray.prompts import PromptRecord
-from flowbp_ray.run import Run
+from flowbp_ray.run.checkpoint import Checkpoints
+from flowbp_ray.run.folder import Run
 from flowbp_ray.weights.fingerprint import Part, checksum, combine, fingerprint
 from tests.small import small_config
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from flowbp_ray import prompts
-from flowbp_ray.evaluate import Estimate, balanced, estimate, measure
-from flowbp_ray.evaluating import flat
+from flowbp_ray.evaluation.estimates import Estimate, balanced, estimate, measure
+from flowbp_ray.evaluation.evaluator import flat
 from flowbp_ray.prompts import PromptRecord
 
 LINES = [

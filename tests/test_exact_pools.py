@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from flowbp_ray import driver
-from flowbp_ray.run import Run
+from flowbp_ray.run.folder import Run
 from flowbp_ray.utils.errors import RunFailed
 from tests import faulty
 from tests.chaos import Killer

@@ -21,7 +21,7 @@ from flowbp_ray.config import loading
 from flowbp_ray.local import draw
 from flowbp_ray.metrics import Tracker
 from flowbp_ray.rollout.items import noise_of
-from flowbp_ray.run import Run
+from flowbp_ray.run.folder import Run
 from flowbp_ray.surrogate import METHODS
 from flowbp_ray.utils.digest import digest
 from tests.exporting import drawn, picture_item, trained_run

@@ -16,8 +16,8 @@ from flowbp_ray import guard
 from flowbp_ray.config import loading
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.driver import train
-from flowbp_ray.evaluate import Evaluation
-from flowbp_ray.run import Run
+from flowbp_ray.evaluation.estimates import Evaluation
+from flowbp_ray.run.folder import Run
 from flowbp_ray.utils.errors import ConfigError
 from flowbp_ray.utils.signals import Interrupted
 from tests.chaos import before_step

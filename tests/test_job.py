@@ -17,7 +17,7 @@ from typing import NamedTuple
 import pytest
 
 from flowbp_ray.rewards.shapes_clip import WEIGHTS
-from flowbp_ray.run import Run
+from flowbp_ray.run.folder import Run
 from flowbp_ray.shapes import model_dir
 from tests import clients
 from tests.small import local_digest, small_config, small_overrides

@@ -14,7 +14,7 @@ from flowbp_ray.backbones.embeddings import PackedEmbeddings, encode
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.driver import Loop
 from flowbp_ray.local import LocalLoop
-from flowbp_ray.run import Run
+from flowbp_ray.run.folder import Run
 from flowbp_ray.weights.packing import together
 from tests.chaos import before_step
 from tests.small import small_config

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from actors.joining import PRIVATE
-from flowbp_ray.run import Run
+from flowbp_ray.run.folder import Run
 from tests import clients
 from tests.hosts import Network, missing, network
 from tests.small import WAITED, small_overrides

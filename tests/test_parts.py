@@ -18,7 +18,7 @@ from flowbp_ray.backbones.embeddings import encode
 from flowbp_ray.backbones.guidance import full_velocity, trained_velocity
 from flowbp_ray.backbones.registry import backbone_named
 from flowbp_ray.config.sections import LoraConfig
-from flowbp_ray.evaluate import estimate, paired
+from flowbp_ray.evaluation.estimates import estimate, paired
 from flowbp_ray.messages import Version, pack, unpack
 from flowbp_ray.rollout.items import items_of_step
 from flowbp_ray.utils.digest import digest

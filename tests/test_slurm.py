@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flowbp_ray.run import Run
+from flowbp_ray.run.folder import Run
 from tests.small import local_digest, small_config, small_overrides
 
 ROOT = Path(__file__).parent.parent

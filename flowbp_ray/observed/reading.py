@@ -15,7 +15,7 @@ import yaml
 from flowbp_ray import guard, scaling
 from flowbp_ray.observed import status as status_file
 from flowbp_ray.observed.status import BEAT, Status
-from flowbp_ray.run import Run
+from flowbp_ray.run.folder import Run
 
 SILENT = 4 * BEAT  # seconds without a sign after which a driver is called silent
 TAIL = 65536  # bytes of log.txt that are searched for warnings

@@ -19,7 +19,7 @@ from flowbp_ray.local import draw, encode
 from flowbp_ray.messages import Version, unpack
 from flowbp_ray.rollout.items import noise_of
 from flowbp_ray.rollout.sampler import Sampler
-from flowbp_ray.run import Run
+from flowbp_ray.run.folder import Run
 from flowbp_ray.weights import trainable
 from tests.exporting import drawn, picture_item, trained_run
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from flowbp_ray.config import loading
-from flowbp_ray.evaluating import Evaluator
+from flowbp_ray.evaluation.evaluator import Evaluator
 from flowbp_ray.local import LocalLoop
 from flowbp_ray.messages import Version
 from flowbp_ray.prompts import PromptRecord
-from flowbp_ray.run import Run
+from flowbp_ray.run.folder import Run
 
 from . import tiny
 from .conftest import Saved

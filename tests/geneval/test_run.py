@@ -12,7 +12,7 @@ from small import small_config
 
 from flowbp_ray.checks import check
 from flowbp_ray.config.schema import RunConfig
-from flowbp_ray.evaluate import measure
+from flowbp_ray.evaluation.estimates import measure
 from flowbp_ray.messages import Item, Version, pack
 from flowbp_ray.rewards.scorer import Scorer
 

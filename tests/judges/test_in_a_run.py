@@ -19,7 +19,7 @@ import ray
 from flowbp_ray import driver
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.driver import Loop
-from flowbp_ray.run import Run
+from flowbp_ray.run.folder import Run
 from flowbp_ray.utils.errors import RunFailed
 from flowbp_ray.utils.signals import Interrupted
 from tests.chaos import before_step

@@ -22,7 +22,7 @@ from rich.console import Console
 from flowbp_ray import scaling
 from flowbp_ray.observed import command, reading, status
 from flowbp_ray.observed.table import TABLE, find
-from flowbp_ray.run import Run
+from flowbp_ray.run.folder import Run
 from tests.test_cli import call
 
 pytestmark = pytest.mark.ray

@@ -16,7 +16,7 @@ from flowbp_ray.observed import command, reading, status
 from flowbp_ray.observed.phases import Phases
 from flowbp_ray.observed.reading import Reader
 from flowbp_ray.progress import Progress
-from flowbp_ray.run import Run
+from flowbp_ray.run.folder import Run
 from flowbp_ray.utils import tracing
 from flowbp_ray.utils.errors import RunFailed
 from flowbp_ray.utils.signals import Interrupted

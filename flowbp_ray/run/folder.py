@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flowbp_ray.checkpoint import Checkpoints
 from flowbp_ray.config.loading import dump, load
 from flowbp_ray.config.schema import RunConfig
+from flowbp_ray.run.checkpoint import Checkpoints
 from flowbp_ray.utils.diff import differing, shown
 from flowbp_ray.utils.errors import ConfigError
 

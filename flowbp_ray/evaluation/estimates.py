@@ -121,3 +121,6 @@ def measure(
         scalars["colour_entropy_bits"] = float(colour_entropy(images[drawn], seen))
     skills = tuple(r.skill for r in records)
     return Evaluation(values, scalars, skills)
+
+
+NONE = "none finite"

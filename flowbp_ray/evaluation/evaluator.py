@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 
 from flowbp_ray.config.schema import RunConfig
-from flowbp_ray.evaluate import Evaluation, measure
+from flowbp_ray.evaluation.estimates import Evaluation, measure
 from flowbp_ray.messages import Evaluated, Fault, Item, Version
 from flowbp_ray.prompts import PromptRecord
-from flowbp_ray.report import grid
-from flowbp_ray.run import Run
+from flowbp_ray.run.folder import Run
+from flowbp_ray.run.pictures import grid
 
 Draw = Callable[[list[Item]], list[Evaluated]]  # items of an evaluation through samplers and reward servers, in order
 
