@@ -18,8 +18,8 @@ from actors.placement import free, place
 from actors.process import actor_options
 from actors.roles import REAL, Roles
 from flowbp_ray.config.schema import RunConfig
+from flowbp_ray.control.selection import Selection
 from flowbp_ray.messages import StepReport, Version
-from flowbp_ray.selection import Selection
 from flowbp_ray.utils.errors import RunFailed
 
 

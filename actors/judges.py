@@ -23,13 +23,13 @@ from actors.judge_logs import Logs
 from actors.placement import free, place
 from actors.process import actor_options
 from flowbp_ray.config.schema import RunConfig
+from flowbp_ray.control.selection import Selection, selection
 from flowbp_ray.evaluation.evaluator import Evaluator
 from flowbp_ray.judges.checks import api_key
 from flowbp_ray.judges.client import Answers
 from flowbp_ray.judges.config import JudgeConfig
 from flowbp_ray.metrics import Tracker
 from flowbp_ray.run.folder import Run
-from flowbp_ray.selection import Selection, selection
 from flowbp_ray.utils.errors import RunFailed
 from flowbp_ray.utils.settings import PoolConfig, ProcessConfig
 

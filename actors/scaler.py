@@ -1,12 +1,12 @@
-"""Changes the sizes of the pools between two steps, as `flowbp_ray.scaling` says."""
+"""Changes the sizes of the pools between two steps, as `flowbp_ray.control.scaling` says."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from actors.crew import Crew
-from flowbp_ray import scaling
 from flowbp_ray.config.schema import RunConfig
+from flowbp_ray.control import scaling
 from flowbp_ray.run.folder import Run
 
 

@@ -156,7 +156,7 @@ def scale(
     sizes: Annotated[list[str], typer.Argument(help="samplers=6 rewards=2")],
 ) -> None:
     """Ask a run for more or fewer samplers and reward servers; it follows between two steps."""
-    from flowbp_ray import scaling
+    from flowbp_ray.control import scaling
     from flowbp_ray.observed.reading import Reader
 
     reader = Reader(run)

@@ -15,19 +15,20 @@ from actors.joining import meeting, start_ray
 from actors.judges import Judges
 from actors.scaler import Scaler
 from actors.transport import Published
-from flowbp_ray import guard, prompts, scaling
+from flowbp_ray import prompts
 from flowbp_ray.checks import Checked, check
 from flowbp_ray.config.schema import RunConfig
+from flowbp_ray.control import guard, scaling
+from flowbp_ray.control.guard import HackingVerdict
+from flowbp_ray.control.scaling import idle
+from flowbp_ray.control.selection import changed, select
 from flowbp_ray.evaluation.evaluator import Evaluator, flat
-from flowbp_ray.guard import Verdict
 from flowbp_ray.messages import Evaluated, Item, StepReport, Version
-from flowbp_ray.metrics import Tracker, idle, phases, whole_step
+from flowbp_ray.metrics import Tracker, phases, whole_step
 from flowbp_ray.progress import Progress
 from flowbp_ray.report import curves, summarise
 from flowbp_ray.rollout.items import items_of_run
 from flowbp_ray.run.folder import Run
-from flowbp_ray.selection import select
-from flowbp_ray.updates import changed
 from flowbp_ray.utils.errors import RunFailed, Stalled
 from flowbp_ray.utils.signals import Interrupted, Interrupts
 
@@ -99,7 +100,7 @@ class Loop:
         self.method = config.surrogate()
         self.published: dict[int, Published] = {}
         self.incarnation = self.done = self.issued = self.skipped = 0
-        self.verdict: Verdict | None = None  # a guard's that ended the run
+        self.verdict: HackingVerdict | None = None  # a guard's that ended the run
         self.started = time.perf_counter()
         self.log = run.logger()
 
@@ -232,7 +233,7 @@ class Loop:
             self.log.info("stopped on request after step %d", done)
             raise Interrupted.after(done, self.run.folder)
 
-    def guard(self, verdict: Verdict) -> None:
+    def guard(self, verdict: HackingVerdict) -> None:
         """Say what the guard found; unless it only warns, end the run, where it is asked to at the best step."""
         self.log.warning("guard: %s", verdict.describe())
         self.progress.note(f"guard: {verdict.describe()}")

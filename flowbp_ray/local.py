@@ -11,6 +11,7 @@ import torch
 from flowbp_ray import prompts
 from flowbp_ray.backbones.embeddings import encode
 from flowbp_ray.config.schema import RunConfig
+from flowbp_ray.control.selection import select
 from flowbp_ray.learning.learner import Learner
 from flowbp_ray.messages import Item, RolloutReport, Scored, StepReport, Version, unpack
 from flowbp_ray.rewards.remote import handshake
@@ -18,7 +19,6 @@ from flowbp_ray.rewards.scorer import scorer
 from flowbp_ray.rollout.items import items_of_run
 from flowbp_ray.rollout.sampler import Sampler, alone
 from flowbp_ray.run.folder import Run
-from flowbp_ray.selection import select
 from flowbp_ray.weights import trainable
 from flowbp_ray.weights.packing import Parcel
 

@@ -12,10 +12,10 @@ from typing import Any, Literal
 import numpy as np
 
 from flowbp_ray.config.schema import RunConfig
+from flowbp_ray.control.selection import Selection
 from flowbp_ray.messages import RolloutReport, Scored, StepReport
 from flowbp_ray.observed.table import grouped
 from flowbp_ray.rewards.balance import strengths
-from flowbp_ray.selection import Selection
 from flowbp_ray.surrogate import Plan
 
 Export = Callable[[int, str, Mapping[str, Any]], None]  # takes a line: step, kind, numbers
@@ -83,19 +83,6 @@ def phases(began: float, scored: float, learned: float, ended: float, images: in
         "step_s": whole,
         "images_per_s": images / whole,
     }
-
-
-def idle(line: Mapping[str, float], counts: Mapping[str, float], step_s: float) -> dict[str, float]:
-    """Per role, the share of a step of `step_s` seconds in which its processes did not compute; counts: of processes.
-
-    line: a step's seconds of work, or their means. Of learners the slowest counts.
-    """
-    busy = {
-        "samplers": (line["sampler_s"] + line["load_s"]) / counts["samplers"],
-        "learners": line["learner_s"] + line["publish_s"],
-        "rewards": line["reward_s"] / counts["rewards"],
-    }
-    return {f"idle/{role}": max(0.0, 1 - seconds / step_s) for role, seconds in busy.items()}
 
 
 def whole_step(

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from flowbp_ray import guard
 from flowbp_ray.config.schema import RunConfig
+from flowbp_ray.control import guard
+from flowbp_ray.control.guard import HackingVerdict
 from flowbp_ray.evaluation.estimates import NONE, Evaluation, paired
-from flowbp_ray.guard import Verdict
 from flowbp_ray.run.folder import Run
 
 Evaluations = Mapping[int, Mapping[float, Evaluation]]
@@ -77,7 +77,12 @@ def _held_out(axis: Any, lines: Sequence[Mapping[str, Any]], names: Sequence[str
 
 
 def summarise(
-    config: RunConfig, run: Run, evaluations: Evaluations, seconds: float, digest: str, verdict: Verdict | None = None
+    config: RunConfig,
+    run: Run,
+    evaluations: Evaluations,
+    seconds: float,
+    digest: str,
+    verdict: HackingVerdict | None = None,
 ) -> dict[str, Any]:
     """summary.json: before, after and the paired change per guidance; throughput; bytes; the digest of the weights.
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import ray
 
-from flowbp_ray import driver, scaling
+from flowbp_ray import driver
+from flowbp_ray.control import scaling
 from flowbp_ray.driver import Loop
 from tests.chaos import before_step
 from tests.small import small_config

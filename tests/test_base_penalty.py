@@ -13,6 +13,7 @@ from torch import Tensor
 from flowbp_ray.backbones import Embeddings
 from flowbp_ray.backbones.registry import backbone_named
 from flowbp_ray.config.schema import RunConfig
+from flowbp_ray.control.selection import Selection
 from flowbp_ray.local import LocalLoop, encode
 from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport, Scored, StepReport, pack, unpack
 from flowbp_ray.metrics import step_metrics
@@ -20,7 +21,6 @@ from flowbp_ray.rewards.balance import gram
 from flowbp_ray.rollout.execute import run_item
 from flowbp_ray.rollout.items import noise_of
 from flowbp_ray.rollout.sampler import Sampler
-from flowbp_ray.selection import Selection
 from flowbp_ray.utils.digest import digest
 from flowbp_ray.weights import trainable
 from flowbp_ray.weights.packing import Parcel, together

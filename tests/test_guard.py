@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowbp_ray import guard
 from flowbp_ray.config import loading
 from flowbp_ray.config.schema import RunConfig
+from flowbp_ray.control import guard
 from flowbp_ray.driver import train
 from flowbp_ray.evaluation.estimates import Evaluation
 from flowbp_ray.run.folder import Run

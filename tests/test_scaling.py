@@ -14,13 +14,14 @@ from actors.fleet import Encoding
 from actors.placement import free, place, placed, reserve, settle
 from actors.process import actor_options
 from actors.roles import REAL
-from flowbp_ray import driver, scaling
+from flowbp_ray import driver
 from flowbp_ray.config import loading
 from flowbp_ray.config.schema import RunConfig
+from flowbp_ray.control import scaling
+from flowbp_ray.control.scaling import WINDOW
 from flowbp_ray.driver import Loop
 from flowbp_ray.progress import Progress
 from flowbp_ray.run.folder import Run
-from flowbp_ray.scaling import WINDOW
 from flowbp_ray.utils.errors import ConfigError, RunFailed
 from flowbp_ray.utils.settings import PoolConfig
 from tests.chaos import before_step

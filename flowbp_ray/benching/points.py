@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from flowbp_ray.config.schema import RunConfig
-from flowbp_ray.metrics import idle
+from flowbp_ray.control.scaling import idle
 
 
 @dataclass(frozen=True, order=True)

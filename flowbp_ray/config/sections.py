@@ -202,7 +202,7 @@ class ClusterConfig(Strict):
     tries: of an item before the run stops, and of the learner gang without a step in between. stall_timeout: seconds
     without an answer. placement_timeout: seconds to find room for a pool, or for the cluster to grow. deterministic:
     only deterministic GPU kernels (slower; CPUs are deterministic anyway). scaling: who changes the sizes of samplers
-    and rewards within their min and max: a hand, by `flowbp-ray scale`, or also the rule of `flowbp_ray.scaling`.
+    and rewards within their min and max: a hand, by `flowbp-ray scale`, or also the rule of `flowbp_ray.control.scaling`.
     colocate: samplers, reward servers and the one learner share a GPU, whatever their gpus are: each process gets an
     equal part, with room for as many as there may be. transport: how weights reach the samplers; there is one so far.
     """

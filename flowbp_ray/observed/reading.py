@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import yaml
 
-from flowbp_ray import guard, scaling
+from flowbp_ray.control import guard, scaling
 from flowbp_ray.observed import status as status_file
 from flowbp_ray.observed.status import BEAT, Status
 from flowbp_ray.run.folder import Run

@@ -56,7 +56,7 @@ class PoolConfig(ProcessConfig):
 class ElasticPoolConfig(PoolConfig):
     """A pool that may grow and shrink between steps, within min and max; where they are not written it stays at count.
 
-    Results do not depend on it. See `flowbp_ray.scaling`.
+    Results do not depend on it. See `flowbp_ray.control.scaling`.
     """
 
     min: int | None = Field(None, ge=1)

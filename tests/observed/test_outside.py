@@ -19,7 +19,7 @@ import psutil
 import pytest
 from rich.console import Console
 
-from flowbp_ray import scaling
+from flowbp_ray.control import scaling
 from flowbp_ray.observed import command, reading, status
 from flowbp_ray.observed.table import TABLE, find
 from flowbp_ray.run.folder import Run

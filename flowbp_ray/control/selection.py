@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from flowbp_ray.config.schema import RunConfig
-from flowbp_ray.messages import Fault
+from flowbp_ray.messages import Fault, StepReport
 from flowbp_ray.rewards import balance
+from flowbp_ray.utils.errors import RunFailed
 
 
 @dataclass(frozen=True)
@@ -58,3 +61,22 @@ def selection(
     weights = [term.weight for term in config.rewards.terms]
     shares = balance.shares(products, weights) if config.rewards.balance != "none" else ()
     return Selection(factors, sum(factor != 0 for factor in factors), faults, products, shares)
+
+
+def changed(
+    config: RunConfig, step: int, learners: Sequence[StepReport], prompts: Sequence[str], log: logging.Logger
+) -> bool:
+    """Whether the learners updated; a gradient norm that is not finite updated nothing, and the log names why.
+
+    learners: empty where no sample was kept. Raises RunFailed for a bad gradient with `nonfinite: stop`.
+    """
+    updated = bool(learners) and math.isfinite(learners[0].grad_norm)
+    faults = [fault.describe(prompts) for report in learners for fault in report.faults]
+    for fault in faults:
+        log.warning("%s", fault)
+    if learners and not updated and config.nonfinite == "stop":
+        why = faults[0] if faults else f"gradient of step {step} is not finite"
+        raise RunFailed(f"{why}; nonfinite=skip_step would go on without the step")
+    if not updated:
+        log.warning("step %d changed nothing: %s", step, "bad gradient" if learners else "no sample was kept")
+    return updated

@@ -116,3 +116,16 @@ def _read(file: Path) -> int | None:
         return int(file.read_text())
     except (OSError, ValueError):
         return None
+
+
+def idle(line: Mapping[str, float], counts: Mapping[str, float], step_s: float) -> dict[str, float]:
+    """Per role, the share of a step of `step_s` seconds in which its processes did not compute; counts: of processes.
+
+    line: a step's seconds of work, or their means. Of learners the slowest counts.
+    """
+    busy = {
+        "samplers": (line["sampler_s"] + line["load_s"]) / counts["samplers"],
+        "learners": line["learner_s"] + line["publish_s"],
+        "rewards": line["reward_s"] / counts["rewards"],
+    }
+    return {f"idle/{role}": max(0.0, 1 - seconds / step_s) for role, seconds in busy.items()}

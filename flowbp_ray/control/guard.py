@@ -23,7 +23,7 @@ Results = Mapping[int, Mapping[float, Evaluation]]  # step -> guidance -> what w
 
 
 @dataclass(frozen=True)
-class Verdict:
+class HackingVerdict:
     """metric fell from `start` to `now`, by more than `margin`, while trained rewards rose: name -> (start, now)."""
 
     step: int
@@ -59,7 +59,7 @@ def read(run: Run) -> dict[str, Any] | None:
     return json.loads(file.read_text()) if file.is_file() else None
 
 
-def let_go_on(run: Run, config: RunConfig) -> None:
+def clear_overruled_verdict(run: Run, config: RunConfig) -> None:
     """Forget a verdict that the configuration overrules. Raises ConfigError where it still ends the run."""
     if (verdict := read(run)) is None:
         return
@@ -70,7 +70,7 @@ def let_go_on(run: Run, config: RunConfig) -> None:
     (run.folder / FILE).unlink()
 
 
-def judge(config: RunConfig, results: Results) -> Verdict | None:
+def judge(config: RunConfig, results: Results) -> HackingVerdict | None:
     """The verdict after the newest evaluation, if it speaks against going on; the first metric that fell."""
     guard, steps = config.guard, sorted(results)
     if guard is None or len(steps) <= guard.patience:
@@ -81,7 +81,7 @@ def judge(config: RunConfig, results: Results) -> Verdict | None:
     for metric, margin in guard.metrics.items():
         if all(_hacked(config, curves, starts, metric, margin, step) for step in newest):
             risen = _risen(config, curves, starts, last)
-            return Verdict(
+            return HackingVerdict(
                 step=last,
                 metric=metric,
                 start=starts[metric],
@@ -117,7 +117,7 @@ def best_so_far(config: RunConfig, results: Results, among: Collection[int]) -> 
     return best(config.guard, _curves(config, results), evaluated)
 
 
-def reachable(verdict: Verdict, config: RunConfig, results: Results, run: Run) -> Verdict:
+def reachable(verdict: HackingVerdict, config: RunConfig, results: Results, run: Run) -> HackingVerdict:
     """With the best step that has a checkpoint: a run that began with another action has not kept all of them."""
     found = best_so_far(config, results, run.checkpoints.steps())
     if found is None or found == verdict.best:
