@@ -24,12 +24,12 @@ from flowbp_ray.benching.points import Mark, Point, point
 from flowbp_ray.benching.profile import Profile
 from flowbp_ray.benching.request import ratios, room
 from flowbp_ray.benching.result import Result
-from flowbp_ray.checks import check
 from flowbp_ray.config import loading
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.driver import Loop
 from flowbp_ray.evaluation.evaluator import Evaluator
 from flowbp_ray.metrics import Tracker
+from flowbp_ray.preflight import check
 from flowbp_ray.progress import Progress
 from flowbp_ray.run.folder import Run
 from flowbp_ray.utils.signals import Interrupts

@@ -53,7 +53,7 @@ def encode(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     from rich.progress import Progress as Bar
 
     from flowbp_ray.backbones.embeddings import fill
-    from flowbp_ray.checks import read_prompts
+    from flowbp_ray.prompts import read_prompts
 
     settings = loading.load(config, overrides or [])
     train_prompts, held_out = read_prompts(settings)

@@ -16,7 +16,6 @@ from actors.judges import Judges
 from actors.scaler import Scaler
 from actors.transport import Published
 from flowbp_ray import prompts
-from flowbp_ray.checks import Checked, check
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.control import guard, scaling
 from flowbp_ray.control.guard import HackingVerdict
@@ -25,6 +24,7 @@ from flowbp_ray.control.selection import changed, select
 from flowbp_ray.evaluation.evaluator import Evaluator, flat
 from flowbp_ray.messages import Evaluated, Item, StepReport, Version
 from flowbp_ray.metrics import Tracker, phases, whole_step
+from flowbp_ray.preflight import Checked, check
 from flowbp_ray.progress import Progress
 from flowbp_ray.report import curves, summarise
 from flowbp_ray.rollout.items import items_of_run

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flowbp_ray import prompts
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.utils.random import stream
 
 
@@ -73,3 +75,9 @@ def ids_of_step(count: int, per_step: int, step: int, seed: int) -> list[int]:
         ids += [int(i) for i in taken]
         position += len(taken)
     return ids
+
+
+def read_prompts(config: RunConfig) -> tuple[list[PromptRecord], list[PromptRecord]]:
+    """The training and the evaluation prompts: all that a run encodes."""
+    train, held_out = prompts.load(config.data.prompts), config.evaluation.prompts
+    return train, prompts.load(held_out)[: config.evaluation.limit] if held_out else []

@@ -14,10 +14,10 @@ from torch import Tensor
 from actors.fleet import Fleet
 from actors.transport import load
 from flowbp_ray import driver
-from flowbp_ray.checks import check
 from flowbp_ray.control.selection import select
 from flowbp_ray.local import LocalLoop
 from flowbp_ray.messages import Version
+from flowbp_ray.preflight import check
 from flowbp_ray.weights.fingerprint import fingerprint
 from flowbp_ray.weights.packing import together
 from tests.small import small_config

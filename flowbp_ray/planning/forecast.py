@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from flowbp_ray.checks import read_prompts
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.planning import memory
 from flowbp_ray.planning.costs import Costs
 from flowbp_ray.planning.memory import Role, Sizes
 from flowbp_ray.planning.traffic import Traffic, traffic
 from flowbp_ray.planning.work import Work, ratio, work
+from flowbp_ray.prompts import read_prompts
 
 PROCESS = 2**30
 """Bytes of host memory of a process that has imported torch, Ray and diffusers."""

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from flowbp_ray.backbones import Backbone
 from flowbp_ray.backbones.registry import backbone_named
-from flowbp_ray.checks import check
+from flowbp_ray.preflight import check
 from flowbp_ray.utils import files
 
 from . import tiny

@@ -10,10 +10,10 @@ import pytest
 import torch
 from small import small_config
 
-from flowbp_ray.checks import check
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.evaluation.estimates import measure
 from flowbp_ray.messages import Item, Version, pack
+from flowbp_ray.preflight import check
 from flowbp_ray.rewards.scorer import Scorer
 
 # prompts that the embedded model can read, with things that the tiny detector knows

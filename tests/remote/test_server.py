@@ -15,8 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from flowbp_ray.checks import check
 from flowbp_ray.messages import unpack
+from flowbp_ray.preflight import check
 from flowbp_ray.rewards.remote import codec, handshake, token
 from flowbp_ray.rewards.remote.client import RemoteScorer
 from flowbp_ray.rewards.remote.wire import ScoreRequest

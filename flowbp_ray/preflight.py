@@ -8,10 +8,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from flowbp_ray import prompts
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.judges import checks as judges
-from flowbp_ray.prompts import PromptRecord
+from flowbp_ray.prompts import PromptRecord, read_prompts
 from flowbp_ray.rewards.remote import handshake
 from flowbp_ray.rewards.scorer import check_rewards
 from flowbp_ray.utils.files import cache_folder, cached_file_fact
@@ -70,9 +69,3 @@ def _finite(file: Path) -> str:
     except SafetensorError as error:
         raise ValueError(f"{broken}: its weights cannot be read ({error})") from error
     return "finite"
-
-
-def read_prompts(config: RunConfig) -> tuple[list[PromptRecord], list[PromptRecord]]:
-    """The training and the evaluation prompts: all that a run encodes."""
-    train, held_out = prompts.load(config.data.prompts), config.evaluation.prompts
-    return train, prompts.load(held_out)[: config.evaluation.limit] if held_out else []
