@@ -28,7 +28,7 @@ from flowbp_ray.evaluation.evaluator import Evaluator
 from flowbp_ray.judges.checks import api_key
 from flowbp_ray.judges.client import Answers
 from flowbp_ray.judges.config import JudgeConfig
-from flowbp_ray.metrics import Tracker
+from flowbp_ray.observability.tracker import Tracker
 from flowbp_ray.run.folder import Run
 from flowbp_ray.utils.errors import RunFailed
 from flowbp_ray.utils.settings import PoolConfig, ProcessConfig

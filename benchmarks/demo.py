@@ -10,7 +10,7 @@ import sys
 from flowbp_ray.cli import console, guarded
 from flowbp_ray.config import loading
 from flowbp_ray.driver import train
-from flowbp_ray.progress import Progress
+from flowbp_ray.observability.progress import Progress
 from flowbp_ray.showing import show
 
 

@@ -28,7 +28,7 @@ from flowbp_ray.config import loading
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.driver import train
 from flowbp_ray.local import LocalLoop
-from flowbp_ray.progress import Progress
+from flowbp_ray.observability.progress import Progress
 
 WARM = 3
 

@@ -28,9 +28,9 @@ from flowbp_ray.config import loading
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.driver import Loop
 from flowbp_ray.evaluation.evaluator import Evaluator
-from flowbp_ray.metrics import Tracker
+from flowbp_ray.observability.progress import Progress
+from flowbp_ray.observability.tracker import Tracker
 from flowbp_ray.preflight import check
-from flowbp_ray.progress import Progress
 from flowbp_ray.run.folder import Run
 from flowbp_ray.utils.signals import Interrupts
 

@@ -36,7 +36,7 @@ OverridesArgument = Annotated[list[str] | None, typer.Argument(help="key=value, 
 def train(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     """Train, with progress, pictures and a table before → after."""
     from flowbp_ray.driver import train as run_training
-    from flowbp_ray.progress import Progress
+    from flowbp_ray.observability.progress import Progress
 
     settings = loading.load(config, overrides or [])
     try:
@@ -157,7 +157,7 @@ def scale(
 ) -> None:
     """Ask a run for more or fewer samplers and reward servers; it follows between two steps."""
     from flowbp_ray.control import scaling
-    from flowbp_ray.observed.reading import Reader
+    from flowbp_ray.observability.reader import Reader
 
     reader = Reader(run)
     opened, seen = reader.run, reader.look()
@@ -177,7 +177,7 @@ def status(
     ] = None,
 ) -> None:
     """Say what a run is doing, from its files alone: it may go on, have ended or have been killed."""
-    from flowbp_ray.observed.command import show as look
+    from flowbp_ray.observability.status_view import show as look
 
     wide = Console(highlight=False, width=None if console.is_terminal else 160)
     look(run, console.is_terminal if watch is None else watch, wide)

@@ -23,9 +23,10 @@ from flowbp_ray.control.scaling import idle
 from flowbp_ray.control.selection import changed, select
 from flowbp_ray.evaluation.evaluator import Evaluator, flat
 from flowbp_ray.messages import Evaluated, Item, StepReport, Version
-from flowbp_ray.metrics import Tracker, phases, whole_step
+from flowbp_ray.observability.progress import Progress
+from flowbp_ray.observability.step_metrics import phases, whole_step
+from flowbp_ray.observability.tracker import Tracker
 from flowbp_ray.preflight import Checked, check
-from flowbp_ray.progress import Progress
 from flowbp_ray.report import curves, summarise
 from flowbp_ray.rollout.items import items_of_run
 from flowbp_ray.run.folder import Run

@@ -16,7 +16,7 @@ from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.control.selection import Selection
 from flowbp_ray.local import LocalLoop, encode
 from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport, Scored, StepReport, pack, unpack
-from flowbp_ray.metrics import step_metrics
+from flowbp_ray.observability.step_metrics import step_metrics
 from flowbp_ray.rewards.balance import gram
 from flowbp_ray.rollout.execute import run_item
 from flowbp_ray.rollout.items import noise_of

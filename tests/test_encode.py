@@ -20,7 +20,7 @@ from flowbp_ray.cli import app, guarded
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.local import LocalLoop
 from flowbp_ray.messages import Item, RolloutReport, Scored
-from flowbp_ray.metrics import travel
+from flowbp_ray.observability.step_metrics import travel
 from flowbp_ray.run.folder import comparable, differences
 from flowbp_ray.weights.packing import Parcel
 from tests.small import small_config

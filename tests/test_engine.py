@@ -19,7 +19,7 @@ from flowbp_ray.learning.deepspeed import interface_to
 from flowbp_ray.learning.engine import TorchEngine
 from flowbp_ray.learning.optim import Ema, lr_factor
 from flowbp_ray.messages import Fault
-from flowbp_ray.metrics import Tracker
+from flowbp_ray.observability.tracker import Tracker
 from flowbp_ray.prompts import PromptRecord
 from flowbp_ray.run.checkpoint import Checkpoints
 from flowbp_ray.run.folder import Run

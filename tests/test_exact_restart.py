@@ -20,7 +20,7 @@ import ray
 from flowbp_ray import driver
 from flowbp_ray.config import loading
 from flowbp_ray.driver import Loop
-from flowbp_ray.observed.reading import Reader
+from flowbp_ray.observability.reader import Reader
 from flowbp_ray.run.folder import Run
 from flowbp_ray.utils.errors import RunFailed
 from tests.chaos import before_step, during

@@ -19,7 +19,7 @@ from flowbp_ray.backbones.registry import backbone_named
 from flowbp_ray.card import PROMPT, base_name
 from flowbp_ray.config import loading
 from flowbp_ray.local import draw
-from flowbp_ray.metrics import Tracker
+from flowbp_ray.observability.tracker import Tracker
 from flowbp_ray.rollout.items import noise_of
 from flowbp_ray.run.folder import Run
 from flowbp_ray.surrogate import METHODS

@@ -20,7 +20,7 @@ from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.control import scaling
 from flowbp_ray.control.scaling import WINDOW
 from flowbp_ray.driver import Loop
-from flowbp_ray.progress import Progress
+from flowbp_ray.observability.progress import Progress
 from flowbp_ray.run.folder import Run
 from flowbp_ray.utils.errors import ConfigError, RunFailed
 from flowbp_ray.utils.settings import PoolConfig

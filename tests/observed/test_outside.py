@@ -20,8 +20,8 @@ import pytest
 from rich.console import Console
 
 from flowbp_ray.control import scaling
-from flowbp_ray.observed import command, reading, status
-from flowbp_ray.observed.table import TABLE, find
+from flowbp_ray.observability import reader, status, status_view
+from flowbp_ray.observability.catalog import TABLE, find
 from flowbp_ray.run.folder import Run
 from tests.test_cli import call
 
@@ -31,7 +31,7 @@ SAMPLE = re.compile(r"^(ray_flowbp_ray_\w+)\{(.*)\} (\S+)$")
 
 
 def table(folder: Path) -> dict[str, str]:
-    return dict(command.rows(reading.Reader(folder).look()))
+    return dict(status_view.rows(reader.Reader(folder).look()))
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_status_of_a_run_that_goes_on_and_of_one_that_was_killed(
     with (copy / "metrics.jsonl").open("a") as file:
         file.write('3\n[]\n{"step": 7}\n{"step": 9, "kind": "tra')
     (copy / "log.txt").write_text("1 INFO fine\n2 WARNING reward server 0 died\n3 ERROR \xff bad [bold]\n", "latin-1")
-    monkeypatch.setattr(reading, "SILENT", -1.0)
+    monkeypatch.setattr(reader, "SILENT", -1.0)
     assert call("status", str(copy), "--once") == 0
     printed = capsys.readouterr().out
     assert "silent for" in printed and "about" not in printed
@@ -141,7 +141,7 @@ def test_the_live_table_ends_when_the_run_does(seen: Seen, tmp_path: Path) -> No
         status.StatusFile(copy).write(known)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command.time, "sleep", end)
-        command.show(str(copy), watch=True, console=console)
+        patch.setattr(status_view.time, "sleep", end)
+        status_view.show(str(copy), watch=True, console=console)
     assert "failed: learner 0 failed in step 3: no memory" in console.export_text()
     assert os.path.getsize(tmp_path / "terminal") > 0

@@ -11,11 +11,10 @@ import pytest
 from rich.console import Console
 
 from actors.outlook import Outlook
-from flowbp_ray import progress
-from flowbp_ray.observed import command, reading, status
-from flowbp_ray.observed.phases import Phases
-from flowbp_ray.observed.reading import Reader
-from flowbp_ray.progress import Progress
+from flowbp_ray.observability import progress, reader, status, status_view
+from flowbp_ray.observability.phases import Phases
+from flowbp_ray.observability.progress import Progress
+from flowbp_ray.observability.reader import Reader
 from flowbp_ray.run.folder import Run
 from flowbp_ray.utils import tracing
 from flowbp_ray.utils.errors import RunFailed
@@ -38,7 +37,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    for module in ("flowbp_ray.observed.phases", "actors.outlook"):
+    for module in ("flowbp_ray.observability.phases", "actors.outlook"):
         monkeypatch.setattr(f"{module}.time", made)
     return made
 
@@ -214,12 +213,12 @@ def test_the_live_table_ends_when_a_run_was_killed(tmp_path: Path, monkeypatch: 
     def wait(seconds: float) -> None:
         looks.append(seconds)
         assert len(looks) < 3
-        monkeypatch.setattr(reading, "SILENT", reading.SILENT if len(looks) == 1 else -1.0)
+        monkeypatch.setattr(reader, "SILENT", reader.SILENT if len(looks) == 1 else -1.0)
 
-    monkeypatch.setattr(command.time, "sleep", wait)
+    monkeypatch.setattr(status_view.time, "sleep", wait)
     shown = Console(record=True, width=120, file=io.StringIO())
-    command.show(str(run.folder), watch=True, console=shown)
+    status_view.show(str(run.folder), watch=True, console=shown)
     assert len(looks) == 2 and "silent for" in shown.export_text()
     (run.folder / "status.json").unlink()
-    command.show(str(run.folder), watch=True, console=shown)
+    status_view.show(str(run.folder), watch=True, console=shown)
     assert len(looks) == 2 and "unknown: there is no status.json" in shown.export_text()

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from actors.exporter import COLLECTION, Exporter
-from flowbp_ray.observed.dashboard import PANELS, Panel, _panel, dashboard
-from flowbp_ray.observed.table import TABLE, find, grouped, markdown, readings
+from flowbp_ray.observability.catalog import TABLE, find, grouped, markdown, readings
+from flowbp_ray.observability.dashboard import PANELS, Panel, _panel, dashboard
 
 FILE = Path(__file__).parents[2] / "deploy" / "grafana-dashboard.json"
 
@@ -61,7 +61,7 @@ def test_wandb_groups_the_same_numbers() -> None:
 def test_the_dashboard_is_the_generated_one_and_asks_for_what_is_exported() -> None:
     made = dashboard()
     assert json.loads(FILE.read_text()) == made, (
-        "python -m flowbp_ray.observed.dashboard > deploy/grafana-dashboard.json"
+        "python -m flowbp_ray.observability.dashboard > deploy/grafana-dashboard.json"
     )
     assert FILE.read_text() == json.dumps(made, indent=1) + "\n"
     ids = [panel["id"] for panel in made["panels"]]
@@ -94,7 +94,9 @@ def test_a_panel_draws_all_of_its_keys_or_none() -> None:
 
 
 def test_the_docs_have_the_table() -> None:
-    assert markdown() in (FILE.parents[1] / "docs" / "observing.md").read_text(), "python -m flowbp_ray.observed.table"
+    assert markdown() in (FILE.parents[1] / "docs" / "observing.md").read_text(), (
+        "python -m flowbp_ray.observability.catalog"
+    )
 
 
 def test_without_collection_nothing_is_set(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from flowbp_ray.backbones.guidance import full_velocity
 from flowbp_ray.backbones.registry import backbone_named
 from flowbp_ray.config import loading
-from flowbp_ray.metrics import state_bytes
+from flowbp_ray.observability.step_metrics import state_bytes
 from flowbp_ray.planning import memory
 from flowbp_ray.planning.costs import Costs, largest
 from flowbp_ray.planning.forecast import forecast

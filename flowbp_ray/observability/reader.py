@@ -13,8 +13,8 @@ from typing import Any, Literal
 import yaml
 
 from flowbp_ray.control import guard, scaling
-from flowbp_ray.observed import status as status_file
-from flowbp_ray.observed.status import BEAT, Status
+from flowbp_ray.observability import status as status_file
+from flowbp_ray.observability.status import BEAT, Status
 from flowbp_ray.run.folder import Run
 
 SILENT = 4 * BEAT  # seconds without a sign after which a driver is called silent
@@ -25,7 +25,7 @@ Stage = Literal["going", "lost", "over"]
 
 
 @dataclass(frozen=True)
-class Seen:
+class RunSnapshot:
     """A run at one moment. train: its steps' lines; evaluations: the lines of the last evaluation, one per guidance.
 
     state and stage: what `state_of` says. asked: the sizes that `scale` asked for and that are not taken yet. saved:
@@ -58,13 +58,13 @@ class Reader:
         self.lines: list[Line] = []
         self.at, self.inode = 0, 0
 
-    def look(self) -> Seen:
+    def look(self) -> RunSnapshot:
         folder, now = self.run.folder, time.time()
         self._follow()
         found = status_file.read(folder)
         state, stage = state_of(self.run, found, now)
         evaluated = [line for line in self.lines if line["kind"] == "evaluation"]
-        return Seen(
+        return RunSnapshot(
             folder=folder,
             steps=found.steps if found else self._steps(),
             state=state,
@@ -126,9 +126,12 @@ def state_of(run: Run, status: Status | None, now: float) -> tuple[str, Stage]:
         return f"{'stalled' if stalled else status.state}: {status.why}", "over"
     quiet = now - status.written
     if quiet > SILENT:
-        return f"silent for {spell(quiet)}, in the phase {status.phase}: killed, or cut off from this folder", "lost"
+        return (
+            f"silent for {format_duration(quiet)}, in the phase {status.phase}: killed, or cut off from this folder",
+            "lost",
+        )
     waiting = f": {status.waiting}" if status.waiting else ""
-    return f"{status.phase} for {spell(max(0.0, now - status.since))}{waiting}", "going"
+    return f"{status.phase} for {format_duration(max(0.0, now - status.since))}{waiting}", "going"
 
 
 def newer(path: Path, moment: float) -> bool:
@@ -146,7 +149,7 @@ def warnings(log: Path) -> list[str]:
     return [line for line in lines if " WARNING " in line or " ERROR " in line][-WARNINGS:]
 
 
-def spell(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """42 s, 12 min, 3.4 h."""
     if seconds < 120:
         return f"{seconds:.0f} s"

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.control.selection import Selection
 from flowbp_ray.messages import RolloutReport, Scored, StepReport
-from flowbp_ray.observed.table import grouped
 from flowbp_ray.rewards.balance import strengths
 from flowbp_ray.surrogate import Plan
-
-Export = Callable[[int, str, Mapping[str, Any]], None]  # takes a line: step, kind, numbers
 
 
 def step_metrics(
@@ -125,64 +118,3 @@ def state_bytes(config: RunConfig, plans: Sequence[Plan]) -> float:
     shape = model.open().latent_shape(model.height, model.width)
     states = sum(len(plan.states) for plan in plans) / len(plans)
     return states * int(np.prod(shape)) * model.torch_dtype.itemsize
-
-
-class Tracker:
-    """One line per step in metrics.jsonl; the same numbers to wandb, in groups, where `tracking.wandb` is on."""
-
-    def __init__(self, folder: Path, config: RunConfig, export: Export | None = None) -> None:
-        """export: takes every line as well."""
-        self.export = export
-        self.path = folder / "metrics.jsonl"
-        self.file = self.path.open("a", buffering=1)
-        self.wandb: Any = None
-        if config.tracking.wandb:
-            import wandb
-
-            mode: Literal["online", "offline"] = "online" if os.environ.get("WANDB_API_KEY") else "offline"
-            self.wandb = wandb.init(
-                project=config.tracking.project,
-                name=folder.name,
-                id=hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16],
-                resume="allow",
-                dir=str(folder),
-                config=config.model_dump(mode="json"),
-                mode=mode,
-                settings=wandb.Settings(silent=True, console="off"),
-            )
-
-    def log(self, step: int, kind: str, values: dict[str, Any]) -> None:
-        """kind: train, evaluation or judge (which comes late). What is not finite is written as null."""
-        clean = {k: (None if isinstance(v, float) and not np.isfinite(v) else v) for k, v in values.items()}
-        self.file.write(json.dumps({"step": step, "kind": kind, **clean}) + "\n")
-        if self.export is not None:
-            self.export(step, kind, clean)
-        if self.wandb is not None:
-            numbers = grouped(kind, clean)
-            late = kind == "judge"  # wandb drops a step that is not the newest
-            self.wandb.log({**numbers, "judge/step": step} if late else numbers, step=None if late else step)
-
-    def rewind(self, step: int) -> None:
-        """Forget what was logged after the checkpoint of `step` (-1: everything); a line torn by a kill goes too.
-
-        And all lines of judges, which know by the checkpoint what to write anew.
-        """
-        kept = []
-        for line in self.path.read_text().splitlines():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            before = entry["step"] < step or (entry["kind"] == "evaluation" and entry["step"] == step)
-            if before and entry["kind"] != "judge":
-                kept.append(line + "\n")
-        self.file.close()
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(kept))
-        partial.rename(self.path)
-        self.file = self.path.open("a", buffering=1)
-
-    def close(self) -> None:
-        self.file.close()
-        if self.wandb is not None:
-            self.wandb.finish()

@@ -138,7 +138,7 @@ def grouped(kind: str, values: Mapping[str, Any]) -> dict[str, float]:
 
 
 def markdown() -> str:
-    """The table of docs/observing.md: `python -m flowbp_ray.observed.table`."""
+    """The table of docs/observing.md: `python -m flowbp_ray.observability.catalog`."""
     lines = ["| Prometheus | tags besides `run` | in metrics.jsonl | wandb | what |", "|---|---|---|---|---|"]
     for metric in TABLE:
         wandb = (

@@ -17,8 +17,8 @@ from rich.text import Text
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.control.scaling import bounds
 from flowbp_ray.evaluation.estimates import NONE, Evaluation
-from flowbp_ray.observed.phases import Phases
-from flowbp_ray.observed.status import Status, StatusFile
+from flowbp_ray.observability.phases import Phases
+from flowbp_ray.observability.status import Status, StatusFile
 from flowbp_ray.utils.signals import Interrupted
 
 EVERY = 10  # steps between plain lines

@@ -11,8 +11,8 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from flowbp_ray.observed.reading import Line, Reader, Seen, spell
-from flowbp_ray.observed.table import ABOUT, TABLE, find
+from flowbp_ray.observability.catalog import ABOUT, TABLE, find
+from flowbp_ray.observability.reader import Line, Reader, RunSnapshot, format_duration
 
 EVERY = 1.0  # seconds between two looks
 MEAN = 5  # steps whose mean is compared with that of as many at the start
@@ -35,7 +35,7 @@ def show(folder: str, watch: bool, console: Console) -> None:
             return
 
 
-def table(seen: Seen) -> Table:
+def table(seen: RunSnapshot) -> Table:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True)
     grid.add_column()
@@ -44,7 +44,7 @@ def table(seen: Seen) -> Table:
     return grid
 
 
-def rows(seen: Seen) -> Iterator[tuple[str, str]]:
+def rows(seen: RunSnapshot) -> Iterator[tuple[str, str]]:
     """(name, value) as text, of what is known."""
     last = seen.train[-1] if seen.train else {}
     yield "run", str(seen.folder)
@@ -63,26 +63,26 @@ def rows(seen: Seen) -> Iterator[tuple[str, str]]:
         if "drift" in last:
             yield "drift", _numbers(last, ("drift", "drift_max"))
     yield "evaluated", "; ".join(_evaluation(line) for line in seen.evaluations) or "not yet"
-    yield "checkpoint", f"step {seen.saved[0]}, {spell(seen.saved[1])} ago" if seen.saved else "none yet"
+    yield "checkpoint", f"step {seen.saved[0]}, {format_duration(seen.saved[1])} ago" if seen.saved else "none yet"
     if last:
         yield "trouble", _trouble(seen.train)
     for number, line in enumerate(seen.warnings):
         yield ("" if number else "log.txt"), line
 
 
-def _step(seen: Seen, last: Line) -> str:
+def _step(seen: RunSnapshot, last: Line) -> str:
     text = f"{seen.done} of {seen.steps}"
     if last:
         text += f", {_plain(last.get('images_per_s'))} images/s"
     if seen.status.step_s and seen.stage == "going":
         left = seen.status.step_s * (seen.steps - seen.done)
-        text += f", {seen.status.step_s:.2f} s a step, about {spell(left)} left without evaluations"
+        text += f", {seen.status.step_s:.2f} s a step, about {format_duration(left)} left without evaluations"
     return text
 
 
 def _shares(seconds: Mapping[str, float]) -> str:
     whole = sum(seconds.values()) or 1.0
-    return ", ".join(f"{name} {value / whole:.0%} ({spell(value)})" for name, value in seconds.items())
+    return ", ".join(f"{name} {value / whole:.0%} ({format_duration(value)})" for name, value in seconds.items())
 
 
 def _family(last: Line, group: str, form: str) -> str:
@@ -94,7 +94,7 @@ def _family(last: Line, group: str, form: str) -> str:
     return ", ".join(f"{name} {form.format(value)}" for name, value in shown if isinstance(value, int | float))
 
 
-def _processes(seen: Seen, last: Line) -> str:
+def _processes(seen: RunSnapshot, last: Line) -> str:
     counts = _family(last, "count", "{:.0f}")
     asked = ", ".join(f"{role} {size}" for role, size in seen.asked.items())
     return counts + (f"; asked for: {asked}" if asked else "")

@@ -1,4 +1,4 @@
-"""Grafana's dashboard from the table: `python -m flowbp_ray.observed.dashboard > deploy/grafana-dashboard.json`.
+"""Grafana's dashboard from the table: `python -m flowbp_ray.observability.dashboard > deploy/grafana-dashboard.json`.
 
 To be imported as it is: it asks for nothing but a Prometheus data source, and its variable `run` lists the runs there.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any
 
-from flowbp_ray.observed.table import TABLE, Metric
+from flowbp_ray.observability.catalog import TABLE, Metric
 
 UNITS = {"seconds": "s", "bytes": "bytes", "share": "percentunit"}
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
