@@ -18,8 +18,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from flowbp_ray.artifacts.report import show
 from flowbp_ray.config import loading
-from flowbp_ray.showing import methods_table, planned, show
+from flowbp_ray.showing import methods_table, planned
 from flowbp_ray.utils.errors import RunFailed
 from flowbp_ray.utils.signals import Interrupted
 
@@ -96,7 +97,7 @@ def export(
     merge: Annotated[bool, typer.Option("--merge", help="Merge adapters into a whole transformer.")] = False,
 ) -> None:
     """Write a checkpoint as diffusers loads it, with a model card."""
-    from flowbp_ray.export import export as write
+    from flowbp_ray.artifacts.export import export as write
     from flowbp_ray.run.folder import Run
 
     opened = Run.open(run)

@@ -16,6 +16,7 @@ from actors.judges import Judges
 from actors.scaler import Scaler
 from actors.transport import Published
 from flowbp_ray import prompts
+from flowbp_ray.artifacts.report import curves, summarise
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.control import guard, scaling
 from flowbp_ray.control.guard import HackingVerdict
@@ -27,7 +28,6 @@ from flowbp_ray.observability.progress import Progress
 from flowbp_ray.observability.step_metrics import phases, whole_step
 from flowbp_ray.observability.tracker import Tracker
 from flowbp_ray.preflight import Checked, check
-from flowbp_ray.report import curves, summarise
 from flowbp_ray.rollout.items import items_of_run
 from flowbp_ray.run.folder import Run
 from flowbp_ray.utils.errors import RunFailed, Stalled

@@ -3,31 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.surrogate.methods import METHODS
-
-
-def show(console: Console, folder: Path, summary: dict[str, object]) -> None:
-    """The tables of a finished run, and where its pictures are."""
-    from flowbp_ray.report import table
-
-    for guidance in summary.get("guidance", {}):  # type: ignore[attr-defined]
-        console.print(table(summary, guidance))
-    if "guard" in summary:
-        console.print(escape(f"ended by the guard at {summary['guard']['line']}"))  # type: ignore[index]
-    satisfied = summary.get("without_gradient", {})
-    if any(satisfied.values()):  # type: ignore[attr-defined]
-        shares = ", ".join(f"{share:.0%} of {name}" for name, share in satisfied.items())  # type: ignore[attr-defined]
-        console.print(f"samples at or above the clip at the end, which give no gradient: {shares}")
-    console.print(f"{summary['steps']} steps in {summary['seconds']} s; summary: {folder / 'summary.json'}")
-    for picture in [*sorted((folder / "images").glob("*.png")), folder / "curves.png"]:
-        console.print(f"picture: {picture}")
 
 
 def planned(settings: RunConfig, step: int, describe: bool) -> str:

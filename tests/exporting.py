@@ -10,11 +10,11 @@ from typing import Any
 from torch import Tensor
 
 from flowbp_ray import prompts
+from flowbp_ray.artifacts.report import summarise
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.evaluation.evaluator import Evaluator
 from flowbp_ray.local import LocalLoop, encode
 from flowbp_ray.messages import Evaluated, Item, Version
-from flowbp_ray.report import summarise
 from flowbp_ray.run.folder import Run
 from flowbp_ray.weights.packing import Parcel
 

@@ -14,9 +14,10 @@ import yaml
 from diffusers import SD3Transformer2DModel
 from safetensors import safe_open
 
-from flowbp_ray import prompts, report
+from flowbp_ray import prompts
+from flowbp_ray.artifacts import report
+from flowbp_ray.artifacts.card import PROMPT, base_name
 from flowbp_ray.backbones.registry import backbone_named
-from flowbp_ray.card import PROMPT, base_name
 from flowbp_ray.config import loading
 from flowbp_ray.local import draw
 from flowbp_ray.observability.tracker import Tracker

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from flowbp_ray.card import PROMPT
+from flowbp_ray.artifacts.card import PROMPT
+from flowbp_ray.artifacts.export import export
 from flowbp_ray.config.schema import RunConfig
-from flowbp_ray.export import export
 from flowbp_ray.local import draw, encode
 from flowbp_ray.messages import Version, unpack
 from flowbp_ray.rollout.items import noise_of

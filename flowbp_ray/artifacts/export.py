@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flowbp_ray.artifacts.card import Kind, card
 from flowbp_ray.backbones import Backbone
-from flowbp_ray.card import Kind, card
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.rollout.sampler import Sampler, alone
 from flowbp_ray.run.folder import Run

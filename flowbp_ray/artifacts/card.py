@@ -9,12 +9,12 @@ from typing import Any, Literal
 import yaml
 
 from flowbp_ray import __version__
+from flowbp_ray.artifacts.report import compared, rows
 from flowbp_ray.backbones import Backbone
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.evaluation.evaluator import Evaluator
 from flowbp_ray.judges.config import JudgeConfig
 from flowbp_ray.prompts import PromptRecord, read_prompts
-from flowbp_ray.report import compared, rows
 from flowbp_ray.run.folder import Run, digest_of
 from flowbp_ray.surrogate.methods import METHODS
 

@@ -1,0 +1,1 @@
+"""What a run leaves for people: summary, curves and tables, exports and their model card."""
