@@ -20,7 +20,7 @@ from rich.markup import escape
 
 from flowbp_ray.artifacts.report import show
 from flowbp_ray.config import loading
-from flowbp_ray.showing import methods_table, planned
+from flowbp_ray.planning.show import methods_table, planned
 from flowbp_ray.utils.errors import RunFailed
 from flowbp_ray.utils.signals import Interrupted
 
