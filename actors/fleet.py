@@ -10,18 +10,16 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
-from actors.crew import Crew
+from actors.elastic_pool import ElasticPool
 from actors.encoder import RemoteEncoder
 from actors.errors import cause
-from actors.gang import Gang
-from actors.meanwhile import Meanwhile
-from actors.outlook import Outlook
-from actors.pipeline import Pipeline
+from actors.learner_group import LearnerGroup
+from actors.pipeline import Meanwhile, Pipeline
 from actors.placement import free, place
 from actors.pool import Pool
-from actors.process import actor_options
+from actors.process import REAL, Roles, actor_options
+from actors.queue_stats import QueueStats
 from actors.reward import RemoteReward
-from actors.roles import REAL, Roles
 from actors.sampler import RemoteSampler
 from flowbp_ray.backbones import distinct
 from flowbp_ray.backbones.embeddings import Encoded
@@ -38,7 +36,7 @@ ENCODED_AT_ONCE = 32  # prompts per call of the encoder: cluster.stall_timeout i
 class Fleet:
     """Encoder (for a moment), samplers, reward servers, learner gang. Use as a context manager."""
 
-    gang: Gang
+    gang: LearnerGroup
     pipeline: Pipeline
     encoded: Encoded
 
@@ -53,9 +51,9 @@ class Fleet:
         """agreed: what `agreement.check` returned, for reward servers elsewhere. say: takes what is waited for."""
         self.config, self.agreed, self.roles, self.say = config, agreed or {}, roles, say
         self._encoding: Encoding | None = None
-        self.crews: dict[str, Crew] = {}
+        self.crews: dict[str, ElasticPool] = {}
         self.hosts: dict[str, list[str]] = {}  # where each process of a role began
-        self._gang: Gang | None = None
+        self._gang: LearnerGroup | None = None
         try:
             self._start(config, list(prompts))
         except BaseException:
@@ -70,7 +68,7 @@ class Fleet:
         if config.encoder.gpus:  # which the others may be waiting for
             self.encoded = encoding.finish(timeout, self.say)
         self.say(f"placing the learners ({config.learners.count})")
-        self.gang = self._gang = Gang(config, self.roles, self.say)
+        self.gang = self._gang = LearnerGroup(config, self.roles, self.say)
         samplers = self._crew("sampler", "samplers", self.roles.sampler or RemoteSampler, config.samplers)
         reward = self.roles.reward or RemoteReward
         scorers = self._crew("reward server", "rewards", reward, config.rewards, self.agreed)
@@ -89,14 +87,14 @@ class Fleet:
         tries, gated = config.cluster.tries, config.gated
         self.pipeline = Pipeline(samplers, scorers, [self.embeddings], prompts, tries, timeout, gated)
         self.gang.meanwhile = Meanwhile(self.pipeline)
-        self.outlook = Outlook(self.pipeline, self.say)
+        self.outlook = QueueStats(self.pipeline, self.say)
         self.pipeline.look = self.outlook.look
 
     def _crew(self, name: str, key: str, remote: Any, pool: PoolConfig, *more: Any) -> Pool:
         """Start the actors of a pool; more: what their class takes after the configuration."""
         urls = pool.url if isinstance(pool, RewardsConfig) else None
         self.say(f"placing the {name}s ({pool.count})")
-        self.crews[key] = Crew(
+        self.crews[key] = ElasticPool(
             name,
             key,
             remote,

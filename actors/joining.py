@@ -16,7 +16,7 @@ from typing import Any
 
 import ray
 
-from actors import marks
+from actors.process import record
 
 PRIVATE = ("RAY_enable_metrics_collection", "RAY_prestart_worker_first_driver", "RAY_num_workers_soft_limit")
 """Set to 0 in a Ray of our own: metrics without a dashboard, and idle workers, none of which would fit our actors."""
@@ -73,7 +73,7 @@ def start_ray(address: str, **private: Any) -> None:
     """
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # a failed call has three results; we read the first
     address = os.environ.get("RAY_ADDRESS") or address
-    marks.record()
+    record()
     if ray.is_initialized():
         return
     if address == "local":

@@ -72,7 +72,7 @@ class Pipeline:
         self.tries, self.stall_timeout, self.pictures = tries, stall_timeout, pictures
         self.jobs: list[Job] = []
         self.retries = 0
-        self.look: Callable[[Sequence[Job]], None] = lambda wanted: None  # see `actors.outlook`
+        self.look: Callable[[Sequence[Job]], None] = lambda wanted: None  # see `actors.queue_stats`
 
     def submit(self, items: Iterable[Item], weights: Published) -> None:
         self.jobs += [Job(item, weights) for item in items]
@@ -216,3 +216,28 @@ class Pipeline:
             "calls in flight": {pool.name: list(pool.load) for pool in pools},
             "do not answer": down,
         }
+
+
+class Meanwhile:
+    """Waits for references of others, and gives out and takes back a pipeline's items until one of them is there."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+
+    def wait(self, refs: Sequence[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        """As `ray.wait(refs, timeout=timeout)`: those of `refs` that are there first, and the others."""
+        until, pipeline = time.monotonic() + timeout, self.pipeline
+        while True:
+            pipeline.look(())
+            running = {job.pending: job for job in pipeline.jobs if job.pending is not None}
+            left = until - time.monotonic()
+            found = arrivals([*refs, *running], min(1.0, max(0.0, left)))  # some who were down may be back meanwhile
+            for ref in found:
+                if ref in running:
+                    pipeline._settle(running[ref])
+            pipeline.samplers.recover()
+            pipeline.scorers.recover()
+            pipeline._dispatch()
+            ready = [ref for ref in found if ref not in running]
+            if ready or left <= 0:
+                return ready, [ref for ref in refs if ref not in ready]

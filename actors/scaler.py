@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from actors.crew import Crew
+from actors.elastic_pool import ElasticPool
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.control import scaling
 from flowbp_ray.run.folder import Run
@@ -13,7 +13,7 @@ from flowbp_ray.run.folder import Run
 class Scaler:
     """crews: by role, samplers and rewards."""
 
-    def __init__(self, config: RunConfig, run: Run, crews: Mapping[str, Crew]) -> None:
+    def __init__(self, config: RunConfig, run: Run, crews: Mapping[str, ElasticPool]) -> None:
         self.config, self.run, self.crews = config, run, crews
         self.steps: list[Mapping[str, float]] = []  # since the last change
         self.served = self.serving

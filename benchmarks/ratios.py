@@ -18,7 +18,7 @@ from actors import emulated
 from actors.fleet import Fleet
 from actors.joining import start_ray
 from actors.judges import Judges
-from actors.roles import REAL, Roles
+from actors.process import REAL, Roles
 from flowbp_ray import prompts
 from flowbp_ray.benching.points import Mark, Point, point
 from flowbp_ray.benching.profile import Profile

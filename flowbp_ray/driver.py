@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from actors import transport
-from actors.exporter import Exporter
 from actors.fleet import Fleet
-from actors.gang import GangLost
 from actors.joining import meeting, start_ray
 from actors.judges import Judges
+from actors.learner_group import LearnersLost
+from actors.ray_metrics import RayMetrics
 from actors.scaler import Scaler
 from actors.transport import Published
 from flowbp_ray import prompts
@@ -54,7 +54,7 @@ def _train(config: RunConfig, checked: Checked, progress: Progress) -> tuple[Run
     run.same_prompts([r.text for r in (*records, *held_out)])
     scaling.take(run)  # what was asked of it when it was over
     run.logger().info("training %s", checked.trains)
-    exporter = Exporter(run.folder.name)
+    exporter = RayMetrics(run.folder.name)
     tracker = Tracker(run.folder, config, exporter)
     try:
         with progress.begin(run.folder, config, checked.trains), Interrupts() as interrupts:
@@ -120,7 +120,7 @@ class Loop:
                     self.done += 1
                     self.after_step(self.done)
                 return self.finish()
-            except GangLost as error:
+            except LearnersLost as error:
                 attempt, furthest = (1, self.done) if self.done > furthest else (attempt + 1, furthest)
                 if attempt >= self.config.cluster.tries:
                     raise RunFailed(f"{error}; {attempt} gangs were lost at step {self.done}") from error

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from actors.gang import Gang
+from actors.learner_group import LearnerGroup
 from flowbp_ray.driver import Loop
 
 
@@ -35,23 +35,23 @@ def before_step(step: int, action: Callable[[Loop], None]) -> Iterator[list[int]
 
 
 @contextmanager
-def during(method: str, turn: int, delay: float, action: Callable[[Gang], None]) -> Iterator[list[int]]:
+def during(method: str, turn: int, delay: float, action: Callable[[LearnerGroup], None]) -> Iterator[list[int]]:
     """Call `action` with the gang once, `delay` seconds after the gang's `method` was called for the turn-th time."""
-    original, called = getattr(Gang, method), []
+    original, called = getattr(LearnerGroup, method), []
     turns = [0]
 
-    def patched(self: Gang, *arguments: Any) -> Any:
+    def patched(self: LearnerGroup, *arguments: Any) -> Any:
         turns[0] += 1
         if turns[0] == turn:
             called.append(turn)
             threading.Timer(delay, action, [self]).start()
         return original(self, *arguments)
 
-    setattr(Gang, method, patched)
+    setattr(LearnerGroup, method, patched)
     try:
         yield called
     finally:
-        setattr(Gang, method, original)
+        setattr(LearnerGroup, method, original)
 
 
 class Killer(threading.Thread):

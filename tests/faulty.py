@@ -13,7 +13,7 @@ import ray
 import torch
 from torch import Tensor
 
-from actors import fleet, gang
+from actors import fleet, learner_group
 from actors.learner import LearnerActor
 from actors.reward import RewardActor
 from actors.sampler import SamplerActor
@@ -182,4 +182,4 @@ class CountingLearner(LearnerActor):
         return max(self.whole)
 
 
-SAMPLERS, REWARDS, LEARNERS = (fleet, "RemoteSampler"), (fleet, "RemoteReward"), (gang, "RemoteLearner")
+SAMPLERS, REWARDS, LEARNERS = (fleet, "RemoteSampler"), (fleet, "RemoteReward"), (learner_group, "RemoteLearner")

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from actors import gang as gangs
-from actors.gang import Gang
+from actors import learner_group as gangs
+from actors.learner_group import LearnerGroup
 from actors.transport import load, restore
 from flowbp_ray import prompts
 from flowbp_ray.backbones.embeddings import PackedEmbeddings, encode
@@ -179,7 +179,7 @@ def test_ranks_publish_their_share_and_never_more_than_a_bucket_is_whole(
     want = LocalLoop(config.model_copy(update={"learners": plain})).learner
     texts = [record.text for record in prompts.load(config.data.prompts)]
     with instead(gangs, "RemoteLearner", CountingLearner):
-        gang = Gang(config)
+        gang = LearnerGroup(config)
         try:
             local_ray.get(gang.launch(ray.put(PackedEmbeddings.of(encode(config, texts)))))
             for ema in (False, True):

@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-from actors.crew import Crew
+from actors.elastic_pool import ElasticPool
 from actors.fleet import Encoding
 from actors.placement import free, place, placed, reserve, settle
-from actors.process import actor_options
-from actors.roles import REAL
+from actors.process import REAL, actor_options
 from flowbp_ray import driver
 from flowbp_ray.config import loading
 from flowbp_ray.config.schema import RunConfig
@@ -194,7 +193,7 @@ def test_who_cannot_be_built_is_named_and_leaves(local_ray: Any, caplog: pytest.
             return True
 
     pool = PoolConfig(count=1, cpus=0.1)
-    crew = Crew("sampler", "samplers", local_ray.remote(Second), pool, 30, lambda i: [i], lambda i: i)
+    crew = ElasticPool("sampler", "samplers", local_ray.remote(Second), pool, 30, lambda i: [i], lambda i: i)
     try:
         crew.resize(2)
         assert (crew.pool.staying, crew.pool.serving) == ([0, 1], [0])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from actors.outlook import Outlook
+from actors.queue_stats import QueueStats
 from flowbp_ray.observability import progress, reader, status, status_view
 from flowbp_ray.observability.phases import Phases
 from flowbp_ray.observability.progress import Progress
@@ -37,7 +37,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    for module in ("flowbp_ray.observability.phases", "actors.outlook"):
+    for module in ("flowbp_ray.observability.phases", "actors.queue_stats"):
         monkeypatch.setattr(f"{module}.time", made)
     return made
 
@@ -164,7 +164,7 @@ def test_the_outlook_names_who_is_waited_for_and_weighs_stages_by_time(clock: Cl
     jobs = [SimpleNamespace(stage=stage, item=SimpleNamespace(rows=2), dropped=False) for stage in stages]
     samplers, servers = SimpleNamespace(name="sampler", silent=[1]), SimpleNamespace(name="reward server", silent=[])
     said: list[str] = []
-    outlook = Outlook(SimpleNamespace(jobs=jobs, samplers=samplers, scorers=servers), said.append)  # type: ignore[arg-type]
+    outlook = QueueStats(SimpleNamespace(jobs=jobs, samplers=samplers, scorers=servers), said.append)  # type: ignore[arg-type]
     outlook.look(jobs)  # type: ignore[arg-type]
     assert said == [
         "waiting for samplers: 2 of 8 pictures are there; items: 1 queued, 2 rolling; no answer from sampler 1"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.exporter import COLLECTION, Exporter
+from actors.ray_metrics import COLLECTION, RayMetrics
 from flowbp_ray.observability.catalog import TABLE, find, grouped, markdown, readings
 from flowbp_ray.observability.dashboard import PANELS, Panel, _panel, dashboard
 
@@ -100,7 +100,7 @@ def test_the_docs_have_the_table() -> None:
 
 
 def test_without_collection_nothing_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    exporter = Exporter("run")
+    exporter = RayMetrics("run")
     monkeypatch.setenv(COLLECTION, "0")
     exporter(0, "train", {"loss": 1.0})
     assert exporter.gauges == {} and exporter.newest == {}

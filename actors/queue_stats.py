@@ -12,7 +12,7 @@ EVERY = 0.1  # seconds between two looks: hundreds of items are counted each tim
 STAGES = {"queued": "queued", "rolling": "rolling", "rolled": "not given to a reward server", "scoring": "being scored"}
 
 
-class Outlook:
+class QueueStats:
     """Counts a pipeline's items by stage, weighed by how long they stay there. say: takes the line."""
 
     def __init__(self, pipeline: Pipeline, say: Callable[[str], None]) -> None:

@@ -18,7 +18,7 @@ from flowbp_ray.utils.settings import PoolConfig
 RESTARTS = -1  # samplers and reward servers hold nothing that cannot be built again
 
 
-class Crew:
+class ElasticPool:
     """A `Pool` and what is behind it. make(i): the constructor's arguments of actor i. place(i): see `Pool`.
 
     Raises RunFailed where the first `config.count` of them cannot be placed within `timeout` seconds.

@@ -12,22 +12,20 @@ from ray.exceptions import GetTimeoutError, RayError
 from actors import transport
 from actors.errors import cause, wrong_for_good
 from actors.learner import RemoteLearner
-from actors.meanwhile import Meanwhile
-from actors.pipeline import Job
+from actors.pipeline import Job, Meanwhile
 from actors.placement import free, place
-from actors.process import actor_options
-from actors.roles import REAL, Roles
+from actors.process import REAL, Roles, actor_options
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.control.selection import Selection
 from flowbp_ray.messages import StepReport, Version
 from flowbp_ray.utils.errors import RunFailed
 
 
-class GangLost(RunFailed):
+class LearnersLost(RunFailed):
     """A rank died or does not answer; what the gang held since the last checkpoint is gone."""
 
 
-class Gang:
+class LearnerGroup:
     """All ranks at one time. Any rank that fails or stalls makes the whole gang worthless: kill it, build it again."""
 
     def __init__(self, config: RunConfig, roles: Roles = REAL, say: Callable[[str], None] = lambda line: None) -> None:
@@ -122,12 +120,12 @@ class Gang:
             wait = ray.wait if self.meanwhile is None else self.meanwhile.wait
             ready, left = wait(left, timeout=max(0.0, until - time.monotonic()))
             if not ready:
-                raise GangLost(f"learner {silent} did not answer within {self.timeout:.0f} s while {doing}")
+                raise LearnersLost(f"learner {silent} did not answer within {self.timeout:.0f} s while {doing}")
             for ref in ready:
                 try:
                     values[ref] = ray.get(ref, timeout=self.timeout)
                 except (RayError, GetTimeoutError) as error:
-                    kind = RunFailed if wrong_for_good(error) else GangLost
+                    kind = RunFailed if wrong_for_good(error) else LearnersLost
                     raise kind(f"learner {numbers[ref]} failed {doing}: {cause(error)}") from error
         self.say("")
         return [values[ref] for ref in refs]

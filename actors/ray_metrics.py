@@ -15,7 +15,7 @@ COLLECTION = "RAY_enable_metrics_collection"  # "0" in a Ray of our own, see `ac
 AGAIN = 1.0  # seconds: Ray's agents forget a gauge that is not set for two of their intervals, and steps may be long
 
 
-class Exporter:
+class RayMetrics:
     """Sets the gauges of `observed.table` from the lines that go to metrics.jsonl; all have the run's name as a tag.
 
     They are set again and again until it is closed, in 1 ms each time. Where Ray collects no metrics nothing is done.
