@@ -14,10 +14,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks.meters import attempt, compare, gradients, seconds, tidy
+from benchmarks.meters import alone, attempt, compare, gradients, paired, seconds, tidy
 from benchmarks.models import Models
 from benchmarks.options import Cell, cells, described, models, parser
-from benchmarks.paired import alone, paired
 from benchmarks.parity import parity
 from benchmarks.problem import Problem, by_graph, by_sweep, problem
 from flowbp_ray.cli import guarded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import statistics
 import time
 import weakref
 from collections.abc import Callable, Iterable
@@ -162,3 +163,25 @@ def compare(module: nn.Module, reference: dict[str, Tensor]) -> dict[str, float]
         dot, g2, r2 = dot + float((g * r).sum()), g2 + float(g.square().sum()), r2 + float(r.square().sum())
         p.grad = None
     return {"relative_l2": (difference / r2) ** 0.5, "cosine": dot / (g2 * r2) ** 0.5}
+
+
+def paired(a: Callable[[], float], b: Callable[[], float], pairs: int) -> dict[str, Any]:
+    """Medians of `pairs` pairs of measurements; `ratio` is a / b. Run both once before: the first does not count."""
+    measured = []
+    for turn in range(pairs):
+        order = (a, b) if turn % 2 == 0 else (b, a)
+        values = {f: f() for f in order}
+        measured.append((values[a], values[b]))
+    ratios = sorted(x / y for x, y in measured)
+    return {
+        "pairs": pairs,
+        "a_s": round(statistics.median(x for x, _ in measured), 4),
+        "b_s": round(statistics.median(y for _, y in measured), 4),
+        "ratio": round(statistics.median(ratios), 4),
+        "ratios": [round(r, 3) for r in ratios],
+    }
+
+
+def alone(measure: Callable[[], float] | None, repeats: int) -> float | None:
+    """The median of one side where the other does not fit; None for the one that does not."""
+    return None if measure is None else round(statistics.median(measure() for _ in range(repeats)), 4)

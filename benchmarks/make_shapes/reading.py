@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.make_shapes.rewards_data import say
 from benchmarks.make_shapes.rewards_helper import Helper
-from flowbp_ray.shapes.world import sample_prompt
+from flowbp_ray.shapes.sampling import sample_prompt
 
 BATCH = 128
 

@@ -14,19 +14,9 @@ from benchmarks.make_shapes.rewards_damage import damage
 from flowbp_ray.shapes.captions import caption
 from flowbp_ray.shapes.combinations import COLOURS, COUNTS, SHAPES, is_held_out
 from flowbp_ray.shapes.render import render
+from flowbp_ray.shapes.sampling import claim_combinations, sample, sample_scene
 from flowbp_ray.shapes.verifier import satisfies, verify
-from flowbp_ray.shapes.world import (
-    RELATIONS,
-    SIZE_BOUNDARY,
-    Claim,
-    Part,
-    Prompt,
-    Scene,
-    claim_combinations,
-    sample,
-    sample_scene,
-    scene_combinations,
-)
+from flowbp_ray.shapes.world import RELATIONS, SIZE_BOUNDARY, Claim, Part, Prompt, Scene, scene_combinations
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from benchmarks.make_shapes.rewards_data import false_claim, say
 from flowbp_ray.rewards.shapes_clip import WEIGHTS, ShapesClip
 from flowbp_ray.shapes.captions import captions
 from flowbp_ray.shapes.render import render
+from flowbp_ray.shapes.sampling import sample
 from flowbp_ray.shapes.verifier import verify
-from flowbp_ray.shapes.world import SKILLS, Claim, Scene, sample
+from flowbp_ray.shapes.world import SKILLS, Claim, Scene
 
 WRONG = 8  # hard negatives per picture
 PER_SKILL = 100

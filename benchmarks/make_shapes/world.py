@@ -8,7 +8,8 @@ import json
 import numpy as np
 
 from flowbp_ray.shapes.prompts import prompt_file
-from flowbp_ray.shapes.world import SKILLS, Prompt, sample_prompt
+from flowbp_ray.shapes.sampling import sample_prompt
+from flowbp_ray.shapes.world import SKILLS, Prompt
 
 SEED = 11
 TRAIN_PER_SKILL = 480

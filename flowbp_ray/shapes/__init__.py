@@ -3,11 +3,13 @@
 Everything here but `text` works without torch.
 """
 
+from flowbp_ray.shapes.sampling import sample, sample_prompt, sample_scene
+from flowbp_ray.shapes.world import SKILLS, Claim, Part, Prompt, Scene, Thing
+
 from .combinations import COLOURS, SHAPES
 from .prompts import load_prompts, model_dir, prompt_file
 from .render import render
 from .verifier import colour_entropy, read, satisfies, verify
-from .world import SKILLS, Claim, Part, Prompt, Scene, Thing, sample, sample_prompt, sample_scene
 
 __all__ = [
     "COLOURS",

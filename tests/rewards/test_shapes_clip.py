@@ -14,8 +14,9 @@ from flowbp_ray.rewards import base, build
 from flowbp_ray.rewards.shapes_clip import WEIGHTS, ShapesClip
 from flowbp_ray.shapes.combinations import is_held_out
 from flowbp_ray.shapes.render import render
+from flowbp_ray.shapes.sampling import sample
 from flowbp_ray.shapes.verifier import satisfies, verify
-from flowbp_ray.shapes.world import SKILLS, sample, scene_combinations
+from flowbp_ray.shapes.world import SKILLS, scene_combinations
 
 NAMES = ["shapes_clip", "shapes_clip_heldout"]
 

@@ -10,7 +10,8 @@ import pytest
 from flowbp_ray.shapes import SHAPES, SKILLS, Prompt, load_prompts, render, sample, sample_prompt, satisfies
 from flowbp_ray.shapes.captions import MAX_WORDS, WORDS, captions
 from flowbp_ray.shapes.combinations import COLOURS, held_out_colours, held_out_facts, held_out_pairs, is_held_out
-from flowbp_ray.shapes.world import GAP, HELD_OUT_KIND, claim_combinations, holds, sample_scene, scene_combinations
+from flowbp_ray.shapes.sampling import HELD_OUT_KIND, claim_combinations, sample_scene
+from flowbp_ray.shapes.world import GAP, holds, scene_combinations
 
 
 def draw(split: str, count: int, seed: int = 0) -> list:
