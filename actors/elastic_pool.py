@@ -1,4 +1,4 @@
-"""The processes of a pool: each has a placement of its own, so that one may come or go without the others."""
+"""A pool that grows and shrinks: each actor has a placement of its own, and may come or go without the others."""
 
 from __future__ import annotations
 
@@ -18,11 +18,8 @@ from flowbp_ray.utils.settings import PoolConfig
 RESTARTS = -1  # samplers and reward servers hold nothing that cannot be built again
 
 
-class ElasticPool:
-    """A `Pool` and what is behind it. make(i): the constructor's arguments of actor i. place(i): see `Pool`.
-
-    Raises RunFailed where the first `config.count` of them cannot be placed within `timeout` seconds.
-    """
+class ElasticPool(Pool):
+    """A `Pool` whose actors and placements it makes and ends itself."""
 
     def __init__(
         self,
@@ -34,17 +31,22 @@ class ElasticPool:
         make: Callable[[int], Sequence[Any]],
         place: Callable[[int], Hashable],
     ) -> None:
-        self.name, self.remote, self.config, self.timeout = name, remote, config, timeout
+        """key: the pool's section of the configuration. make(i): the constructor's arguments of actor i.
+
+        place(i): what actor i depends on, see `Pool`. Raises RunFailed where the first `config.count` actors cannot be
+        placed within `timeout` seconds.
+        """
+        self.remote, self.config, self.timeout = remote, config, timeout
         self.make, self.place = make, place
         self.groups: dict[int, Any] = {i: reserve(config, 1) for i in range(config.count)}
         self.waiting: dict[int, float] = {}  # number of an actor that has no room yet -> since when
-        self.pool = Pool(name, [])
         try:
             settle(list(self.groups.values()), config, f"{name}s", key, timeout)
-            self.pool = Pool(name, [self._start(i) for i in self.groups], [place(i) for i in self.groups])
+            handles = [self._start(i) for i in self.groups]
         except BaseException:
-            self.stop()
+            self._free()
             raise
+        super().__init__(name, handles, [place(i) for i in self.groups])
 
     def _start(self, index: int) -> Any:
         options = actor_options(self.config, RESTARTS, self.groups[index])
@@ -52,29 +54,29 @@ class ElasticPool:
 
     def resize(self, size: int) -> None:
         """Start or dismiss until `size` actors stay. Returns at once: who starts gets work when it answers."""
-        while len(self.pool.staying) < size:
-            index = len(self.pool.handles)
+        while len(self.active) < size:
+            index = len(self.handles)
             self.groups[index] = reserve(self.config, 1)
             self.waiting[index] = time.monotonic()
-            self.pool.join(self._start(index), self.place(index))
-        while len(self.pool.staying) > size:
-            self.pool.leave()
+            self.join(self._start(index), self.place(index))
+        while len(self.active) > size:
+            self.leave()
         self.dismiss()
 
     def dismiss(self) -> None:
         """End those that were leaving and have finished; their room is given back."""
-        for index in self.pool.left():
-            ray.kill(self.pool.handles[index])
+        for index in self.left():
+            ray.kill(self.handles[index])
             free(self.groups.pop(index))
             self.waiting.pop(index, None)
 
     def complain(self, log: logging.Logger) -> None:
         """Say once of each new actor that it could not be built, which ends it, or has had no room for `timeout` s."""
-        for index, error in self.pool.failed.items():
+        for index, error in self.failed.items():
             log.warning("%s %d could not be built: %s", self.name, index, cause(error))
-            if index in self.pool.staying:
-                self.pool.leave(index)
-        self.pool.failed = {}
+            if index in self.active:
+                self.leave(index)
+        self.failed = {}
         self.dismiss()
         for index, since in list(self.waiting.items()):
             if placed(self.groups[index]):
@@ -85,9 +87,12 @@ class ElasticPool:
 
     def stop(self) -> None:
         """End all, and give their room back."""
-        for index, handle in enumerate(self.pool.handles):
-            if index not in self.pool.gone:
+        for index, handle in enumerate(self.handles):
+            if index not in self.retired:
                 ray.kill(handle)
+        self._free()
+
+    def _free(self) -> None:
         for group in self.groups.values():
             free(group)
         self.groups = {}

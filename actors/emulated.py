@@ -17,17 +17,18 @@ from typing import Any
 import numpy as np
 import ray
 
+from actors.process import Roles
 from flowbp_ray.benching.emulation import Emulation, Wait
 from flowbp_ray.messages import (
     Encoded,
     Evaluated,
     Item,
     Packed,
-    Part,
     Rollout,
     RolloutReport,
     Scored,
     StepReport,
+    TensorChecksum,
     Version,
     combine,
 )
@@ -198,14 +199,14 @@ class EmulatedLearner(Process):
         yield {"weights": Packed(self.weights, "bfloat16")} if self.rank == 0 else {}
         yield wait.until(self.given.publish_s)
 
-    def checksums(self, ema: bool = False) -> dict[str, Part]:
+    def checksums(self, ema: bool = False) -> dict[str, TensorChecksum]:
         value = self.done % (1 << 16) if self.rank == 0 else 0
-        return {"weights": Part(self.weights.shape, "torch.bfloat16", value)}
+        return {"weights": TensorChecksum(self.weights.shape, "torch.bfloat16", value)}
 
     def digest(self) -> str:
         return f"emulated, {self.done} steps"
 
-    def sees(self, folder: str) -> None:
+    def check_folder_visible(self, folder: str) -> None:
         pass
 
     def save(self, folder: str) -> None:
@@ -221,12 +222,17 @@ def packed(shape: tuple[int, ...], itemsize: int) -> Packed:
     return Packed(np.zeros(shape, kind), name)
 
 
-def parts(tensors: dict[str, Packed]) -> dict[str, Part]:
+def parts(tensors: dict[str, Packed]) -> dict[str, TensorChecksum]:
     """What the learners state of these weights: their first element."""
-    return {n: Part(t.array.shape, f"torch.{t.dtype}", int(t.array[0])) for n, t in tensors.items()}
+    return {n: TensorChecksum(t.array.shape, f"torch.{t.dtype}", int(t.array[0])) for n, t in tensors.items()}
 
 
 RemoteEncoder: Any = ray.remote(EmulatedEncoder)
 RemoteSampler: Any = ray.remote(EmulatedSampler)
 RemoteReward: Any = ray.remote(EmulatedReward)
 RemoteLearner: Any = ray.remote(EmulatedLearner)
+
+
+def emulated_roles(emulation: Emulation) -> Roles:
+    """Actors that wait in the place of the real ones, all by the same profile."""
+    return Roles(RemoteEncoder, RemoteSampler, RemoteReward, RemoteLearner, lambda config: emulation)

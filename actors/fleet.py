@@ -14,9 +14,8 @@ from actors.elastic_pool import ElasticPool
 from actors.encoder import RemoteEncoder
 from actors.errors import cause
 from actors.learner_group import LearnerGroup
-from actors.pipeline import Meanwhile, Pipeline
+from actors.pipeline import Pipeline
 from actors.placement import free, place
-from actors.pool import Pool
 from actors.process import REAL, Roles, actor_options
 from actors.queue_stats import QueueStats
 from actors.reward import RemoteReward
@@ -34,9 +33,9 @@ ENCODED_AT_ONCE = 32  # prompts per call of the encoder: cluster.stall_timeout i
 
 
 class Fleet:
-    """Encoder (for a moment), samplers, reward servers, learner gang. Use as a context manager."""
+    """Encoder (for a moment), samplers, reward servers, learner group. Use as a context manager."""
 
-    gang: LearnerGroup
+    learners: LearnerGroup
     pipeline: Pipeline
     encoded: Encoded
 
@@ -48,12 +47,13 @@ class Fleet:
         roles: Roles = REAL,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """agreed: what `agreement.check` returned, for reward servers elsewhere. say: takes what is waited for."""
+        """agreed: what `handshake.check` returned, for reward servers elsewhere. say: takes what is waited for."""
         self.config, self.agreed, self.roles, self.say = config, agreed or {}, roles, say
         self._encoding: Encoding | None = None
-        self.crews: dict[str, ElasticPool] = {}
+        self.pools: dict[str, ElasticPool] = {}
         self.hosts: dict[str, list[str]] = {}  # where each process of a role began
-        self._gang: LearnerGroup | None = None
+        self._learners: LearnerGroup | None = None
+        self._pipeline: Pipeline | None = None
         try:
             self._start(config, list(prompts))
         except BaseException:
@@ -68,11 +68,11 @@ class Fleet:
         if config.encoder.gpus:  # which the others may be waiting for
             self.encoded = encoding.finish(timeout, self.say)
         self.say(f"placing the learners ({config.learners.count})")
-        self.gang = self._gang = LearnerGroup(config, self.roles, self.say)
-        samplers = self._crew("sampler", "samplers", self.roles.sampler or RemoteSampler, config.samplers)
+        self.learners = self._learners = LearnerGroup(config, self.roles, self.say, self._wait)
+        samplers = self._pool("sampler", "samplers", self.roles.sampler or RemoteSampler, config.samplers)
         reward = self.roles.reward or RemoteReward
-        scorers = self._crew("reward server", "rewards", reward, config.rewards, self.agreed)
-        built = self.gang.launch(self.embeddings)
+        scorers = self._pool("reward server", "rewards", reward, config.rewards, self.agreed)
+        built = self.learners.launch(self.embeddings)
         if not config.encoder.gpus:  # they were starting meanwhile
             self.encoded = encoding.finish(timeout, self.say)
         for who, refs in (
@@ -85,16 +85,24 @@ class Fleet:
                 self.say(f"building the {who}: {len(self.hosts[who])} of {len(refs)}")
                 self.hosts[who].append(_get(ref, f"the {who}", timeout))
         tries, gated = config.cluster.tries, config.gated
-        self.pipeline = Pipeline(samplers, scorers, [self.embeddings], prompts, tries, timeout, gated)
-        self.gang.meanwhile = Meanwhile(self.pipeline)
-        self.outlook = QueueStats(self.pipeline, self.say)
-        self.pipeline.look = self.outlook.look
+        self.queues = QueueStats(self.say)
+        pools = (samplers, scorers)
+        self.pipeline = self._pipeline = Pipeline(
+            *pools, [self.embeddings], prompts, tries, timeout, gated, self.queues.look
+        )
 
-    def _crew(self, name: str, key: str, remote: Any, pool: PoolConfig, *more: Any) -> Pool:
+    def _wait(self, refs: Sequence[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        """`ray.wait` for the learners; once there is a pipeline its items go on meanwhile."""
+        if self._pipeline is None:
+            ready, left = ray.wait(list(refs), timeout=timeout)
+            return ready, left
+        return self._pipeline.wait_for(refs, timeout)
+
+    def _pool(self, name: str, key: str, remote: Any, pool: PoolConfig, *more: Any) -> ElasticPool:
         """Start the actors of a pool; more: what their class takes after the configuration."""
         urls = pool.url if isinstance(pool, RewardsConfig) else None
         self.say(f"placing the {name}s ({pool.count})")
-        self.crews[key] = ElasticPool(
+        self.pools[key] = ElasticPool(
             name,
             key,
             remote,
@@ -103,7 +111,7 @@ class Fleet:
             make=lambda index: (self.roles.settings(assigned(self.config, index)), *more),
             place=lambda index: urls[index % len(urls)] if urls else index,
         )
-        return self.crews[key].pool
+        return self.pools[key]
 
     def tell(self, log: logging.Logger) -> None:
         """What was encoded, and where everybody is."""
@@ -111,20 +119,20 @@ class Fleet:
         log.info("%s", "; ".join(f"{who} on {counted(hosts)}" for who, hosts in self.hosts.items()))
 
     def rebuild(self) -> None:
-        """A new gang; samplers and reward servers stay, what they are doing for the old one is forgotten."""
+        """New learners; samplers and reward servers stay, what they are doing for the old ones is forgotten."""
         self.pipeline.drop()
-        self.gang.rebuild(self.embeddings)
+        self.learners.rebuild(self.embeddings)
 
     def stop(self) -> None:
         """End every actor and give the placement back."""
         if self._encoding is not None:
             self._encoding.end()
-        for crew in self.crews.values():
-            crew.stop()
-        self._encoding, self.crews = None, {}
-        if self._gang is not None:
-            self._gang.stop()
-            self._gang = None
+        for pool in self.pools.values():
+            pool.stop()
+        self._encoding, self.pools = None, {}
+        if self._learners is not None:
+            self._learners.stop()
+            self._learners = None
 
     def __enter__(self) -> Fleet:
         return self

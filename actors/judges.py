@@ -51,14 +51,22 @@ class Pictures:
 class Judges:
     """Use as a context manager."""
 
-    def __init__(self, config: RunConfig, run: Run, evaluator: Evaluator, tracker: Tracker) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        run: Run,
+        evaluator: Evaluator,
+        tracker: Tracker,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        """say: takes a line on what the driver waits for."""
         self.config, self.run, self.evaluator, self.tracker = config, run, evaluator, tracker
         self.log = run.logger()
         self.monitors = {j.name: j for j in config.judges if j.role == "monitor"}
         self.gates = {j.name: j for j in config.judges if j.role == "gate"}
         self.waiting: dict[Key, Pictures] = {}
         self.weighed: dict[str, float] = {}
-        self.say: Callable[[str], None] = lambda line: None  # takes what is waited for
+        self.say = say
         self.handles: dict[str, Any] = {}
         self.groups: list[Any] = []
         self.logs = Logs(run.folder)

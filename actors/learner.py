@@ -1,4 +1,4 @@
-"""One rank of the learner gang."""
+"""One rank of the learner group."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ import ray
 
 from flowbp_ray.backbones.embeddings import PackedEmbeddings
 from flowbp_ray.config.schema import RunConfig
-from flowbp_ray.messages import Packed, Rollout, StepReport
+from flowbp_ray.messages import Packed, Rollout, StepReport, TensorChecksum
 from flowbp_ray.utils.tracing import span
-from flowbp_ray.weights.fingerprint import Part
 from flowbp_ray.weights.packing import Parcel
 
 
@@ -35,9 +34,9 @@ class LearnerActor:
 
         prepare(config, config.learners.threads)
         if config.learners.engine == "deepspeed":
-            from flowbp_ray.learning.deepspeed import init_gang
+            from flowbp_ray.learning.deepspeed import join_process_group
 
-            init_gang(rank, config.learners, address, port, config.cluster.stall_timeout)
+            join_process_group(rank, config.learners, address, port, config.cluster.stall_timeout)
         self.learner = Learner(config, embeddings.unpack(), rank)
         return socket.gethostname()
 
@@ -62,13 +61,13 @@ class LearnerActor:
             yield from self.learner.publish(ema)
         yield time.perf_counter() - started
 
-    def checksums(self, ema: bool = False) -> dict[str, Part]:
+    def checksums(self, ema: bool = False) -> dict[str, TensorChecksum]:
         return self.learner.checksums(ema)
 
     def digest(self) -> str:
         return self.learner.digest()
 
-    def sees(self, folder: str) -> None:
+    def check_folder_visible(self, folder: str) -> None:
         """Raises ValueError where this node has no such folder."""
         if not os.path.isdir(folder):
             raise ValueError(f"{socket.gethostname()} has no {folder}; write output=/a/folder that every node sees")

@@ -12,7 +12,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from actors import transport
 from actors.errors import cause, wrong_for_good
 from actors.learner import RemoteLearner
-from actors.pipeline import Job, Meanwhile
+from actors.pipeline import Job
 from actors.placement import free, place
 from actors.process import REAL, Roles, actor_options
 from flowbp_ray.config.schema import RunConfig
@@ -22,17 +22,23 @@ from flowbp_ray.utils.errors import RunFailed
 
 
 class LearnersLost(RunFailed):
-    """A rank died or does not answer; what the gang held since the last checkpoint is gone."""
+    """A rank died or does not answer; what the ranks held since the last checkpoint is gone."""
 
 
 class LearnerGroup:
-    """All ranks at one time. Any rank that fails or stalls makes the whole gang worthless: kill it, build it again."""
+    """All ranks at one time. Where one fails or stalls, all are killed and built again."""
 
-    def __init__(self, config: RunConfig, roles: Roles = REAL, say: Callable[[str], None] = lambda line: None) -> None:
-        """say: takes a line on what is waited for."""
+    def __init__(
+        self,
+        config: RunConfig,
+        roles: Roles = REAL,
+        say: Callable[[str], None] = lambda line: None,
+        wait: Callable[[Sequence[Any], float], tuple[list[Any], list[Any]]] | None = None,
+    ) -> None:
+        """say: takes a line on what is waited for. wait: stands in for `ray.wait(refs, timeout=seconds)`."""
         self.config, self.roles, self.say = config, roles, say
+        self.wait = wait or (lambda refs, timeout: ray.wait(list(refs), timeout=timeout))
         self.ranks: list[Any] = []
-        self.meanwhile: Meanwhile | None = None  # what else goes on while the driver waits for the ranks
         self.buckets: list[int] = []  # that each rank publishes
         self.timeout = config.cluster.stall_timeout
         self.group = place(config.learners, "learners", "learners", config.cluster.placement_timeout)
@@ -82,9 +88,9 @@ class LearnerGroup:
         self._get(published.checks, f"publishing version {version.step}")
         return published
 
-    def sees(self, folder: str) -> None:
+    def check_folder_visible(self, folder: str) -> None:
         """Raises RunFailed unless the run's folder is there for every rank: each writes its part of a checkpoint."""
-        self._get([rank.sees.remote(folder) for rank in self.ranks], "looking for the run's folder")
+        self._get([rank.check_folder_visible.remote(folder) for rank in self.ranks], "looking for the run's folder")
 
     def save(self, folder: str) -> None:
         self._get([rank.save.remote(folder) for rank in self.ranks], "saving")
@@ -117,8 +123,7 @@ class LearnerGroup:
         while left:
             silent = ", ".join(str(numbers[ref]) for ref in left)
             self.say(f"waiting for learner{'s' * (len(left) > 1)} {silent} ({doing})")
-            wait = ray.wait if self.meanwhile is None else self.meanwhile.wait
-            ready, left = wait(left, timeout=max(0.0, until - time.monotonic()))
+            ready, left = self.wait(left, max(0.0, until - time.monotonic()))
             if not ready:
                 raise LearnersLost(f"learner {silent} did not answer within {self.timeout:.0f} s while {doing}")
             for ref in ready:

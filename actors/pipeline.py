@@ -65,14 +65,18 @@ class Pipeline:
         tries: int,
         stall_timeout: float,
         pictures: bool = False,
+        look: Callable[[Pipeline, Sequence[Job]], None] = lambda pipeline, wanted: None,
     ) -> None:
-        """pictures: the reward servers return those of the targets too."""
+        """pictures: the reward servers return those of the targets too.
+
+        look: called again and again while the driver waits, with the items that it waits for (see `queue_stats`).
+        """
         self.samplers, self.scorers = samplers, scorers
         self.embeddings, self.prompts = embeddings, prompts
         self.tries, self.stall_timeout, self.pictures = tries, stall_timeout, pictures
         self.jobs: list[Job] = []
         self.retries = 0
-        self.look: Callable[[Sequence[Job]], None] = lambda wanted: None  # see `actors.queue_stats`
+        self.look = look
 
     def submit(self, items: Iterable[Item], weights: Published) -> None:
         self.jobs += [Job(item, weights) for item in items]
@@ -83,7 +87,7 @@ class Pipeline:
         wanted = [j for j in self.jobs if (j.item.purpose, j.item.step) == (purpose, step) and not j.dropped]
         moved = time.monotonic()
         while any(job.stage != "done" for job in wanted):
-            self.look(wanted)
+            self.look(self, wanted)
             if self._pump():
                 moved = time.monotonic()
             elif time.monotonic() - moved > self.stall_timeout:
@@ -93,11 +97,40 @@ class Pipeline:
         self.jobs = [job for job in self.jobs if id(job) not in taken]
         return sorted(wanted, key=lambda job: job.item.index)
 
+    def draw(self, items: Sequence[Item], weights: Published) -> list[Evaluated]:
+        """The items of an evaluation through samplers and reward servers, in order."""
+        self.submit(items, weights)
+        jobs = self.collect(items[0].purpose, items[0].step)
+        return [job.result for job in jobs if isinstance(job.result, Evaluated)]
+
     def drop(self) -> None:
         """Forget all items; workers that are at one are free again when it ends."""
         self.jobs = [job for job in self.jobs if job.pending is not None]
         for job in self.jobs:
             job.dropped = True
+
+    def wait_for(self, refs: Sequence[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        """As `ray.wait(refs, timeout=timeout)`, while items go on: the first of `refs` that are there, and the others.
+
+        Samplers have MAX_CALLS_IN_FLIGHT items each. Where an optimizer step takes longer than those, a driver that
+        only looked at the learners would leave samplers idle, and staleness 1 would hide less than it can
+        (docs/benchmarking.md has the numbers).
+        """
+        until = time.monotonic() + timeout
+        while True:
+            self.look(self, ())
+            running = {job.pending: job for job in self.jobs if job.pending is not None}
+            left = until - time.monotonic()
+            found = arrivals([*refs, *running], min(1.0, max(0.0, left)))  # some who were down may be back meanwhile
+            for ref in found:
+                if ref in running:
+                    self._settle(running[ref])
+            self.samplers.recover()
+            self.scorers.recover()
+            self._dispatch()
+            ready = [ref for ref in found if ref not in running]
+            if ready or left <= 0:
+                return ready, [ref for ref in refs if ref not in ready]
 
     def _pump(self) -> bool:
         """Give out work, then wait shortly for something to end; True if something did."""
@@ -121,7 +154,7 @@ class Pipeline:
             pool = {"queued": self.samplers, "rolled": self.scorers}.get(job.stage)
             if pool is None or pool.name in full:
                 continue
-            worker = pool.take(job.failed_on)
+            worker = pool.acquire(job.failed_on)
             if worker is not None:
                 (self._roll if job.stage == "queued" else self._score)(job, worker)
             elif job.failed_on is None:  # else it only waits for another one than that
@@ -152,7 +185,7 @@ class Pipeline:
         assert job.worker is not None
         worker, ref = job.worker, job.pending
         job.worker = job.pending = None
-        pool.give(worker)
+        pool.release(worker)
         if job.dropped:
             self.jobs.remove(job)
         try:
@@ -175,7 +208,7 @@ class Pipeline:
         if isinstance(error, RayActorError):
             pool.down(worker)
         else:
-            pool.doubt(worker)
+            pool.suspect(worker)
         if job.dropped:
             return
         job.tries += 1
@@ -216,28 +249,3 @@ class Pipeline:
             "calls in flight": {pool.name: list(pool.load) for pool in pools},
             "do not answer": down,
         }
-
-
-class Meanwhile:
-    """Waits for references of others, and gives out and takes back a pipeline's items until one of them is there."""
-
-    def __init__(self, pipeline: Pipeline) -> None:
-        self.pipeline = pipeline
-
-    def wait(self, refs: Sequence[Any], timeout: float) -> tuple[list[Any], list[Any]]:
-        """As `ray.wait(refs, timeout=timeout)`: those of `refs` that are there first, and the others."""
-        until, pipeline = time.monotonic() + timeout, self.pipeline
-        while True:
-            pipeline.look(())
-            running = {job.pending: job for job in pipeline.jobs if job.pending is not None}
-            left = until - time.monotonic()
-            found = arrivals([*refs, *running], min(1.0, max(0.0, left)))  # some who were down may be back meanwhile
-            for ref in found:
-                if ref in running:
-                    pipeline._settle(running[ref])
-            pipeline.samplers.recover()
-            pipeline.scorers.recover()
-            pipeline._dispatch()
-            ready = [ref for ref in found if ref not in running]
-            if ready or left <= 0:
-                return ready, [ref for ref in refs if ref not in ready]

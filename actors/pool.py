@@ -1,4 +1,4 @@
-"""A pool of identical actors: who is free, who is down, who is doubted. Calls go to the least loaded."""
+"""A pool of identical actors: who is free, who is down, who is suspected. Calls go to the least loaded."""
 
 from __future__ import annotations
 
@@ -8,124 +8,124 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from flowbp_ray.messages import DEPTH
+from flowbp_ray.utils.settings import MAX_CALLS_IN_FLIGHT
 
 
 class Pool:
     """Counts the calls in flight per actor, and asks those that failed whether they are `ready` again.
 
-    down: its process died; it gets nothing until Ray has restarted it. doubted: its call failed, perhaps because what
-    it asks elsewhere is away; it gets something only where every actor is doubted.
+    down: its process died; it gets nothing until Ray has restarted it. suspected: its call failed, perhaps because what
+    it asks elsewhere is away; it gets something only where every actor is suspected.
     """
 
     def __init__(self, name: str, handles: Sequence[Any], places: Sequence[Hashable] | None = None) -> None:
-        """places: what each actor depends on, such as an address; actors of one place are doubted together."""
+        """places: what each actor depends on, such as an address; actors of one place are suspected together."""
         self.name = name
         self.handles = list(handles)
         self.places = list(range(len(self.handles)) if places is None else places)
         self.load = [0] * len(self.handles)
-        self.asked: dict[int, Any] = {}  # those that are down or doubted -> the answer that is waited for
-        self.doubted: set[int] = set()
-        self.staying = list(range(len(self.handles)))  # neither have left nor are leaving; who has left leaves a gap
+        self.probing: dict[int, Any] = {}  # those that are down or suspected -> the answer that is waited for
+        self.suspected: set[int] = set()
+        self.active = list(range(len(self.handles)))  # indices of active actors; indices are never reused
         self.leaving: set[int] = set()
-        self.gone: set[int] = set()
+        self.retired: set[int] = set()
         self.new: set[int] = set()  # have not been ready yet
         self.failed: dict[int, RayError] = {}  # new ones whose process could not be built
 
     @property
     def silent(self) -> list[int]:
         """Those that have not said that they are ready again."""
-        return sorted(self.asked)
+        return sorted(self.probing)
 
     @property
     def serving(self) -> list[int]:
-        """Those of `staying` that have been ready."""
-        return [i for i in self.staying if i not in self.new]
+        """Those of `active` that have been ready."""
+        return [i for i in self.active if i not in self.new]
 
     def join(self, handle: Any, place: Hashable) -> None:
         """Count a new actor in; it gets work once it answers."""
         self.handles.append(handle)
         self.places.append(place)
         self.load.append(0)
-        self.staying.append(len(self.handles) - 1)
+        self.active.append(len(self.handles) - 1)
         self.new.add(len(self.handles) - 1)
         self.down(len(self.handles) - 1)
 
     def leave(self, index: int | None = None) -> None:
         """Give this actor no more work; else one that has none, because it is new or down; else the newest."""
-        idle = [i for i in self.staying if i in self.new] or [i for i in self.staying if i in self.asked]
-        chosen = (idle or self.staying)[-1] if index is None else index
-        self.staying.remove(chosen)
+        idle = [i for i in self.active if i in self.new] or [i for i in self.active if i in self.probing]
+        chosen = (idle or self.active)[-1] if index is None else index
+        self.active.remove(chosen)
         self.leaving.add(chosen)
 
     def left(self) -> list[int]:
         """Those that were leaving and have nothing more to do: their processes may end."""
         done = [i for i in sorted(self.leaving) if self.load[i] == 0]
         self.leaving -= set(done)
-        self.gone |= set(done)
+        self.retired |= set(done)
         for index in done:
-            self.asked.pop(index, None)
-            self.doubted.discard(index)
+            self.probing.pop(index, None)
+            self.suspected.discard(index)
             self.new.discard(index)
         return done
 
-    def take(self, avoid: int | None = None) -> int | None:
+    def acquire(self, avoid: int | None = None) -> int | None:
         """The least loaded actor that is well, at another place than `avoid` where there is one; None if all are busy.
 
         Another one that is busy is waited for.
         """
-        if avoid is None and not self.asked:  # nearly always: no loop over thousands
-            whole = len(self.staying) == len(self.load)
-            best = self.load.index(min(self.load)) if whole else min(self.staying, key=self.load.__getitem__)
-            return self._give_to(best) if self.load[best] < DEPTH else None
-        up = [i for i in self.staying if i not in self.asked or i in self.doubted]
-        well = [i for i in up if i not in self.doubted] or up
+        if avoid is None and not self.probing:  # nearly always: no loop over thousands
+            whole = len(self.active) == len(self.load)
+            best = self.load.index(min(self.load)) if whole else min(self.active, key=self.load.__getitem__)
+            return self._assign(best) if self.load[best] < MAX_CALLS_IN_FLIGHT else None
+        up = [i for i in self.active if i not in self.probing or i in self.suspected]
+        well = [i for i in up if i not in self.suspected] or up
         elsewhere = [i for i in well if avoid is None or self.places[i] != self.places[avoid]] or well
-        choices = [i for i in elsewhere if self.load[i] < DEPTH]
+        choices = [i for i in elsewhere if self.load[i] < MAX_CALLS_IN_FLIGHT]
         if not choices:
             return None
-        return self._give_to(min(choices, key=lambda i: (i == avoid, self.load[i])))
+        return self._assign(min(choices, key=lambda i: (i == avoid, self.load[i])))
 
-    def _give_to(self, index: int) -> int:
+    def _assign(self, index: int) -> int:
         self.load[index] += 1
         return index
 
-    def give(self, index: int) -> None:
+    def release(self, index: int) -> None:
         self.load[index] -= 1
 
     def down(self, index: int) -> None:
         """Leave this actor out until it answers again."""
-        self.doubted.discard(index)
-        self._ask(index)
+        self.suspected.discard(index)
+        self._probe(index)
 
-    def doubt(self, index: int) -> None:
+    def suspect(self, index: int) -> None:
         """Prefer actors of other places, if any, to this one's until they say that they are ready."""
-        if len({self.places[i] for i in self.staying}) == 1:
+        if len({self.places[i] for i in self.active}) == 1:
             return
-        for i in self.staying:
-            if self.places[i] == self.places[index] and i not in self.asked:
-                self.doubted.add(i)
-                self._ask(i)
+        for i in self.active:
+            if self.places[i] == self.places[index] and i not in self.probing:
+                self.suspected.add(i)
+                self._probe(i)
 
     def recover(self) -> None:
         """Take back those that answer; ask those again whose answer failed."""
-        for index, ref in list(self.asked.items()):
+        for index, ref in list(self.probing.items()):
             if not ray.wait([ref], timeout=0)[0]:
                 continue
-            del self.asked[index]
+            del self.probing[index]
             try:
                 ray.get(ref)
             except RayError as error:
                 if isinstance(error, RayActorError):
-                    self.doubted.discard(index)
+                    self.suspected.discard(index)
                 if isinstance(error, RayActorError) and index in self.new:
                     self.failed[index] = error  # Ray does not try again where a constructor failed
                 else:
-                    self._ask(index)
+                    self._probe(index)
             else:
-                self.doubted.discard(index)
+                self.suspected.discard(index)
                 self.new.discard(index)
 
-    def _ask(self, index: int) -> None:
-        if index not in self.asked:
-            self.asked[index] = self.handles[index].ready.remote()
+    def _probe(self, index: int) -> None:
+        if index not in self.probing:
+            self.probing[index] = self.handles[index].ready.remote()

@@ -13,7 +13,6 @@ import ray
 from ray._private import profiling
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.process import environment, record
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.utils import tracing
 from flowbp_ray.utils.settings import ProcessConfig

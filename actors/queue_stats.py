@@ -7,32 +7,34 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from actors.pipeline import Job, Pipeline
+from actors.pool import Pool
 
 EVERY = 0.1  # seconds between two looks: hundreds of items are counted each time
 STAGES = {"queued": "queued", "rolling": "rolling", "rolled": "not given to a reward server", "scoring": "being scored"}
 
 
 class QueueStats:
-    """Counts a pipeline's items by stage, weighed by how long they stay there. say: takes the line."""
+    """Counts a pipeline's items by stage, each weighted by how long it stays there."""
 
-    def __init__(self, pipeline: Pipeline, say: Callable[[str], None]) -> None:
-        self.pipeline, self.say = pipeline, say
+    def __init__(self, say: Callable[[str], None]) -> None:
+        """say: takes a line on what the driver waits for."""
+        self.say = say
         self.at = self.began = time.monotonic()
         self.counts: Counter[str] = Counter()
         self.sums: Counter[str] = Counter()  # item seconds since `began`
 
-    def look(self, wanted: Sequence[Job] = ()) -> None:
-        """wanted: the items that the driver waits for, where it does."""
+    def look(self, pipeline: Pipeline, wanted: Sequence[Job] = ()) -> None:
+        """Count again, at most every EVERY seconds. wanted: the items that the driver waits for, if it does."""
         if time.monotonic() - self.at < EVERY and self.counts:
             return
         self._add()
-        pools = (self.pipeline.samplers, self.pipeline.scorers)
-        self.counts = Counter(job.stage for job in self.pipeline.jobs if not job.dropped)
+        pools = (pipeline.samplers, pipeline.scorers)
+        self.counts = Counter(job.stage for job in pipeline.jobs if not job.dropped)
         self.counts["silent"] = sum(len(pool.silent) for pool in pools)
         if wanted:
-            self.say(self.line(wanted))
+            self.say(self.line(wanted, pools))
 
-    def line(self, wanted: Sequence[Job]) -> str:
+    def line(self, wanted: Sequence[Job], pools: Sequence[Pool]) -> str:
         """`waiting for samplers: 16 of 32 pictures are there; items: 1 queued, 3 rolling`."""
         stages = Counter(job.stage for job in wanted)
         who = "samplers" if stages["queued"] + stages["rolling"] else "reward servers"
@@ -40,7 +42,7 @@ class QueueStats:
         parts = ", ".join(f"{stages[stage]} {words}" for stage, words in STAGES.items() if stages[stage])
         pictures = sum(job.item.rows for job in wanted)
         line = f"waiting for {who}: {there} of {pictures} pictures are there; items: {parts}"
-        for pool in (self.pipeline.samplers, self.pipeline.scorers):
+        for pool in pools:
             if pool.silent:
                 line += f"; no answer from {pool.name} {', '.join(map(str, pool.silent))}"
         return line

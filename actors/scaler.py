@@ -11,22 +11,22 @@ from flowbp_ray.run.folder import Run
 
 
 class Scaler:
-    """crews: by role, samplers and rewards."""
+    """pools: by role, samplers and rewards."""
 
-    def __init__(self, config: RunConfig, run: Run, crews: Mapping[str, ElasticPool]) -> None:
-        self.config, self.run, self.crews = config, run, crews
+    def __init__(self, config: RunConfig, run: Run, pools: Mapping[str, ElasticPool]) -> None:
+        self.config, self.run, self.pools = config, run, pools
         self.steps: list[Mapping[str, float]] = []  # since the last change
         self.served = self.serving
 
     @property
     def counts(self) -> dict[str, int]:
         """As many as there shall be."""
-        return {role: len(crew.pool.staying) for role, crew in self.crews.items()}
+        return {role: len(pool.active) for role, pool in self.pools.items()}
 
     @property
     def serving(self) -> dict[str, int]:
         """As many as can be at work: new ones may still be starting, or wait for room."""
-        return {role: max(1, len(crew.pool.serving)) for role, crew in self.crews.items()}
+        return {role: max(1, len(pool.serving)) for role, pool in self.pools.items()}
 
     def metrics(self) -> dict[str, float]:
         """For the step's line in metrics.jsonl."""
@@ -36,20 +36,20 @@ class Scaler:
     def between(self, step: int, metrics: Mapping[str, float]) -> None:
         """After step `step`: what a hand asked for, else what the rule says."""
         log = self.run.logger()
-        for crew in self.crews.values():
-            crew.dismiss()
-            crew.complain(log)
+        for pool in self.pools.values():
+            pool.dismiss()
+            pool.complain(log)
         if step + 1 >= self.config.steps:
             return
         self.steps = [*self.steps, metrics] if self.serving == self.served else []
         self.served = self.serving
-        wished, why = scaling.take(self.run), "asked for"
-        if not wished and self.config.cluster.scaling == "rule":
-            wished, why = scaling.rule(self.config, self.counts, self.serving, self.steps), "by rule"
-        for role, size in wished.items():
+        asked, why = scaling.take_requests(self.run), "asked for"
+        if not asked and self.config.cluster.scaling == "rule":
+            asked, why = scaling.rule(self.config, self.counts, self.serving, self.steps), "by rule"
+        for role, size in asked.items():
             before, (least, most) = self.counts[role], getattr(self.config, role).bounds
-            self.crews[role].resize(min(max(size, least), most))
+            self.pools[role].resize(min(max(size, least), most))
             log.info("after step %d: %s %d -> %d, %s", step, role, before, self.counts[role], why)
             self.served = self.serving
-        if wished:
+        if asked:
             self.steps = []

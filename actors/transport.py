@@ -1,8 +1,8 @@
 """How weights travel: published by return value, a bucket an object, read by those who lack that version.
 
-Every rank returns its own buckets (`flowbp_ray.weights.buckets`), all ranks at a time. Objects cross the network once per node,
-whoever there asks first; its other samplers read the same memory. Another transport (NCCL, NIXL) replaces `publish` and
-`load`, and says by its own kind of Reference where the weights are.
+Every rank returns its own buckets (`flowbp_ray.weights.buckets`), all ranks at a time. Objects cross the network once
+per node, for whoever there asks first; its other samplers read the same memory. Another transport (NCCL, NIXL) replaces
+`publish` and `load`, and says by its own kind of Reference where the weights are.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 import ray
 from torch import Tensor
 
-from flowbp_ray.messages import Version
+from flowbp_ray.messages import Version, combine
 from flowbp_ray.weights.buckets import divide
-from flowbp_ray.weights.fingerprint import combine, fingerprint
+from flowbp_ray.weights.fingerprint import fingerprint
 from flowbp_ray.weights.packing import Parcel, together
 
 Reference = list[Any]

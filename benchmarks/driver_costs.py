@@ -26,6 +26,7 @@ from actors.joining import start_ray
 from actors.pipeline import Pipeline
 from actors.pool import Pool
 from actors.transport import Published
+from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.benching.emulation import Emulation
 from flowbp_ray.benching.simulate import DriverCosts
 from flowbp_ray.config import loading
@@ -53,7 +54,7 @@ def batch_of(items: int, step: int) -> list[Item]:
         "shapes_flowbp_sparse", [f"data.prompts_per_step={2 * items}", "data.rollout_batch=2", *ALONE]
     )
     model, version = config.backbone, Version(0, 0)
-    sigmas = model.open().sigmas(model.num_steps, model.height, model.width)
+    sigmas = build_backbone(model).sigmas(model.num_steps, model.height, model.width)
     shape = config.data.shape
     return items_of_step(config.surrogate(), sigmas, shape, 64, 1, step, 1.0, version, config.plan_seed)
 

@@ -1,17 +1,16 @@
-"""The door: flowbp-ray train | encode | sample | export | plan | bench | scale | status | methods | serve-reward.
+"""Command line. A user error prints one line and exits with 2; a run that failed exits with 1.
 
-User errors: a line and exit code 2.
+train | encode | sample | export | plan | bench | scale | status | methods | serve-reward
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import typer
@@ -20,9 +19,18 @@ from rich.markup import escape
 
 from flowbp_ray.artifacts.report import show
 from flowbp_ray.config import loading
-from flowbp_ray.planning.show import methods_table, planned
+from flowbp_ray.config.schema import RunConfig
+from flowbp_ray.planning.show import methods_table
 from flowbp_ray.utils.errors import RunFailed
 from flowbp_ray.utils.signals import Interrupted
+
+if TYPE_CHECKING:
+    from flowbp_ray.benching.measure import Open
+    from flowbp_ray.benching.profile import Profile
+    from flowbp_ray.run.folder import Run
+
+EMULATED_STORE = 2 * 2**30
+"""Bytes of the object store of an emulation."""
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode=None, help=__doc__, pretty_exceptions_enable=False
@@ -119,34 +127,19 @@ def plan(
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what a run needs and what a step does, from config.json alone: nothing is loaded or started."""
-    settings = loading.load(config, overrides or [])
-    if describe:
-        console.print(planned(settings, step, describe=True))
-        return
-    from flowbp_ray.planning import cluster as placing
-    from flowbp_ray.planning import show
-    from flowbp_ray.planning.costs import Costs
-    from flowbp_ray.planning.forecast import forecast
+    from flowbp_ray.planning.command import print_plan, print_surrogate
 
+    loaded = loading.load(config, overrides or [])
+    if describe:
+        print_surrogate(loaded, step, console)
+        return
     running = None
     if cluster:
         from actors.joining import nodes
 
         running = nodes()
-    there = placing.given(gpus, host_memory, running)
-    costs = Costs(settings)
-    found = forecast(settings, costs)
-    verdict = placing.judge(settings, there, costs) if there else None
-    if json_:
-        print(json.dumps(found.to_dict() | {"verdict": asdict(verdict) if verdict else None}, indent=1))
-    else:
-        console.print(planned(settings, step, describe=False))
-        for part in show.tables(found):
-            Console(highlight=False, width=None if console.is_terminal else 100).print(part)
-        console.print(show.NOTES)
-    if verdict is not None and verdict.fits and not json_:
-        console.print(verdict.line)
-    elif verdict is not None and not verdict.fits:
+    verdict = print_plan(loaded, step, console, gpus, host_memory, running, json_)
+    if verdict is not None and not verdict.fits:
         print(f"flowbp-ray: {verdict.line}", file=sys.stderr)
         raise typer.Exit(1)
 
@@ -165,7 +158,7 @@ def scale(
     wished = scaling.parse(seen.status.bounds or scaling.bounds(opened.config()), sizes)
     if seen.stage == "over":
         raise ValueError(f"{opened.folder} is over ({seen.state}); samplers.count and rewards.count are for the next")
-    scaling.ask(opened, wished)
+    scaling.request(opened, wished)
     shown = " ".join(f"{role}={size}" for role, size in wished.items())
     console.print(f"asked for {shown}; it follows after the step that it is at, and says so in {opened.folder}/log.txt")
 
@@ -200,13 +193,12 @@ def bench(
     out: Annotated[Path, typer.Option(help="A folder for bench.json and bench.png.")] = Path("bench"),
 ) -> None:
     """Measure throughput at ratios of samplers, learners and reward servers, beside what `plan` predicts."""
-    from benchmarks import ratios
-    from flowbp_ray.benching import profile
+    from flowbp_ray.benching import measure, profile
 
     emulated = profile.load(emulate).scaled(time_scale, bytes_scale) if emulate else None
     counts = (samplers, learners, rewards, staleness)
     try:
-        result = ratios.run(config, overrides or [], counts, seconds, emulated, simulate, console.print)
+        result = measure.run(config, overrides or [], counts, seconds, open_loops, emulated, simulate, console.print)
     except KeyboardInterrupt:
         print("flowbp-ray: stopped at once; a bench writes its results at its end", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -214,6 +206,45 @@ def bench(
         Console(highlight=False, width=None if console.is_terminal else 120).print(part)
     for line in [*result.lines(), *map(str, result.write(out))]:
         console.print(escape(line))
+
+
+@contextmanager
+def open_loops(configs: Sequence[RunConfig], profile: Profile | None) -> Iterator[Open]:
+    """What `benching.measure` opens its loops with: Ray with room for all `configs`, and real or emulated actors.
+
+    Nothing is saved by a bench, so Ctrl-C is not caught: it ends the step that is being measured.
+    """
+    import ray
+
+    from actors.emulated import emulated_roles
+    from actors.joining import start_ray
+    from actors.process import REAL
+    from flowbp_ray.benching.request import room
+    from flowbp_ray.driver import session
+    from flowbp_ray.observability.progress import Progress
+    from flowbp_ray.preflight import Checked, check
+    from flowbp_ray.prompts import load
+    from flowbp_ray.utils.signals import Interrupts
+
+    options: dict[str, Any] = {}
+    if profile is not None:  # a private Ray is told that it has all that the roles ask for
+        needed = room(configs)
+        options = {"num_cpus": needed.pop("CPU", 0) + 2, "num_gpus": needed.pop("GPU", 0) + 1}
+        options |= {"resources": needed, "object_store_memory": EMULATED_STORE}
+    agreed = check(configs[0]).agreed if profile is None else {}
+
+    def open_loop(config: RunConfig, run: Run) -> AbstractContextManager[Any]:
+        roles = REAL if profile is None else emulated_roles(profile.emulation(config))
+        checked = Checked(load(config.data.prompts), [], "", agreed)
+        return session(config, run, checked, Progress(config.steps, quiet=True), Interrupts(), roles)
+
+    started = not ray.is_initialized()
+    try:
+        start_ray(configs[0].cluster.address, **options)
+        yield open_loop
+    finally:
+        if started:
+            ray.shutdown()
 
 
 @app.command("serve-reward")

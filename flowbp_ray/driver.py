@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from typing import Any
 
 from actors import transport
@@ -12,21 +13,23 @@ from actors.fleet import Fleet
 from actors.joining import meeting, start_ray
 from actors.judges import Judges
 from actors.learner_group import LearnersLost
+from actors.process import REAL, Roles
 from actors.ray_metrics import RayMetrics
 from actors.scaler import Scaler
 from actors.transport import Published
 from flowbp_ray import prompts
 from flowbp_ray.artifacts.report import curves, summarise
+from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.control import guard, scaling
 from flowbp_ray.control.guard import HackingVerdict
 from flowbp_ray.control.scaling import idle
 from flowbp_ray.control.selection import changed, select
 from flowbp_ray.evaluation.evaluator import Evaluator, flat
-from flowbp_ray.messages import Evaluated, Item, StepReport, Version
+from flowbp_ray.messages import StepReport, Version
 from flowbp_ray.observability.progress import Progress
 from flowbp_ray.observability.step_metrics import phases, whole_step
-from flowbp_ray.observability.tracker import Tracker
+from flowbp_ray.observability.tracker import Export, Tracker
 from flowbp_ray.preflight import Checked, check
 from flowbp_ray.rollout.items import items_of_run
 from flowbp_ray.run.folder import Run
@@ -48,33 +51,49 @@ def train(config: RunConfig, progress: Progress | None = None) -> tuple[Run, dic
 
 
 def _train(config: RunConfig, checked: Checked, progress: Progress) -> tuple[Run, dict[str, Any]]:
-    records, held_out = checked.training, checked.held_out
     run = Run.resume(config) if config.resume == "auto" else Run.create(config)
-    guard.let_go_on(run, config)
-    run.same_prompts([r.text for r in (*records, *held_out)])
-    scaling.take(run)  # what was asked of it when it was over
+    guard.clear_overruled_verdict(run, config)
+    run.bind_prompts(checked.texts)
+    scaling.discard_requests(run)  # what was asked of it when it was over
     run.logger().info("training %s", checked.trains)
-    exporter = RayMetrics(run.folder.name)
-    tracker = Tracker(run.folder, config, exporter)
     try:
-        with progress.begin(run.folder, config, checked.trains), Interrupts() as interrupts:
-            progress.waiting("starting Ray")
-            start_ray(config.cluster.address)
-            interrupts.arm()
-            texts = [r.text for r in (*records, *held_out)]
-            with Fleet(config, texts, checked.agreed, say=progress.waiting) as fleet:
-                fleet.tell(run.logger())
-                evaluator = Evaluator(config, run, held_out, len(records))
-                with Judges(config, run, evaluator, tracker) as judges:
-                    return run, Loop(config, run, fleet, tracker, progress, records, judges, interrupts).run_all()
+        with (
+            closing(RayMetrics(run.folder.name)) as gauges,
+            progress.begin(run.folder, config, checked.trains),
+            Interrupts() as interrupts,
+            session(config, run, checked, progress, interrupts, export=gauges) as loop,
+        ):
+            return run, loop.run_all()
     except (RunFailed, ValueError) as error:
         run.logger().error("%s", error, exc_info=not isinstance(error, RunFailed))
         if isinstance(error, Stalled):
             (run.folder / "stalled.json").write_text(json.dumps(error.state, indent=1) + "\n")
         raise
-    finally:
-        tracker.close()
-        exporter.close()
+
+
+@contextmanager
+def session(
+    config: RunConfig,
+    run: Run,
+    checked: Checked,
+    progress: Progress,
+    interrupts: Interrupts,
+    roles: Roles = REAL,
+    export: Export | None = None,
+) -> Iterator[Loop]:
+    """The loop of `run` with all that it needs: Ray, the actors, evaluations, judges, metrics. They end with it.
+
+    roles: classes that stand in for the real actors'. export: takes each line of metrics.jsonl as well.
+    """
+    with closing(Tracker(run.folder, config, export)) as tracker:
+        progress.waiting("starting Ray")
+        start_ray(config.cluster.address)
+        interrupts.arm()
+        with Fleet(config, checked.texts, checked.agreed, roles, progress.waiting) as fleet:
+            fleet.tell(run.logger())
+            evaluator = Evaluator(config, run, checked.held_out, len(checked.training))
+            with Judges(config, run, evaluator, tracker, progress.waiting) as judges:
+                yield Loop(config, run, fleet, tracker, progress, checked.training, judges, interrupts)
 
 
 class Loop:
@@ -94,10 +113,9 @@ class Loop:
         self.config, self.run, self.fleet = config, run, fleet
         self.tracker, self.progress, self.interrupts = tracker, progress, interrupts
         self.records, self.judges, self.evaluator = records, judges, judges.evaluator
-        judges.say = progress.waiting
-        self.scaler = Scaler(config, run, fleet.crews)
+        self.scaler = Scaler(config, run, fleet.pools)
         model = config.backbone
-        self.sigmas = model.open().sigmas(model.num_steps, model.height, model.width)
+        self.sigmas = build_backbone(model).sigmas(model.num_steps, model.height, model.width)
         self.method = config.surrogate()
         self.published: dict[int, Published] = {}
         self.incarnation = self.done = self.issued = self.skipped = 0
@@ -106,7 +124,7 @@ class Loop:
         self.log = run.logger()
 
     def run_all(self) -> dict[str, Any]:
-        """Go on from the newest checkpoint, or evaluate and begin; a lost gang goes on from there too."""
+        """Go on from the newest checkpoint, after the loss of a learner too, or evaluate and begin."""
         attempt, furthest, lost = 0, -1, False
         while True:
             try:
@@ -123,7 +141,7 @@ class Loop:
             except LearnersLost as error:
                 attempt, furthest = (1, self.done) if self.done > furthest else (attempt + 1, furthest)
                 if attempt >= self.config.cluster.tries:
-                    raise RunFailed(f"{error}; {attempt} gangs were lost at step {self.done}") from error
+                    raise RunFailed(f"{error}; the learners were lost {attempt} times at step {self.done}") from error
                 self.log.warning("%s; building the learners again", error)
                 self.progress.note(f"{error}; building the learners again")
                 lost = True
@@ -134,10 +152,10 @@ class Loop:
         self.tracker.rewind(step if saved else -1)
         self.done = self.issued = step
         self.skipped, self.published = 0, {}
-        self.fleet.gang.sees(str(self.run.folder.resolve()))
+        self.fleet.learners.check_folder_visible(str(self.run.folder.resolve()))
         if saved:
             checkpoints = self.run.checkpoints
-            self.fleet.gang.load(str(checkpoints.path(step).resolve()))
+            self.fleet.learners.load(str(checkpoints.path(step).resolve()))
             self.judges.restore(checkpoints.evaluations(step), checkpoints.unjudged(step))
             if self.config.nonfinite == "stop":  # which an evaluation may have done after this checkpoint was made
                 self.stop_or_warn(self.evaluator.faults_at(step))
@@ -145,14 +163,11 @@ class Loop:
                 self.published[version] = transport.restore(self.version(version), tensors)
             self.log.info("going on from step %d, incarnation %d", step, self.incarnation)
             self.progress.resumed(step)
-        self.published[step] = self.fleet.gang.publish(self.version(step))
+        self.published[step] = self.fleet.learners.publish(self.version(step))
         if not saved:
             self.stop_or_warn(self.evaluate(0))
-            if self.rolls_back():
+            if self.config.rolls_back:
                 self.save(0)
-
-    def rolls_back(self) -> bool:
-        return self.config.guard is not None and self.config.guard.action == "rollback"
 
     def version(self, step: int, ema: bool = False) -> Version:
         return Version(self.incarnation, step, ema)
@@ -165,15 +180,15 @@ class Loop:
         jobs = self.fleet.pipeline.collect("train", step)
         scored_at = time.perf_counter()
         self.progress.phase("learning")
-        drift = self.fleet.gang.drift(step, jobs) if self.config.drift.max is not None else []
+        drift = self.fleet.learners.drift(step, jobs) if self.config.drift.max is not None else []
         chosen = self.judges.weigh(step, jobs, select(self.config, jobs, drift), self.fleet.pipeline.prompts)
         self.stop_or_warn([fault.describe(self.fleet.pipeline.prompts) for fault in chosen.faults])
-        learners = self.fleet.gang.step(step, jobs, chosen) if chosen.kept else []
+        learners = self.fleet.learners.step(step, jobs, chosen) if chosen.kept else []
         self.check_update(step, learners)
         learned_at = time.perf_counter()
         self.progress.phase("publishing")
         self.published = {v: ref for v, ref in self.published.items() if v > step - self.config.staleness}
-        self.published[step + 1] = self.fleet.gang.publish(self.version(step + 1))
+        self.published[step + 1] = self.fleet.learners.publish(self.version(step + 1))
         ended = time.perf_counter()
         metrics = whole_step(self.config, jobs, learners, chosen, drift) | {
             "incarnation": self.incarnation,
@@ -182,7 +197,7 @@ class Loop:
             **self.progress.between(),
             **self.judges.weighed,
             **self.scaler.metrics(),
-            **self.fleet.outlook.means(),
+            **self.fleet.queues.means(),
         }
         metrics |= idle(metrics, self.scaler.serving, ended - began)
         self.tracker.log(step, "train", metrics)
@@ -225,16 +240,16 @@ class Loop:
         asked = self.interrupts.asked and not last
         stops = bool(faults) and config.nonfinite == "stop"
         due = last or bool(config.checkpoint.every and done % config.checkpoint.every == 0)
-        if due or asked or stops or verdict or (evaluated and self.rolls_back()):
+        if due or asked or stops or verdict or (evaluated and self.config.rolls_back):
             self.save(done)  # before it stops: the weights are not to blame for a score
         self.stop_or_warn(faults)
         if verdict:
-            self.guard(verdict)
+            self.act_on_verdict(verdict)
         if asked:
             self.log.info("stopped on request after step %d", done)
             raise Interrupted.after(done, self.run.folder)
 
-    def guard(self, verdict: HackingVerdict) -> None:
+    def act_on_verdict(self, verdict: HackingVerdict) -> None:
         """Say what the guard found; unless it only warns, end the run, where it is asked to at the best step."""
         self.log.warning("guard: %s", verdict.describe())
         self.progress.note(f"guard: {verdict.describe()}")
@@ -242,7 +257,7 @@ class Loop:
             return
         if verdict.action == "rollback":
             verdict = guard.reachable(verdict, self.config, self.evaluator.results, self.run)
-            self.fleet.gang.load(str(self.run.checkpoints.path(verdict.best).resolve()))
+            self.fleet.learners.load(str(self.run.checkpoints.path(verdict.best).resolve()))
             self.run.checkpoints.drop_after(verdict.best)
             self.done = verdict.best
         verdict.write(self.run)
@@ -254,36 +269,26 @@ class Loop:
             return []
         self.progress.phase("evaluating")
         ema = self.config.learners.ema is not None
-        published = self.fleet.gang.publish(self.version(step, True)) if ema else self.published[step]
-        results = self.evaluator.evaluate(published.version, self.drawing(published))
+        published = self.fleet.learners.publish(self.version(step, True)) if ema else self.published[step]
+        results = self.evaluator.evaluate(published.version, lambda items: self.fleet.pipeline.draw(items, published))
         for guidance, result in results.items():
             self.tracker.log(step, "evaluation", {"guidance": guidance, **flat(result)})
         self.judges.watch(step)
         self.progress.evaluation(step, results)
         return self.evaluator.faults
 
-    def drawing(self, published: Published) -> Callable[[list[Item]], list[Evaluated]]:
-        """Items of an evaluation through samplers and reward servers."""
-
-        def draw(items: list[Item]) -> list[Evaluated]:
-            self.fleet.pipeline.submit(items, published)
-            jobs = self.fleet.pipeline.collect(items[0].purpose, items[0].step)
-            return [job.result for job in jobs if isinstance(job.result, Evaluated)]
-
-        return draw
-
     def save(self, step: int) -> None:
         """A checkpoint: the engine's state, the published weights that are still needed, the evaluations."""
         self.progress.phase("saving")
         checkpoints = self.run.checkpoints
-        self.fleet.gang.save(str(checkpoints.begin(step).resolve()))
+        self.fleet.learners.save(str(checkpoints.begin(step).resolve()))
         held = {v: transport.tensors(published.weights) for v, published in self.published.items()}
         current = held.pop(step)
         average = None
         if self.config.learners.ema is not None:
-            published = self.fleet.gang.publish(self.version(step, True))
+            published = self.fleet.learners.publish(self.version(step, True))
             average = transport.tensors(published.weights)
-        among = [*checkpoints.steps(), step] if self.rolls_back() else []
+        among = [*checkpoints.steps(), step] if self.config.rolls_back else []
         spare = guard.best_so_far(self.config, self.evaluator.results, among)
         keep, (state, unjudged) = self.config.checkpoint.keep, self.judges.state()
         checkpoints.finish(step, keep, current, held, state, average, spare, unjudged)
@@ -292,7 +297,7 @@ class Loop:
         """curves.png and summary.json."""
         self.progress.phase("finishing")
         self.judges.finish(self.done)
-        seconds, digest = time.perf_counter() - self.started, self.fleet.gang.digest()
+        seconds, digest = time.perf_counter() - self.started, self.fleet.learners.digest()
         summary = summarise(self.config, self.run, self.evaluator.results, seconds, digest, self.verdict)
         self.run.write_summary(summary)
         curves(self.run)

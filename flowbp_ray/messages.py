@@ -21,9 +21,6 @@ from flowbp_ray.surrogate.plan import Plan
 if TYPE_CHECKING:
     from torch import Tensor
 
-DEPTH = 2
-"""Calls in flight per actor of a pool: one running, one waiting, so that no actor idles for the driver's answer."""
-
 
 @dataclass(frozen=True)
 class Packed:
@@ -244,7 +241,7 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class Part:
+class TensorChecksum:
     """What one rank knows of one tensor: the whole's shape and dtype, and the checksum of its own fragments."""
 
     shape: tuple[int, ...]
@@ -252,11 +249,11 @@ class Part:
     value: int
 
     @classmethod
-    def of(cls, tensor: Tensor, value: int) -> Part:
+    def of(cls, tensor: Tensor, value: int) -> TensorChecksum:
         return cls(tuple(tensor.shape), str(tensor.dtype), value)
 
 
-def combine(ranks: Sequence[Mapping[str, Part]]) -> str:
+def combine(ranks: Sequence[Mapping[str, TensorChecksum]]) -> str:
     """The fingerprint (see `fingerprint`) from what each rank holds; the order of the names does not matter."""
     lines = []
     for name, first in sorted(ranks[0].items()):

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.judges import checks as judges
 from flowbp_ray.prompts import PromptRecord, read_prompts
@@ -19,12 +20,17 @@ from flowbp_ray.weights import trainable
 
 @dataclass(frozen=True)
 class Checked:
-    """Training and evaluation prompts, and what is trained, in words. agreed: see `agreement.check`."""
+    """Training and evaluation prompts, and what is trained, in words. agreed: see `handshake.check`."""
 
     training: list[PromptRecord]
     held_out: list[PromptRecord]
     trains: str
     agreed: dict[str, str]
+
+    @property
+    def texts(self) -> list[str]:
+        """All prompts in the order of their ids: those for training, then those of evaluations."""
+        return [record.text for record in (*self.training, *self.held_out)]
 
 
 def check(config: RunConfig) -> Checked:
@@ -33,7 +39,7 @@ def check(config: RunConfig) -> Checked:
     Raises ValueError for what the user must change.
     """
     model, lora = config.backbone, config.learners.lora
-    backbone = model.open()
+    backbone = build_backbone(model)
     backbone.latent_shape(model.height, model.width)
     prepared = trainable.prepare(backbone.skeleton(), lora, config.seed, backbone.lora_targets)
     train, held_out = read_prompts(config)

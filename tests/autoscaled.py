@@ -47,7 +47,7 @@ def main() -> None:
 
     def more(loop: Loop) -> None:
         seen.append(nodes())
-        scaling.ask(loop.run, {"samplers": 2})
+        scaling.request(loop.run, {"samplers": 2})
 
     def there(loop: Loop) -> None:
         """The second node came because it was asked for, and its sampler is at work."""
@@ -59,7 +59,7 @@ def main() -> None:
         seen.append(nodes())
 
     def fewer(loop: Loop) -> None:
-        scaling.ask(loop.run, {"samplers": 1})
+        scaling.request(loop.run, {"samplers": 1})
 
     def gone(loop: Loop) -> None:
         until(1)

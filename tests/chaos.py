@@ -36,7 +36,7 @@ def before_step(step: int, action: Callable[[Loop], None]) -> Iterator[list[int]
 
 @contextmanager
 def during(method: str, turn: int, delay: float, action: Callable[[LearnerGroup], None]) -> Iterator[list[int]]:
-    """Call `action` with the gang once, `delay` seconds after the gang's `method` was called for the turn-th time."""
+    """Call `action` with the group once, `delay` seconds after the group's `method` was called for the turn-th time."""
     original, called = getattr(LearnerGroup, method), []
     turns = [0]
 

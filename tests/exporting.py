@@ -25,7 +25,7 @@ def trained_run(config: RunConfig) -> Run:
     engine, ema = loop.learner.engine, config.learners.ema is not None
     held_out = prompts.load(settings.prompts)[: settings.limit] if settings.prompts else []
     texts = [*loop.texts, *(record.text for record in held_out)]
-    run.same_prompts(texts)
+    run.bind_prompts(texts)
     loop.sampler.embeddings = encode(config, texts)
     evaluator = Evaluator(config, run, held_out, len(loop.texts))
 

@@ -18,12 +18,12 @@ from flowbp_ray.evaluation.evaluator import Evaluator
 from flowbp_ray.learning.deepspeed import interface_to
 from flowbp_ray.learning.engine import TorchEngine
 from flowbp_ray.learning.optim import Ema, lr_factor
-from flowbp_ray.messages import Fault
+from flowbp_ray.messages import Fault, TensorChecksum, combine
 from flowbp_ray.observability.tracker import Tracker
 from flowbp_ray.prompts import PromptRecord
 from flowbp_ray.run.checkpoint import Checkpoints
 from flowbp_ray.run.folder import Run
-from flowbp_ray.weights.fingerprint import Part, checksum, combine, fingerprint
+from flowbp_ray.weights.fingerprint import checksum, fingerprint
 from tests.small import small_config
 
 
@@ -146,7 +146,7 @@ def test_fragments_add_up_to_the_fingerprint_of_the_whole() -> None:
     whole = torch.randn(1000, generator=torch.Generator().manual_seed(0))
     cuts = [0, 1, 17, 600, 1000]
     parts = [checksum(whole[a:b], a) for a, b in pairwise(cuts)]
-    stated = [{"w": Part((1000,), "torch.float32", value)} for value in reversed(parts)]
+    stated = [{"w": TensorChecksum((1000,), "torch.float32", value)} for value in reversed(parts)]
     assert combine(stated) == fingerprint({"w": whole})
     swapped = whole.clone()
     swapped[[3, 4]] = whole[[4, 3]]

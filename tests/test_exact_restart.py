@@ -103,7 +103,7 @@ def test_another_configuration_does_not_go_on(tmp_path: Path) -> None:
 
 
 def strike_rank(rank: int, number: signal.Signals, pids: list[int]) -> Callable[[Any], None]:
-    return lambda _gang: os.kill(pids[rank], number)
+    return lambda _group: os.kill(pids[rank], number)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def strike_rank(rank: int, number: signal.Signals, pids: list[int]) -> Callable[
 def test_a_lost_rank_is_replaced_from_the_last_checkpoint(
     undisturbed: Undisturbed, tmp_path: Path, method: str, turn: int, number: signal.Signals, stall: int
 ) -> None:
-    """Step 2 (after the checkpoint of step 2) loses rank 1; the gang is built again, samplers and servers stay."""
+    """Step 2 (after the checkpoint of step 2) loses rank 1; the learners are built again, samplers and servers stay."""
     shared = ["steps=4", "checkpoint.every=2", "staleness=1", *ZERO2, *FULL]
     want, digest = undisturbed(*shared)
     config = small_config(tmp_path, "flowbp_bridge", *shared, "name=struck", f"cluster.stall_timeout={stall}")
@@ -126,7 +126,7 @@ def test_a_lost_rank_is_replaced_from_the_last_checkpoint(
     samplers: list[list[int]] = []
 
     def note(loop: Loop) -> None:
-        pids.extend(ray.get([rank.pid.remote() for rank in loop.fleet.gang.ranks]))
+        pids.extend(ray.get([rank.pid.remote() for rank in loop.fleet.learners.ranks]))
         samplers.append(ray.get([s.pid.remote() for s in loop.fleet.pipeline.samplers.handles]))
 
     def note_again(loop: Loop) -> None:

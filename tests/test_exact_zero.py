@@ -154,16 +154,16 @@ def test_the_sharded_average_is_the_average_of_what_was_published(local_ray: Any
     with Fleet(config, [r.text for r in records]) as fleet:
 
         def fetch(version: Version) -> dict[str, Tensor]:
-            published = fleet.gang.publish(version)
+            published = fleet.learners.publish(version)
             tensors = {k: v.clone() for k, v in together(load(published.weights)).items()}
             assert published.fingerprint == fingerprint(tensors)
             return tensors
 
         want = {k: v.double() for k, v in fetch(Version(0, 0)).items()}
         for step in range(2):
-            fleet.pipeline.submit(loop.items(step), fleet.gang.publish(Version(0, step)))
+            fleet.pipeline.submit(loop.items(step), fleet.learners.publish(Version(0, step)))
             jobs = fleet.pipeline.collect("train", step)
-            fleet.gang.step(step, jobs, select(config, jobs, ()))
+            fleet.learners.step(step, jobs, select(config, jobs, ()))
             raw = fetch(Version(0, step + 1))
             want = {k: 0.7 * v + 0.3 * raw[k].double() for k, v in want.items()}
         average = fetch(Version(0, 2, ema=True))

@@ -158,6 +158,6 @@ def test_actors_read_where_the_driver_does(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_learner_without_the_runs_folder(tmp_path: Path) -> None:
-    LearnerActor().sees(str(tmp_path))
+    LearnerActor().check_folder_visible(str(tmp_path))
     with pytest.raises(ValueError, match="write output=/a/folder that every node sees"):
-        LearnerActor().sees(str(tmp_path / "elsewhere"))
+        LearnerActor().check_folder_visible(str(tmp_path / "elsewhere"))

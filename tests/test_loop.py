@@ -84,7 +84,7 @@ def test_what_travels_and_what_a_learner_holds(local_ray: Any, tmp_path: Path) -
     published: dict[str, torch.Tensor] = {}
 
     def note(loop: Loop) -> None:
-        modules.update(local_ray.get(loop.fleet.gang.ranks[0].modules.remote()))
+        modules.update(local_ray.get(loop.fleet.learners.ranks[0].modules.remote()))
         published.update(together(load(loop.published[1].weights)))
 
     with before_step(1, note):

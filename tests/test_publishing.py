@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from actors import learner_group as gangs
+from actors import learner_group
 from actors.learner_group import LearnerGroup
 from actors.transport import load, restore
 from flowbp_ray import prompts
@@ -178,20 +178,20 @@ def test_ranks_publish_their_share_and_never_more_than_a_bucket_is_whole(
     plain = config.learners.model_copy(update={"engine": "torch", "count": 1})
     want = LocalLoop(config.model_copy(update={"learners": plain})).learner
     texts = [record.text for record in prompts.load(config.data.prompts)]
-    with instead(gangs, "RemoteLearner", CountingLearner):
-        gang = LearnerGroup(config)
+    with instead(learner_group, "RemoteLearner", CountingLearner):
+        group = LearnerGroup(config)
         try:
-            local_ray.get(gang.launch(ray.put(PackedEmbeddings.of(encode(config, texts)))))
+            local_ray.get(group.launch(ray.put(PackedEmbeddings.of(encode(config, texts)))))
             for ema in (False, True):
-                published = gang.publish(Version(0, 0, ema))
+                published = group.publish(Version(0, 0, ema))
                 tensors = together(load(published.weights))
                 assert published.fingerprint == fingerprint(tensors) == fingerprint(want.engine.weights())  # type: ignore[attr-defined]
-                assert min(gang.buckets) >= 2 and len(published.weights) == sum(gang.buckets)
-                most = max(local_ray.get([rank.most_whole.remote() for rank in gang.ranks]))
+                assert min(group.buckets) >= 2 and len(published.weights) == sum(group.buckets)
+                most = max(local_ray.get([rank.most_whole.remote() for rank in group.ranks]))
                 assert most == 0 if zero < 3 or ema else 0 < most <= max(SMALL, *(t.nbytes for t in tensors.values()))
-                assert not any(local_ray.get([rank.whole_bytes.remote() for rank in gang.ranks]))
-            assert gang.digest() == want.digest()
+                assert not any(local_ray.get([rank.whole_bytes.remote() for rank in group.ranks]))
+            assert group.digest() == want.digest()
             again = restore(Version(1, 0), {name: t.clone() for name, t in tensors.items()})
             assert again.fingerprint == fingerprint(together(load(again.weights))) == published.fingerprint
         finally:
-            gang.stop()
+            group.stop()

@@ -80,11 +80,11 @@ def test_the_rule_waits_for_a_window_and_looks_no_further_back(tmp_path: Path) -
 
 def test_a_wish_lies_in_the_runs_folder_until_it_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = Run.create(config(tmp_path, *ROOM))
-    assert scaling.take(run) == {}
+    assert scaling.take_requests(run) == {}
     assert call("scale", str(run.folder), "samplers=4") == 0 == call("scale", str(run.folder), "rewards=2")
     assert "asked for rewards=2" in capsys.readouterr().out
-    assert scaling.take(run) == {"samplers": 4, "rewards": 2}
-    assert scaling.take(run) == {} and not list(run.folder.glob("scale_*"))
+    assert scaling.take_requests(run) == {"samplers": 4, "rewards": 2}
+    assert scaling.take_requests(run) == {} and not list(run.folder.glob("scale_*"))
     for wrong, message in (
         ("samplers=5", "samplers=5 is beyond samplers.min=1 and samplers.max=4"),
         ("rewards=0", "beyond rewards.min=1"),
@@ -96,8 +96,8 @@ def test_a_wish_lies_in_the_runs_folder_until_it_is_taken(tmp_path: Path, capsys
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
     assert call("scale", str(tmp_path / "nothing"), "samplers=2") == 2
-    scaling.wish(run, "samplers").write_text("[1, 2")
-    assert scaling.take(run) == {}
+    scaling.request_file(run, "samplers").write_text("[1, 2")
+    assert scaling.take_requests(run) == {}
 
 
 def test_a_wish_is_for_a_run_that_goes_on_and_for_its_own_limits(
@@ -109,10 +109,10 @@ def test_a_wish_is_for_a_run_that_goes_on_and_for_its_own_limits(
         assert call("scale", str(run.folder), "samplers=7") == 0
         assert call("scale", str(run.folder), "rewards=2") == 2  # has no min and max any more
         assert "rewards=2 is beyond rewards.min=1 and rewards.max=1" in capsys.readouterr().err
-    assert scaling.peek(run) == {"samplers": 7}
+    assert scaling.pending_requests(run) == {"samplers": 7}
     assert call("scale", str(run.folder), "samplers=2") == 2
     error = capsys.readouterr().err
-    assert "is over (finished)" in error and error.count("\n") == 1 and scaling.peek(run) == {"samplers": 7}
+    assert "is over (finished)" in error and error.count("\n") == 1 and scaling.pending_requests(run) == {"samplers": 7}
 
 
 @pytest.mark.parametrize(
@@ -193,22 +193,22 @@ def test_who_cannot_be_built_is_named_and_leaves(local_ray: Any, caplog: pytest.
             return True
 
     pool = PoolConfig(count=1, cpus=0.1)
-    crew = ElasticPool("sampler", "samplers", local_ray.remote(Second), pool, 30, lambda i: [i], lambda i: i)
+    elastic = ElasticPool("sampler", "samplers", local_ray.remote(Second), pool, 30, lambda i: [i], lambda i: i)
     try:
-        crew.resize(2)
-        assert (crew.pool.staying, crew.pool.serving) == ([0, 1], [0])
+        elastic.resize(2)
+        assert (elastic.active, elastic.serving) == ([0, 1], [0])
         for _ in range(600):
-            crew.pool.recover()
-            if crew.pool.failed:
+            elastic.recover()
+            if elastic.failed:
                 break
             time.sleep(0.1)
         with caplog.at_level(logging.WARNING):
-            crew.complain(logging.getLogger("crew"))
+            elastic.complain(logging.getLogger("pool"))
         assert "sampler 1 could not be built: " in caplog.text and "no room on the card" in caplog.text
-        assert crew.pool.staying == [0] and list(crew.groups) == [0] and crew.pool.gone == {1} and not crew.waiting
-        assert [crew.pool.take() for _ in range(3)] == [0, 0, None]
+        assert elastic.active == [0] and list(elastic.groups) == [0] and elastic.retired == {1} and not elastic.waiting
+        assert [elastic.acquire() for _ in range(3)] == [0, 0, None]
     finally:
-        crew.stop()
+        elastic.stop()
 
 
 @pytest.mark.ray
@@ -219,7 +219,7 @@ def test_a_pool_that_changes_all_the_time_changes_no_weight(local_ray: Any, tmp_
 
     def wish(loop: Loop, **wished: int) -> None:
         sizes.append(loop.scaler.counts)
-        scaling.ask(loop.run, wished)
+        scaling.request(loop.run, wished)
 
     with (
         before_step(0, lambda loop: wish(loop, samplers=3, rewards=2)),

@@ -5,12 +5,15 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 Conditioning = dict[str, Tensor]  # name -> [rows, ...]; what the transformer needs beside state and time
+
+SigmaGrid = Literal["pipeline", "even"]
+"""Where the noise levels come from: the grid of the family's pipeline in diffusers, or even steps before the shift."""
 
 Encode = Callable[[str], Conditioning]
 """One prompt to its conditioning [1, ...]. One at a time: what shares a batch with a prompt changes its bits."""
@@ -35,11 +38,9 @@ class Backbone(abc.ABC):
     """The guidance is an input of the model, `conditioning["guidance"]` [R] fp32, and there is no negative branch."""
     linear_guidance: ClassVar[bool] = True
     """`guide` is linear in v_cond with slope g, so that a detached v_neg need not be known for a gradient."""
-    grid: str = "pipeline"
-    """Where the noise levels come from: the pipeline's own grid, or `even` steps before the shift."""
 
-    def __init__(self, path: str | None = None) -> None:
-        self.path = path
+    def __init__(self, path: str | None = None, sigma_grid: SigmaGrid = "pipeline") -> None:
+        self.path, self.sigma_grid = path, sigma_grid
 
     @abc.abstractmethod
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from flowbp_ray.backbones.base import Conditioning, Encode
 from flowbp_ray.backbones.embedding_cache import EmbeddingCache
+from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.messages import Encoded, Packed, pack_all, unpack_all
 from flowbp_ray.utils.files import cache_folder
@@ -26,7 +27,7 @@ class Encoder:
 
     def __init__(self, config: RunConfig) -> None:
         model, self.threads, self.device = config.backbone, config.encoder.threads, config.encoder.device
-        self.backbone = model.open()
+        self.backbone = build_backbone(model)
         root = cache_folder(config.encoder.cache)
         self.cache = None if root is None else EmbeddingCache(root, self.backbone, self.threads, _computes_on(config))
         self.loaded: Encode | None = None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flowbp_ray.backbones import tokens
-from flowbp_ray.backbones.base import Conditioning
+from flowbp_ray.backbones.base import Conditioning, SigmaGrid
 from flowbp_ray.backbones.pipeline import PipelineBackbone, timestep
 
 
@@ -25,8 +25,8 @@ class Flux1Backbone(PipelineBackbone):
     text_tokens = 512
     pooled_text = True
 
-    def __init__(self, path: str | None = None) -> None:
-        super().__init__(path)
+    def __init__(self, path: str | None = None, sigma_grid: SigmaGrid = "pipeline") -> None:
+        super().__init__(path, sigma_grid)
         if not self.transformer_config.get("guidance_embeds", False):
             raise ValueError(
                 f"{self.folder.path} is no FLUX.1-dev: guidance_embeds is false, so that guidance would be ignored"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flowbp_ray.backbones import tokens
-from flowbp_ray.backbones.base import Conditioning
+from flowbp_ray.backbones.base import Conditioning, SigmaGrid
 from flowbp_ray.backbones.pipeline import PipelineBackbone, timestep
 from flowbp_ray.backbones.sigmas import flux2_mu
 
@@ -30,8 +30,8 @@ class Flux2Backbone(PipelineBackbone):
     tokenizer_classes: ClassVar[dict[str, str]] = {"tokenizer": "Qwen2TokenizerFast"}
     text_tokens = 512
 
-    def __init__(self, path: str | None = None) -> None:
-        super().__init__(path)
+    def __init__(self, path: str | None = None, sigma_grid: SigmaGrid = "pipeline") -> None:
+        super().__init__(path, sigma_grid)
         index = self.folder.path / "model_index.json"
         distilled = index.is_file() and json.loads(index.read_text()).get("is_distilled", False)
         if distilled or self.transformer_config.get("guidance_embeds", False):

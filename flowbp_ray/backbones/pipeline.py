@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flowbp_ray.backbones.base import Backbone, Conditioning, Encode
+from flowbp_ray.backbones.base import Backbone, Conditioning, Encode, SigmaGrid
 from flowbp_ray.backbones.folder import Folder, stored_dtype
 from flowbp_ray.backbones.sigmas import flux1_mu
 
@@ -43,9 +43,9 @@ class PipelineBackbone(Backbone):
     pooled_text: ClassVar[bool] = False
     """Whether there is a vector of the whole text beside its tokens."""
 
-    def __init__(self, path: str | None = None) -> None:
+    def __init__(self, path: str | None = None, sigma_grid: SigmaGrid = "pipeline") -> None:
         """Raises ValueError where `path` is no diffusers folder whose transformer is of this family."""
-        super().__init__(path)
+        super().__init__(path, sigma_grid)
         self.folder = Folder(path, self.name)
         self.transformer_config = self.folder.config("transformer", self.transformer_class)
 
@@ -54,10 +54,10 @@ class PipelineBackbone(Backbone):
         return self.folder.path
 
     def example(self, prompt: str, num_steps: int, height: int, width: int, guidance: float) -> str:
-        asked = f"prompt={prompt!r}, height={height}, width={width}, {self.stepped(num_steps)}"
+        asked = f"prompt={prompt!r}, height={height}, width={width}, {self.steps_argument(num_steps)}"
         return f"image = pipe({asked}, {self.guided(guidance)}).images[0]"
 
-    def stepped(self, num_steps: int) -> str:
+    def steps_argument(self, num_steps: int) -> str:
         """How the pipeline is told the grid."""
         return f"num_inference_steps={num_steps}"
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flowbp_ray.backbones import tokens
-from flowbp_ray.backbones.base import Conditioning
+from flowbp_ray.backbones.base import Conditioning, SigmaGrid
 from flowbp_ray.backbones.pipeline import PipelineBackbone, timestep
 
 
@@ -24,8 +24,8 @@ class QwenImageBackbone(PipelineBackbone):
     tokenizer_classes: ClassVar[dict[str, str]] = {"tokenizer": "Qwen2Tokenizer"}
     text_tokens = 1024
 
-    def __init__(self, path: str | None = None) -> None:
-        super().__init__(path)
+    def __init__(self, path: str | None = None, sigma_grid: SigmaGrid = "pipeline") -> None:
+        super().__init__(path, sigma_grid)
         if self.transformer_config.get("guidance_embeds", False):
             raise ValueError(f"{self.folder.path} is a guidance-distilled Qwen-Image, which is not supported")
 

@@ -1,15 +1,15 @@
-"""The model families by name."""
+"""The model families by name, and the one that a configuration names."""
 
 from __future__ import annotations
 
-import difflib
-
-from flowbp_ray.backbones.base import Backbone
+from flowbp_ray.backbones.base import Backbone, SigmaGrid
 from flowbp_ray.backbones.flux1 import Flux1Backbone
 from flowbp_ray.backbones.flux2 import Flux2Backbone
 from flowbp_ray.backbones.qwen_image import QwenImageBackbone
 from flowbp_ray.backbones.sd35 import SD35Backbone
 from flowbp_ray.backbones.shapes import ShapesBackbone
+from flowbp_ray.config.sections import BackboneConfig
+from flowbp_ray.utils.errors import nearest
 
 BACKBONES: dict[str, type[Backbone]] = {
     backbone.name: backbone
@@ -18,10 +18,19 @@ BACKBONES: dict[str, type[Backbone]] = {
 """A new family is one file and one line here."""
 
 
-def backbone_named(name: str, path: str | None = None) -> Backbone:
-    """The backbone called `name`, reading its weights from the diffusers folder `path` (None: the embedded ones)."""
+def build_backbone(config: BackboneConfig) -> Backbone:
+    """The family that a configuration names. Weights are loaded later, each part by whoever needs it.
+
+    Raises ValueError for a name that is not known, or a path that a family cannot be read from.
+    """
+    return backbone_named(config.name, config.path, config.sigmas)
+
+
+def backbone_named(name: str, path: str | None = None, sigma_grid: SigmaGrid = "pipeline") -> Backbone:
+    """The family `name`, which reads its weights from the diffusers folder `path` (None: the embedded ones).
+
+    sigma_grid: where its noise levels come from, see `SigmaGrid`. Raises ValueError for a name that is not known.
+    """
     if name not in BACKBONES:
-        near = difflib.get_close_matches(name, BACKBONES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known backbones: {', '.join(sorted(BACKBONES))}"
-        raise ValueError(f"unknown backbone {name!r}; {hint}")
-    return BACKBONES[name](path)
+        raise ValueError(nearest(name, list(BACKBONES), "backbone"))
+    return BACKBONES[name](path, sigma_grid)

@@ -45,15 +45,14 @@ class SD35Backbone(PipelineBackbone):
                 raise ValueError(f"{self.folder.path} draws at most {limit} pixels a side: write {name}: {limit}")
         return (self.transformer_config["in_channels"], height // self.vae_factor, width // self.vae_factor)
 
-    def stepped(self, num_steps: int) -> str:
-        asked = super().stepped(num_steps)
-        return (
-            asked if self.grid == "pipeline" else f"{asked}, sigmas=[1 - i / {num_steps} for i in range({num_steps})]"
-        )
+    def steps_argument(self, num_steps: int) -> str:
+        asked = super().steps_argument(num_steps)
+        even = f", sigmas=[1 - i / {num_steps} for i in range({num_steps})]"
+        return asked + (even if self.sigma_grid == "even" else "")
 
     def scheduled(self, num_steps: int, mu: float) -> Tensor:
         """The scheduler's own grid: this pipeline passes no sigmas, so the last step starts at a noise of 0.009."""
-        if self.grid == "even":
+        if self.sigma_grid == "even":
             return super().scheduled(num_steps, mu)
         return self.checked(num_steps, lambda n: {"num_inference_steps": n, "mu": mu})
 

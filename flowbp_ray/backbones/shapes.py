@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowbp_ray.backbones.base import Backbone, Conditioning, Encode
+from flowbp_ray.backbones.base import Backbone, Conditioning, Encode, SigmaGrid
 from flowbp_ray.backbones.folder import Folder
 from flowbp_ray.backbones.sigmas import static_shift
 
@@ -22,8 +22,8 @@ class ShapesBackbone(Backbone):
     absent = tuple(f"{kind}{i}" for kind in ("text_encoder", "tokenizer") for i in ("", "_2", "_3"))
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
 
-    def __init__(self, path: str | None = None) -> None:
-        super().__init__(path)
+    def __init__(self, path: str | None = None, sigma_grid: SigmaGrid = "pipeline") -> None:
+        super().__init__(path, sigma_grid)
         from flowbp_ray.shapes import model_dir
 
         self.folder = Path(path) if path else model_dir()

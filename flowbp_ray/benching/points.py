@@ -30,7 +30,7 @@ class Ratio:
 
 
 @dataclass(frozen=True)
-class Mark:
+class ClockReading:
     """The driver's clocks at the end of a step: wall, CPU of its process, CPU of the thread that runs the loop."""
 
     wall: float
@@ -92,7 +92,7 @@ def devices(config: RunConfig) -> float:
     return sum(pool.count * pool.gpus for pool in pools) or sum(pool.count for pool in pools)
 
 
-def point(config: RunConfig, lines: Sequence[Mapping[str, Any]], marks: Sequence[Mark]) -> Point:
+def point(config: RunConfig, lines: Sequence[Mapping[str, Any]], marks: Sequence[ClockReading]) -> Point:
     """lines: of the steps that count, from metrics.jsonl. marks: one more, the first before those steps."""
     ratio, steps, items = Ratio.of(config), len(lines), config.data.shape.items
     assert steps == len(marks) - 1 > 0

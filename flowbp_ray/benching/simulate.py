@@ -17,8 +17,7 @@ from typing import Any
 from flowbp_ray.benching.points import Ratio
 from flowbp_ray.benching.predict import Seconds
 from flowbp_ray.config import loading
-from flowbp_ray.messages import DEPTH
-from flowbp_ray.utils.settings import Strict
+from flowbp_ray.utils.settings import MAX_CALLS_IN_FLIGHT, Strict
 
 
 class DriverCosts(Strict):
@@ -66,9 +65,12 @@ class Workers:
         self.free = [0.0] * count
         self.load = [0] * count
         self.version = [-1] * count
-        self.idle = [list(range(count)), *([] for _ in range(DEPTH - 1))]  # heaps by load, with who has left
+        self.idle = [
+            list(range(count)),
+            *([] for _ in range(MAX_CALLS_IN_FLIGHT - 1)),
+        ]  # heaps by load
 
-    def take(self) -> int | None:
+    def acquire(self) -> int | None:
         """The least loaded worker with room, by number among equals."""
         for load, heap in enumerate(self.idle):
             while heap:
@@ -78,12 +80,12 @@ class Workers:
                     return number
         return None
 
-    def give(self, number: int) -> None:
+    def release(self, number: int) -> None:
         self._now(number, self.load[number] - 1)
 
     def _now(self, number: int, load: int) -> None:
         self.load[number] = load
-        if load < DEPTH:
+        if load < MAX_CALLS_IN_FLIGHT:
             heapq.heappush(self.idle[load], number)
 
     def call(self, number: int, now: float, seconds: float) -> float:
@@ -124,7 +126,7 @@ class Loop:
     def dispatch(self) -> None:
         """Give out what can be given out; a call costs a quarter of an item, as does an answer."""
         for waiting, pool, stage in ((self.queued, self.samplers, "roll"), (self.rolled, self.scorers, "score")):
-            while waiting and (worker := pool.take()) is not None:
+            while waiting and (worker := pool.acquire()) is not None:
                 batch = waiting.popleft()
                 self.spend(self.costs.item / 4)
                 seconds = self.seconds.reward if stage == "score" else self.seconds.sampler
@@ -143,10 +145,10 @@ class Loop:
             _, _, stage, batch, worker = heapq.heappop(self.events)
             self.spend(self.costs.item / 4)
             if stage == "roll":
-                self.samplers.give(worker)
+                self.samplers.release(worker)
                 self.rolled.append(batch)
             else:
-                self.scorers.give(worker)
+                self.scorers.release(worker)
                 self.done[batch] = self.done.get(batch, 0) + 1
         self.dispatch()
 

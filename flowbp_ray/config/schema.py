@@ -3,15 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
-
-from flowbp_ray.judges.config import check_names_and_ports
-
-if TYPE_CHECKING:
-    from flowbp_ray.config.schema import RunConfig
-
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -29,7 +22,7 @@ from flowbp_ray.config.sections import (
     LearnersConfig,
     TrackingConfig,
 )
-from flowbp_ray.judges.config import JudgeConfig
+from flowbp_ray.judges.config import JudgeConfig, check_names_and_ports
 from flowbp_ray.surrogate import Method
 from flowbp_ray.utils.settings import ElasticPoolConfig, Strict
 
@@ -89,6 +82,11 @@ class RunConfig(Strict):
     def gated(self) -> bool:
         """Whether a judge weighs the training samples."""
         return any(judge.role == "gate" for judge in self.judges)
+
+    @property
+    def rolls_back(self) -> bool:
+        """Whether a guard may end the run with an earlier checkpoint."""
+        return self.guard is not None and self.guard.action == "rollback"
 
     @property
     def judged(self) -> list[str]:

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from flowbp_ray.backbones.registry import backbone_named
-
 if TYPE_CHECKING:
     pass
 
@@ -16,7 +14,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from flowbp_ray.backbones import Backbone
 from flowbp_ray.utils import addresses
 from flowbp_ray.utils.settings import PoolConfig, ProcessConfig, Strict
 
@@ -40,12 +37,6 @@ class BackboneConfig(Strict):
     detach_negative: bool = True
     dtype: Literal["float32", "bfloat16"] = "float32"
     sigmas: Literal["pipeline", "even"] = "pipeline"
-
-    def open(self) -> Backbone:
-        """The family, which loads what it is asked for from `path`."""
-        backbone = backbone_named(self.name, self.path)
-        backbone.grid = self.sigmas
-        return backbone
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -199,10 +190,10 @@ class TrackingConfig(Strict):
 class ClusterConfig(Strict):
     """address: local starts a private Ray; auto joins a running one (what a submitted job does by itself).
 
-    tries: of an item before the run stops, and of the learner gang without a step in between. stall_timeout: seconds
+    tries: of an item before the run stops, and of the learners without a step in between. stall_timeout: seconds
     without an answer. placement_timeout: seconds to find room for a pool, or for the cluster to grow. deterministic:
     only deterministic GPU kernels (slower; CPUs are deterministic anyway). scaling: who changes the sizes of samplers
-    and rewards within their min and max: a hand, by `flowbp-ray scale`, or also the rule of `flowbp_ray.control.scaling`.
+    and rewards within their min and max: a hand, by `flowbp-ray scale`, or also the rule of `control.scaling`.
     colocate: samplers, reward servers and the one learner share a GPU, whatever their gpus are: each process gets an
     equal part, with room for as many as there may be. transport: how weights reach the samplers; there is one so far.
     """

@@ -81,33 +81,38 @@ def parse(limits: Bounds, sizes: Sequence[str]) -> dict[str, int]:
     return found
 
 
-def ask(run: Run, sizes: Counts) -> None:
-    """Leave the wishes where the run looks between two steps: a file for each role, the last one counts."""
+def request(run: Run, sizes: Counts) -> None:
+    """Write the sizes where the run looks between two steps: a file for each role; the last request counts."""
     for role, size in sizes.items():
-        partial = wish(run, role).with_suffix(f".{os.getpid()}")
+        partial = request_file(run, role).with_suffix(f".{os.getpid()}")
         partial.write_text(f"{size}\n")
-        partial.rename(wish(run, role))
+        partial.rename(request_file(run, role))
 
 
-def peek(run: Run) -> dict[str, int]:
+def pending_requests(run: Run) -> dict[str, int]:
     """What is asked for and not taken yet."""
-    found = {role: _read(wish(run, role)) for role in ROLES}
+    found = {role: _read(request_file(run, role)) for role in ROLES}
     return {role: size for role, size in found.items() if size is not None}
 
 
-def take(run: Run) -> dict[str, int]:
+def take_requests(run: Run) -> dict[str, int]:
     """What is asked for; it is not asked for any more. Who asks meanwhile is heard the next time."""
     found = {}
     for role in ROLES:
-        taken = wish(run, role).with_suffix(".taken")
+        taken = request_file(run, role).with_suffix(".taken")
         with suppress(OSError):
-            wish(run, role).rename(taken)
+            request_file(run, role).rename(taken)
             found[role] = _read(taken)
             taken.unlink()
     return {role: size for role, size in found.items() if size is not None}
 
 
-def wish(run: Run, role: str) -> Path:
+def discard_requests(run: Run) -> None:
+    """Forget what is asked for."""
+    take_requests(run)
+
+
+def request_file(run: Run, role: str) -> Path:
     return run.folder / f"scale_{role}.txt"
 
 

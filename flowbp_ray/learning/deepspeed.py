@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from flowbp_ray.config.sections import LearnersConfig
 from flowbp_ray.learning.optim import Ema, adamw, needed, set_rate
+from flowbp_ray.messages import TensorChecksum
 from flowbp_ray.weights.buckets import Bucket, lay_out, stretch
-from flowbp_ray.weights.fingerprint import Part, checksum
+from flowbp_ray.weights.fingerprint import checksum
 from flowbp_ray.weights.trainable import trained
 
 
@@ -111,13 +112,13 @@ class DeepSpeedEngine:
             torch.distributed.reduce(whole.view(torch.int32), owner)
         return views if self.rank == owner else {}
 
-    def checksums(self, ema: bool = False) -> dict[str, Part]:
+    def checksums(self, ema: bool = False) -> dict[str, TensorChecksum]:
         with needed(self.ema).swapped(self._shards()) if ema else nullcontext():
             own = {
                 name: sum(checksum(piece.to(self.dtype), start) for start, piece in self._fragments(p))
                 for name, p in self.named.items()
             }
-        return {name: Part(tuple(self.shapes[name]), str(self.dtype), value) for name, value in own.items()}
+        return {name: TensorChecksum(tuple(self.shapes[name]), str(self.dtype), value) for name, value in own.items()}
 
     def _shards(self) -> list[Tensor]:
         """This rank's fp32 masters: whole at stage 0, flat partitions above."""
@@ -169,7 +170,7 @@ def deepspeed_config(config: LearnersConfig, dtype: torch.dtype) -> dict[str, An
     }
 
 
-def init_gang(rank: int, config: LearnersConfig, address: str, port: int, timeout: float) -> None:
+def join_process_group(rank: int, config: LearnersConfig, address: str, port: int, timeout: float) -> None:
     """Join the learners' process group: gloo on CPUs, NCCL on GPUs. Before anything else that imports DeepSpeed.
 
     Which of them the configuration says, not the machine: ranks without a GPU may run where there is one.

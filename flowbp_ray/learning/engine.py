@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from flowbp_ray.config.sections import LearnersConfig
 from flowbp_ray.learning.optim import Ema, adamw, needed, set_rate
+from flowbp_ray.messages import TensorChecksum
 from flowbp_ray.weights.buckets import Bucket, lay_out, stretch
-from flowbp_ray.weights.fingerprint import Part, checksum
+from flowbp_ray.weights.fingerprint import checksum
 from flowbp_ray.weights.trainable import install, trained
 
 
@@ -49,7 +50,7 @@ class Engine(Protocol):
         """
         ...
 
-    def checksums(self, ema: bool = False) -> dict[str, Part]:
+    def checksums(self, ema: bool = False) -> dict[str, TensorChecksum]:
         """This rank's share of the checksum of each trained parameter: from the masters, not from `weights`."""
         ...
 
@@ -121,9 +122,9 @@ class TorchEngine:
                 tensor.copy_(averages[name])
             yield cast
 
-    def checksums(self, ema: bool = False) -> dict[str, Part]:
+    def checksums(self, ema: bool = False) -> dict[str, TensorChecksum]:
         cast = {name: m.detach().to(self.named[name].dtype) for name, m in self._masters(ema).items()}
-        return {name: Part.of(m, checksum(m)) for name, m in cast.items()}
+        return {name: TensorChecksum.of(m, checksum(m)) for name, m in cast.items()}
 
     def _masters(self, ema: bool) -> Mapping[str, Tensor]:
         return dict(zip(self.masters, needed(self.ema).average, strict=True)) if ema else self.masters

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from flowbp_ray.backbones import Embeddings
 from flowbp_ray.backbones.guidance import VelocityFn, trained_velocity
+from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.config.sections import LearnersConfig
 from flowbp_ray.learning.engine import Engine, TorchEngine
 from flowbp_ray.learning.observer import SweepObserver
 from flowbp_ray.learning.optim import lr_factor
-from flowbp_ray.messages import Fault, Item, Packed, Rollout, StepReport, unpack
+from flowbp_ray.messages import Fault, Item, Packed, Rollout, StepReport, TensorChecksum, unpack
 from flowbp_ray.surrogate import Plan
 from flowbp_ray.surrogate.backward import sweep
 from flowbp_ray.surrogate.penalty import base_penalty
@@ -26,7 +27,6 @@ from flowbp_ray.utils.digest import digest_of_parts
 from flowbp_ray.utils.tracing import span
 from flowbp_ray.weights import trainable
 from flowbp_ray.weights.buckets import divide
-from flowbp_ray.weights.fingerprint import Part
 from flowbp_ray.weights.packing import Packer, Parcel
 
 
@@ -39,7 +39,7 @@ class Learner:
     def __init__(self, config: RunConfig, embeddings: Embeddings, rank: int = 0) -> None:
         model, learners = config.backbone, config.learners
         self.config, self.rank, self.embeddings = config, rank, embeddings
-        self.backbone = model.open()
+        self.backbone = build_backbone(model)
         self.sigmas = self.backbone.sigmas(model.num_steps, model.height, model.width)
         self.terms = config.surrogate().max_terms(model.num_steps).terms
         transformer: Any = self.backbone.load_transformer(model.torch_dtype)
@@ -191,7 +191,7 @@ class Learner:
             if bucket.rank == self.rank:
                 yield self.packer.parcel(tensors)
 
-    def checksums(self, ema: bool = False) -> dict[str, Part]:
+    def checksums(self, ema: bool = False) -> dict[str, TensorChecksum]:
         """This rank's part of the fingerprint of its fp32 masters, cast to what is published."""
         return self.engine.checksums(ema)
 

@@ -72,7 +72,7 @@ class Reader:
             status=found or Status(state="unknown", phase=""),
             train=[line for line in self.lines if line["kind"] == "train"],
             evaluations=[line for line in evaluated if line["step"] == evaluated[-1]["step"]],
-            asked=scaling.peek(self.run),
+            asked=scaling.pending_requests(self.run),
             saved=self._saved(now),
             warnings=warnings(folder / "log.txt"),
         )

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.control.selection import Selection
 from flowbp_ray.messages import RolloutReport, Scored, StepReport
@@ -115,6 +116,6 @@ def travel(reports: Sequence[RolloutReport], scored: Sequence[Scored]) -> dict[s
 def state_bytes(config: RunConfig, plans: Sequence[Plan]) -> float:
     """Bytes of states per image by formula: states of the plan × elements of a latent × itemsize, averaged."""
     model = config.backbone
-    shape = model.open().latent_shape(model.height, model.width)
+    shape = build_backbone(model).latent_shape(model.height, model.width)
     states = sum(len(plan.states) for plan in plans) / len(plans)
     return states * int(np.prod(shape)) * model.torch_dtype.itemsize

@@ -51,7 +51,7 @@ class Cluster:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class FitVerdict:
     """Whether it fits, and one line: what it takes, or what to change. changes: the same for programs."""
 
     fits: bool
@@ -105,17 +105,17 @@ def cards_of(node: Mapping[str, float]) -> list[int]:
     return [CARDS[kinds[0]] * GIB] * count if count else []
 
 
-def judge(config: RunConfig, cluster: Cluster, costs: Costs) -> Verdict:
+def judge(config: RunConfig, cluster: Cluster, costs: Costs) -> FitVerdict:
     """Whether `cluster` can place `config`; where not, the first change that makes it fit."""
     plan = forecast(config, costs)
     wrong = problems(plan, cluster)
     if not wrong:
         asked = wanted(plan)
-        return Verdict(True, f"fits: {asked} of {len(cluster.gpus)} GPUs, {free(plan, cluster)}", {})
+        return FitVerdict(True, f"fits: {asked} of {len(cluster.gpus)} GPUs, {free(plan, cluster)}", {})
     changes = remedy(config, plan, cluster, costs)
     if changes is not None:
-        return Verdict(False, f"{wrong[0]}: write {spelled(changes)}", changes)
-    return Verdict(False, f"{wrong[0]}: nothing that plan tries is enough; {last_resort(plan)}", {})
+        return FitVerdict(False, f"{wrong[0]}: write {spelled(changes)}", changes)
+    return FitVerdict(False, f"{wrong[0]}: nothing that plan tries is enough; {last_resort(plan)}", {})
 
 
 def problems(plan: Forecast, cluster: Cluster) -> list[str]:

@@ -7,6 +7,7 @@ import inspect
 from rich.markup import escape
 from rich.table import Table
 
+from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.planning.forecast import Forecast
 from flowbp_ray.planning.memory import Role
@@ -105,7 +106,7 @@ def planned(settings: RunConfig, step: int, describe: bool) -> str:
     from flowbp_ray.rollout.items import plans_of_step
 
     model, method = settings.backbone, settings.surrogate()
-    sigmas = model.open().sigmas(model.num_steps, model.height, model.width)
+    sigmas = build_backbone(model).sigmas(model.num_steps, model.height, model.width)
     plans = plans_of_step(method, sigmas, settings.plan_seed, step, settings.data.shape.batch)
     budget = method.max_terms(model.num_steps)
     lines = [

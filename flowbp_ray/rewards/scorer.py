@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.messages import Evaluated, Fault, Item, Packed, RolloutReport, Scored, pack, unpack
 from flowbp_ray.rewards import base
@@ -23,7 +24,7 @@ class Scorer:
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         settings, device = config.rewards, config.rewards.device
-        self.decode = config.backbone.open().load_decoder(device)
+        self.decode = build_backbone(config.backbone).load_decoder(device)
         self.rewards = {r.name: build(r.factory, device, **r.options) for r in settings.all}
         self.trained = [(RewardTerm(t.name, t.weight, t.clip, t.scale), self.rewards[t.name]) for t in settings.terms]
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from flowbp_ray.backbones import Embeddings
 from flowbp_ray.backbones.embeddings import PackedEmbeddings
 from flowbp_ray.backbones.guidance import VelocityFn, full_velocity, trained_velocity
+from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport, Version
 from flowbp_ray.rollout.execute import finish_item, run_item
@@ -45,7 +46,7 @@ class Sampler:
         """embeddings may be set later, before the first item."""
         model = config.backbone
         self.config, self.embeddings = config, embeddings
-        self.backbone = model.open()
+        self.backbone = build_backbone(model)
         self.latent_shape = self.backbone.latent_shape(model.height, model.width)
         self.transformer = self.backbone.load_transformer(model.torch_dtype)
         trainable.prepare(self.transformer, config.learners.lora, config.seed, self.backbone.lora_targets)

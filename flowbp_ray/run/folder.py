@@ -53,7 +53,7 @@ class Run:
         partial.rename(self.folder / "config.yaml")
         return self
 
-    def same_prompts(self, texts: Sequence[str]) -> None:
+    def bind_prompts(self, texts: Sequence[str]) -> None:
         """Raises ConfigError where the prompts are not those that the run began with; their digest is kept."""
         file, digest = self.folder / "prompts.sha256", digest_of(texts)
         if file.is_file() and file.read_text().strip() != digest:

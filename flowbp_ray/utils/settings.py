@@ -6,6 +6,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+MAX_CALLS_IN_FLIGHT = 2
+"""Calls in flight per actor of a pool: one running, one waiting, so that no actor is idle until the driver answers."""
+
 
 class Strict(BaseModel):
     """Unknown keys are refused; values cannot be changed after loading."""

@@ -23,16 +23,17 @@ class Interrupts:
     """SIGINT and SIGTERM while it is entered. Outside the main thread nothing is caught: Python would not allow it."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked = self.entered = False
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
+        self.entered = True
         self.before = self.arm()
         return self
 
     def arm(self) -> dict[int, Any]:
-        """Catch the signals, from now on or again: Ray takes SIGTERM for itself when it starts, and would abort."""
-        if threading.current_thread() is not threading.main_thread():
+        """Catch the signals again, if entered: Ray takes SIGTERM for itself when it starts, and would abort."""
+        if not self.entered or threading.current_thread() is not threading.main_thread():
             return {}
         return {number: signal.signal(number, self._caught) for number in (signal.SIGINT, signal.SIGTERM)}
 

@@ -13,9 +13,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from flowbp_ray.messages import Part, combine
-
-__all__ = ["Part", "checksum", "combine", "fingerprint"]
+from flowbp_ray.messages import TensorChecksum, combine
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _CHUNKS = {"cpu": 1 << 16}  # as 64-bit integers a chunk stays in the cache: 16 times faster than 2^22 at once
@@ -43,4 +41,4 @@ def _odd(device: torch.device) -> Tensor:
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """The fingerprint of whole tensors by name: 16 hex digits."""
-    return combine([{name: Part.of(tensor, checksum(tensor)) for name, tensor in tensors.items()}])
+    return combine([{name: TensorChecksum.of(tensor, checksum(tensor)) for name, tensor in tensors.items()}])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flowbp_ray.backbones import encode_all, tokens
-from flowbp_ray.backbones.registry import backbone_named
+from flowbp_ray.backbones.registry import backbone_named, build_backbone
 from flowbp_ray.backbones.sigmas import static_shift
 from flowbp_ray.config.sections import BackboneConfig
 
@@ -139,6 +139,6 @@ def test_an_even_grid_for_sd35_is_stepped_before_the_shift(saved: Saved) -> None
     """The published runs' grid; diffusers' own is the default and ends lower."""
     folder, pipe = saved("sd35")
     path = str(folder)
-    even, own = (BackboneConfig(name="sd35", path=path, sigmas=kind).open() for kind in ("even", "pipeline"))
+    even, own = (build_backbone(BackboneConfig(name="sd35", path=path, sigmas=kind)) for kind in ("even", "pipeline"))
     assert torch.equal(even.sigmas(25, 32, 32), static_shift(25, pipe.scheduler.config.shift))
     assert own.sigmas(25, 32, 32)[-2] < 0.3 * even.sigmas(25, 32, 32)[-2]

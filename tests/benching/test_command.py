@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import ray
 
+from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.benching import profile
-from flowbp_ray.benching.points import Mark, Point, Ratio, point
+from flowbp_ray.benching.points import ClockReading, Point, Ratio, point
 from flowbp_ray.benching.predict import Seconds
 from flowbp_ray.benching.request import numbers, ratios, room
 from flowbp_ray.benching.result import Result
@@ -70,7 +71,7 @@ def test_ctrl_c_ends_a_bench_with_a_line_that_is_true(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("benchmarks.ratios.run", interrupted)
+    monkeypatch.setattr("flowbp_ray.benching.measure.run", interrupted)
     assert call(*EMULATED, "--out", str(tmp_path / "bench")) == 130
     assert capsys.readouterr().err == "flowbp-ray: stopped at once; a bench writes its results at its end\n"
     assert not list(tmp_path.iterdir())
@@ -90,7 +91,7 @@ def test_shipped_profiles_are_what_their_operations_say(name: str, tmp_path: Pat
     family = f"{found.made_for['backbone']['name']}_flowbp_sparse"
     config = loading.load(family, [f"backbone.path={found.write_model(tmp_path)}"])
     model = config.backbone
-    assert model.open().latent_shape(model.height, model.width) == found.latent
+    assert build_backbone(model).latent_shape(model.height, model.width) == found.latent
     emulation = found.scaled(0.5, 1 / 1024).emulation(config)
     assert emulation.sampler_s == found.sampler_s / 2
     assert emulation.weight_bytes == found.update_bytes // 1024
@@ -124,7 +125,7 @@ def made(samplers: int, staleness: int, given: profile.Profile, config: Any) -> 
         "weight_bytes": 1000.0 * min(samplers, seconds.items),
         "retries": 0,
     }
-    marks = [Mark(step * step_s, step * 0.02, step * 0.01) for step in range(4)]
+    marks = [ClockReading(step * step_s, step * 0.02, step * 0.01) for step in range(4)]
     return point(changed, [line] * 3, marks)
 
 

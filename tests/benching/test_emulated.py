@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks.ratios import bench
 from flowbp_ray.benching import profile
+from flowbp_ray.benching.measure import bench
 from flowbp_ray.benching.predict import Seconds
+from flowbp_ray.cli import open_loops
 from flowbp_ray.driver import Loop
 
 pytestmark = pytest.mark.ray
@@ -30,13 +31,13 @@ def test_an_emulated_run_without_torch_and_with_a_killed_sampler(local_ray: Any)
             workers = {
                 "sampler": loop.fleet.pipeline.samplers.handles[0],
                 "reward": loop.fleet.pipeline.scorers.handles[0],
-                "learner": loop.fleet.gang.ranks[0],
+                "learner": loop.fleet.learners.ranks[0],
             }
             for name, worker in workers.items():
                 modules[name] = local_ray.get(worker.modules.remote())
             os.kill(local_ray.get(workers["sampler"].pid.remote()), signal.SIGKILL)
 
-    [found], config = bench("sd35_flowbp_sparse", CPUS, [COUNTS], 1.0, given, meanwhile=trouble)
+    [found], config = bench("sd35_flowbp_sparse", CPUS, [COUNTS], 1.0, open_loops, given, meanwhile=trouble)
     assert set(modules) == {"sampler", "reward", "learner"}
     for name, imported in modules.items():
         assert "actors.emulated" in imported, name
@@ -65,7 +66,7 @@ def test_ctrl_c_ends_a_measurement_within_its_step(local_ray: Any, capfd: pytest
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs have it ignored
     try:
         with pytest.raises(KeyboardInterrupt):
-            bench("sd35_flowbp_sparse", CPUS, [asked], 600.0, given, meanwhile=press)
+            bench("sd35_flowbp_sparse", CPUS, [asked], 600.0, open_loops, given, meanwhile=press)
     finally:
         signal.signal(signal.SIGINT, before)
     assert steps == [0] and "saving" not in capfd.readouterr().err

@@ -11,7 +11,7 @@ from actors import pipeline, pool
 from benchmarks.driver_costs import Counting
 from flowbp_ray.benching.points import Ratio
 from flowbp_ray.benching.predict import Seconds
-from flowbp_ray.benching.simulate import DEPTH, DriverCosts, Loop, Workers, grown, simulate, sweep
+from flowbp_ray.benching.simulate import MAX_CALLS_IN_FLIGHT, DriverCosts, Loop, Workers, grown, simulate, sweep
 
 
 def test_a_synchronous_step_by_hand() -> None:
@@ -59,9 +59,9 @@ def test_the_driver_pays_for_calls_answers_ranks_and_steps() -> None:
 
 def test_workers_are_taken_by_load_and_number() -> None:
     pool = Workers(2)
-    assert [pool.take() for _ in range(2 * DEPTH + 1)] == [0, 1, 0, 1, None]
-    pool.give(1)
-    assert pool.take() == 1 and pool.take() is None
+    assert [pool.acquire() for _ in range(2 * MAX_CALLS_IN_FLIGHT + 1)] == [0, 1, 0, 1, None]
+    pool.release(1)
+    assert pool.acquire() == 1 and pool.acquire() is None
 
 
 def test_thousands_of_samplers_scale_until_the_driver_is_the_bottleneck() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from small import small_config
 
+from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.evaluation.estimates import measure
 from flowbp_ray.messages import Item, Version, pack
@@ -43,7 +44,9 @@ def test_an_evaluation_reports_it_by_tag(tmp_path: Path, mask2former: Path, clip
     run = config(tmp_path, mask2former, clip, prompts)
     records = check(run).held_out
     assert [r.text for r in records] == ["a red circle", "a blue square", "a green star"]
-    latents = torch.randn(3, *run.backbone.open().latent_shape(64, 64), generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(
+        3, *build_backbone(run.backbone).latent_shape(64, 64), generator=torch.Generator().manual_seed(0)
+    )
     latents[2, 0, 0, 0] = torch.nan
     item = Item(
         purpose="evaluation",

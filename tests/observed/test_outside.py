@@ -110,7 +110,7 @@ def test_status_of_a_run_that_goes_on_and_of_one_that_was_killed(
     assert going["evaluated"].startswith("after step ") and going["checkpoint"].startswith("step ")
     assert {"idle", "queue", "drift", "phases", "trouble"} <= going.keys()
     copy = Path(shutil.copytree(run, tmp_path / "seen"))
-    scaling.ask(Run.open(copy), {"samplers": 3})
+    scaling.request(Run.open(copy), {"samplers": 3})
     with (copy / "metrics.jsonl").open("a") as file:
         file.write('3\n[]\n{"step": 7}\n{"step": 9, "kind": "tra')
     (copy / "log.txt").write_text("1 INFO fine\n2 WARNING reward server 0 died\n3 ERROR \xff bad [bold]\n", "latin-1")

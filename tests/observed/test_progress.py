@@ -159,13 +159,14 @@ def test_phases_add_up_and_are_marks(clock: Clock) -> None:
         assert opened[-1] == "-sampling"
 
 
-def test_the_outlook_names_who_is_waited_for_and_weighs_stages_by_time(clock: Clock) -> None:
+def test_the_queue_stats_name_who_is_waited_for_and_weighs_stages_by_time(clock: Clock) -> None:
     stages = ["queued", "rolling", "rolling", "done"]
     jobs = [SimpleNamespace(stage=stage, item=SimpleNamespace(rows=2), dropped=False) for stage in stages]
     samplers, servers = SimpleNamespace(name="sampler", silent=[1]), SimpleNamespace(name="reward server", silent=[])
     said: list[str] = []
-    outlook = QueueStats(SimpleNamespace(jobs=jobs, samplers=samplers, scorers=servers), said.append)  # type: ignore[arg-type]
-    outlook.look(jobs)  # type: ignore[arg-type]
+    pipeline: Any = SimpleNamespace(jobs=jobs, samplers=samplers, scorers=servers)
+    stats = QueueStats(said.append)
+    stats.look(pipeline, jobs)  # type: ignore[arg-type]
     assert said == [
         "waiting for samplers: 2 of 8 pictures are there; items: 1 queued, 2 rolling; no answer from sampler 1"
     ]
@@ -173,12 +174,12 @@ def test_the_outlook_names_who_is_waited_for_and_weighs_stages_by_time(clock: Cl
     samplers.silent = []
     for job in jobs[:3]:
         job.stage = "scoring"
-    outlook.look(jobs)  # type: ignore[arg-type]
+    stats.look(pipeline, jobs)  # type: ignore[arg-type]
     assert said[1] == "waiting for reward servers: 2 of 8 pictures are there; items: 3 being scored"
-    outlook.look(jobs)  # type: ignore[arg-type]
+    stats.look(pipeline, jobs)  # type: ignore[arg-type]
     assert len(said) == 2  # so soon it does not look again
     clock.now += 1.0
-    means = outlook.means()
+    means = stats.means()
     assert means == {
         "queue/queued": 0.75,
         "queue/rolling": 1.5,
@@ -187,7 +188,7 @@ def test_the_outlook_names_who_is_waited_for_and_weighs_stages_by_time(clock: Cl
         "queue/silent": 0.75,
     }
     clock.now += 2.0
-    assert outlook.means()["queue/scoring"] == 3.0
+    assert stats.means()["queue/scoring"] == 3.0
 
 
 def test_what_is_written_is_written_whole_and_not_without_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

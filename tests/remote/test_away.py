@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import RayError
 
 from actors.errors import arrived
-from actors.pool import DEPTH, Pool
+from actors.pool import MAX_CALLS_IN_FLIGHT, Pool
 from flowbp_ray import driver
 from flowbp_ray.driver import Loop
 from flowbp_ray.rewards.remote.client import RemoteScorer, Unavailable
@@ -55,32 +55,38 @@ def test_actors_of_a_place_that_failed_get_nothing_while_there_is_another(local_
     a, b = tmp_path / "a", tmp_path / "b"
     b.touch()
     pool = Pool("x", [Elsewhere.remote(str(file)) for file in (a, b, a, b)], ["a", "b", "a", "b"])
-    assert [pool.take(avoid=0) for _ in range(2 * DEPTH + 1)] == [1, 3, 1, 3, None]  # not the idle ones of a
+    assert [pool.acquire(avoid=0) for _ in range(2 * MAX_CALLS_IN_FLIGHT + 1)] == [
+        1,
+        3,
+        1,
+        3,
+        None,
+    ]
     for index in (1, 3, 1, 3):
-        pool.give(index)
-    pool.doubt(0)
-    assert [pool.take() for _ in range(2)] == [1, 3] and pool.silent == [0, 2]
+        pool.release(index)
+    pool.suspect(0)
+    assert [pool.acquire() for _ in range(2)] == [1, 3] and pool.silent == [0, 2]
     for _ in range(20):
         pool.recover()
         time.sleep(0.05)
     assert pool.silent == [0, 2]
-    pool.doubt(1)
-    assert pool.take(avoid=1) == 0  # all are doubted
-    pool.give(0)
+    pool.suspect(1)
+    assert pool.acquire(avoid=1) == 0  # all are doubted
+    pool.release(0)
     a.touch()
     until = time.monotonic() + 60
     while pool.silent:
         pool.recover()
         assert time.monotonic() < until
         time.sleep(0.05)
-    assert {pool.take(), pool.take()} == {0, 2}
+    assert {pool.acquire(), pool.acquire()} == {0, 2}
 
 
 def test_one_place_is_used_whatever_happens(local_ray: Any, tmp_path: Path) -> None:
     """There is no other: nothing is asked, and a retry prefers another process."""
     pool = Pool("x", [Elsewhere.remote(str(tmp_path / "a")) for _ in range(2)], ["a", "a"])
-    pool.doubt(0)
-    assert pool.silent == [] and [pool.take(avoid=0) for _ in range(3)] == [1, 1, 0]
+    pool.suspect(0)
+    assert pool.silent == [] and [pool.acquire(avoid=0) for _ in range(3)] == [1, 1, 0]
 
 
 def test_what_had_arrived_is_known_by_the_error(local_ray: Any, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.config.rewards import RewardConfig
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.utils.addresses import existing_path
@@ -30,7 +31,7 @@ def identity(config: RunConfig) -> dict[str, Any]:
     model, settings = config.backbone, config.rewards
     return {
         "backbone": {"name": model.name, "height": model.height, "width": model.width},
-        "decoder": decoder(model.open().base_folder / "vae", memory),
+        "decoder": decoder(build_backbone(model).base_folder / "vae", memory),
         "batch": config.data.shape.batch,
         "branches": config.surrogate().branches,
         "terms": [term.name for term in settings.terms],

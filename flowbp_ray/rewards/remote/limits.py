@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.messages import Packed
 from flowbp_ray.rewards.remote.codec import HEADER_LIMIT
@@ -28,7 +29,7 @@ class Limits:
 
 def latent_shape(config: RunConfig) -> tuple[int, ...]:
     """Of one latent, without the batch."""
-    return tuple(config.backbone.open().latent_shape(config.backbone.height, config.backbone.width))
+    return tuple(build_backbone(config.backbone).latent_shape(config.backbone.height, config.backbone.width))
 
 
 def cotangent_shape(config: RunConfig, target: Packed) -> tuple[int, ...]:

@@ -1,0 +1,51 @@
+"""What `flowbp-ray plan` prints: a step's work, what every role needs, and whether a cluster has room for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+
+from flowbp_ray.config.schema import RunConfig
+from flowbp_ray.planning import show
+from flowbp_ray.planning.cluster import FitVerdict, given, judge
+from flowbp_ray.planning.costs import Costs
+from flowbp_ray.planning.forecast import forecast
+
+
+def print_surrogate(config: RunConfig, step: int, console: Console) -> None:
+    """The plans of a step, spelled out."""
+    console.print(show.planned(config, step, describe=True))
+
+
+def print_plan(
+    config: RunConfig,
+    step: int,
+    console: Console,
+    gpus: str | None = None,
+    host_memory: str | None = None,
+    running: Sequence[Any] | None = None,
+    as_json: bool = False,
+) -> FitVerdict | None:
+    """Tables (or JSON) of what `config` needs; where a cluster is given also whether it fits, which is returned.
+
+    gpus, host_memory: as they are written, such as 8x80GB and 2TB. running: the nodes of a running Ray cluster.
+    Raises ValueError for a size that is not understood.
+    """
+    there = given(gpus, host_memory, running)
+    costs = Costs(config)
+    found = forecast(config, costs)
+    verdict = judge(config, there, costs) if there else None
+    if as_json:
+        print(json.dumps(found.to_dict() | {"verdict": asdict(verdict) if verdict else None}, indent=1))
+        return verdict
+    console.print(show.planned(config, step, describe=False))
+    for part in show.tables(found):
+        Console(highlight=False, width=None if console.is_terminal else 100).print(part)
+    console.print(show.NOTES)
+    if verdict is not None and verdict.fits:
+        console.print(verdict.line)
+    return verdict
