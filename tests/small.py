@@ -7,6 +7,7 @@ from pathlib import Path
 from flowbp_ray.config import loading
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.local import LocalLoop
+from tests.paths import DATA
 
 WAITED = ("idle/", "queue/")
 """How the metrics begin that depend on who was how fast."""
@@ -18,7 +19,7 @@ def small_overrides(tmp_path: Path) -> list[str]:
         f"output={tmp_path}",
         "steps=2",
         "backbone.num_steps=6",
-        f"data.prompts={Path(__file__).parent / 'data' / 'few_prompts.txt'}",
+        f"data.prompts={DATA / 'few_prompts.txt'}",
         "data.prompts_per_step=4",
         "data.rollout_batch=2",
         "samplers.count=1",

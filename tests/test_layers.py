@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from tests.paths import ROOT
+
 HEAVY = {"ray", "deepspeed", "diffusers", "transformers", "actors", "wandb", "peft"}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from . import tiny
+from tests.backbones import tiny
 
 Saved = Callable[[str], tuple[Path, Any]]
 

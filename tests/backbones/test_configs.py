@@ -12,8 +12,9 @@ from flowbp_ray.backbones.registry import BACKBONES, backbone_named
 from flowbp_ray.config import loading
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.surrogate import METHODS, Method
+from tests.paths import DATA
 
-PUBLISHED = json.loads((Path(__file__).parent.parent / "data" / "published_settings.json").read_text())
+PUBLISHED = json.loads((DATA / "published_settings.json").read_text())
 FAMILIES = ["sd35", "flux1", "flux2"]
 RUNS = [(family, method) for family in FAMILIES for method in METHODS]
 

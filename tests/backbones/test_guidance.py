@@ -11,9 +11,8 @@ from flowbp_ray.backbones.guidance import full_velocity, trained_velocity
 from flowbp_ray.backbones.registry import backbone_named
 from flowbp_ray.config.sections import LoraConfig
 from flowbp_ray.weights import trainable
-
-from . import tiny
-from .conftest import Saved
+from tests.backbones import tiny
+from tests.backbones.conftest import Saved
 
 SIZE, G = (32, 48), 3.5
 

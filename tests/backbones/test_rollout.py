@@ -9,10 +9,9 @@ from flowbp_ray.backbones import encode_all, tokens
 from flowbp_ray.backbones.registry import backbone_named, build_backbone
 from flowbp_ray.backbones.sigmas import static_shift
 from flowbp_ray.config.sections import BackboneConfig
-
-from . import tiny
-from .conftest import Saved
-from .families import PROMPTS, Family, noise_of, relative
+from tests.backbones import tiny
+from tests.backbones.conftest import Saved
+from tests.backbones.families import PROMPTS, Family, noise_of, relative
 
 SIZES = [(32, 32), (32, 80), (112, 48)]
 

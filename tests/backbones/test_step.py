@@ -12,10 +12,9 @@ from flowbp_ray.local import LocalLoop
 from flowbp_ray.messages import Version
 from flowbp_ray.prompts import PromptRecord
 from flowbp_ray.run.folder import Run
-
-from . import tiny
-from .conftest import Saved
-from .families import run_config
+from tests.backbones import tiny
+from tests.backbones.conftest import Saved
+from tests.backbones.families import run_config
 
 
 @pytest.mark.parametrize(

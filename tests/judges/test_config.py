@@ -15,10 +15,11 @@ from pydantic import ValidationError
 from flowbp_ray.judges.checks import check
 from flowbp_ray.judges.config import JudgeConfig
 from tests.judges.fake import Fake
+from tests.paths import DATA
 from tests.small import small_config, small_overrides
 from tests.test_cli import call
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = DATA
 
 ASKED = {"kind": "unified_reward_2_0"}
 

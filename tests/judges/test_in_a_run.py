@@ -22,12 +22,13 @@ from flowbp_ray.driver import Loop
 from flowbp_ray.run.folder import Run
 from flowbp_ray.utils.errors import RunFailed
 from flowbp_ray.utils.signals import Interrupted
-from tests.chaos import before_step
+from tests.driver.chaos import before_step
 from tests.judges.fake import Fake, picture_of, said
+from tests.paths import DATA
 from tests.small import local_digest, small_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.long]
-PROMPTS = Path(__file__).parents[1] / "data" / "few_prompts.txt"
+PROMPTS = DATA / "few_prompts.txt"
 
 
 def judged(fake: Fake, role: str, **more: Any) -> str:

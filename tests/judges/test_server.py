@@ -20,8 +20,7 @@ from flowbp_ray.judges.config import ServerConfig
 from flowbp_ray.judges.server import Leashed, Server, ServerFailed, check_python
 from flowbp_ray.utils.addresses import bearer
 from tests.judges.fake import Fake
-
-ROOT = Path(__file__).parents[2]
+from tests.paths import ROOT
 
 # Starts a child that leaves its session and its parent, as daemons do, and ignores SIGTERM; then does `then`.
 FAMILY = """

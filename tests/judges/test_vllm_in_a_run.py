@@ -12,13 +12,14 @@ import pytest
 
 from flowbp_ray import driver
 from flowbp_ray.driver import Loop
-from tests.chaos import before_step
+from tests.driver.chaos import before_step
 from tests.judges.tiny_vlm import make
 from tests.judges.vllm_env import CPU, CPU_ARGS, python_or_skip
+from tests.paths import DATA
 from tests.small import local_digest, small_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.judge, pytest.mark.slow, pytest.mark.timeout(1800)]
-PROMPTS = Path(__file__).parents[1] / "data" / "few_prompts.txt"
+PROMPTS = DATA / "few_prompts.txt"
 ANSWERED = '"POST /v1/chat/completions HTTP/1.1" 200'
 
 

@@ -23,9 +23,10 @@ from flowbp_ray.planning import memory
 from flowbp_ray.planning.costs import Costs
 from flowbp_ray.weights import buckets, trainable
 from tests.backbones import tiny
+from tests.paths import DATA
 from tests.planning.common import CLOSE, backward, config_of, peak_of, real_node, write
 
-PUBLISHED = json.loads((Path(__file__).parent.parent / "data" / "model_configs.json").read_text())
+PUBLISHED = json.loads((DATA / "model_configs.json").read_text())
 FAMILY = {"SD3Transformer2DModel": "sd35", "FluxTransformer2DModel": "flux1", "Flux2Transformer2DModel": "flux2"}
 VAE = {"block_out_channels": [128, 256, 512, 512], "latent_channels": 16, "layers_per_block": 2}
 

@@ -30,8 +30,9 @@ from flowbp_ray.surrogate import (
     renoise,
 )
 from flowbp_ray.surrogate.trajectory import rollout
+from tests.paths import DATA
 
-FOLDER = Path(__file__).parent.parent / "data" / "golden"
+FOLDER = DATA / "golden"
 CASES = sorted(path.stem for path in FOLDER.glob("*.safetensors") if ".model" not in path.name)
 # The tail ratio is not among the recorded hyper-parameters; the recorded factor of this case fits these six nodes only.
 TAILS = {"flux2-flowbp_sparse-2": 0.5}

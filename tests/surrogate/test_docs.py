@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,8 +10,9 @@ import yaml
 from pydantic import TypeAdapter
 
 from flowbp_ray.surrogate import METHODS, Method, Plan
+from tests.paths import ROOT
 
-DOCS = Path(__file__).parent.parent.parent / "docs"
+DOCS = ROOT / "docs"
 
 
 def blocks(name: str, language: str) -> list[str]:

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from flowbp_ray.surrogate import Branch, Cache, Plan, endpoint, gather_states, gather_velocities, sweep, targets
 from flowbp_ray.utils.random import stream
-
-from .networks import Network, every_method, make_cache, written_plans
+from tests.surrogate.networks import Network, every_method, make_cache, written_plans
 
 STEPS = 8
 EVERY = every_method()

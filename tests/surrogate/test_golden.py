@@ -8,8 +8,7 @@ from torch import Tensor
 
 from flowbp_ray.backbones.sigmas import dynamic_shift, flux1_mu, flux2_mu, static_shift
 from flowbp_ray.surrogate import endpoint, gather_states, omega, residuals, sweep, targets
-
-from .golden import CASES, Golden
+from tests.surrogate.golden import CASES, Golden
 
 TOLERANCE = 1e-5
 

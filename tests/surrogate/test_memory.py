@@ -8,8 +8,7 @@ import torch
 from benchmarks.meters import SavedBytes
 from flowbp_ray.surrogate import METHODS, endpoint, gather_states, sweep
 from flowbp_ray.utils.random import stream
-
-from .networks import Network, make_cache
+from tests.surrogate.networks import Network, make_cache
 
 STEPS = 12
 

@@ -13,8 +13,7 @@ from torch import Tensor
 from flowbp_ray.surrogate import METHODS, Cache, Plan, endpoint, gather_states, places, sweep
 from flowbp_ray.surrogate.penalty import base_penalty
 from flowbp_ray.utils.random import stream
-
-from .networks import Network, every_method, make_cache, written_plans
+from tests.surrogate.networks import Network, every_method, make_cache, written_plans
 
 STEPS = 8
 

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from flowbp_ray.backbones.sigmas import dynamic_shift, static_shift
 from flowbp_ray.surrogate.quadrature import anchored, backward_nodes, lagrange, rescale_factor, spread
 from flowbp_ray.utils.random import stream
-
-from .networks import every_method
+from tests.surrogate.networks import every_method
 
 grids = st.lists(st.floats(0.02, 1.0), min_size=1, max_size=12).map(
     lambda steps: [float(s) for s in np.cumsum([0.0, *steps])[::-1] / sum(steps)]

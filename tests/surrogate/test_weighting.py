@@ -9,8 +9,7 @@ import torch
 
 from flowbp_ray.surrogate import METHODS, Cache, Similarity, endpoint, gather_states, keep, omega, residuals, sweep
 from flowbp_ray.utils.random import stream
-
-from .networks import Network, make_cache
+from tests.surrogate.networks import Network, make_cache
 
 STEPS = 10
 

@@ -1,1 +1,0 @@
-"""GenEval: prompts, verdicts, detectors, colours and the metric."""
