@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
 from flowbp_ray.backbones import Conditioning, encode_all
+from flowbp_ray.backbones.embeddings import encode
 from flowbp_ray.backbones.guidance import full_velocity, trained_velocity
 from flowbp_ray.backbones.registry import backbone_named
 from flowbp_ray.config.sections import LoraConfig
 from flowbp_ray.weights import trainable
 from tests.backbones import tiny
 from tests.backbones.conftest import Saved
+from tests.small import small_config
 
 SIZE, G = (32, 48), 3.5
 
@@ -104,3 +108,21 @@ def test_the_lora_targets_are_all_there_and_train(setting: Setting) -> None:
     bound = trained_velocity(s.backbone, transformer, s.sigmas, s.cond, s.negative, G, detach_negative=True)
     (bound(s.x, s.node, s.row) * s.u).sum().backward()
     assert any(p.grad is not None and p.grad.any() for p in trained.values())
+
+
+def test_guidance_is_the_formula_and_a_detached_negative_has_no_gradient() -> None:
+    """v_neg + g (v_cond - v_neg) by two separate forwards; the trained form has its gradient with v_neg detached."""
+    backbone = backbone_named("shapes")
+    transformer = backbone.load_transformer(torch.float32)
+    table = encode(small_config(Path("runs")), ["a red circle", "two blue squares"])
+    cond, negative, sigmas = table.rows([0, 1]), table.negative(2), backbone.sigmas(6, 64, 64)
+    x, node, row = torch.randn(2, 8, 8, 8), torch.tensor([1, 4]), torch.tensor([0, 1])
+    one, two = (backbone.predict(transformer, x, sigmas[node], c) for c in (cond, negative))
+    want = two + 3.0 * (one - two)
+    got = full_velocity(backbone, transformer, sigmas, cond, negative, 3.0)(x, node, row)
+    assert torch.allclose(got, want, atol=1e-5)
+    u = torch.randn_like(x)
+    parameter = transformer.proj_out.weight
+    wanted = torch.autograd.grad(((two.detach() + 3.0 * (one - two.detach())) * u).sum(), parameter)[0]
+    v = trained_velocity(backbone, transformer, sigmas, cond, negative, 3.0, detach_negative=True)(x, node, row)
+    assert torch.allclose(torch.autograd.grad((v * u).sum(), parameter)[0], wanted, rtol=1e-4, atol=1e-5)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from flowbp_ray import prompts
-from flowbp_ray.evaluation.estimates import Estimate, balanced, estimate, measure
+from flowbp_ray.evaluation.estimates import Estimate, balanced, estimate, measure, paired
 from flowbp_ray.evaluation.evaluator import flat
 from flowbp_ray.prompts import PromptRecord
 
@@ -84,3 +85,20 @@ def test_a_part_without_an_answer_leaves_no_overall() -> None:
     assert balanced([estimate(np.array([1.0, 0.0])), estimate(np.array([np.nan]))]) == Estimate(None, None, None, 2)
     single = balanced([estimate(np.array([0.4])), estimate(np.array([0.2, 0.4]))])
     assert single.mean == pytest.approx(0.35) and single.low is None
+
+
+@pytest.mark.parametrize("accepted", [0, 7, 60])
+def test_rates_have_wilsons_interval(accepted: int) -> None:
+    got = estimate(np.array([1.0] * accepted + [0.0] * (60 - accepted)))
+    want = stats.binomtest(accepted, 60).proportion_ci(0.95, method="wilson")
+    assert (got.low, got.high) == pytest.approx((want.low, want.high), abs=1e-12)
+
+
+def test_means_and_paired_changes_have_the_normal_interval() -> None:
+    rng = np.random.default_rng(0)
+    before, after = rng.normal(size=50), rng.normal(0.3, 1, size=50)
+    low, high = stats.norm.interval(0.95, loc=(after - before).mean(), scale=stats.sem(after - before))
+    got = paired(before, after)
+    assert (got.low, got.high) == pytest.approx((low, high))
+    low, high = stats.norm.interval(0.95, loc=before.mean(), scale=stats.sem(before))
+    assert (estimate(before).low, estimate(before).high) == pytest.approx((low, high))
