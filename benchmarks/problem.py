@@ -14,8 +14,9 @@ from torch import Tensor
 
 from benchmarks.models import Models
 from flowbp_ray.backbones.base import Conditioning
-from flowbp_ray.backbones.guidance import VelocityFn, trained_velocity
-from flowbp_ray.surrogate import METHODS, Cache, Plan, endpoint, gather_states, sweep, targets
+from flowbp_ray.backbones.guidance import trained_velocity
+from flowbp_ray.surrogate import METHODS, Cache, Plan, endpoint, gather_states, gather_targets, sweep
+from flowbp_ray.surrogate.trajectory import Velocity
 from flowbp_ray.utils.random import stream
 
 STEPS = 25
@@ -26,8 +27,8 @@ class Problem:
     """`conditional` is what a learner of ours runs; `guided` has the guided velocity's value, which a K-graph needs."""
 
     models: Models
-    conditional: VelocityFn
-    guided: VelocityFn
+    conditional: Velocity
+    guided: Velocity
     cache: Cache
     plans: list[Plan]
     states: Tensor
@@ -88,5 +89,5 @@ def problem(models: Models, rows: int, k: int, method: str = "flowbp_sparse") ->
     pull = torch.randn(rows, 1, *latent, generator=generator).to(device) / rows
     if models.scoring is not None:
         models.hold_scoring(True)
-        pull = models.scoring.cotangent(targets(plans, cache))
+        pull = models.scoring.cotangent(gather_targets(plans, cache))
     return Problem(models, conditional, guided, cache, plans, gather_states(plans, cache), pull)

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from flowbp_ray.backbones.base import Backbone, Conditioning
-
-VelocityFn = Callable[[Tensor, Tensor, Tensor], Tensor]
+from flowbp_ray.surrogate.trajectory import Velocity
 
 
 def full_velocity(
@@ -25,7 +24,7 @@ def full_velocity(
     negative: Conditioning,
     guidance: float,
     observe: Callable[[Tensor], None] | None = None,
-) -> VelocityFn:
+) -> Velocity:
     """The guided velocity, conditional and negative rows in one forward; one branch alone where that is all there is.
 
     observe: is given what `trained_velocity` with a detached negative returns at the same state, for the drift meter.
@@ -59,7 +58,7 @@ def trained_velocity(
     negative: Conditioning,
     guidance: float,
     detach_negative: bool,
-) -> VelocityFn:
+) -> Velocity:
     """What a learner differentiates. With a detached negative branch that is g·v_cond: the rest has no gradient.
 
     Its *value* is then not the guided velocity; a vector–Jacobian product does not need the value. Where guidance is

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,12 +11,6 @@ def static_shift(num_steps: int, shift: float = 3.0) -> Tensor:
     """sigma = shift·t/(1 + (shift−1)·t) for t = 1, 1−1/N, …, 0 (SD3.5: shift 3)."""
     t = _linear(num_steps)
     return _ended(shift * t / (1 + (shift - 1) * t))
-
-
-def dynamic_shift(num_steps: int, mu: float) -> Tensor:
-    """sigma = e^mu/(e^mu + 1/t − 1) for t = 1, 1−1/N, …, 0 (FLUX: mu from the size of the image)."""
-    t = _linear(num_steps)
-    return _ended(math.exp(mu) / (math.exp(mu) + (1 / t - 1)))
 
 
 def flux1_mu(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flowbp_ray.backbones import Embeddings
-from flowbp_ray.backbones.guidance import VelocityFn, trained_velocity
+from flowbp_ray.backbones.guidance import trained_velocity
 from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.config.sections import LearnersConfig
@@ -20,9 +20,10 @@ from flowbp_ray.learning.engine import Engine, TorchEngine
 from flowbp_ray.learning.observer import SweepObserver
 from flowbp_ray.learning.optim import lr_factor
 from flowbp_ray.messages import Fault, Item, Packed, Rollout, StepReport, TensorChecksum, unpack
-from flowbp_ray.surrogate import Plan
+from flowbp_ray.surrogate import Plan, append_dims
 from flowbp_ray.surrogate.backward import sweep
 from flowbp_ray.surrogate.penalty import base_penalty
+from flowbp_ray.surrogate.trajectory import Velocity
 from flowbp_ray.utils.digest import digest_of_parts
 from flowbp_ray.utils.tracing import span
 from flowbp_ray.weights import trainable
@@ -70,7 +71,7 @@ class Learner:
         states = self._here(r.states for r in rollouts)
         pull, plans = self._pull(cotangents, shares), plans_of(items)
         scale = torch.tensor(factors, dtype=torch.float32, device=pull.device) * self.engine.scale
-        pull = pull * scale.view(-1, *(1,) * (pull.dim() - 1))
+        pull = pull * append_dims(scale, pull.dim())
         base = _together([r.base for r in rollouts])
         watch = SweepObserver(items, self.sigmas, _together([r.velocities for r in rollouts]), base)
         with span("sweep"):
@@ -135,7 +136,7 @@ class Learner:
         whole = torch.cat([unpack(part) for part in cotangents], dim=1).to(self.config.learners.device)
         return torch.tensordot(torch.tensor(shares, dtype=torch.float32, device=whole.device), whole, dims=1)
 
-    def _velocity(self, items: Sequence[Item], module: nn.Module | None = None) -> VelocityFn:
+    def _velocity(self, items: Sequence[Item], module: nn.Module | None = None) -> Velocity:
         """The velocity that is differentiated, at the prompts of these items."""
         prompts = [prompt for item in items for prompt in item.prompt_ids]
         return trained_velocity(

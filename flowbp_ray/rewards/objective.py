@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from flowbp_ray.rewards.base import Reward
+from flowbp_ray.surrogate import append_dims
 
 Decode = Callable[[Tensor], Tensor]  # latents [R, C, h, w] -> images [R, 3, H, W] in 0..1, differentiable
 Jitter = Callable[[Tensor, list[tuple[int, int]]], Tensor]  # images [R, 3, H, W], (row, branch) of each -> images
@@ -92,7 +93,7 @@ def score_and_cotangent(
     spoiled = torch.zeros(batch, dtype=torch.bool, device=cotangent.device)
     spoiled[[row for row, _, _ in bad]] = True
     losses = losses.masked_fill(spoiled, 0.0)
-    cotangent = cotangent.masked_fill(spoiled.view(1, -1, *(1,) * (cotangent.dim() - 2)), 0.0)
+    cotangent = cotangent.masked_fill(append_dims(spoiled[None], cotangent.dim()), 0.0)
     return Objective(
         scores={t.name: s.unflatten(0, (batch, branches)) for (t, _), s in zip(rewards, scores, strict=True)},
         losses=losses,

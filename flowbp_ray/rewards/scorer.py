@@ -16,6 +16,7 @@ from flowbp_ray.rewards.base import build
 from flowbp_ray.rewards.jitter import KeyedJitter
 from flowbp_ray.rewards.objective import RewardTerm, score_and_cotangent
 from flowbp_ray.rewards.remote.client import RemoteScorer, Scores
+from flowbp_ray.surrogate import append_dims
 
 
 class Scorer:
@@ -81,7 +82,7 @@ class Scorer:
         finished = unpack(latents).to(self.config.rewards.device)
         good = torch.isfinite(finished).flatten(1).all(dim=1)
         with torch.no_grad():
-            images = self.decode(finished.where(good.view(-1, *(1,) * (finished.dim() - 1)), 0.0))
+            images = self.decode(finished.where(append_dims(good, finished.dim()), 0.0))
             scores = {
                 name: tuple(reward.score(images, prompts).float().cpu().where(good.cpu(), torch.nan).tolist())
                 for name, reward in self.rewards.items()

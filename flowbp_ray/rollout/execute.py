@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from flowbp_ray.backbones.guidance import VelocityFn
 from flowbp_ray.messages import Fault, Item, Packed, Rollout, RolloutReport, pack
 from flowbp_ray.surrogate import (
     Cache,
+    append_dims,
     gather_states,
+    gather_targets,
     gather_velocities,
     keep,
     omega,
     places,
     renoise,
     residuals,
-    targets,
 )
-from flowbp_ray.surrogate.trajectory import rollout
+from flowbp_ray.surrogate.trajectory import Velocity, rollout
 from flowbp_ray.utils import random
 
 if TYPE_CHECKING:
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 
 def run_item(
     item: Item,
-    velocity: VelocityFn,
+    velocity: Velocity,
     sigmas: Tensor,
     noise: Tensor,
     compared: list[Tensor] | None = None,
-    base: VelocityFn | None = None,
+    base: Velocity | None = None,
 ) -> tuple[RolloutReport, Rollout, Packed]:
     """Roll out a training item; keep what its plans name. Returns the report, the learner's part, and the targets.
 
@@ -57,7 +57,7 @@ def run_item(
         values, odd = _at_states(item, base, kept_states, noise.device)
         near, faults = pack(values), faults + odd
     bad, states = _bad(item, faults), pack(kept_states)
-    target = pack(targets(item.plans, cache))
+    target = pack(gather_targets(item.plans, cache))
     meter = None if compared is None else pack(gather_velocities(item.plans, _compared(cache, compared)))
     distances = residuals(item.plans, cache)
     kept = keep(item.plans, distances) & ~bad
@@ -80,13 +80,13 @@ def run_item(
     return report, Rollout(item, states, meter, near), target
 
 
-def finish_item(velocity: VelocityFn, sigmas: Tensor, noise: Tensor) -> Packed:
+def finish_item(velocity: Velocity, sigmas: Tensor, noise: Tensor) -> Packed:
     """The finished latents [rows, ...] of an evaluation item from its noise, without a cache."""
     return pack(rollout(velocity, noise, sigmas).x[-1])
 
 
 @torch.no_grad()
-def _cache(item: Item, velocity: VelocityFn, sigmas: Tensor, noise: Tensor) -> Cache:
+def _cache(item: Item, velocity: Velocity, sigmas: Tensor, noise: Tensor) -> Cache:
     """Roll out, and where the plans name fresh states (DRaFT-LV) draw those and evaluate the last velocity there.
 
     The model runs where the noise is; the cache is on the host, where it is cut up and sent from.
@@ -111,7 +111,7 @@ def _compared(cache: Cache, compared: Sequence[Tensor]) -> Cache:
 
 
 @torch.no_grad()
-def _at_states(item: Item, base: VelocityFn, states: Tensor, device: torch.device) -> tuple[Tensor, tuple[Fault, ...]]:
+def _at_states(item: Item, base: Velocity, states: Tensor, device: torch.device) -> tuple[Tensor, tuple[Fault, ...]]:
     """The base's velocities at the states [R, ...], `item.rows` at a time; zeros and a fault where not finite."""
     found = places(item.plans)
     row, node = torch.tensor(found).unbind(1)
@@ -120,7 +120,7 @@ def _at_states(item: Item, base: VelocityFn, states: Tensor, device: torch.devic
     bad = ~torch.isfinite(v).flatten(1).all(dim=1)
     odd = dict(reversed([found[i] for i in bad.nonzero().flatten().tolist()]))  # the first node of each row
     faults = [Fault("base velocity", item.step, item.samples[b], item.prompt_ids[b], odd[b]) for b in sorted(odd)]
-    return v.masked_fill(bad.view(-1, *(1,) * (v.dim() - 1)), 0.0), tuple(faults)
+    return v.masked_fill(append_dims(bad, v.dim()), 0.0), tuple(faults)
 
 
 def _bad(item: Item, faults: Sequence[Fault]) -> Tensor:
@@ -144,7 +144,7 @@ def _without(cache: Cache, bad: Tensor) -> Cache:
     """Zeros in the bad rows, so that nothing that is not finite travels."""
 
     def clean(values: Tensor | None) -> Tensor | None:
-        return None if values is None else values.masked_fill(bad.view(1, -1, *(1,) * (values.dim() - 2)), 0.0)
+        return None if values is None else values.masked_fill(append_dims(bad[None], values.dim()), 0.0)
 
     x, v = clean(cache.x), clean(cache.v)
     assert x is not None and v is not None

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from flowbp_ray.backbones import Embeddings
 from flowbp_ray.backbones.embeddings import PackedEmbeddings
-from flowbp_ray.backbones.guidance import VelocityFn, full_velocity, trained_velocity
+from flowbp_ray.backbones.guidance import full_velocity, trained_velocity
 from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport, Version
 from flowbp_ray.rollout.execute import finish_item, run_item
 from flowbp_ray.rollout.items import noise_of
+from flowbp_ray.surrogate.trajectory import Velocity
 from flowbp_ray.utils.digest import digest
 from flowbp_ray.utils.tracing import span
 from flowbp_ray.weights import trainable
@@ -104,7 +105,7 @@ class Sampler:
         """x[0] [rows, ...] in the model's dtype, where the transformer is."""
         return noise_of(item, self.latent_shape).to(self.config.samplers.device, self.config.backbone.torch_dtype)
 
-    def _velocity(self, item: Item, observe: Callable[[Tensor], None] | None = None) -> tuple[VelocityFn, Tensor]:
+    def _velocity(self, item: Item, observe: Callable[[Tensor], None] | None = None) -> tuple[Velocity, Tensor]:
         model = self.config.backbone
         assert self.embeddings is not None
         sigmas = self.backbone.sigmas(item.num_steps, model.height, model.width)
@@ -119,7 +120,7 @@ class Sampler:
         )
         return velocity, sigmas
 
-    def _base_velocity(self, item: Item, sigmas: Tensor) -> VelocityFn:
+    def _base_velocity(self, item: Item, sigmas: Tensor) -> Velocity:
         """What a learner would differentiate before any training: the frozen copy's, or with the adapters off."""
         assert self.embeddings is not None
         velocity = trained_velocity(

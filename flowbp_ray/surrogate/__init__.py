@@ -10,14 +10,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flowbp_ray.surrogate.active import LastNodes, LateBiased, Strided, Supports
-    from flowbp_ray.surrogate.segments import DirichletPair, MidpointJPair, MidpointPair, OneSegment, UniformPair
+    from flowbp_ray.surrogate.cache import (
+        Cache,
+        append_dims,
+        gather_states,
+        gather_targets,
+        gather_velocities,
+        places,
+        renoise,
+    )
 
+    from .active import LastNodes, LateBiased, Strided, Supports
     from .backward import SweepReport, endpoint, sweep
-    from .cache import Cache, gather_states, gather_velocities, places, renoise, targets
-    from .methods import METHODS, Draw, EarlyStop, LatePosterior, Method, TermBudget, WithRenoised
+    from .method import Draw, Method, TermBudget
+    from .methods import METHODS
     from .plan import Branch, Plan, PosteriorMean, Renoised, Sample, Segment, Similarity, Term
     from .quadrature import AdamsBashforth, Euler, Lagrange, Uniform
+    from .segments import DirichletPair, MidpointJPair, MidpointPair, OneSegment, UniformPair
+    from .targets import EarlyStop, LatePosterior, WithRenoised
+    from .trajectory import Velocity, rollout
     from .weighting import keep, omega, residuals
 
 __all__ = [
@@ -50,20 +61,34 @@ __all__ = [
     "TermBudget",
     "Uniform",
     "UniformPair",
+    "Velocity",
     "WithRenoised",
+    "append_dims",
     "endpoint",
     "gather_states",
+    "gather_targets",
     "gather_velocities",
     "keep",
     "omega",
     "places",
     "renoise",
     "residuals",
+    "rollout",
     "sweep",
-    "targets",
 ]
 
-_MODULES = ("active", "backward", "cache", "methods", "plan", "quadrature", "weighting")
+_MODULES = (
+    "active",
+    "backward",
+    "cache",
+    "method",
+    "methods",
+    "plan",
+    "quadrature",
+    "segments",
+    "trajectory",
+    "weighting",
+)
 
 
 def __getattr__(name: str) -> Any:

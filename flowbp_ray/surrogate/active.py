@@ -7,30 +7,23 @@ number of nodes of the grid, W = `window` the number of trainable ones at its en
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 
-from .plan import STRICT
+from .plan import axis, check_positive
 
 
-def _positive(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-
-
-@dataclass(frozen=True)
+@axis
 class LateBiased:
     """k nodes without replacement, with probability ∝ (i+1)^bias (FlowBP-Sparse, FlowBP-Bridge)."""
 
     k: int = 4
     bias: float = 1.0
     kind: Literal["late_biased"] = "late_biased"
-    __pydantic_config__: ClassVar = STRICT
 
     def __post_init__(self) -> None:
-        _positive("active steps k", self.k)
+        check_positive("active steps k", self.k)
 
     def pick(self, start: int, stop: int, k: int, origin: int, rng: np.random.Generator) -> tuple[int, ...]:
         """k of [start, stop), sorted; i counts from `origin`. Exponential races are draws without replacement."""
@@ -39,16 +32,15 @@ class LateBiased:
         return tuple(sorted(start + int(i) for i in np.argsort(arrival, kind="stable")[:k]))
 
 
-@dataclass(frozen=True)
+@axis
 class Strided:
     """k nodes at stride max(1, length // k) from a uniformly drawn start (DRTune, arXiv 2405.00760)."""
 
     k: int = 3
     kind: Literal["strided"] = "strided"
-    __pydantic_config__: ClassVar = STRICT
 
     def __post_init__(self) -> None:
-        _positive("active steps k", self.k)
+        check_positive("active steps k", self.k)
 
     def pick(self, start: int, stop: int, k: int, origin: int, rng: np.random.Generator) -> tuple[int, ...]:
         """k of [start, stop); `origin` plays no part."""
@@ -59,23 +51,22 @@ class Strided:
         return tuple(start + offset + i * stride for i in range(k))
 
 
-@dataclass(frozen=True)
+@axis
 class LastNodes:
     """The last k nodes; k = 1 at a posterior mean is ReFL (arXiv 2304.05977)."""
 
     k: int = 1
     kind: Literal["last"] = "last"
-    __pydantic_config__: ClassVar = STRICT
 
     def __post_init__(self) -> None:
-        _positive("active steps k", self.k)
+        check_positive("active steps k", self.k)
 
     def pick(self, start: int, stop: int, k: int, origin: int, rng: np.random.Generator) -> tuple[int, ...]:
         """The last k of [start, stop); nothing is drawn."""
         return tuple(range(stop - k, stop))
 
 
-@dataclass(frozen=True)
+@axis
 class Supports:
     """`order` supports per segment; of them the first / first two / all are active, at most max_active.
 
@@ -87,11 +78,10 @@ class Supports:
     max_active: int = 2
     scale: float = 0.25
     kind: Literal["supports"] = "supports"
-    __pydantic_config__: ClassVar = STRICT
 
     def __post_init__(self) -> None:
-        _positive("order", self.order)
-        _positive("max_active", self.max_active)
+        check_positive("order", self.order)
+        check_positive("max_active", self.max_active)
         if self.mode not in ("start", "midpoint", "all"):
             raise ValueError(f"mode must be start, midpoint or all, got {self.mode}")
 

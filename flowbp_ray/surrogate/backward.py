@@ -15,8 +15,8 @@ from torch import Tensor
 
 from .cache import Cache, groups, state_value, target_value
 from .plan import Branch, Plan, Renoised, Segment, Term
+from .trajectory import Velocity
 
-Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
 Backward = Callable[[Tensor, bool], None]
 
 
@@ -33,7 +33,7 @@ class SweepReport:
 
 
 def endpoint(velocity: Velocity, plans: Sequence[Plan], cache: Cache) -> Tensor:
-    """The surrogate's targets WITH gradient: [B, branches, …], values equal to `targets(plans, cache)`.
+    """The surrogate's targets WITH gradient: [B, branches, …], values equal to `gather_targets(plans, cache)`.
 
     Straight-through y + stopgrad(cached − y) at the junction and at the end; every active node is forwarded again at
     its cached state, the junction at alpha·y + (1−alpha)·stopgrad(y). Autograd holds all of them at once.
@@ -80,10 +80,6 @@ def _backward(loss: Tensor, last: bool) -> None:
     loss.backward()
 
 
-def _call_backward(backward: Backward, last: bool, loss: Tensor) -> None:
-    backward(loss, last)
-
-
 def sweep(
     velocity: Velocity,
     plans: Sequence[Plan],
@@ -118,7 +114,8 @@ def sweep(
     forwards = rows = padding = 0
     calls = list(work.calls())
     for number, call in enumerate(calls):
-        work.run(velocity, call, partial(_call_backward, backward, number == len(calls) - 1), observe)
+        last = number == len(calls) - 1
+        work.run(velocity, call, partial(backward, last=last), observe)
         forwards, rows, padding = forwards + 1, rows + len(call.rows), padding + call.padding
     return SweepReport(forwards, rows, padding)
 

@@ -51,6 +51,11 @@ def target_value(cache: Cache, target: Target, rows: Tensor) -> Tensor:
     return state_value(cache, node, fresh, rows) - float(cache.sigmas[node]) * cache.velocity(node, fresh, rows)
 
 
+def append_dims(x: Tensor, ndim: int) -> Tensor:
+    """x with axes of length 1 appended until it has `ndim` of them, to broadcast over the axes of a latent."""
+    return x.view(*x.shape, *(1,) * (ndim - x.dim()))
+
+
 def renoise(cache: Cache, eps: Tensor) -> Tensor:
     """y = (1 − s)·x[N] + s·ε with s = sigma[N−1], for ε [n, B, …] (DRaFT-LV): [n, B, …] in the states' dtype."""
     s = float(cache.sigmas[-2])
@@ -58,7 +63,7 @@ def renoise(cache: Cache, eps: Tensor) -> Tensor:
     return ((1.0 - s) * x + s * eps.to(cache.compute_dtype)).to(cache.x.dtype)
 
 
-def targets(plans: Sequence[Plan], cache: Cache) -> Tensor:
+def gather_targets(plans: Sequence[Plan], cache: Cache) -> Tensor:
     """Values of all targets, from the cache alone: [B, branches, …], at least fp32."""
     branches = len(plans[0].branches)
     out = cache.x.new_empty((len(plans), branches, *cache.x.shape[2:]), dtype=cache.compute_dtype)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -15,9 +15,19 @@ from torch import Tensor
 from flowbp_ray.surrogate.segments import DirichletPair, MidpointJPair, MidpointPair, OneSegment, UniformPair
 from flowbp_ray.surrogate.targets import EarlyStop, LatePosterior, WithRenoised
 
-from . import active as who
-from . import quadrature as q
-from .plan import STRICT, Branch, Plan, PosteriorMean, Renoised, Sample, Segment, Similarity, Target
+from .active import LastNodes, LateBiased, Strided, Supports, pick_one, pick_two
+from .plan import Branch, Plan, PosteriorMean, Renoised, Sample, Segment, Similarity, Target, axis
+from .quadrature import (
+    AdamsBashforth,
+    Euler,
+    Lagrange,
+    Uniform,
+    anchor_weights,
+    backward_nodes,
+    rescale_factor,
+    spread,
+    weigh,
+)
 
 
 @dataclass(frozen=True)
@@ -37,23 +47,22 @@ class TermBudget(NamedTuple):
     junction: bool
 
 
-@dataclass(frozen=True)
+@axis
 class Method:
     """The four axes and their modifiers. `plan` is a pure function of the sigma grid and the generator."""
 
     target: Sample | LatePosterior | EarlyStop | WithRenoised = field(default=Sample())
-    active: who.LateBiased | who.Strided | who.LastNodes | who.Supports = field(default=who.LateBiased())
-    weights: q.Euler | q.Lagrange | q.Uniform | q.AdamsBashforth = field(default=q.Euler())
+    active: LateBiased | Strided | LastNodes | Supports = field(default=LateBiased())
+    weights: Euler | Lagrange | Uniform | AdamsBashforth = field(default=Euler())
     segments: OneSegment | UniformPair | DirichletPair | MidpointPair | MidpointJPair = field(default=OneSegment())
     coupling: float = 0.0
     rescale: float = 0.0
     tail_ratio: float = 1.0
     similarity: Similarity | None = None
     draws: Literal["per_batch", "per_sample"] = "per_batch"
-    __pydantic_config__: ClassVar = STRICT
 
     def __post_init__(self) -> None:
-        one, supports = isinstance(self.segments, OneSegment), isinstance(self.active, who.Supports)
+        one, supports = isinstance(self.segments, OneSegment), isinstance(self.active, Supports)
         if not 0 <= self.coupling <= 1:
             raise ValueError(f"coupling must be in [0, 1], got {self.coupling}")
         if one and self.coupling > 0:
@@ -64,13 +73,13 @@ class Method:
             raise ValueError(f"tail_ratio must be in (0, 1], got {self.tail_ratio}")
         if self.draws not in ("per_batch", "per_sample"):
             raise ValueError(f"draws must be per_batch or per_sample, got {self.draws}")
-        if isinstance(self.weights, q.AdamsBashforth) and not supports:
+        if isinstance(self.weights, AdamsBashforth) and not supports:
             raise ValueError(
                 "weights adams_bashforth needs active: {kind: supports}; write weights: lagrange otherwise"
             )
-        if not isinstance(self.weights, q.Euler) and self.weights.anchor < 1 and (one or not supports):
+        if not isinstance(self.weights, Euler) and self.weights.anchor < 1 and (one or not supports):
             raise ValueError("anchor below 1 needs two segments and active: {kind: supports}; write anchor: 1")
-        if not one and not isinstance(self.active, who.Supports) and self.active.k < 2:
+        if not one and not isinstance(self.active, Supports) and self.active.k < 2:
             raise ValueError(f"active steps k must be at least 2 with two segments, got {self.active.k}")
 
     @property
@@ -95,15 +104,15 @@ class Method:
         shortest = self._shortest(num_steps)
         window = self.window(shortest)
         most = self.window(num_steps)
-        if not isinstance(self.active, who.Supports) and self.active.k > most:
+        if not isinstance(self.active, Supports) and self.active.k > most:
             raise ValueError(f"active steps k must be in [1, {most}], got {self.active.k}")
         if not isinstance(self.segments, OneSegment) and window < self.segments.least:
             raise ValueError(
                 f"segments {self.segments.kind} needs {self.segments.least} trainable nodes, got {window}: "
                 "raise num_steps, or let the target end later"
             )
-        several = isinstance(self.active, who.Supports) and self.active.count > 1
-        if isinstance(self.weights, q.AdamsBashforth) and several and self.window(num_steps) < num_steps:
+        several = isinstance(self.active, Supports) and self.active.count > 1
+        if isinstance(self.weights, AdamsBashforth) and several and self.window(num_steps) < num_steps:
             raise ValueError(
                 "adams_bashforth with more than one active support reaches before the trainable window: "
                 "write tail_ratio: 1 or mode: start"
@@ -120,14 +129,14 @@ class Method:
         n = num_steps if end is None else end + 1
         window = self.window(n)
         if isinstance(self.segments, OneSegment):
-            if isinstance(self.active, who.Supports):
+            if isinstance(self.active, Supports):
                 return Draw(end)
-            return Draw(end, nodes=who.pick_one(self.active, n, window, rng))
+            return Draw(end, nodes=pick_one(self.active, n, window, rng))
         k, j = self.segments.draw(n, window, rng)
-        if isinstance(self.active, who.Supports):
+        if isinstance(self.active, Supports):
             return Draw(end, k, j)
         start = k if self.segments.start == "k" else n - window
-        return Draw(end, k, j, who.pick_two(self.active, start, j, n, rng))
+        return Draw(end, k, j, pick_two(self.active, start, j, n, rng))
 
     def build(self, sigmas: Tensor | Sequence[float], draw: Draw) -> Plan:
         """The plan of drawn nodes on a sigma grid [N+1]: deterministic, in fp64."""
@@ -139,7 +148,7 @@ class Method:
         trainable = n - self.window(n)
         ranges = self._ranges(draw, trainable, n)
         rows = [self._segment(grid, a, b, draw, i == 0 and len(ranges) == 2) for i, (a, b) in enumerate(ranges)]
-        if not isinstance(self.active, who.Supports):
+        if not isinstance(self.active, Supports):
             rows = _rescaled_together(rows, self.rescale)
         segments = tuple(Segment(a, b, *row) for (a, b), row in zip(ranges, rows, strict=True))
         chosen = {*draw.nodes, *(node for segment in segments for node in segment.coefficients)}
@@ -159,7 +168,7 @@ class Method:
         self.check(num_steps)
         window = self.window(num_steps)
         parts = 1 if isinstance(self.segments, OneSegment) else 2
-        most = min(parts * self.active.count, window) if isinstance(self.active, who.Supports) else self.active.k
+        most = min(parts * self.active.count, window) if isinstance(self.active, Supports) else self.active.k
         junction = self.coupling > 0
         return TermBudget(most - junction + self.renoised, junction)
 
@@ -194,35 +203,35 @@ class Method:
         start = draw.k if self.segments.start == "k" else trainable
         if start is None or draw.j is None or not trainable <= start < draw.j < n:
             raise ValueError(f"the drawn pair needs {trainable} <= k < j < {n}, got k {start}, j {draw.j}")
-        if not isinstance(self.active, who.Supports) and draw.j not in draw.nodes:
+        if not isinstance(self.active, Supports) and draw.j not in draw.nodes:
             raise ValueError(f"the junction {draw.j} must be one of the drawn nodes, got {draw.nodes}")
         return [(start, draw.j), (draw.j, n)]
 
     def _segment(self, grid: list[float], a: int, b: int, draw: Draw, anchored: bool) -> _Rows:
         """Supports, weights and gains of [a, b)."""
-        if isinstance(self.active, who.Supports):
+        if isinstance(self.active, Supports):
             return self._spread(self.active, grid, a, b, anchored)
         nodes = tuple(node for node in draw.nodes if a <= node < b)
         if not nodes:
             raise ValueError(f"no drawn node in the segment [{a}, {b}), got {draw.nodes}")
-        supports = tuple(range(a, b)) if isinstance(self.weights, q.Euler) else nodes
+        supports = tuple(range(a, b)) if isinstance(self.weights, Euler) else nodes
         gains = tuple(1.0 if node in nodes else None for node in supports)
-        return supports, tuple(q.weigh(self.weights, grid, a, b, supports)), gains
+        return supports, tuple(weigh(self.weights, grid, a, b, supports)), gains
 
-    def _spread(self, active: who.Supports, grid: list[float], a: int, b: int, anchored: bool) -> _Rows:
+    def _spread(self, active: Supports, grid: list[float], a: int, b: int, anchored: bool) -> _Rows:
         """The segment of an active set that is given by its supports."""
-        if isinstance(self.weights, q.AdamsBashforth):
-            supports = q.backward_nodes(a, active.order)
+        if isinstance(self.weights, AdamsBashforth):
+            supports = backward_nodes(a, active.order)
         else:
-            supports = q.spread(a, b, active.order)
+            supports = spread(a, b, active.order)
         gain_of = dict(zip(supports, active.gains(supports), strict=True))
-        if isinstance(self.weights, q.Euler):
+        if isinstance(self.weights, Euler):
             supports = tuple(range(a, b))
-        weights = q.weigh(self.weights, grid, a, b, supports)
+        weights = weigh(self.weights, grid, a, b, supports)
         gains = [gain_of.get(node) for node in supports]
         [(supports, _, scaled)] = _rescaled_together([(supports, tuple(weights), tuple(gains))], self.rescale)
-        if anchored and not isinstance(self.weights, q.Euler):
-            weights, blended = q.anchored(weights, scaled, self.weights.anchor, grid[b] - grid[a])
+        if anchored and not isinstance(self.weights, Euler):
+            weights, blended = anchor_weights(weights, scaled, self.weights.anchor, grid[b] - grid[a])
             return supports, tuple(weights), tuple(blended)
         return supports, tuple(weights), scaled
 
@@ -234,7 +243,7 @@ def _rescaled_together(rows: list[_Rows], rescale: float) -> list[_Rows]:
     """Multiply all gains by f, its totals taken over all the rows given."""
     total = sum(abs(w) for _, weights, _ in rows for w in weights)
     chosen = sum(abs(w) for _, weights, gains in rows for w, g in zip(weights, gains, strict=True) if g is not None)
-    f = q.rescale_factor(rescale, total, chosen)
+    f = rescale_factor(rescale, total, chosen)
     return [
         (supports, weights, tuple(None if g is None else g * f for g in gains)) for supports, weights, gains in rows
     ]

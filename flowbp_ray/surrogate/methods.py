@@ -4,37 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from flowbp_ray.surrogate.method import Draw, Method, TermBudget
+from flowbp_ray.surrogate.method import Method
 from flowbp_ray.surrogate.segments import DirichletPair, UniformPair
 from flowbp_ray.surrogate.targets import EarlyStop, LatePosterior, WithRenoised
 
-from . import active as who
-from . import quadrature as q
+from .active import LastNodes, LateBiased, Strided, Supports
 from .plan import Similarity
-
-__all__ = ["METHODS", "Draw", "EarlyStop", "LatePosterior", "Method", "TermBudget", "WithRenoised"]
+from .quadrature import Lagrange
 
 
 def refl(last: int = 11) -> Method:
     """ReFL: the last node before a late posterior mean."""
-    return Method(target=LatePosterior(last), active=who.LastNodes(1))
+    return Method(target=LatePosterior(last), active=LastNodes(1))
 
 
 def draft_lv(n: int = 2) -> Method:
     """DRaFT-LV: the last step, and n renoised copies of it."""
-    return Method(target=WithRenoised(n), active=who.LastNodes(1))
+    return Method(target=WithRenoised(n), active=LastNodes(1))
 
 
 def drtune(k: int = 3, stop: float = 0.4) -> Method:
     """DRTune: strided nodes up to an early-stopped posterior mean."""
-    return Method(target=EarlyStop(stop), active=who.Strided(k))
+    return Method(target=EarlyStop(stop), active=Strided(k))
 
 
 def leapalign(alpha: float = 0.3, tau: float = 0.1) -> Method:
     """LeapAlign: two leaps, k to j and j to N, weighted by similarity."""
     return Method(
-        active=who.Supports(order=1, mode="start", max_active=1),
-        weights=q.Lagrange(),
+        active=Supports(order=1, mode="start", max_active=1),
+        weights=Lagrange(),
         segments=UniformPair(),
         coupling=alpha,
         similarity=Similarity(tau),
@@ -43,7 +41,7 @@ def leapalign(alpha: float = 0.3, tau: float = 0.1) -> Method:
 
 def flowbp_sparse(k: int = 4, late_bias: float = 1.0, rescale: float = 0.5, tail: float = 1.0) -> Method:
     """FlowBP-Sparse: k late-biased nodes of the cached trajectory."""
-    return Method(active=who.LateBiased(k, late_bias), rescale=rescale, tail_ratio=tail)
+    return Method(active=LateBiased(k, late_bias), rescale=rescale, tail_ratio=tail)
 
 
 def flowbp_bridge(
@@ -51,7 +49,7 @@ def flowbp_bridge(
 ) -> Method:
     """FlowBP-Bridge: late-biased nodes on both sides of a junction."""
     return Method(
-        active=who.LateBiased(k, late_bias),
+        active=LateBiased(k, late_bias),
         segments=UniformPair(start="window"),
         coupling=alpha,
         rescale=rescale,
@@ -69,8 +67,8 @@ def flowbp_lagrange(
 ) -> Method:
     """FlowBP-Lagrange: two Lagrange connectors, weighted by similarity."""
     return Method(
-        active=who.Supports(order, mode="midpoint", max_active=2, scale=0.25),
-        weights=q.Lagrange(),
+        active=Supports(order, mode="midpoint", max_active=2, scale=0.25),
+        weights=Lagrange(),
         segments=DirichletPair(2.5, 6.0, 2.0, max_j_rev),
         coupling=alpha,
         rescale=rescale,

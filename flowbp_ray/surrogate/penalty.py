@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from flowbp_ray.surrogate import Plan, places
+from .cache import append_dims, places
+from .plan import Plan
 
 
 def base_penalty(plans: Sequence[Plan], base: Tensor, shares: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
@@ -32,6 +33,6 @@ def base_penalty(plans: Sequence[Plan], base: Tensor, shares: Tensor) -> Callabl
         dtype = torch.promote_types(v.dtype, torch.float32)
         away = v.to(dtype) - base[position.to(base.device)].to(v.device, dtype)
         slope = 2.0 * each[position.to(each.device)].to(v.device, dtype) / away[0].numel()
-        return slope.view(-1, *(1,) * (v.dim() - 1)) * away
+        return append_dims(slope, v.dim()) * away
 
     return cotangent

@@ -5,20 +5,37 @@ Node 0 is noise, node N the finished latent. A `Plan` knows no tensors; it is ha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-# What axis values tell pydantic, should it read them from a file: refuse unknown keys.
-STRICT = {"extra": "forbid"}
+T = TypeVar("T")
+
+if TYPE_CHECKING:
+    from typing_extensions import dataclass_transform
+else:
+
+    def dataclass_transform(**_: Any) -> Any:
+        return lambda decorator: decorator
 
 
-@dataclass(frozen=True)
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+def axis(cls: type[T]) -> type[T]:
+    """A frozen dataclass that a method's configuration may spell out; pydantic then refuses unknown keys."""
+    cls.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
+    return dataclass(frozen=True)(cls)
+
+
+def check_positive(name: str, value: int) -> None:
+    """Raises ValueError that names the argument unless it is at least 1."""
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+@axis
 class Sample:
     """The reward sees the cached sample x[N]."""
 
     kind: Literal["sample"] = "sample"
-    __pydantic_config__: ClassVar = STRICT
 
 
 @dataclass(frozen=True)
@@ -38,14 +55,9 @@ class Renoised:
 
 
 Target = Sample | PosteriorMean | Renoised
-_TARGETS: dict[str, type[Sample] | type[PosteriorMean] | type[Renoised]] = {
-    "sample": Sample,
-    "posterior_mean": PosteriorMean,
-    "renoised": Renoised,
-}
 
 
-@dataclass(frozen=True)
+@axis
 class Similarity:
     """Weight a sample by 1/(max(d_j, tau) + max(d_0, tau)) (LeapAlign, 2604.15311); drop it beyond `max_distance`.
 
@@ -54,7 +66,6 @@ class Similarity:
 
     tau: float | None
     max_distance: float | None = None
-    __pydantic_config__: ClassVar = STRICT
 
     def __post_init__(self) -> None:
         if self.tau is not None and not self.tau > 0:
@@ -202,20 +213,6 @@ class Plan:
             lines.append(f"similarity: tau {self.similarity.tau}, max distance {self.similarity.max_distance}")
         return "\n".join(lines)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain dicts, lists and numbers, for JSON."""
-        return asdict(self)
-
-    @staticmethod
-    def from_dict(data: Mapping[str, Any]) -> Plan:
-        """The inverse of `to_dict`, also after a trip through JSON."""
-        similarity = data.get("similarity")
-        return Plan(
-            num_steps=data["num_steps"],
-            branches=tuple(_branch_from(branch) for branch in data["branches"]),
-            similarity=None if similarity is None else Similarity(**similarity),
-        )
-
 
 def _rows(segment: Segment, junction: int | None) -> list[str]:
     """The active supports line by line, the cached ones in one."""
@@ -240,12 +237,3 @@ def _check_branch(branch: Branch, num_steps: int) -> None:
         raise ValueError(f"the last segment must stop at {end} (its target's last node plus one), got {last.stop}")
     if isinstance(target, Renoised) and (len(branch.segments) != 1 or last.supports != (num_steps - 1,)):
         raise ValueError(f"a renoised target has one segment with the single support {num_steps - 1}")
-
-
-def _branch_from(data: Mapping[str, Any]) -> Branch:
-    target = dict(data["target"])
-    segments = tuple(
-        Segment(s["start"], s["stop"], tuple(s["supports"]), tuple(s["weights"]), tuple(s["gains"]))
-        for s in data["segments"]
-    )
-    return Branch(_TARGETS[target["kind"]](**target), segments, data["coupling"])

@@ -7,27 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 
-from .plan import STRICT
+from .plan import axis
 
 
-@dataclass(frozen=True)
+@axis
 class Euler:
     """w[i] = sigma[i+1] − sigma[i] at every node of the segment: the surrogate is the cached trajectory itself."""
 
     kind: Literal["euler"] = "euler"
-    __pydantic_config__: ClassVar = STRICT
 
 
-@dataclass(frozen=True)
+@axis
 class _Anchored:
     """`anchor` = lambda blends the first of two segments with its Euler leap; 1 is no blend."""
 
     anchor: float = 1.0
-    __pydantic_config__: ClassVar = STRICT
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.anchor <= 1.0:
@@ -112,7 +110,7 @@ def weigh(rule: Weights, grid: Sequence[float], start: int, stop: int, supports:
     return lagrange([grid[i] for i in supports], grid[start], grid[stop])
 
 
-def anchored(
+def anchor_weights(
     weights: Sequence[float], gains: Sequence[float | None], anchor: float, leap: float
 ) -> tuple[list[float], list[float | None]]:
     """Blend with the Euler leap: c[i] ← anchor·c[i], then c[first] += (1 − anchor)·leap; values blend alike.

@@ -1,29 +1,25 @@
-"""The axis `segments`: where a branch's segments begin and end (METHODS)."""
+"""The axis `segments`: where a branch's segments begin and end (FlowBP, arXiv 2606.11075)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
 
-from flowbp_ray.surrogate.active import _positive
-
-from .plan import STRICT
+from .plan import axis, check_positive
 
 Start = Literal["k", "window"]
 
 
-@dataclass(frozen=True)
+@axis
 class OneSegment:
     """A single segment over the trainable window."""
 
     kind: Literal["one"] = "one"
-    __pydantic_config__: ClassVar = STRICT
 
 
-@dataclass(frozen=True)
+@axis
 class UniformPair:
     """Two distinct reversed indices from [1, W], sorted; with `max_j_rev` first j_rev up to it, then k_rev above j_rev.
 
@@ -33,12 +29,11 @@ class UniformPair:
     max_j_rev: int | None = None
     start: Start = "k"
     kind: Literal["uniform"] = "uniform"
-    __pydantic_config__: ClassVar = STRICT
     least: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         if self.max_j_rev is not None:
-            _positive("max_j_rev", self.max_j_rev)
+            check_positive("max_j_rev", self.max_j_rev)
 
     def draw(self, n: int, window: int, rng: np.random.Generator) -> tuple[int, int]:
         """(k, j) with k < j."""
@@ -51,7 +46,7 @@ class UniformPair:
         return n - int(rng.integers(j_rev + 1, window + 1)), n - j_rev
 
 
-@dataclass(frozen=True)
+@axis
 class DirichletPair:
     """Lengths (l0, l1, l2) ~ Dirichlet(a, b, c)·W rounded; j_rev = l0 + 1, k_rev = l0 + l1 + 1, as published."""
 
@@ -61,7 +56,6 @@ class DirichletPair:
     max_j_rev: int | None = None
     start: Start = "k"
     kind: Literal["dirichlet"] = "dirichlet"
-    __pydantic_config__: ClassVar = STRICT
     least: ClassVar[int] = 3
 
     def __post_init__(self) -> None:
@@ -90,13 +84,12 @@ class DirichletPair:
         return l[0], l[1], l[2]
 
 
-@dataclass(frozen=True)
+@axis
 class MidpointPair:
     """k_rev uniform in [2, W], j = ⌊(k + N)/2⌋."""
 
     start: Start = "k"
     kind: Literal["midpoint"] = "midpoint"
-    __pydantic_config__: ClassVar = STRICT
     least: ClassVar[int] = 2
 
     def draw(self, n: int, window: int, rng: np.random.Generator) -> tuple[int, int]:
@@ -105,13 +98,12 @@ class MidpointPair:
         return k, (k + n) // 2
 
 
-@dataclass(frozen=True)
+@axis
 class MidpointJPair:
     """j_rev uniform in [1, W−1], k = ⌊(s + j)/2⌋."""
 
     start: Start = "k"
     kind: Literal["midpoint_j"] = "midpoint_j"
-    __pydantic_config__: ClassVar = STRICT
     least: ClassVar[int] = 2
 
     def draw(self, n: int, window: int, rng: np.random.Generator) -> tuple[int, int]:

@@ -2,45 +2,41 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
-from .plan import STRICT
+from .plan import axis
 
 
-@dataclass(frozen=True)
+@axis
 class LatePosterior:
     """Posterior mean at i, uniform over the last `last` nodes (ReFL, arXiv 2304.05977)."""
 
     last: int = 11
     kind: Literal["late_posterior"] = "late_posterior"
-    __pydantic_config__: ClassVar = STRICT
 
     def __post_init__(self) -> None:
         if self.last < 1:
             raise ValueError(f"last must be at least 1, got {self.last}")
 
 
-@dataclass(frozen=True)
+@axis
 class EarlyStop:
     """Posterior mean at e = N − r, r uniform in 1…round(ratio·N) (DRTune, arXiv 2405.00760)."""
 
     ratio: float = 0.4
     kind: Literal["early_stop"] = "early_stop"
-    __pydantic_config__: ClassVar = STRICT
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio <= 1:
             raise ValueError(f"ratio must be in (0, 1], got {self.ratio}")
 
 
-@dataclass(frozen=True)
+@axis
 class WithRenoised:
     """The last posterior mean, and for each of n fresh ε one at y = (1−s)·x[N] + s·ε (DRaFT-LV, arXiv 2309.17400)."""
 
     n: int = 2
     kind: Literal["renoised"] = "renoised"
-    __pydantic_config__: ClassVar = STRICT
 
     def __post_init__(self) -> None:
         if self.n < 1:

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from .cache import Cache
 
-@dataclass(frozen=True, eq=False)
-class Trajectory:
-    """sigmas [N+1], states x [N+1, B, …] (x[0] is noise) and velocities v [N, B, …]."""
-
-    sigmas: Tensor
-    x: Tensor
-    v: Tensor
+Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""v(x [R, …], node [R] int64, row [R] int64) -> [R, …]; `row` says which sample of the batch a state belongs to."""
 
 
 @torch.no_grad()
-def rollout(velocity: Callable[[Tensor, Tensor, Tensor], Tensor], noise: Tensor, sigmas: Tensor) -> Trajectory:
+def rollout(velocity: Velocity, noise: Tensor, sigmas: Tensor) -> Cache:
     """x[i+1] = x[i] + h[i]·v(x[i], i), h[i] = sigma[i+1] − sigma[i].
 
     noise: x[0] [B, …] in the model's dtype, which the states keep; each update is done in fp32 (fp64 for fp64 states).
@@ -34,4 +29,4 @@ def rollout(velocity: Callable[[Tensor, Tensor, Tensor], Tensor], noise: Tensor,
         x = (x.to(compute) + step * v.to(compute)).to(noise.dtype)
         states.append(x)
         velocities.append(v)
-    return Trajectory(sigmas, torch.stack(states), torch.stack(velocities))
+    return Cache(sigmas, torch.stack(states), torch.stack(velocities))

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from flowbp_ray import prompts
-from flowbp_ray.backbones import ShapesBackbone
 from flowbp_ray.backbones.embeddings import PackedEmbeddings, encode, fill
+from flowbp_ray.backbones.shapes import ShapesBackbone
 from flowbp_ray.cli import app, guarded
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.local import LocalLoop

@@ -9,7 +9,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 
-from flowbp_ray.backbones.sigmas import dynamic_shift, flux1_mu, flux2_mu, static_shift
+from flowbp_ray.backbones.sigmas import flux1_mu, flux2_mu, static_shift
 from flowbp_ray.surrogate.trajectory import rollout
 
 STEPS = [1, 2, 8, 25, 40, 50]
@@ -27,14 +27,6 @@ def test_static_shift(steps: int, shift: float) -> None:
     grid = static_shift(steps, shift)
     assert grid.dtype == torch.float32 and grid[0] == 1 and grid[-1] == 0
     assert torch.equal(grid, scheduler.sigmas)
-
-
-@pytest.mark.parametrize("steps", STEPS)
-@pytest.mark.parametrize("mu", [0.4, 1.15, 2.3])
-def test_dynamic_shift(steps: int, mu: float) -> None:
-    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
-    scheduler.set_timesteps(sigmas=linear(steps), mu=mu)
-    assert torch.equal(dynamic_shift(steps, mu), scheduler.sigmas)
 
 
 @pytest.mark.parametrize("tokens", [16, 256, 1024, 4096, 4300, 4301, 16384])

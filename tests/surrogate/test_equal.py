@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Sequence
 
@@ -12,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flowbp_ray.surrogate import Branch, Cache, Plan, endpoint, gather_states, gather_velocities, sweep, targets
+from flowbp_ray.surrogate import Branch, Cache, Plan, endpoint, gather_states, gather_targets, gather_velocities, sweep
 from flowbp_ray.utils.random import stream
 from tests.surrogate.networks import Network, every_method, make_cache, written_plans
 
@@ -57,7 +56,7 @@ def test_written_plans(data: st.DataObject, branches: int, seed: int, shared: bo
     }
     by_definition, by_sweep = both_gradients(network, plans, cache, cotangents(samples, branches, seed), **options)
     assert_equal(by_sweep, by_definition)
-    assert torch.allclose(endpoint(network, plans, cache), targets(plans, cache), rtol=0, atol=1e-12)
+    assert torch.allclose(endpoint(network, plans, cache), gather_targets(plans, cache), rtol=0, atol=1e-12)
 
 
 def test_the_design_space_is_covered() -> None:
@@ -156,8 +155,8 @@ def test_calls_padding_and_observer() -> None:
 
 @given(plan=written_plans(STEPS, 3))
 def test_plans_travel(plan: Plan) -> None:
-    copies = [pickle.loads(pickle.dumps(plan)), Plan.from_dict(json.loads(json.dumps(plan.to_dict())))]
-    assert all(copy == plan and hash(copy) == hash(plan) for copy in copies)
+    copy = pickle.loads(pickle.dumps(plan))
+    assert copy == plan and hash(copy) == hash(plan)
     text = plan.describe()
     assert f"{len(plan.terms())} VJPs" in text
     assert all(f"{c:.6f}" in text for b in plan.branches for s in b.segments for c in s.coefficients.values())

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from flowbp_ray.backbones.sigmas import dynamic_shift, flux1_mu, flux2_mu, static_shift
-from flowbp_ray.surrogate import endpoint, gather_states, omega, residuals, sweep, targets
+from flowbp_ray.surrogate import endpoint, gather_states, gather_targets, omega, residuals, sweep
 from tests.surrogate.golden import CASES, Golden
 
 TOLERANCE = 1e-5
@@ -52,11 +52,11 @@ def test_rollout_and_schedule(golden: Golden) -> None:
 def test_weights_and_targets(golden: Golden) -> None:
     plan = golden.method.build(golden.tensors["sigmas"], golden.draw)
     plans = [plan, plan]
-    value = targets(plans, golden.cache).transpose(0, 1).flatten(0, 1)
+    value = gather_targets(plans, golden.cache).transpose(0, 1).flatten(0, 1)
     assert relative(value, golden.tensors["target"]) < TOLERANCE
     weights = omega(plans, golden.cache).repeat(len(plan.branches))
     assert relative(weights, golden.tensors["sample_weights"]) < TOLERANCE
-    rewards, _ = golden.loss(targets(plans, golden.cache))
+    rewards, _ = golden.loss(gather_targets(plans, golden.cache))
     assert relative(rewards, golden.tensors["rewards"]) < TOLERANCE
 
 
@@ -79,7 +79,7 @@ def test_recorded_factors_and_residuals(golden: Golden) -> None:
 def test_sweep(golden: Golden) -> None:
     plan = golden.method.build(golden.tensors["sigmas"], golden.draw)
     plans = [plan, plan]
-    value = targets(plans, golden.cache).requires_grad_()
+    value = gather_targets(plans, golden.cache).requires_grad_()
     weights = omega(plans, golden.cache).repeat(len(plan.branches))
     loss = (weights * golden.loss(value)[1]).mean()
     loss.backward()

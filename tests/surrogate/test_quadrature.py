@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowbp_ray.backbones.sigmas import dynamic_shift, static_shift
-from flowbp_ray.surrogate.quadrature import anchored, backward_nodes, lagrange, rescale_factor, spread
+from flowbp_ray.surrogate.quadrature import anchor_weights, backward_nodes, lagrange, rescale_factor, spread
 from flowbp_ray.utils.random import stream
 from tests.surrogate.networks import every_method
 
@@ -81,7 +81,7 @@ def test_spread_rounds_offsets_to_even() -> None:
 
 
 def test_anchor_blends_values_and_gradients() -> None:
-    weights, gains = anchored([-0.2, -0.4, -0.1], [1.5, 0.5, None], 0.4, leap=-0.7)
+    weights, gains = anchor_weights([-0.2, -0.4, -0.1], [1.5, 0.5, None], 0.4, leap=-0.7)
     assert weights == pytest.approx([-0.2 * 0.4 - 0.6 * 0.7, -0.16, -0.04])
     assert sum(weights) == pytest.approx(-0.7)
     assert gains[0] is not None

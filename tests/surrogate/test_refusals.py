@@ -31,8 +31,8 @@ from flowbp_ray.surrogate import (
     UniformPair,
     WithRenoised,
     gather_states,
+    gather_targets,
     sweep,
-    targets,
 )
 from flowbp_ray.surrogate.quadrature import lagrange
 from flowbp_ray.utils.random import stream
@@ -117,9 +117,9 @@ def test_sweep_names_what_does_not_fit() -> None:
             attempt()
     renoised = [METHODS["draft_lv"]().plan(cache.sigmas, stream(0, "plan", 0))] * 2
     with pytest.raises(ValueError, match=re.escape("give the cache its y [n, B, …]")):
-        targets(renoised, cache)
+        gather_targets(renoised, cache)
     with pytest.raises(ValueError, match="the same number of branches"):
-        targets([plans[0], renoised[0]], cache)
+        gather_targets([plans[0], renoised[0]], cache)
 
 
 def test_pydantic_reads_and_refuses_methods() -> None:
