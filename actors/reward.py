@@ -13,8 +13,7 @@ import ray
 from actors.process import prepare
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.messages import Evaluated, Item, Packed, RolloutReport, Scored
-from flowbp_ray.rewards.remote.client import RemoteScorer
-from flowbp_ray.rewards.scorer import scorer
+from flowbp_ray.rewards.scores import Scores, open_scorer
 from flowbp_ray.utils.tracing import span
 
 
@@ -22,15 +21,14 @@ class RewardActor:
     """Holds the decoder and the rewards, or the address of who does; has never seen the transformer."""
 
     def __init__(self, config: RunConfig, agreed: Mapping[str, str] | None = None) -> None:
-        """agreed: what `agreement.check` returned, where there are remote servers."""
+        """agreed: what `handshake.check` returned, where there are remote servers."""
         prepare(config, config.rewards.threads)
-        self.scorer: Any = scorer(config, agreed or {})
-        self.gated = config.gated  # not with remote servers, see `consistency`
+        self.scorer: Scores = open_scorer(config, agreed or {})
+        self.gated = config.gated  # not with remote servers, see `config.schema`
 
     def ready(self) -> str:
         """This host's name, once the rewards are there: built here, or at a server. Raises `Unavailable`."""
-        if isinstance(self.scorer, RemoteScorer):
-            self.scorer.reach()
+        self.scorer.reach()
         return socket.gethostname()
 
     def score(

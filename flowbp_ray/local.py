@@ -15,7 +15,7 @@ from flowbp_ray.control.selection import select
 from flowbp_ray.learning.learner import Learner
 from flowbp_ray.messages import Item, RolloutReport, Scored, StepReport, Version, unpack
 from flowbp_ray.rewards.remote import handshake
-from flowbp_ray.rewards.scorer import scorer
+from flowbp_ray.rewards.scores import open_scorer
 from flowbp_ray.rollout.items import items_of_run
 from flowbp_ray.rollout.sampler import Sampler, alone
 from flowbp_ray.run.folder import Run
@@ -40,7 +40,7 @@ class LocalLoop:
         self.texts = [r.text for r in prompts.load(config.data.prompts)]
         embeddings = encode(config, self.texts)
         self.sampler = Sampler(config, embeddings)
-        self.scorer = scorer(config, handshake.check(config))
+        self.scorer = open_scorer(config, handshake.check(config))
         self.learner = Learner(config, embeddings)
         self.method = config.surrogate()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -15,7 +15,6 @@ from flowbp_ray.rewards import base
 from flowbp_ray.rewards.base import build
 from flowbp_ray.rewards.jitter import KeyedJitter
 from flowbp_ray.rewards.objective import RewardTerm, score_and_cotangent
-from flowbp_ray.rewards.remote.client import RemoteScorer, Scores
 from flowbp_ray.surrogate import append_dims
 
 
@@ -28,6 +27,9 @@ class Scorer:
         self.decode = build_backbone(config.backbone).load_decoder(device)
         self.rewards = {r.name: build(r.factory, device, **r.options) for r in settings.all}
         self.trained = [(RewardTerm(t.name, t.weight, t.clip, t.scale), self.rewards[t.name]) for t in settings.terms]
+
+    def reach(self) -> None:
+        """Nothing is in between."""
 
     def score(self, item: Item, prompts: Sequence[str], report: RolloutReport, target: Packed) -> tuple[Scored, Packed]:
         """Scores of target [rows, branches, ...] and dL/dtarget in fp32. Rows that were masked have omega 0."""
@@ -104,12 +106,3 @@ def check_rewards(config: RunConfig, evaluated: Sequence[str] = ()) -> None:
         base.check_prompts(reward.factory, reward.options, list(evaluated))
     for term in config.rewards.terms:
         base.check_trainable(term.factory)
-
-
-def scorer(config: RunConfig, agreed: Mapping[str, str]) -> Scores:
-    """The rewards of `config`: here, or where `rewards.url` says. agreed: what `agreement.check` returned."""
-    if config.rewards.url:
-        return RemoteScorer(config, agreed)
-    from flowbp_ray.rewards.scorer import Scorer
-
-    return Scorer(config)

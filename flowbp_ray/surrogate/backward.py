@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -115,7 +114,7 @@ def sweep(
     calls = list(work.calls())
     for number, call in enumerate(calls):
         last = number == len(calls) - 1
-        work.run(velocity, call, partial(backward, last=last), observe)
+        work.run(velocity, call, backward, last, observe)
         forwards, rows, padding = forwards + 1, rows + len(call.rows), padding + call.padding
     return SweepReport(forwards, rows, padding)
 
@@ -213,7 +212,8 @@ class _Work:
         self,
         velocity: Velocity,
         call: _Call,
-        backward: Callable[[Tensor], None],
+        backward: Backward,
+        last: bool,
         observe: Callable[[Tensor, Tensor], None] | None,
     ) -> None:
         """One forward and one backward."""
@@ -230,7 +230,7 @@ class _Work:
         if self.penalty is not None and any(row.penalty for row in call.rows):
             due = torch.tensor([row.penalty for row in call.rows], device=device)
             cotangent[due] += self.penalty(position[due], v.detach()[due])
-        backward((v.to(cotangent.dtype) * cotangent).sum())
+        backward((v.to(cotangent.dtype) * cotangent).sum(), last)
         if call.junction:
             assert x.grad is not None
             for row, grad in zip(call.rows, x.grad.to(cotangent.dtype), strict=True):

@@ -1,4 +1,4 @@
-"""Names for spans of time within a process. Whoever runs it says what becomes of them: see `actors.marks`."""
+"""Names for spans of time within a process. Whoever runs it says what becomes of them: see `actors.process`."""
 
 from __future__ import annotations
 

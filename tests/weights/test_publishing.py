@@ -151,7 +151,7 @@ def test_laying_out_leaves_other_strides_alone() -> None:
 
 
 def test_the_average_is_swapped_in_pieces(monkeypatch: Any) -> None:
-    monkeypatch.setattr("flowbp_ray.ema.PIECE", 3)
+    monkeypatch.setattr("flowbp_ray.learning.optim.PIECE", 3)
     shards = [torch.arange(7.0), torch.tensor(1.0), torch.arange(6.0).view(2, 3)]
     ema = Ema(shards, 0.5)
     for shard in shards:

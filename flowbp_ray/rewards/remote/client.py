@@ -6,7 +6,8 @@ import http.client
 import random
 import time
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+
+import numpy as np
 
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.messages import Evaluated, Item, Packed, RolloutReport, Scored
@@ -24,18 +25,6 @@ FIRST_WAIT, LONGEST_WAIT = 0.25, 10.0  # seconds between tries
 AGAIN = (502, 503, 504)  # the server, or a proxy before it, will answer later
 OTHER = 409  # the server's settings are not those that the run agreed with
 LATER = (408, 429)  # in the 400s, and yet no mistake of the request
-
-
-class Scores(Protocol):
-    """What a reward process holds: a `Scorer`, or a `RemoteScorer`."""
-
-    def score(self, item: Item, prompts: Sequence[str], report: RolloutReport, target: Packed) -> tuple[Scored, Packed]:
-        """See `Scorer.score`."""
-        ...
-
-    def evaluate(self, item: Item, prompts: Sequence[str], latents: Packed) -> Evaluated:
-        """See `Scorer.evaluate`."""
-        ...
 
 
 def assigned(config: RunConfig, index: int) -> RunConfig:
@@ -68,6 +57,10 @@ class RemoteScorer:
         self.headers[DIGEST] = agreed[self.url]
         self.timeout = IN_TIME * config.cluster.stall_timeout
         self.patience = config.cluster.stall_timeout / 2
+
+    def pictures(self, target: Packed) -> np.ndarray:
+        """Raises ValueError: the server keeps its pictures, and a configuration with a gate and a url is refused."""
+        raise ValueError("a gate looks at pictures, which remote reward servers keep; write rewards.url=null")
 
     def reach(self) -> None:
         """Ask once whether the server would take work. Raises `Unavailable` after a moment, since one may ask again."""
