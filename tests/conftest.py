@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -40,3 +41,23 @@ def local_ray() -> Iterator[Any]:
     start_ray("local")
     yield ray
     ray.shutdown()
+
+
+Saved = Callable[[str], tuple[Path, Any]]
+"""A family's name to the folder of a tiny pipeline of it, and the pipeline."""
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    """One saved tiny pipeline per family for all tests; they must not be written to."""
+    from tests.backbones import tiny
+
+    made: dict[str, tuple[Path, Any]] = {}
+
+    def get(name: str) -> tuple[Path, Any]:
+        if name not in made:
+            folder = tmp_path_factory.mktemp(name)
+            made[name] = folder, tiny.save(name, folder)
+        return made[name]
+
+    return get

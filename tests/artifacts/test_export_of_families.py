@@ -23,8 +23,8 @@ from flowbp_ray.run.folder import Run
 from flowbp_ray.weights import trainable
 from tests.artifacts.exporting import drawn, picture_item, trained_run
 from tests.backbones import tiny
-from tests.backbones.conftest import Saved
 from tests.backbones.families import Family, relative, run_config
+from tests.conftest import Saved
 
 LORA = ["learners.lora={rank: 4, alpha: 6}", "learners.optimizer.lr=5e-2"]
 KINDS = ["lora", "full", "merged"]

@@ -27,7 +27,7 @@ from flowbp_ray.utils import files
 from flowbp_ray.utils.digest import file_digest
 from flowbp_ray.utils.files import cache_folder
 from tests.backbones import tiny
-from tests.backbones.conftest import Saved
+from tests.conftest import Saved
 
 PROMPTS = ["a red circle", "two blue squares above the green circle", "a red circle", "", "a circle of green on red"]
 DISTINCT = 4  # the empty one among them

@@ -16,8 +16,8 @@ from flowbp_ray.backbones.registry import backbone_named
 from flowbp_ray.preflight import check
 from flowbp_ray.utils import files
 from tests.backbones import tiny
-from tests.backbones.conftest import Saved
 from tests.backbones.families import run_config
+from tests.conftest import Saved
 
 LOADERS: dict[str, Callable[[Backbone], object]] = {
     "transformer": lambda backbone: backbone.load_transformer(torch.float32),

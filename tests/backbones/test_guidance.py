@@ -15,7 +15,7 @@ from flowbp_ray.backbones.registry import backbone_named
 from flowbp_ray.config.sections import LoraConfig
 from flowbp_ray.weights import trainable
 from tests.backbones import tiny
-from tests.backbones.conftest import Saved
+from tests.conftest import Saved
 from tests.small import small_config
 
 SIZE, G = (32, 48), 3.5

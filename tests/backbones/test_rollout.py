@@ -10,8 +10,8 @@ from flowbp_ray.backbones.registry import backbone_named, build_backbone
 from flowbp_ray.backbones.sigmas import static_shift
 from flowbp_ray.config.sections import BackboneConfig
 from tests.backbones import tiny
-from tests.backbones.conftest import Saved
 from tests.backbones.families import PROMPTS, Family, noise_of, relative
+from tests.conftest import Saved
 
 SIZES = [(32, 32), (32, 80), (112, 48)]
 

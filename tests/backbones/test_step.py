@@ -13,8 +13,8 @@ from flowbp_ray.messages import Version
 from flowbp_ray.prompts import PromptRecord
 from flowbp_ray.run.folder import Run
 from tests.backbones import tiny
-from tests.backbones.conftest import Saved
 from tests.backbones.families import run_config
+from tests.conftest import Saved
 
 
 @pytest.mark.parametrize(

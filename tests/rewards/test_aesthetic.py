@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_clip import PROMPTS, SIDE, clip_model, head_weights, pictures, save_clip, save_head, wanted
 
 from flowbp_ray.rewards import base
 from flowbp_ray.rewards.aesthetic import Aesthetic, Head
+from tests.rewards.tiny_clip import PROMPTS, SIDE, clip_model, head_weights, pictures, save_clip, save_head, wanted
 
 NUMBERS = [0, 2, 4, 6, 7]
 

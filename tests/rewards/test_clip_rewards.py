@@ -8,11 +8,20 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_clip import PROMPTS, clip_model, open_clip, pictures, save_clip, save_head, save_hps, slope_is_the_gradient
 
 from flowbp_ray.config import loading
 from flowbp_ray.rewards import base
 from flowbp_ray.rewards.embedding import TextMemory
+from tests.rewards.tiny_clip import (
+    PROMPTS,
+    clip_model,
+    open_clip,
+    pictures,
+    save_clip,
+    save_head,
+    save_hps,
+    slope_is_the_gradient,
+)
 
 NAMES = ["hpsv2", "pickscore", "clipscore", "aesthetic"]
 Make = Callable[..., Any]

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_clip import PROMPTS, SIDE, break_weights, clip_model, pictures, save_clip, spelt, wanted
 
 from flowbp_ray.rewards import base
 from flowbp_ray.rewards.clipscore import CLIPScore
+from tests.rewards.tiny_clip import PROMPTS, SIDE, break_weights, clip_model, pictures, save_clip, spelt, wanted
 
 
 @pytest.mark.parametrize("eos", [2, 514])

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_clip import HPS, PROMPTS, SIDE, floats, open_clip, pictures, pil, save_hps
 
 from flowbp_ray.rewards import base
 from flowbp_ray.rewards.hpsv2 import HPSv2
+from tests.rewards.tiny_clip import HPS, PROMPTS, SIDE, floats, open_clip, pictures, pil, save_hps
 
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])[:, None, None]
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None]

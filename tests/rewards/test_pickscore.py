@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_clip import (
+from transformers import CLIPModel, CLIPTokenizer
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from flowbp_ray.rewards import base
+from flowbp_ray.rewards.pickscore import PickScore
+from tests.rewards.tiny_clip import (
     PROMPTS,
     SIDE,
     break_weights,
@@ -21,11 +26,6 @@ from tiny_clip import (
     spelt,
     wanted,
 )
-from transformers import CLIPModel, CLIPTokenizer
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-from flowbp_ray.rewards import base
-from flowbp_ray.rewards.pickscore import PickScore
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import importlib
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_clip import floats, open_clip, pictures, pil
 from torch import Tensor
 
 from flowbp_ray.rewards.preprocess import CLIP_MEAN, CLIP_STD, clip_pixels, normalise, padded_pixels, resize
+from tests.rewards.tiny_clip import floats, open_clip, pictures, pil
 
 SIZES = [(64, 64), (224, 224), (512, 512), (300, 201), (201, 300), (37, 501), (501, 37), (224, 300), (96, 97), (3, 2)]
 MEAN, STD = (torch.tensor(v)[:, None, None] for v in (CLIP_MEAN, CLIP_STD))

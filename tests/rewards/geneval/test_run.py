@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import small_config
 
 from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.config.schema import RunConfig
@@ -16,6 +15,7 @@ from flowbp_ray.evaluation.estimates import measure
 from flowbp_ray.messages import Item, Version, pack
 from flowbp_ray.preflight import check
 from flowbp_ray.rewards.scorer import Scorer
+from tests.small import small_config
 
 # prompts that the embedded model can read, with things that the tiny detector knows
 LINES = [
