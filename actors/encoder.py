@@ -11,6 +11,7 @@ from actors.process import prepare
 from flowbp_ray.backbones import Conditioning, encode_all
 from flowbp_ray.backbones.embeddings import Encoded, Encoder, PackedEmbeddings
 from flowbp_ray.config.schema import RunConfig
+from flowbp_ray.local import build_encoder
 
 
 class EncoderActor:
@@ -24,7 +25,7 @@ class EncoderActor:
 
     def add(self, texts: Sequence[str]) -> Encoded:
         """Encode some distinct texts and keep them: a part of the work, so that a slow encoder is not a silent one."""
-        self.encoder = self.encoder or Encoder(self.config)  # here, where an error keeps its name
+        self.encoder = self.encoder or build_encoder(self.config)  # here, where an error keeps its name
         for text in texts:
             self.done[text] = self.encoder(text)
         return self.encoder.report()

@@ -23,11 +23,12 @@ from actors.judge_logs import Logs
 from actors.placement import free, place
 from actors.process import actor_options
 from flowbp_ray.config.schema import RunConfig
-from flowbp_ray.control.selection import Selection, selection
+from flowbp_ray.control.selection import Selection
 from flowbp_ray.evaluation.evaluator import Evaluator
 from flowbp_ray.judges.checks import api_key
 from flowbp_ray.judges.client import Answers
 from flowbp_ray.judges.config import JudgeConfig
+from flowbp_ray.messages import ScoredItem
 from flowbp_ray.observability.tracker import Tracker
 from flowbp_ray.run.folder import Run
 from flowbp_ray.utils.errors import RunFailed
@@ -223,7 +224,7 @@ class Judges:
 
     # gates
 
-    def weigh(self, step: int, jobs: Sequence[Any], chosen: Selection, prompts: Sequence[str]) -> Selection:
+    def weigh(self, step: int, items: Sequence[ScoredItem], chosen: Selection, prompts: Sequence[str]) -> Selection:
         """Multiply each kept row's factor by the gates' weights of its picture. Raises RunFailed without an answer.
 
         Also takes what monitors have answered since the last step.
@@ -233,20 +234,20 @@ class Judges:
         self.weighed = {}
         if not self.gates:
             return chosen
-        where = [pair for job in jobs for pair in zip(job.item.samples, job.item.prompt_ids, strict=True)]
+        where = [pair for part in items for pair in zip(part.item.samples, part.item.prompt_ids, strict=True)]
         rows = [row for row, factor in enumerate(chosen.factors) if factor]
         texts = [prompts[where[row][1]] for row in rows]
         seeds = [(self.config.seed, step, where[row][0]) for row in rows]
         factors = np.array(chosen.factors)
-        calls = {name: self._weights(name, rows, texts, seeds, jobs) for name in self.gates}
+        calls = {name: self._weights(name, rows, texts, seeds, items) for name in self.gates}
         for name, call in calls.items():
-            weights = self._answer(name, call, rows, texts, seeds, jobs)
+            weights = self._answer(name, call, rows, texts, seeds, items)
             factors[rows] *= weights
             self.weighed[f"gate/{name}"] = float(np.mean(weights)) if rows else float("nan")
-        return selection(self.config, jobs, tuple(factors.tolist()), chosen.faults)
+        return Selection.of(items, tuple(factors.tolist()), chosen.faults, self.config.rewards)
 
-    def _weights(self, name: str, rows: Any, texts: Any, seeds: Any, jobs: Sequence[Any]) -> Any:
-        return self.handles[name].weights.remote(rows, texts, seeds, *[job.pictures for job in jobs])
+    def _weights(self, name: str, rows: Any, texts: Any, seeds: Any, items: Sequence[ScoredItem]) -> Any:
+        return self.handles[name].weights.remote(rows, texts, seeds, *[part.pictures for part in items])
 
     def _answer(self, name: str, call: Any, *question: Any) -> np.ndarray:
         """The weights; where the judge's process was lost it is asked again, `cluster.tries` times in all."""

@@ -30,14 +30,14 @@ class LearnerActor:
     def build(self, config: RunConfig, embeddings: PackedEmbeddings, rank: int, address: str, port: int) -> str:
         """Join the others; returns the name of this host."""
         from actors.process import prepare
-        from flowbp_ray.learning.learner import Learner
+        from flowbp_ray.local import build_learner
 
         prepare(config, config.learners.threads)
         if config.learners.engine == "deepspeed":
             from flowbp_ray.learning.deepspeed import join_process_group
 
             join_process_group(rank, config.learners, address, port, config.cluster.stall_timeout)
-        self.learner = Learner(config, embeddings.unpack(), rank)
+        self.learner = build_learner(config, embeddings.unpack(), rank)
         return socket.gethostname()
 
     def step(

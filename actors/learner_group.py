@@ -12,12 +12,11 @@ from ray.exceptions import GetTimeoutError, RayError
 from actors import transport
 from actors.errors import cause, wrong_for_good
 from actors.learner import RemoteLearner
-from actors.pipeline import Job
 from actors.placement import free, place
 from actors.process import REAL, Roles, actor_options
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.control.selection import Selection
-from flowbp_ray.messages import StepReport, Version
+from flowbp_ray.messages import ScoredItem, StepReport, Version
 from flowbp_ray.utils.errors import RunFailed
 
 
@@ -58,25 +57,25 @@ class LearnerGroup:
         self.kill()
         self._get(self.launch(embeddings), "being built again")
 
-    def share(self, jobs: Sequence[Job]) -> list[Sequence[Job]]:
+    def share(self, items: Sequence[ScoredItem]) -> list[Sequence[ScoredItem]]:
         """Each rank's consecutive part of the items."""
-        size = len(jobs) // len(self.ranks)
-        return [jobs[i * size : (i + 1) * size] for i in range(len(self.ranks))]
+        size = len(items) // len(self.ranks)
+        return [items[i * size : (i + 1) * size] for i in range(len(self.ranks))]
 
-    def step(self, step: int, jobs: Sequence[Job], chosen: Selection) -> list[StepReport]:
+    def step(self, step: int, items: Sequence[ScoredItem], chosen: Selection) -> list[StepReport]:
         """One optimizer step: each rank gets its part by reference. chosen: of all rows of the batch."""
         refs, first = [], 0
-        for rank, mine in zip(self.ranks, self.share(jobs), strict=True):
-            rows = sum(job.item.rows for job in mine)
-            parts = [*(j.rollout for j in mine), *(j.cotangent for j in mine)]
+        for rank, mine in zip(self.ranks, self.share(items), strict=True):
+            rows = sum(scored.item.rows for scored in mine)
+            parts = [*(scored.rollout for scored in mine), *(scored.cotangent for scored in mine)]
             refs.append(rank.step.remote(step, chosen.factors[first : first + rows], chosen.shares, *parts))
             first += rows
         return self._get(refs, f"in step {step}")
 
-    def drift(self, step: int, jobs: Sequence[Job]) -> list[float]:
+    def drift(self, step: int, items: Sequence[ScoredItem]) -> list[float]:
         """The drift of every row of the batch."""
-        pairs = zip(self.ranks, self.share(jobs), strict=True)
-        refs = [rank.drift.remote(*[j.rollout for j in mine]) for rank, mine in pairs]
+        pairs = zip(self.ranks, self.share(items), strict=True)
+        refs = [rank.drift.remote(*[scored.rollout for scored in mine]) for rank, mine in pairs]
         return [value for part in self._get(refs, f"measuring drift in step {step}") for value in part]
 
     def publish(self, version: Version) -> transport.Published:

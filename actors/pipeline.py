@@ -16,7 +16,7 @@ from ray.exceptions import RayActorError, RayError
 from actors.errors import arrived, cause, wrong_for_good
 from actors.pool import Pool
 from actors.transport import Published, Reference
-from flowbp_ray.messages import Evaluated, Item, RolloutReport, Scored
+from flowbp_ray.messages import Evaluated, Item, RolloutReport, Scored, ScoredItem
 from flowbp_ray.utils.errors import RunFailed, Stalled
 
 
@@ -38,10 +38,10 @@ class Job:
     pictures: Any = None  # [rows, H, W, 3] uint8, where a gate wants to see them
     dropped: bool = False  # of an incarnation that is gone: its worker is still busy with it
 
-    @property
-    def rollout(self) -> Any:
-        """Reference to the learner's part of the rollout."""
-        return self.refs[1]
+    def scored(self) -> ScoredItem:
+        """What is known of a training item that is done; the second reference is the learner's part of its rollout."""
+        assert self.report is not None and isinstance(self.result, Scored)
+        return ScoredItem(self.item, self.report, self.result, self.refs[1], self.cotangent, self.pictures)
 
 
 def arrivals(refs: list[Any], timeout: float) -> list[Any]:
@@ -82,7 +82,11 @@ class Pipeline:
         self.jobs += [Job(item, weights) for item in items]
         self._dispatch()
 
-    def collect(self, purpose: str, step: int) -> list[Job]:
+    def collect(self, step: int) -> list[ScoredItem]:
+        """Wait until every training item of `step` is scored; give them back in the order of their index."""
+        return [job.scored() for job in self._collect("train", step)]
+
+    def _collect(self, purpose: str, step: int) -> list[Job]:
         """Wait until every submitted item of (purpose, step) is done; give them back in the order of their index."""
         wanted = [j for j in self.jobs if (j.item.purpose, j.item.step) == (purpose, step) and not j.dropped]
         moved = time.monotonic()
@@ -100,7 +104,7 @@ class Pipeline:
     def draw(self, items: Sequence[Item], weights: Published) -> list[Evaluated]:
         """The items of an evaluation through samplers and reward servers, in order."""
         self.submit(items, weights)
-        jobs = self.collect(items[0].purpose, items[0].step)
+        jobs = self._collect(items[0].purpose, items[0].step)
         return [job.result for job in jobs if isinstance(job.result, Evaluated)]
 
     def drop(self) -> None:

@@ -24,14 +24,14 @@ def prepare(config: RunConfig, threads: int) -> None:
     """Let torch use `threads` threads, whatever the machine has; leave Ctrl-C to the driver; read paths as it does."""
     import torch
 
-    from flowbp_ray.utils.random import deterministic
+    from flowbp_ray.utils.random import use_deterministic_kernels
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     change_folder()
     record()
     torch.set_num_threads(threads)
     if config.cluster.deterministic:
-        deterministic()
+        use_deterministic_kernels()
 
 
 def change_folder() -> None:

@@ -11,8 +11,8 @@ import ray
 from actors import transport
 from actors.process import prepare
 from flowbp_ray.config.schema import RunConfig
+from flowbp_ray.local import build_sampler
 from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport
-from flowbp_ray.rollout.sampler import Sampler
 
 
 class SamplerActor:
@@ -20,7 +20,7 @@ class SamplerActor:
 
     def __init__(self, config: RunConfig) -> None:
         prepare(config, config.samplers.threads)
-        self.sampler = Sampler(config)
+        self.sampler = build_sampler(config)
 
     def ready(self) -> str:
         """The name of this host."""

@@ -31,7 +31,7 @@ from flowbp_ray.benching.emulation import Emulation
 from flowbp_ray.benching.simulate import DriverCosts
 from flowbp_ray.config import loading
 from flowbp_ray.messages import Item, Packed, Version, combine
-from flowbp_ray.rollout.items import items_of_step
+from flowbp_ray.rollout.items import ItemSource
 
 ALONE = ["learners.engine=torch", "learners.count=1", "learners.micro_batch=2"]
 NOTHING = Emulation(0, 0, 0, 0, 0, 0, (1,), 2, 1, 8, 8, ("reward",), False, False)
@@ -55,8 +55,7 @@ def batch_of(items: int, step: int) -> list[Item]:
     )
     model, version = config.backbone, Version(0, 0)
     sigmas = build_backbone(model).sigmas(model.num_steps, model.height, model.width)
-    shape = config.data.shape
-    return items_of_step(config.surrogate(), sigmas, shape, 64, 1, step, 1.0, version, config.plan_seed)
+    return ItemSource(config.data, config.surrogate(), sigmas, 64, 1.0, 1, config.plan_seed).of_step(step, version)
 
 
 def measure(samplers: int, actors: tuple[list[Any], list[Any]], rounds: int) -> list[dict[str, float]]:
@@ -73,7 +72,7 @@ def measure(samplers: int, actors: tuple[list[Any], list[Any]], rounds: int) -> 
         items, pipeline.looks, pipeline.scanned = batch_of(2 * samplers, step), 0, 0
         clock, wall = time.thread_time(), time.perf_counter()
         pipeline.submit(items, published)
-        pipeline.collect("train", step)
+        pipeline.collect(step)
         spent = time.thread_time() - clock
         rows.append(
             {"samplers": samplers, "items": len(items), "looks": pipeline.looks, "scanned": pipeline.scanned}

@@ -61,7 +61,7 @@ def encode(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     """Fill the embedding cache with a run's prompts, in this process; the text encoders are gone when it ends."""
     from rich.progress import Progress as Bar
 
-    from flowbp_ray.backbones.embeddings import fill
+    from flowbp_ray.local import fill_cache
     from flowbp_ray.prompts import read_prompts
 
     settings = loading.load(config, overrides or [])
@@ -70,7 +70,7 @@ def encode(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     try:
         with Bar(console=console) as bar:
             task = bar.add_task("encoding", total=None)
-            encoded = fill(settings, texts, lambda done, total: bar.update(task, completed=done, total=total))
+            encoded = fill_cache(settings, texts, lambda done, total: bar.update(task, completed=done, total=total))
     except KeyboardInterrupt:
         print("flowbp-ray: stopped; what was encoded stays in the cache", file=sys.stderr)
         raise typer.Exit(130) from None

@@ -19,19 +19,18 @@ from actors.scaler import Scaler
 from actors.transport import Published
 from flowbp_ray import prompts
 from flowbp_ray.artifacts.report import curves, summarise
-from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.control import guard, scaling
 from flowbp_ray.control.guard import HackingVerdict
 from flowbp_ray.control.scaling import idle
-from flowbp_ray.control.selection import changed, select
+from flowbp_ray.control.selection import check_updated, select
 from flowbp_ray.evaluation.evaluator import Evaluator, flat
+from flowbp_ray.local import build_items
 from flowbp_ray.messages import StepReport, Version
 from flowbp_ray.observability.progress import Progress
-from flowbp_ray.observability.step_metrics import phases, whole_step
+from flowbp_ray.observability.step_metrics import phases, step_metrics
 from flowbp_ray.observability.tracker import Export, Tracker
 from flowbp_ray.preflight import Checked, check
-from flowbp_ray.rollout.items import items_of_run
 from flowbp_ray.run.folder import Run
 from flowbp_ray.utils.errors import RunFailed, Stalled
 from flowbp_ray.utils.signals import Interrupted, Interrupts
@@ -112,11 +111,9 @@ class Loop:
     ) -> None:
         self.config, self.run, self.fleet = config, run, fleet
         self.tracker, self.progress, self.interrupts = tracker, progress, interrupts
-        self.records, self.judges, self.evaluator = records, judges, judges.evaluator
+        self.judges, self.evaluator = judges, judges.evaluator
         self.scaler = Scaler(config, run, fleet.pools)
-        model = config.backbone
-        self.sigmas = build_backbone(model).sigmas(model.num_steps, model.height, model.width)
-        self.method = config.surrogate()
+        self.source = build_items(config, len(records))
         self.published: dict[int, Published] = {}
         self.incarnation = self.done = self.issued = self.skipped = 0
         self.verdict: HackingVerdict | None = None  # a guard's that ended the run
@@ -177,20 +174,21 @@ class Loop:
         began = time.perf_counter()
         self.progress.phase("sampling")
         self.issue(step + self.config.staleness)
-        jobs = self.fleet.pipeline.collect("train", step)
+        items = self.fleet.pipeline.collect(step)
         scored_at = time.perf_counter()
         self.progress.phase("learning")
-        drift = self.fleet.learners.drift(step, jobs) if self.config.drift.max is not None else []
-        chosen = self.judges.weigh(step, jobs, select(self.config, jobs, drift), self.fleet.pipeline.prompts)
+        drift = self.fleet.learners.drift(step, items) if self.config.drift.max is not None else []
+        chosen = select(items, drift, self.config.rewards, self.config.drift.max, self.config.nonfinite)
+        chosen = self.judges.weigh(step, items, chosen, self.fleet.pipeline.prompts)
         self.stop_or_warn([fault.describe(self.fleet.pipeline.prompts) for fault in chosen.faults])
-        learners = self.fleet.learners.step(step, jobs, chosen) if chosen.kept else []
+        learners = self.fleet.learners.step(step, items, chosen) if chosen.kept else []
         self.check_update(step, learners)
         learned_at = time.perf_counter()
         self.progress.phase("publishing")
         self.published = {v: ref for v, ref in self.published.items() if v > step - self.config.staleness}
         self.published[step + 1] = self.fleet.learners.publish(self.version(step + 1))
         ended = time.perf_counter()
-        metrics = whole_step(self.config, jobs, learners, chosen, drift) | {
+        metrics = step_metrics(items, learners, chosen, drift, self.config.learners, self.config.backbone) | {
             "incarnation": self.incarnation,
             "retries": self.fleet.pipeline.retries,
             **phases(began, scored_at, learned_at, ended, self.config.data.shape.batch),
@@ -209,8 +207,7 @@ class Loop:
         config = self.config
         while self.issued <= min(batch, config.steps - 1):
             version = max(0, self.issued - config.staleness)
-            named, count = self.version(version), len(self.records)
-            items = items_of_run(config, self.method, self.sigmas, count, self.issued, named)
+            items = self.source.of_step(self.issued, self.version(version))
             self.fleet.pipeline.submit(items, self.published[version])
             self.issued += 1
 
@@ -224,7 +221,7 @@ class Loop:
 
     def check_update(self, step: int, learners: Sequence[StepReport]) -> None:
         """Too many steps without an update end the run; a bad gradient at once, where the config says so."""
-        updated = changed(self.config, step, learners, self.fleet.pipeline.prompts, self.log)
+        updated = check_updated(step, learners, self.fleet.pipeline.prompts, self.config.nonfinite, self.log)
         self.skipped = 0 if updated else self.skipped + 1
         if self.skipped >= SKIPS:
             raise RunFailed(f"{SKIPS} steps in a row changed nothing, the last was step {step}; see log.txt for why")

@@ -2,34 +2,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
 from flowbp_ray import prompts
-from flowbp_ray.backbones.embeddings import encode
+from flowbp_ray.backbones.embeddings import Embeddings, Encoded, Encoder, distinct, encode_all
+from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.control.selection import select
 from flowbp_ray.learning.learner import Learner
-from flowbp_ray.messages import Item, RolloutReport, Scored, StepReport, Version, unpack
+from flowbp_ray.messages import Item, ScoredItem, StepReport, Version, unpack
 from flowbp_ray.rewards.remote import handshake
 from flowbp_ray.rewards.scores import open_scorer
-from flowbp_ray.rollout.items import items_of_run
-from flowbp_ray.rollout.sampler import Sampler, alone
+from flowbp_ray.rollout.items import ItemSource
+from flowbp_ray.rollout.sampler import Sampler
 from flowbp_ray.run.folder import Run
 from flowbp_ray.weights import trainable
 from flowbp_ray.weights.packing import Parcel
 
 
-@dataclass(frozen=True)
-class _Done:
-    """What `select` reads of an item."""
+def build_encoder(config: RunConfig) -> Encoder:
+    """The encoder of a run, in this process."""
+    return Encoder(config.backbone, config.encoder, config.cluster.deterministic)
 
-    item: Item
-    report: RolloutReport
-    result: Scored
+
+def build_sampler(config: RunConfig, embeddings: Embeddings | None = None) -> Sampler:
+    """A sampler of a run, in this process."""
+    learners = config.learners
+    return Sampler(
+        config.backbone,
+        lora=learners.lora,
+        seed=config.seed,
+        device=config.samplers.device,
+        drift_meter=config.drift.on,
+        base_velocities=learners.base_penalty is not None,
+        embeddings=embeddings,
+    )
+
+
+def build_learner(config: RunConfig, embeddings: Embeddings, rank: int = 0) -> Learner:
+    """A learner rank of a run, in this process; the process group must be there before."""
+    return Learner(
+        config.backbone,
+        config.learners,
+        config.surrogate(),
+        embeddings,
+        steps=config.steps,
+        batch=config.data.shape.batch,
+        seed=config.seed,
+        rank=rank,
+    )
+
+
+def build_items(config: RunConfig, prompt_count: int) -> ItemSource:
+    """The training items of a run with `prompt_count` training prompts."""
+    model = config.backbone
+    sigmas = build_backbone(model).sigmas(model.num_steps, model.height, model.width)
+    method, seeds = config.surrogate(), (config.seed, config.plan_seed)
+    return ItemSource(config.data, method, sigmas, prompt_count, model.guidance, *seeds)
+
+
+def encode(config: RunConfig, texts: Sequence[str]) -> Embeddings:
+    """Embeddings of the empty prompt and `texts`, in this process; the text encoders are gone when it returns."""
+    return encode_all(build_encoder(config), texts)
+
+
+def fill_cache(config: RunConfig, texts: Sequence[str], advance: Callable[[int, int], None] | None = None) -> Encoded:
+    """Bring the empty prompt and `texts` into the cache, and keep none of them in memory.
+
+    advance: called after every text with how many are done, and of how many. Raises ValueError without a cache, or
+    without the GPU that the run encodes on: its embeddings would be others.
+    """
+    if config.encoder.cache is None:
+        raise ValueError("encoder.cache is null, so there is nothing to fill; write encoder.cache=auto, or a folder")
+    if config.encoder.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"encoder.gpus={config.encoder.gpus:g}, but there is no GPU here; write encoder.gpus=0, in the run as well"
+        )
+    encoder, wanted = build_encoder(config), distinct(texts)
+    for done, text in enumerate(wanted, 1):
+        encoder(text)
+        if advance is not None:
+            advance(done, len(wanted))
+    return encoder.report()
 
 
 class LocalLoop:
@@ -39,39 +96,55 @@ class LocalLoop:
         self.config = config
         self.texts = [r.text for r in prompts.load(config.data.prompts)]
         embeddings = encode(config, self.texts)
-        self.sampler = Sampler(config, embeddings)
+        self.sampler = build_sampler(config, embeddings)
         self.scorer = open_scorer(config, handshake.check(config))
-        self.learner = Learner(config, embeddings)
-        self.method = config.surrogate()
+        self.learner = build_learner(config, embeddings)
+        self.source = build_items(config, len(self.texts))
 
     def items(self, step: int) -> list[Item]:
         """The items of a step, at version `step`."""
-        return items_of_run(self.config, self.method, self.learner.sigmas, len(self.texts), step, Version(0, step))
+        return self.source.of_step(step, Version(0, step))
 
     def step(self, step: int) -> StepReport:
         """One optimizer step of the same maths as the loop on Ray."""
         config = self.config
         published = list(self.learner.publish())
-        rollouts, cotangents, jobs = [], [], []
+        items = []
         for item in self.items(step):
             report, rollout, target = self.sampler.rollout(item, lambda: published)
             texts = [self.texts[i] for i in item.prompt_ids]
             scored, cotangent = self.scorer.score(item, texts, report, target)
-            rollouts.append(rollout)
-            cotangents.append(cotangent)
-            jobs.append(_Done(item, report, scored))
+            items.append(ScoredItem(item, report, scored, rollout, cotangent))
+        rollouts, cotangents = [scored.rollout for scored in items], [scored.cotangent for scored in items]
         drift = self.learner.drift(rollouts) if config.drift.max is not None else ()
-        chosen = select(config, jobs, drift)
+        chosen = select(items, drift, config.rewards, config.drift.max, config.nonfinite)
         return self.learner.step(step, rollouts, cotangents, chosen.factors, chosen.shares)
+
+
+def without_gpus(config: RunConfig) -> RunConfig:
+    """The configuration for a process that may see no GPU: where it sees none, pools compute on the CPU.
+
+    What a run trained on GPUs can so be drawn without one.
+    """
+    if torch.cuda.is_available():
+        return config
+    pools = {"encoder": config.encoder, "samplers": config.samplers, "rewards": config.rewards}
+    return config.model_copy(update={name: pool.model_copy(update={"gpus": 0.0}) for name, pool in pools.items()})
 
 
 def draw(
     run: Run, texts: Sequence[str], step: int | None, guidance: float | None, seed: int
 ) -> tuple[int, list[np.ndarray]]:
     """Pictures [H, W, 3] uint8 of prompts with a run's checkpoint; also says which step's."""
-    config = alone(run.config())
+    config = without_gpus(run.config())
     used, tensors = run.checkpoints.weights(step, average=True)
-    sampler = Sampler(config, encode(config, texts))
+    sampler = Sampler(
+        config.backbone,
+        lora=config.learners.lora,
+        seed=config.seed,
+        device=config.samplers.device,
+        embeddings=encode(config, texts),
+    )
     trainable.install(sampler.transformer, tensors)
     sampler.version = Version(0, used)
     item = Item(

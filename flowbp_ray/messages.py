@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -184,6 +184,22 @@ class Scored:
 
 
 @dataclass(frozen=True)
+class ScoredItem:
+    """A training item that has been rolled out and scored: the small reports, and what a learner needs of it.
+
+    rollout, cotangent, pictures: a `Rollout`, a `Packed` and [rows, H, W, 3] uint8, or references to them; pictures
+    only where a gate wants to see them.
+    """
+
+    item: Item
+    report: RolloutReport
+    result: Scored
+    rollout: Any = None
+    cotangent: Any = None
+    pictures: Any = None
+
+
+@dataclass(frozen=True)
 class Evaluated:
     """Held-out scores (name -> one float per row) and pictures [rows, H, W, 3] uint8 of an evaluation item.
 
@@ -202,7 +218,7 @@ class StepReport:
     """Numbers of one optimizer step on one rank.
 
     grad_norm: global, before clipping; where it is not finite nothing was updated. drift: per row, where metered.
-    moved: per row, with a base penalty: the mean square of what the velocities differ from the base's (see `Watch`).
+    base_distance: per row, with a base penalty: the mean square of the velocities' difference from the base's.
     """
 
     step: int
@@ -214,7 +230,7 @@ class StepReport:
     padding: int
     seconds: float
     drift: tuple[float, ...] = ()
-    moved: tuple[float, ...] = ()
+    base_distance: tuple[float, ...] = ()
     faults: tuple[Fault, ...] = ()
     timings: Mapping[str, float] = field(default_factory=dict)
 

@@ -45,7 +45,7 @@ def check(config: RunConfig) -> Checked:
     train, held_out = read_prompts(config)
     agreed = handshake.check(config)
     if not config.rewards.url:  # whose servers have checked their own
-        check_rewards(config, [record.text for record in held_out])
+        check_rewards(config.rewards, [record.text for record in held_out])
     judges.check(config.judges)
     cache = cache_folder(config.encoder.cache)
     for part in (backbone.base_folder / "transformer", backbone.base_folder / "vae", *backbone.encoder_parts()):

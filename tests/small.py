@@ -7,6 +7,7 @@ from pathlib import Path
 from flowbp_ray.config import loading
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.local import LocalLoop
+from flowbp_ray.rewards.scorer import Scorer
 from tests.paths import DATA
 
 WAITED = ("idle/", "queue/")
@@ -45,3 +46,8 @@ def local_digest(config: RunConfig) -> str:
     for step in range(config.steps):
         loop.step(step)
     return loop.learner.digest()
+
+
+def scorer_of(config: RunConfig) -> Scorer:
+    """The rewards of `config`, in this process, whatever its `rewards.url`."""
+    return Scorer(config.backbone, config.rewards, config.data.shape.batch)

@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from flowbp_ray.artifacts.card import Kind, card
 from flowbp_ray.backbones import Backbone
 from flowbp_ray.config.schema import RunConfig
-from flowbp_ray.rollout.sampler import Sampler, alone
+from flowbp_ray.rollout.sampler import Sampler
 from flowbp_ray.run.folder import Run
 from flowbp_ray.utils.digest import digest
 from flowbp_ray.utils.errors import ConfigError
@@ -46,7 +48,8 @@ def export(run: Run, to: Path, step: int | None = None, average: bool = False, m
     used, tensors = run.checkpoints.weights(step, average)
     if average and not run.checkpoints.has_average(used):
         raise ConfigError(f"{run.folder} keeps no average; leave out --ema, or train with learners.ema.decay=0.999")
-    sampler = Sampler(alone(config))
+    device = config.samplers.device if torch.cuda.is_available() else "cpu"
+    sampler = Sampler(config.backbone, lora=config.learners.lora, seed=config.seed, device=device)
     trainable.install(sampler.transformer, tensors)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")

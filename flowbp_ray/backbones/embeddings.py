@@ -7,7 +7,7 @@ model's pooled embeddings do), and a run would then depend on what its cache hap
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,20 +16,21 @@ from torch import Tensor
 from flowbp_ray.backbones.base import Conditioning, Encode
 from flowbp_ray.backbones.embedding_cache import EmbeddingCache
 from flowbp_ray.backbones.registry import build_backbone
-from flowbp_ray.config.schema import RunConfig
+from flowbp_ray.config.sections import BackboneConfig, EncoderConfig
 from flowbp_ray.messages import Encoded, Packed, pack_all, unpack_all
 from flowbp_ray.utils.files import cache_folder
-from flowbp_ray.utils.random import deterministic
+from flowbp_ray.utils.random import use_deterministic_kernels
 
 
 class Encoder:
     """Encodes one text after the other. The text encoders are loaded for the first one that the cache lacks."""
 
-    def __init__(self, config: RunConfig) -> None:
-        model, self.threads, self.device = config.backbone, config.encoder.threads, config.encoder.device
-        self.backbone = build_backbone(model)
-        root = cache_folder(config.encoder.cache)
-        self.cache = None if root is None else EmbeddingCache(root, self.backbone, self.threads, _computes_on(config))
+    def __init__(self, backbone: BackboneConfig, encoder: EncoderConfig, deterministic: bool = False) -> None:
+        """deterministic: with deterministic kernels only, where it computes on a GPU."""
+        self.threads, self.device = encoder.threads, encoder.device
+        self.backbone = build_backbone(backbone)
+        root, computes_on = cache_folder(encoder.cache), _computes_on(encoder.device, deterministic)
+        self.cache = None if root is None else EmbeddingCache(root, self.backbone, self.threads, computes_on)
         self.loaded: Encode | None = None
         self.found = self.encoded = self.nbytes = 0
 
@@ -58,31 +59,6 @@ class Encoder:
         return Encoded(self.found, self.encoded, self.nbytes, broken, folder)
 
 
-def encode(config: RunConfig, texts: Sequence[str]) -> Embeddings:
-    """Embeddings of the empty prompt and `texts`, in this process; the text encoders are gone when it returns."""
-    return encode_all(Encoder(config), texts)
-
-
-def fill(config: RunConfig, texts: Sequence[str], advance: Callable[[int, int], None] | None = None) -> Encoded:
-    """Bring the empty prompt and `texts` into the cache, and keep none of them in memory.
-
-    advance: called after every text with how many are done, and of how many. Raises ValueError without a cache, or
-    without the GPU that the run encodes on: its embeddings would be others.
-    """
-    if config.encoder.cache is None:
-        raise ValueError("encoder.cache is null, so there is nothing to fill; write encoder.cache=auto, or a folder")
-    if config.encoder.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            f"encoder.gpus={config.encoder.gpus:g}, but there is no GPU here; write encoder.gpus=0, in the run as well"
-        )
-    encoder, wanted = Encoder(config), distinct(texts)
-    for done, text in enumerate(wanted, 1):
-        encoder(text)
-        if advance is not None:
-            advance(done, len(wanted))
-    return encoder.report()
-
-
 @dataclass(frozen=True)
 class PackedEmbeddings:
     """`Embeddings` on their way: one object, which is sent by reference."""
@@ -102,13 +78,13 @@ class PackedEmbeddings:
         return sum(packed.nbytes for packed in self.tensors.values())
 
 
-def _computes_on(config: RunConfig) -> str:
+def _computes_on(device: str, deterministic: bool) -> str:
     """What decides the bits beside the threads: CPUs, or which GPU with which kernels, which are set here."""
-    if config.encoder.device == "cpu":
+    if device == "cpu":
         return "cpu"
-    if config.cluster.deterministic:
-        deterministic()
-    return torch.cuda.get_device_name() + (", deterministic" if config.cluster.deterministic else "")
+    if deterministic:
+        use_deterministic_kernels()
+    return torch.cuda.get_device_name() + (", deterministic" if deterministic else "")
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Which samples of a batch count, and by how much: the mean of the loss is taken over those that are kept."""
+"""Which samples of a batch count and by how much, and whether the learners updated."""
 
 from __future__ import annotations
 
@@ -6,22 +6,26 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
-from flowbp_ray.config.schema import RunConfig
-from flowbp_ray.messages import Fault, StepReport
+from flowbp_ray.config.rewards import RewardsConfig
+from flowbp_ray.messages import Fault, ScoredItem, StepReport
 from flowbp_ray.rewards import balance
 from flowbp_ray.utils.errors import RunFailed
+
+NonFinite = Literal["skip_sample", "skip_step", "stop"]
+"""`nonfinite` of a configuration: what a value that is not finite costs."""
 
 
 @dataclass(frozen=True)
 class Selection:
     """factors: what each row's cotangent is multiplied by, 0 or batch / kept. faults: what was not finite so far.
 
-    gram: [terms, terms], the products of the rewards' gradients over the kept rows. shares: what each term's cotangent
-    is multiplied by, where the terms are balanced; else empty: there is one cotangent for all.
+    The mean of the loss is taken over the rows that are kept. gram: [terms, terms], the products of the rewards'
+    gradients over these rows. shares: what each term's cotangent is multiplied by, where the terms are balanced; else
+    empty: there is one cotangent for all.
     """
 
     factors: tuple[float, ...]
@@ -30,51 +34,60 @@ class Selection:
     gram: np.ndarray
     shares: tuple[float, ...] = ()
 
+    @classmethod
+    def of(
+        cls,
+        items: Sequence[ScoredItem],
+        factors: tuple[float, ...],
+        faults: tuple[Fault, ...],
+        rewards: RewardsConfig,
+    ) -> Selection:
+        """What follows from the rows' factors."""
+        products = balance.gram([scored.result for scored in items], factors)
+        weights = [term.weight for term in rewards.terms]
+        shares = balance.shares(products, weights) if rewards.balance != "none" else ()
+        return cls(factors, sum(factor != 0 for factor in factors), faults, products, shares)
 
-def select(config: RunConfig, jobs: Sequence[Any], drift: Sequence[float]) -> Selection:
-    """Leave out rows beyond their method's `max_distance`, with a fault, or that aged beyond `drift.max`.
 
-    jobs: in the order of their items; each has the `report` and the `result` of its item. drift: one per row, or
-    empty. With `nonfinite: skip_step` one fault leaves out all rows.
+def select(
+    items: Sequence[ScoredItem],
+    drift: Sequence[float],
+    rewards: RewardsConfig,
+    drift_max: float | None = None,
+    nonfinite: NonFinite = "stop",
+) -> Selection:
+    """Leave out rows with a fault, beyond their method's `max_distance`, or whose drift is above `drift_max`.
+
+    items: in their order. drift: one number per row, or empty. nonfinite: with "skip_step" one fault leaves out all rows.
     """
-    faults = tuple(f for job in jobs for part in (job.report, job.result) for f in part.faults)
+    faults = tuple(fault for scored in items for part in (scored.report, scored.result) for fault in part.faults)
     spoiled = {fault.sample for fault in faults}
     kept = [
         flag and sample not in spoiled
-        for job in jobs
-        for flag, sample in zip(job.report.kept, job.item.samples, strict=True)
+        for scored in items
+        for flag, sample in zip(scored.report.kept, scored.item.samples, strict=True)
     ]
-    if drift and config.drift.max is not None:
+    if drift and drift_max is not None:
         # a drift that is not a number stays: the sweep meets that velocity again, and names it
-        kept = [flag and not aged > config.drift.max for flag, aged in zip(kept, drift, strict=True)]
-    if faults and config.nonfinite == "skip_step":
+        kept = [flag and not value > drift_max for flag, value in zip(kept, drift, strict=True)]
+    if faults and nonfinite == "skip_step":
         kept = [False] * len(kept)
     count = sum(kept)
-    return selection(config, jobs, tuple(len(kept) / count if flag else 0.0 for flag in kept), faults)
+    return Selection.of(items, tuple(len(kept) / count if flag else 0.0 for flag in kept), faults, rewards)
 
 
-def selection(
-    config: RunConfig, jobs: Sequence[Any], factors: tuple[float, ...], faults: tuple[Fault, ...]
-) -> Selection:
-    """What follows from the rows' factors."""
-    products = balance.gram([job.result for job in jobs], factors)
-    weights = [term.weight for term in config.rewards.terms]
-    shares = balance.shares(products, weights) if config.rewards.balance != "none" else ()
-    return Selection(factors, sum(factor != 0 for factor in factors), faults, products, shares)
-
-
-def changed(
-    config: RunConfig, step: int, learners: Sequence[StepReport], prompts: Sequence[str], log: logging.Logger
+def check_updated(
+    step: int, learners: Sequence[StepReport], prompts: Sequence[str], nonfinite: NonFinite, log: logging.Logger
 ) -> bool:
-    """Whether the learners updated; a gradient norm that is not finite updated nothing, and the log names why.
+    """Whether the learners updated. A gradient norm that is not finite updated nothing, and the log names why.
 
-    learners: empty where no sample was kept. Raises RunFailed for a bad gradient with `nonfinite: stop`.
+    learners: empty where no sample was kept. Raises RunFailed for a bad gradient with nonfinite="stop".
     """
     updated = bool(learners) and math.isfinite(learners[0].grad_norm)
     faults = [fault.describe(prompts) for report in learners for fault in report.faults]
     for fault in faults:
         log.warning("%s", fault)
-    if learners and not updated and config.nonfinite == "stop":
+    if learners and not updated and nonfinite == "stop":
         why = faults[0] if faults else f"gradient of step {step} is not finite"
         raise RunFailed(f"{why}; nonfinite=skip_step would go on without the step")
     if not updated:

@@ -2,7 +2,7 @@
 and values that are not finite.
 
     drift[b] = mean over elements of |Σ_i h[i] · (v_theta(x[i]) − v_cached[i])|,  i over the active nodes of sample b
-    moved[b] = mean over i and elements of (v_theta(x[i]) − v_base(x[i]))²
+    base_distance[b] = mean over i and elements of (v_theta(x[i]) − v_base(x[i]))²
 
 The velocities compared are those of the branches that the learner runs (with a detached negative g·v_cond). At
 staleness 0 the drift is the noise floor: the same weights, other batches.
@@ -31,7 +31,7 @@ class SweepObserver:
         self.h = (sigmas[1:] - sigmas[:-1]).tolist()
         plans: list[Plan] = [item.plans[row] for item, row in self.rows]
         self.places = places(plans)
-        self.aged: list[Tensor | None] = [None] * len(plans)
+        self.drift_sum: list[Tensor | None] = [None] * len(plans)
         self.squares: list[list[Tensor]] = [[] for _ in plans]
         self.seen: set[int] = set()
         self.faults: list[Fault] = []
@@ -49,8 +49,8 @@ class SweepObserver:
                 self.faults.append(self.fault("learner velocity", b, node))
             if self.velocities is not None:
                 change = self.h[node] * (v[i].float() - self.velocities[place].to(v.device).float())
-                before = self.aged[b]
-                self.aged[b] = change if before is None else before + change
+                before = self.drift_sum[b]
+                self.drift_sum[b] = change if before is None else before + change
             if self.base is not None:
                 self.squares[b].append((v[i].float() - self.base[place].to(v.device).float()).square().mean())
 
@@ -63,9 +63,9 @@ class SweepObserver:
         """One number per sample; empty without the meter."""
         if self.velocities is None:
             return ()
-        return tuple(0.0 if a is None else float(a.abs().mean()) for a in self.aged)
+        return tuple(0.0 if a is None else float(a.abs().mean()) for a in self.drift_sum)
 
-    def moved(self) -> tuple[float, ...]:
+    def base_distance(self) -> tuple[float, ...]:
         """One number per sample; empty without the base's velocities."""
         if self.base is None:
             return ()

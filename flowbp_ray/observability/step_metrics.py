@@ -1,27 +1,26 @@
-"""Numbers of a step, computed once from what the processes reported; written to metrics.jsonl and, if asked, wandb."""
+"""The numbers of a step, computed once from what the processes reported. `catalog` says what each of them is."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from flowbp_ray.backbones.registry import build_backbone
-from flowbp_ray.config.schema import RunConfig
+from flowbp_ray.config.sections import BackboneConfig, LearnersConfig
 from flowbp_ray.control.selection import Selection
-from flowbp_ray.messages import RolloutReport, Scored, StepReport
+from flowbp_ray.messages import RolloutReport, Scored, ScoredItem, StepReport
 from flowbp_ray.rewards.balance import strengths
 from flowbp_ray.surrogate import Plan
 
 
 def step_metrics(
-    config: RunConfig,
-    reports: Sequence[RolloutReport],
-    scored: Sequence[Scored],
+    items: Sequence[ScoredItem],
     learners: Sequence[StepReport],
     chosen: Selection,
-    drift: Sequence[float] = (),
+    drift: Sequence[float],
+    config: LearnersConfig,
+    backbone: BackboneConfig,
 ) -> dict[str, float]:
     """Means over the batch, sums over the pools. Bytes are per image; seconds are per step.
 
@@ -30,9 +29,10 @@ def step_metrics(
     was measured before the step; else the learners' own. updated: 1 where the weights changed. grad_clipped: 1 where
     the norm was above the limit.
     """
-    rows, limit = sum(len(r.omega) for r in reports), config.learners.optimizer.max_grad_norm
+    reports, scored = [item.report for item in items], [item.result for item in items]
+    rows, limit = sum(len(r.omega) for r in reports), config.optimizer.max_grad_norm
     norm = learners[0].grad_norm if learners else float("nan")
-    aged = drift or [value for r in learners for value in r.drift]
+    drifts = drift or [value for r in learners for value in r.drift]
     losses = np.array([loss for s in scored for loss in s.losses])
     flat: dict[str, float] = {"loss": float(losses @ np.array(chosen.factors) / rows)}
     for name in scored[0].scores:
@@ -41,12 +41,12 @@ def step_metrics(
         flat[f"clipped/{name}"] = float(np.mean([s.clipped[name] for s in scored]))
     flat |= strengths(list(scored[0].scores), chosen.gram)
     flat |= {f"reward_share/{name}": share for name, share in zip(scored[0].scores, chosen.shares, strict=False)}
-    if aged:
-        flat |= {"drift": float(np.mean(aged)), "drift_max": float(np.max(aged))}
-    moved, factors = np.array([value for r in learners for value in r.moved]), np.array(chosen.factors)
-    if len(moved) and config.learners.base_penalty is not None:
-        square = float(moved[factors > 0] @ factors[factors > 0] / rows)
-        flat |= {"base_penalty": config.learners.base_penalty.weight * square, "base_distance": square**0.5}
+    if drifts:
+        flat |= {"drift": float(np.mean(drifts)), "drift_max": float(np.max(drifts))}
+    distances, factors = np.array([value for r in learners for value in r.base_distance]), np.array(chosen.factors)
+    if len(distances) and config.base_penalty is not None:
+        square = float(distances[factors > 0] @ factors[factors > 0] / rows)
+        flat |= {"base_penalty": config.base_penalty.weight * square, "base_distance": square**0.5}
     return flat | {
         "kept": chosen.kept / rows,
         "faults": float(len(chosen.faults) + sum(len(r.faults) for r in learners)),
@@ -64,6 +64,8 @@ def step_metrics(
         "load_s": sum(r.load_seconds for r in reports),
         "reward_s": sum(s.seconds for s in scored),
         "learner_s": max((r.seconds for r in learners), default=0.0),
+        "state_bytes_per_image_formula": state_bytes(backbone, [plan for item in items for plan in item.item.plans]),
+        "version": reports[0].version.step,
     }
 
 
@@ -76,17 +78,6 @@ def phases(began: float, scored: float, learned: float, ended: float, images: in
         "publish_s": ended - learned,
         "step_s": whole,
         "images_per_s": images / whole,
-    }
-
-
-def whole_step(
-    config: RunConfig, jobs: Sequence[Any], learners: Sequence[StepReport], chosen: Selection, drift: Sequence[float]
-) -> dict[str, float]:
-    """`step_metrics` of a step's items (see `selection.select`), with what follows from the items themselves."""
-    reports, scored = [job.report for job in jobs], [job.result for job in jobs]
-    return step_metrics(config, reports, scored, learners, chosen, drift) | {
-        "state_bytes_per_image_formula": state_bytes(config, [plan for job in jobs for plan in job.item.plans]),
-        "version": reports[0].version.step,
     }
 
 
@@ -113,9 +104,8 @@ def travel(reports: Sequence[RolloutReport], scored: Sequence[Scored]) -> dict[s
     }
 
 
-def state_bytes(config: RunConfig, plans: Sequence[Plan]) -> float:
+def state_bytes(model: BackboneConfig, plans: Sequence[Plan]) -> float:
     """Bytes of states per image by formula: states of the plan × elements of a latent × itemsize, averaged."""
-    model = config.backbone
     shape = build_backbone(model).latent_shape(model.height, model.width)
     states = sum(len(plan.states) for plan in plans) / len(plans)
     return states * int(np.prod(shape)) * model.torch_dtype.itemsize

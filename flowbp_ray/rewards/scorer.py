@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from flowbp_ray.backbones.registry import build_backbone
-from flowbp_ray.config.schema import RunConfig
+from flowbp_ray.config.rewards import RewardsConfig
+from flowbp_ray.config.sections import BackboneConfig
 from flowbp_ray.messages import Evaluated, Fault, Item, Packed, RolloutReport, Scored, pack, unpack
 from flowbp_ray.rewards import base
 from flowbp_ray.rewards.base import build
@@ -21,12 +22,12 @@ from flowbp_ray.surrogate import append_dims
 class Scorer:
     """Decodes targets, scores them, and answers with the gradient of the global-batch loss at each."""
 
-    def __init__(self, config: RunConfig) -> None:
-        self.config = config
-        settings, device = config.rewards, config.rewards.device
-        self.decode = build_backbone(config.backbone).load_decoder(device)
-        self.rewards = {r.name: build(r.factory, device, **r.options) for r in settings.all}
-        self.trained = [(RewardTerm(t.name, t.weight, t.clip, t.scale), self.rewards[t.name]) for t in settings.terms]
+    def __init__(self, backbone: BackboneConfig, rewards: RewardsConfig, batch: int) -> None:
+        """batch: rows of the global batch, by which each row's loss is divided."""
+        self.config, self.batch, self.device = rewards, batch, rewards.device
+        self.decode = build_backbone(backbone).load_decoder(self.device)
+        self.rewards = {r.name: build(r.factory, self.device, **r.options) for r in rewards.all}
+        self.trained = [(RewardTerm(t.name, t.weight, t.clip, t.scale), self.rewards[t.name]) for t in rewards.terms]
 
     def reach(self) -> None:
         """Nothing is in between."""
@@ -34,17 +35,17 @@ class Scorer:
     def score(self, item: Item, prompts: Sequence[str], report: RolloutReport, target: Packed) -> tuple[Scored, Packed]:
         """Scores of target [rows, branches, ...] and dL/dtarget in fp32. Rows that were masked have omega 0."""
         started = time.perf_counter()
-        settings = self.config.rewards
+        settings = self.config
         jitter = None
         if settings.jitter.noise or settings.jitter.shift:
             jitter = KeyedJitter(item.seed, item.step, settings.jitter.noise, settings.jitter.shift, item.samples)
         result = score_and_cotangent(
-            unpack(target).to(settings.device),
+            unpack(target).to(self.device),
             self.decode,
             self.trained,
             prompts,
             torch.tensor(report.omega) * torch.tensor(report.kept),
-            self.config.data.shape.batch,
+            self.batch,
             settings.micro_batch,
             jitter,
             separate=settings.balance != "none",
@@ -71,7 +72,7 @@ class Scorer:
 
         Decoded once more, without a graph. A latent that is not finite is decoded as zeros; its row counts for nothing.
         """
-        latents = unpack(target)[:, 0].to(self.config.rewards.device)
+        latents = unpack(target)[:, 0].to(self.device)
         with torch.no_grad():
             return _bytes(self.decode(torch.nan_to_num(latents, 0.0, 0.0, 0.0)))
 
@@ -81,7 +82,7 @@ class Scorer:
         A latent that is not finite scores NaN and is decoded as zeros.
         """
         started = time.perf_counter()
-        finished = unpack(latents).to(self.config.rewards.device)
+        finished = unpack(latents).to(self.device)
         good = torch.isfinite(finished).flatten(1).all(dim=1)
         with torch.no_grad():
             images = self.decode(finished.where(append_dims(good, finished.dim()), 0.0))
@@ -99,10 +100,10 @@ def _bytes(images: torch.Tensor) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
-def check_rewards(config: RunConfig, evaluated: Sequence[str] = ()) -> None:
+def check_rewards(rewards: RewardsConfig, evaluated: Sequence[str] = ()) -> None:
     """Raises ValueError for a reward that could not be built here, or judge the prompts of the evaluations."""
-    for reward in config.rewards.all:
+    for reward in rewards.all:
         base.check(reward.factory, reward.options)
         base.check_prompts(reward.factory, reward.options, list(evaluated))
-    for term in config.rewards.terms:
+    for term in rewards.terms:
         base.check_trainable(term.factory)

@@ -39,4 +39,4 @@ def open_scorer(config: RunConfig, agreed: Mapping[str, str]) -> Scores:
         return RemoteScorer(config, agreed)
     from flowbp_ray.rewards.scorer import Scorer
 
-    return Scorer(config)
+    return Scorer(config.backbone, config.rewards, config.data.shape.batch)

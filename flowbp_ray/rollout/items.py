@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from flowbp_ray import prompts
-from flowbp_ray.config.sections import BatchShape
+from flowbp_ray.config.sections import DataConfig
 from flowbp_ray.messages import Item, Version
-from flowbp_ray.surrogate import (
-    Method,
-    Plan,
-)
+from flowbp_ray.surrogate import Method, Plan
 from flowbp_ray.utils import random
-
-if TYPE_CHECKING:
-    from flowbp_ray.config.schema import RunConfig
 
 
 def plans_of_step(method: Method, sigmas: Tensor, seed: int, step: int, rows: int) -> tuple[Plan, ...]:
@@ -27,47 +21,46 @@ def plans_of_step(method: Method, sigmas: Tensor, seed: int, step: int, rows: in
     return tuple(method.plan(sigmas, random.stream(seed, "plan", step, row)) for row in range(rows))
 
 
-def items_of_run(
-    config: RunConfig, method: Method, sigmas: Tensor, prompt_count: int, step: int, version: Version
-) -> list[Item]:
-    """The items of a step as a run's configuration has them."""
-    shape, guidance = config.data.shape, config.backbone.guidance
-    return items_of_step(method, sigmas, shape, prompt_count, config.seed, step, guidance, version, config.plan_seed)
+@dataclass(frozen=True)
+class ItemSource:
+    """The training items of a run, step by step.
 
+    sigmas: the grid [N+1] of the rollouts. prompt_count: of the training prompts. seed: of prompts and noise;
+    plan_seed: of what the method draws.
+    """
 
-def items_of_step(
-    method: Method,
-    sigmas: Tensor,
-    shape: BatchShape,
-    prompt_count: int,
-    seed: int,
-    step: int,
-    guidance: float,
-    version: Version,
-    plan_seed: int,
-) -> list[Item]:
-    """The items of a step, in order. A prompt's images stand side by side."""
-    ids = prompts.ids_of_step(prompt_count, shape.prompts_per_step, step, seed)
-    rows = [prompt for prompt in ids for _ in range(shape.images_per_prompt)]
-    plans = plans_of_step(method, sigmas, plan_seed, step, len(rows))
-    size, items = shape.rollout_batch, []
-    for index in range(shape.items):
-        part = range(index * size, (index + 1) * size)
-        items.append(
-            Item(
-                purpose="train",
-                step=step,
-                index=index,
-                prompt_ids=tuple(rows[i] for i in part),
-                samples=tuple(part),
-                plans=tuple(plans[i] for i in part),
-                seed=seed,
-                num_steps=len(sigmas) - 1,
-                guidance=guidance,
-                version=version,
+    data: DataConfig
+    method: Method
+    sigmas: Tensor
+    prompt_count: int
+    guidance: float
+    seed: int
+    plan_seed: int
+
+    def of_step(self, step: int, version: Version) -> list[Item]:
+        """The items of a step, in order. A prompt's images stand side by side."""
+        shape = self.data.shape
+        ids = prompts.ids_of_step(self.prompt_count, shape.prompts_per_step, step, self.seed)
+        rows = [prompt for prompt in ids for _ in range(shape.images_per_prompt)]
+        plans = plans_of_step(self.method, self.sigmas, self.plan_seed, step, len(rows))
+        items = []
+        for index in range(shape.items):
+            part = range(index * shape.rollout_batch, (index + 1) * shape.rollout_batch)
+            items.append(
+                Item(
+                    purpose="train",
+                    step=step,
+                    index=index,
+                    prompt_ids=tuple(rows[i] for i in part),
+                    samples=tuple(part),
+                    plans=tuple(plans[i] for i in part),
+                    seed=self.seed,
+                    num_steps=len(self.sigmas) - 1,
+                    guidance=self.guidance,
+                    version=version,
+                )
             )
-        )
-    return items
+        return items
 
 
 def noise_of(item: Item, latent_shape: Sequence[int]) -> Tensor:

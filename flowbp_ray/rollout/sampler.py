@@ -5,16 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from flowbp_ray.backbones import Embeddings
 from flowbp_ray.backbones.embeddings import PackedEmbeddings
 from flowbp_ray.backbones.guidance import full_velocity, trained_velocity
 from flowbp_ray.backbones.registry import build_backbone
-from flowbp_ray.config.schema import RunConfig
+from flowbp_ray.config.sections import BackboneConfig, LoraConfig
 from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport, Version
 from flowbp_ray.rollout.execute import finish_item, run_item
 from flowbp_ray.rollout.items import noise_of
@@ -28,35 +26,38 @@ from flowbp_ray.weights.packing import Parcel, Receiver
 FetchWeights = Callable[[], Sequence[Parcel]]
 
 
-def alone(config: RunConfig) -> RunConfig:
-    """The configuration for a process by itself: GPUs only where it sees one, and no copy of the base beside the model.
-
-    What a run trained on GPUs can so be drawn and exported without one.
-    """
-    changes: dict[str, Any] = {"learners": config.learners.model_copy(update={"base_penalty": None})}
-    if not torch.cuda.is_available():
-        pools = {"encoder": config.encoder, "samplers": config.samplers, "rewards": config.rewards}
-        changes |= {name: pool.model_copy(update={"gpus": 0.0}) for name, pool in pools.items()}
-    return config.model_copy(update=changes)
-
-
 class Sampler:
     """Rolls out items with exactly the version that they name."""
 
-    def __init__(self, config: RunConfig, embeddings: Embeddings | None = None) -> None:
-        """embeddings may be set later, before the first item."""
-        model = config.backbone
-        self.config, self.embeddings = config, embeddings
-        self.backbone = build_backbone(model)
-        self.latent_shape = self.backbone.latent_shape(model.height, model.width)
-        self.transformer = self.backbone.load_transformer(model.torch_dtype)
-        trainable.prepare(self.transformer, config.learners.lora, config.seed, self.backbone.lora_targets)
-        self.transformer.to(config.samplers.device)
+    def __init__(
+        self,
+        backbone: BackboneConfig,
+        *,
+        lora: LoraConfig | None = None,
+        seed: int = 0,
+        device: str = "cpu",
+        drift_meter: bool = False,
+        base_velocities: bool = False,
+        embeddings: Embeddings | None = None,
+    ) -> None:
+        """lora, seed: which weights are trained, and what adapters are initialised from; see `trainable.prepare`.
+
+        drift_meter: keep the velocities that the drift is measured with. base_velocities: keep the base's velocities at
+        the active states; without adapters that takes a second copy of the weights. embeddings: may be set later,
+        before the first item.
+        """
+        self.config, self.device, self.embeddings = backbone, device, embeddings
+        self.drift_meter, self.base_velocities = drift_meter, base_velocities
+        self.backbone = build_backbone(backbone)
+        self.latent_shape = self.backbone.latent_shape(backbone.height, backbone.width)
+        self.transformer = self.backbone.load_transformer(backbone.torch_dtype)
+        trainable.prepare(self.transformer, lora, seed, self.backbone.lora_targets)
+        self.transformer.to(device)
         self.receiver = Receiver(self.transformer)
         self.frozen: nn.Module | None = None  # the base, where turning adapters off does not give it
-        if config.learners.base_penalty is not None and config.learners.lora is None:
-            frozen = self.backbone.load_transformer(model.torch_dtype).requires_grad_(False)
-            self.frozen = frozen.to(config.samplers.device)
+        if base_velocities and lora is None:
+            frozen = self.backbone.load_transformer(backbone.torch_dtype).requires_grad_(False)
+            self.frozen = frozen.to(device)
         self.version: Version | None = None
         self.fingerprint = ""
         self.weight_bytes = self.embedding_bytes = 0  # that arrived since the last report
@@ -81,9 +82,9 @@ class Sampler:
     def rollout(self, item: Item, fetch: FetchWeights) -> tuple[RolloutReport, Rollout, Packed]:
         """Roll out a training item: the report, the learner's part, the targets [rows, branches, ...]."""
         load_seconds = self.require(item.version, fetch)
-        compared: list[Tensor] | None = [] if self.config.drift.on else None
+        compared: list[Tensor] | None = [] if self.drift_meter else None
         velocity, sigmas = self._velocity(item, None if compared is None else compared.append)
-        base = None if self.config.learners.base_penalty is None else self._base_velocity(item, sigmas)
+        base = self._base_velocity(item, sigmas) if self.base_velocities else None
         with span("rollout"):
             report, kept, target = run_item(item, velocity, sigmas, self._noise(item), compared, base)
         report = replace(report, weight_bytes=self.weight_bytes, embedding_bytes=self.embedding_bytes)
@@ -103,10 +104,10 @@ class Sampler:
 
     def _noise(self, item: Item) -> Tensor:
         """x[0] [rows, ...] in the model's dtype, where the transformer is."""
-        return noise_of(item, self.latent_shape).to(self.config.samplers.device, self.config.backbone.torch_dtype)
+        return noise_of(item, self.latent_shape).to(self.device, self.config.torch_dtype)
 
     def _velocity(self, item: Item, observe: Callable[[Tensor], None] | None = None) -> tuple[Velocity, Tensor]:
-        model = self.config.backbone
+        model = self.config
         assert self.embeddings is not None
         sigmas = self.backbone.sigmas(item.num_steps, model.height, model.width)
         velocity = full_velocity(
@@ -130,7 +131,7 @@ class Sampler:
             self.embeddings.rows(item.prompt_ids),
             self.embeddings.negative(item.rows),
             item.guidance,
-            self.config.backbone.detach_negative,
+            self.config.detach_negative,
         )
         if self.frozen is not None:
             return velocity

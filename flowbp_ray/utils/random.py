@@ -34,7 +34,7 @@ def normal(shape: Sequence[int], seed: int, purpose: Purpose, step: int, indices
     return torch.from_numpy(np.stack(rows))
 
 
-def deterministic() -> None:
+def use_deterministic_kernels() -> None:
     """Only those that give the same bits every time, or an error. Before anything is computed on a GPU."""
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     torch.use_deterministic_algorithms(True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from flowbp_ray.artifacts.card import PROMPT
 from flowbp_ray.artifacts.export import export
 from flowbp_ray.config.schema import RunConfig
-from flowbp_ray.local import draw, encode
+from flowbp_ray.local import build_sampler, draw, encode
 from flowbp_ray.messages import Version, unpack
 from flowbp_ray.rollout.items import noise_of
 from flowbp_ray.rollout.sampler import Sampler
@@ -33,7 +33,7 @@ KINDS = ["lora", "full", "merged"]
 def holding(run: Run, average: bool) -> Sampler:
     """A sampler with the run's weights and the embeddings of the card's prompt."""
     config = run.config()
-    sampler = Sampler(config, encode(config, [PROMPT]))
+    sampler = build_sampler(config, encode(config, [PROMPT]))
     trainable.install(sampler.transformer, run.checkpoints.weights(average=average)[1])
     sampler.version = Version(0, 0)
     return sampler
@@ -76,7 +76,7 @@ def test_the_card_s_code_draws_the_sampler_s_pictures(saved: Saved, tmp_path: Pa
     pixels = drawn(tmp_path / "out", family.as_noise(noise), "np") * 255
     assert np.abs(pixels - pictures[0]).max() <= 0.51  # rounded to whole numbers
     raw = holding(run, average=False)
-    base = Sampler(config, sampler.embeddings)
+    base = build_sampler(config, sampler.embeddings)
     base.version = Version(0, 0)
     for other in (raw, base):
         assert relative(family.as_latent(unpack(other.finish(item, dict))), ours) > 1e-3
@@ -92,7 +92,7 @@ def test_in_bf16_the_pictures_agree_up_to_its_rounding(saved: Saved, tmp_path: P
     sampler, item = holding(run, average=False), picture_item(config, seed=3)
     noise = noise_of(item, sampler.latent_shape).bfloat16()
     theirs, ours = drawn(tmp_path / "out", noise, "latent")[None], unpack(sampler.finish(item, dict))
-    base = Sampler(config, sampler.embeddings)
+    base = build_sampler(config, sampler.embeddings)
     base.version = Version(0, 0)
     assert theirs.dtype == ours.dtype == torch.bfloat16
     assert relative(theirs.float(), ours.float()) <= 2e-2

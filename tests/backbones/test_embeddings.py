@@ -18,11 +18,11 @@ from safetensors.torch import load_file, save_file
 
 from flowbp_ray.backbones import Backbone, Conditioning, Embeddings, encode_all
 from flowbp_ray.backbones.embedding_cache import EmbeddingCache, identity
-from flowbp_ray.backbones.embeddings import Encoder, encode, fill
 from flowbp_ray.backbones.flux2 import Flux2Backbone
 from flowbp_ray.backbones.registry import BACKBONES, backbone_named
 from flowbp_ray.config import loading
 from flowbp_ray.config.schema import RunConfig
+from flowbp_ray.local import build_encoder, encode, fill_cache
 from flowbp_ray.utils import files
 from flowbp_ray.utils.digest import file_digest
 from flowbp_ray.utils.files import cache_folder
@@ -73,12 +73,12 @@ def test_cached_is_fresh_whatever_was_encoded_when(
     folder = saved(name)[0]
     fresh = encode(config_of(name, folder, None), PROMPTS)
     config = config_of(name, folder, tmp_path)
-    first = fill(config, PROMPTS[1:2])  # another company than in the run
+    first = fill_cache(config, PROMPTS[1:2])  # another company than in the run
     assert (first.found, first.encoded) == (0, 2)
     assert same(encode(config, PROMPTS), fresh)  # some from the disk, some not
     monkeypatch.setattr(encoder_class(name), "load_encoder", refuse)
     assert same(encode(config, PROMPTS), fresh)
-    again = fill(config, PROMPTS)
+    again = fill_cache(config, PROMPTS)
     assert (again.found, again.encoded, again.broken) == (DISTINCT, 0, ())
     assert len(list(tmp_path.rglob("*.safetensors"))) == DISTINCT and not list(tmp_path.rglob("*.partial"))
 
@@ -184,16 +184,16 @@ def test_a_broken_file_is_encoded_again(
 ) -> None:
     config = config_of("sd35", saved("sd35")[0], tmp_path)
     fresh = encode(config, PROMPTS)
-    cache = Encoder(config).cache
+    cache = build_encoder(config).cache
     assert cache is not None
     bad = cache.path(PROMPTS[0])
     damage(bad, cache.path(PROMPTS[1]))
     with caplog.at_level(logging.WARNING):
-        report = fill(config, PROMPTS)
+        report = fill_cache(config, PROMPTS)
     assert (report.found, report.encoded, report.broken) == (DISTINCT - 1, 1, (bad,))
     [record] = [r for r in caplog.records if r.name == "flowbp_ray.backbones.embedding_cache"]
     assert f"{bad} is broken and is encoded again" in record.getMessage()
-    assert same(encode(config, PROMPTS), fresh) and fill(config, PROMPTS).encoded == 0
+    assert same(encode(config, PROMPTS), fresh) and fill_cache(config, PROMPTS).encoded == 0
 
 
 def test_the_encoders_are_freed_and_the_threads_given_back(saved: Saved, tmp_path: Path) -> None:
@@ -205,11 +205,11 @@ def test_the_encoders_are_freed_and_the_threads_given_back(saved: Saved, tmp_pat
 
     folder, threads = saved("sd35")[0], torch.get_num_threads()
     before = alive()
-    encoder = Encoder(config_of("sd35", folder, None))
+    encoder = build_encoder(config_of("sd35", folder, None))
     encoder("a red circle")
     assert alive() == before + 1
     del encoder
-    fill(config_of("sd35", folder, tmp_path, threads=threads + 1), PROMPTS)
+    fill_cache(config_of("sd35", folder, tmp_path, threads=threads + 1), PROMPTS)
     assert alive() == before and torch.get_num_threads() == threads
 
 
@@ -233,7 +233,7 @@ def test_digests_of_large_files_are_remembered_until_they_change(
 def test_what_a_user_gets_wrong(saved: Saved, tmp_path: Path) -> None:
     folder = saved("flux1")[0]
     with pytest.raises(ValueError, match=r"encoder\.cache is null, .* write encoder\.cache=auto"):
-        fill(config_of("flux1", folder, None), PROMPTS)
+        fill_cache(config_of("flux1", folder, None), PROMPTS)
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"cannot be written .* write another encoder\.cache"):
         encode(config_of("flux1", folder, tmp_path / "file" / "cache"), PROMPTS)

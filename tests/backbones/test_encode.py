@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from flowbp_ray import prompts
-from flowbp_ray.backbones.embeddings import PackedEmbeddings, encode, fill
+from flowbp_ray.backbones.embeddings import PackedEmbeddings
 from flowbp_ray.backbones.shapes import ShapesBackbone
 from flowbp_ray.cli import app, guarded
 from flowbp_ray.config.schema import RunConfig
-from flowbp_ray.local import LocalLoop
+from flowbp_ray.local import LocalLoop, encode, fill_cache
 from flowbp_ray.messages import Item, RolloutReport, Scored
 from flowbp_ray.observability.step_metrics import travel
 from flowbp_ray.run.folder import comparable, differences
@@ -174,4 +174,4 @@ def test_encoding_on_a_gpu_that_is_not_there_says_what_to_write(tmp_path: Path) 
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(ValueError, match=r"there is no GPU here; write encoder.gpus=0"):
-        fill(small_config(tmp_path, "flowbp_sparse", "encoder.gpus=1"), ["a red circle"])
+        fill_cache(small_config(tmp_path, "flowbp_sparse", "encoder.gpus=1"), ["a red circle"])

@@ -29,7 +29,7 @@ def test_a_step_trains(saved: Saved, tmp_path: Path, name: str, dtype: str, meth
     assert not report.faults and report.grad_norm > 0 and loop.learner.digest() != before
     # the meters compare the same weights at the same states: rounding only
     assert len(report.drift) == 2 and max(report.drift) < (1e-4 if dtype == "float32" else 0.1)
-    assert len(report.moved) == 2 and max(report.moved) < (1e-8 if dtype == "float32" else 0.01)
+    assert len(report.base_distance) == 2 and max(report.base_distance) < (1e-8 if dtype == "float32" else 0.01)
 
 
 def test_an_evaluation_takes_its_own_number_of_steps(tmp_path: Path) -> None:

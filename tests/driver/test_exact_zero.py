@@ -118,7 +118,7 @@ def test_the_base_penalty_over_two_ranks(local_ray: Any, tmp_path: Path, zero: i
     own = ["learners.engine=deepspeed", "learners.count=2", f"learners.zero={zero}"]
     run, _ = driver.train(small_config(tmp_path, BRIDGE, *shared, *own))
     loop = LocalLoop(small_config(tmp_path, BRIDGE, *shared))
-    distances = [(sum(loop.step(step).moved) / 4) ** 0.5 for step in range(3)]
+    distances = [(sum(loop.step(step).base_distance) / 4) ** 0.5 for step in range(3)]
     got, want = whole(run.checkpoints.weights()[1]), whole(loop.learner.engine.weights())
     assert float((got - want).norm()) <= 1e-6 * float(want.norm())
     logged = [line["base_distance"] for line in run.metrics() if line["kind"] == "train"]
@@ -162,8 +162,8 @@ def test_the_sharded_average_is_the_average_of_what_was_published(local_ray: Any
         want = {k: v.double() for k, v in fetch(Version(0, 0)).items()}
         for step in range(2):
             fleet.pipeline.submit(loop.items(step), fleet.learners.publish(Version(0, step)))
-            jobs = fleet.pipeline.collect("train", step)
-            fleet.learners.step(step, jobs, select(config, jobs, ()))
+            items = fleet.pipeline.collect(step)
+            fleet.learners.step(step, items, select(items, (), config.rewards))
             raw = fetch(Version(0, step + 1))
             want = {k: 0.7 * v + 0.3 * raw[k].double() for k, v in want.items()}
         average = fetch(Version(0, 2, ema=True))

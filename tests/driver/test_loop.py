@@ -10,10 +10,10 @@ import torch
 
 from actors.transport import load
 from flowbp_ray import driver, prompts
-from flowbp_ray.backbones.embeddings import PackedEmbeddings, encode
+from flowbp_ray.backbones.embeddings import PackedEmbeddings
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.driver import Loop
-from flowbp_ray.local import LocalLoop
+from flowbp_ray.local import LocalLoop, encode
 from flowbp_ray.run.folder import Run
 from flowbp_ray.weights.packing import together
 from tests.driver.chaos import before_step

@@ -14,13 +14,12 @@ from flowbp_ray.backbones import Embeddings
 from flowbp_ray.backbones.registry import backbone_named
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.control.selection import Selection
-from flowbp_ray.local import LocalLoop, encode
-from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport, Scored, StepReport, pack, unpack
+from flowbp_ray.local import LocalLoop, build_sampler, encode
+from flowbp_ray.messages import Item, Packed, Rollout, ScoredItem, StepReport, pack, unpack
 from flowbp_ray.observability.step_metrics import step_metrics
 from flowbp_ray.rewards.balance import gram
 from flowbp_ray.rollout.execute import run_item
 from flowbp_ray.rollout.items import noise_of
-from flowbp_ray.rollout.sampler import Sampler
 from flowbp_ray.utils.digest import digest
 from flowbp_ray.weights import trainable
 from flowbp_ray.weights.packing import Parcel, together
@@ -53,20 +52,18 @@ class Step:
     """The inputs of an optimizer step, and the gradient that it summed."""
 
     loop: LocalLoop
-    reports: list[RolloutReport]
+    items: list[ScoredItem]
     rollouts: list[Rollout]
-    scored: list[Scored]
     cotangents: list[Packed]
 
     @staticmethod
     def of(loop: LocalLoop) -> Step:
-        published, step = [Parcel.of(loop.learner.engine.weights())], Step(loop, [], [], [], [])
+        published, step = [Parcel.of(loop.learner.engine.weights())], Step(loop, [], [], [])
         for item in loop.items(0):
             report, rollout, target = loop.sampler.rollout(item, lambda: published)
             scored, cotangent = loop.scorer.score(item, [loop.texts[i] for i in item.prompt_ids], report, target)
-            step.reports.append(report)
+            step.items.append(ScoredItem(item, report, scored))
             step.rollouts.append(rollout)
-            step.scored.append(scored)
             step.cotangents.append(cotangent)
         return step
 
@@ -134,11 +131,12 @@ def test_the_learner_adds_the_gradient_of_the_penalty(
     want, value = step.written_out(factors, weight, guidance, detach)
     assert float((both - reward - want).norm()) <= 1e-4 * float(want.norm())
     assert float(want.norm()) > 1e-2 * float(reward.norm()) > 0
-    chosen = Selection(tuple(factors), 3, (), gram(step.scored, factors))
-    metrics = step_metrics(penalised, step.reports, step.scored, [report], chosen)
+    chosen = Selection(tuple(factors), 3, (), gram([item.result for item in step.items], factors))
+    metrics = step_metrics(step.items, [report], chosen, (), penalised.learners, penalised.backbone)
     assert metrics["base_penalty"] == pytest.approx(value, rel=1e-4)
     assert metrics["base_distance"] == pytest.approx((value / weight) ** 0.5, rel=1e-4)
-    assert "base_penalty" not in step_metrics(penalised, plain.reports, plain.scored, [plain_report], chosen)
+    unmeasured = step_metrics(plain.items, [plain_report], chosen, (), penalised.learners, penalised.backbone)
+    assert "base_penalty" not in unmeasured
 
 
 def test_a_masked_row_s_base_does_not_matter(tmp_path: Path) -> None:
@@ -175,8 +173,8 @@ def test_a_heavy_penalty_keeps_the_model_near(tmp_path: Path, more: list[str]) -
     for weight in (0.0, 1000.0):
         rate = "learners.optimizer.lr=1e-3" if more else "learners.optimizer.lr=1e-4"
         loop = LocalLoop(config(tmp_path, "steps=6", rate, f"learners.base_penalty.weight={weight}", *more))
-        found = [sum(loop.step(step).moved) / 4 for step in range(6)]
-        assert len(loop.step(6).moved) == 4
+        found = [sum(loop.step(step).base_distance) / 4 for step in range(6)]
+        assert len(loop.step(6).base_distance) == 4
         assert found[0] < 1e-9 < found[1]
         ends[weight] = found[-1]
     assert ends[1000.0] < 0.5 * ends[0.0]
@@ -187,7 +185,7 @@ def test_a_weight_of_zero_measures_and_changes_nothing(tmp_path: Path) -> None:
     for more in ([], ["learners.base_penalty.weight=0"], ["learners.base_penalty.weight=1"]):
         loop = LocalLoop(config(tmp_path, *more))
         reports = [loop.step(step) for step in range(3)]
-        assert [len(r.moved) for r in reports] == ([4] * 3 if more else [0] * 3)
+        assert [len(r.base_distance) for r in reports] == ([4] * 3 if more else [0] * 3)
         digests.append(loop.learner.digest())
     assert digests[0] == digests[1] != digests[2]
 
@@ -247,6 +245,6 @@ def test_a_base_velocity_that_is_not_finite_is_named_and_its_row_left_out(tmp_pa
 
 def test_only_a_sampler_of_full_fine_tuning_holds_a_copy(tmp_path: Path) -> None:
     on = "learners.base_penalty.weight=1"
-    held = [Sampler(config(tmp_path, *more)).frozen for more in ([on], [on, *LORA], [])]
+    held = [build_sampler(config(tmp_path, *more)).frozen for more in ([on], [on, *LORA], [])]
     assert held[0] is not None and held[1:] == [None, None]
     assert not any(p.requires_grad for p in held[0].parameters())

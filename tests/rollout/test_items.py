@@ -6,7 +6,7 @@ from pathlib import Path
 
 from flowbp_ray.backbones.registry import backbone_named
 from flowbp_ray.messages import Version
-from flowbp_ray.rollout.items import items_of_step
+from flowbp_ray.rollout.items import ItemSource
 from tests.small import small_config
 
 
@@ -15,8 +15,8 @@ def test_items_split_the_batch_and_depend_on_nothing_but_the_key(tmp_path: Path)
     sigmas = backbone_named("shapes").sigmas(6, 64, 64)
 
     def make(step: int) -> list:
-        shape = config.data.shape
-        return items_of_step(config.surrogate(), sigmas, shape, 100, 42, step, 1.0, Version(0, step), 114)
+        source = ItemSource(config.data, config.surrogate(), sigmas, 100, guidance=1.0, seed=42, plan_seed=114)
+        return source.of_step(step, Version(0, step))
 
     items = make(3)
     assert [item.samples for item in items] == [(0, 1), (2, 3), (4, 5), (6, 7)]

@@ -16,11 +16,11 @@ from actors import learner_group
 from actors.learner_group import LearnerGroup
 from actors.transport import load, restore
 from flowbp_ray import prompts
-from flowbp_ray.backbones.embeddings import PackedEmbeddings, encode
+from flowbp_ray.backbones.embeddings import PackedEmbeddings
 from flowbp_ray.config.sections import LearnersConfig
 from flowbp_ray.learning.engine import TorchEngine
 from flowbp_ray.learning.optim import Ema
-from flowbp_ray.local import LocalLoop
+from flowbp_ray.local import LocalLoop, encode
 from flowbp_ray.messages import Version
 from flowbp_ray.utils.digest import digest, digest_of_parts
 from flowbp_ray.weights import buckets

@@ -14,7 +14,7 @@ from flowbp_ray.rewards.remote import token
 from flowbp_ray.rewards.remote.limits import Limits
 from flowbp_ray.rewards.remote.service import Service
 from flowbp_ray.rewards.scorer import check_rewards
-from flowbp_ray.utils.random import deterministic
+from flowbp_ray.utils.random import use_deterministic_kernels
 
 
 def serve(
@@ -39,10 +39,10 @@ def serve(
     secret = token.read(
         token_file or of_config, "rewards.token_file" if of_config and not token_file else "--token-file"
     )
-    check_rewards(config)
+    check_rewards(config.rewards)
     torch.set_num_threads(config.rewards.threads)
     if config.cluster.deterministic:
-        deterministic()
+        use_deterministic_kernels()
     with bound(host, port) as listening:
         service = Service(config, Limits.of(config, max_rows, waiting))
         names = ", ".join(reward.name for reward in config.rewards.all)

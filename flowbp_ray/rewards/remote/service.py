@@ -35,7 +35,7 @@ class Service:
         self.shape, self.branches = latent_shape(config), config.surrogate().branches
         self.identity = identity(config)
         self.digest = digest(self.identity)
-        self.scorer = Scorer(config)
+        self.scorer = Scorer(config.backbone, config.rewards, config.data.shape.batch)
 
     def about(self) -> dict[str, Any]:
         """What /health tells whoever has the token."""

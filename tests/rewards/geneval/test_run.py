@@ -14,8 +14,7 @@ from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.evaluation.estimates import measure
 from flowbp_ray.messages import Item, Version, pack
 from flowbp_ray.preflight import check
-from flowbp_ray.rewards.scorer import Scorer
-from tests.small import small_config
+from tests.small import scorer_of, small_config
 
 # prompts that the embedded model can read, with things that the tiny detector knows
 LINES = [
@@ -60,7 +59,7 @@ def test_an_evaluation_reports_it_by_tag(tmp_path: Path, mask2former: Path, clip
         guidance=1.0,
         version=Version(0, 0),
     )
-    scorer = Scorer(run)
+    scorer = scorer_of(run)
     answer = scorer.evaluate(item, [r.text for r in records], pack(latents))
     person, couches, broken = answer.scores["objects"]
     judge = scorer.rewards["objects"]

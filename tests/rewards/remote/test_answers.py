@@ -19,7 +19,7 @@ from flowbp_ray.rewards.remote.wire import EvaluateAnswer, ScoreAnswer
 from flowbp_ray.rewards.scorer import Scorer
 from tests.rewards.remote.scripted import Scripted
 from tests.rewards.remote.servers import BOTH, PROMPTS, asking, bits, item, report, target
-from tests.small import small_config
+from tests.small import scorer_of, small_config
 
 TERMS = "rewards.terms=[{name: shapes_clip}, {name: shapes_clip_heldout}]"
 BALANCED = [TERMS, "rewards.monitors=[]", "rewards.balance=grad_norm"]
@@ -32,11 +32,11 @@ def client(folder: Path, url: str, *overrides: str) -> RemoteScorer:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Scorer:
-    return Scorer(small_config(tmp_path_factory.mktemp("run"), "flowbp_sparse", BOTH))
+    return scorer_of(small_config(tmp_path_factory.mktemp("run"), "flowbp_sparse", BOTH))
 
 
 def scored(config: RunConfig) -> tuple[Scored, Packed]:
-    return Scorer(config).score(item(), PROMPTS[:2], report(), target())
+    return scorer_of(config).score(item(), PROMPTS[:2], report(), target())
 
 
 FAULT = Fault("score", 3, 1, 1, None, "shapes_clip")

@@ -16,9 +16,8 @@ import pytest
 from flowbp_ray.messages import unpack
 from flowbp_ray.rewards.remote import handshake
 from flowbp_ray.rewards.remote.client import RemoteScorer, Unavailable
-from flowbp_ray.rewards.scorer import Scorer
 from tests.rewards.remote.servers import BOTH, PROMPTS, Server, asking, bits, item, report, target
-from tests.small import small_config
+from tests.small import scorer_of, small_config
 
 
 @pytest.fixture(scope="module")
@@ -82,5 +81,5 @@ def test_a_certificate_is_verified(
             handshake.check(asking(tmp_path, elsewhere))
         config = asking(tmp_path, url, "evaluation.batch=4")
         _, pulled = RemoteScorer(config, handshake.check(config)).score(*arguments)
-    _, expected = Scorer(small_config(tmp_path, "flowbp_sparse", BOTH)).score(*arguments)
+    _, expected = scorer_of(small_config(tmp_path, "flowbp_sparse", BOTH)).score(*arguments)
     assert bits(unpack(pulled)) == bits(unpack(expected))

@@ -20,9 +20,8 @@ from flowbp_ray.preflight import check
 from flowbp_ray.rewards.remote import codec, handshake, token
 from flowbp_ray.rewards.remote.client import RemoteScorer
 from flowbp_ray.rewards.remote.wire import ScoreRequest
-from flowbp_ray.rewards.scorer import Scorer
 from tests.rewards.remote.servers import BOTH, PROMPTS, TOKEN, Server, asking, bits, item, report, target
-from tests.small import small_config
+from tests.small import scorer_of, small_config
 
 GROWTH = 30 << 20
 BODY = codec.dump(ScoreRequest.of(item(), PROMPTS[:2], report(), target(), 4))
@@ -34,7 +33,7 @@ def error(content: bytes) -> str:
 
 def test_the_client_has_the_bits_of_a_scorer(server: Server, tmp_path: Path) -> None:
     """Another process, a socket in between: scores, losses, cotangents and pictures."""
-    local = Scorer(small_config(tmp_path, "flowbp_sparse", BOTH))
+    local = scorer_of(small_config(tmp_path, "flowbp_sparse", BOTH))
     remote = RemoteScorer(asking(tmp_path, server.url), {server.url: server.digest})
     for rows in (2, 3):
         samples = tuple(range(rows))
