@@ -8,10 +8,11 @@ from __future__ import annotations
 import sys
 
 from flowbp_ray.artifacts.report import show
-from flowbp_ray.cli import console, guarded
+from flowbp_ray.cli import console
 from flowbp_ray.config import loading
 from flowbp_ray.driver import train
 from flowbp_ray.observability.progress import Progress
+from flowbp_ray.utils.console import guarded
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from benchmarks.models import Models
 from benchmarks.options import Cell, cells, described, models, parser
 from benchmarks.parity import parity
 from benchmarks.problem import Problem, by_graph, by_sweep, problem
-from flowbp_ray.cli import guarded
+from flowbp_ray.utils.console import guarded
 
 PAIRS = 9
 LIMIT = 1e-5  # of sweep against K-graph in fp32, relative

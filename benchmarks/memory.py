@@ -18,7 +18,7 @@ from benchmarks.meters import SavedBytes, attempt, peak_bytes, tidy
 from benchmarks.models import Models
 from benchmarks.options import Cell, cells, described, models, parser
 from benchmarks.problem import by_graph, by_sweep, problem
-from flowbp_ray.cli import guarded
+from flowbp_ray.utils.console import guarded
 
 COUNTS = (1, 2, 4, 8)
 

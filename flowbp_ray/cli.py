@@ -5,14 +5,12 @@ train | encode | sample | export | plan | bench | scale | status | methods | ser
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -21,8 +19,7 @@ from flowbp_ray.artifacts.report import show
 from flowbp_ray.config import loading
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.planning.show import methods_table
-from flowbp_ray.utils.errors import RunFailed
-from flowbp_ray.utils.signals import Interrupted
+from flowbp_ray.utils.console import guarded
 
 if TYPE_CHECKING:
     from flowbp_ray.benching.measure import Open
@@ -270,37 +267,6 @@ def methods() -> None:
     """List the named methods with their arguments."""
     console.print(methods_table())
     console.print("Any other point of the four axes can be spelled out under `method:`; see docs/adding-a-method.md.")
-
-
-def guarded(command: Callable[[], object]) -> None:
-    """Run a command: what a user must change becomes lines and exit code 2, a failed run exit code 1."""
-    quieten()
-    try:
-        command()
-    except ValueError as error:
-        print(f"flowbp-ray: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("flowbp-ray: stopped at once", file=sys.stderr)
-        sys.exit(130)
-    except Interrupted as error:
-        print(f"flowbp-ray: {error}", file=sys.stderr)
-        sys.exit(130)
-    except OSError as error:
-        print(f"flowbp-ray: {error}", file=sys.stderr)
-        sys.exit(2)
-    except RunFailed as error:
-        print(f"flowbp-ray: {error}", file=sys.stderr)
-        sys.exit(1)
-
-
-def quieten() -> None:
-    """Let the libraries below us speak of errors only, so that what is printed is ours."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed warns whenever it has to find that out
 
 
 def main() -> None:

@@ -20,8 +20,8 @@ from actors.transport import Published
 from flowbp_ray import prompts
 from flowbp_ray.artifacts.report import curves, summarise
 from flowbp_ray.config.schema import RunConfig
-from flowbp_ray.control import guard, scaling
-from flowbp_ray.control.guard import HackingVerdict
+from flowbp_ray.control import scaling
+from flowbp_ray.control.guard import Guard, HackingVerdict, clear_overruled_verdict
 from flowbp_ray.control.scaling import idle
 from flowbp_ray.control.selection import check_updated, select
 from flowbp_ray.evaluation.evaluator import Evaluator, flat
@@ -51,7 +51,7 @@ def train(config: RunConfig, progress: Progress | None = None) -> tuple[Run, dic
 
 def _train(config: RunConfig, checked: Checked, progress: Progress) -> tuple[Run, dict[str, Any]]:
     run = Run.resume(config) if config.resume == "auto" else Run.create(config)
-    guard.clear_overruled_verdict(run, config)
+    clear_overruled_verdict(run, config.guard)
     run.bind_prompts(checked.texts)
     scaling.discard_requests(run)  # what was asked of it when it was over
     run.logger().info("training %s", checked.trains)
@@ -114,6 +114,7 @@ class Loop:
         self.judges, self.evaluator = judges, judges.evaluator
         self.scaler = Scaler(config, run, fleet.pools)
         self.source = build_items(config, len(records))
+        self.guard = Guard.of(config.guard, config.rewards, config.evaluation)
         self.published: dict[int, Published] = {}
         self.incarnation = self.done = self.issued = self.skipped = 0
         self.verdict: HackingVerdict | None = None  # a guard's that ended the run
@@ -231,9 +232,9 @@ class Loop:
         config, last, every = self.config, done == self.config.steps, self.config.evaluation.every
         evaluated = bool(last or (every and done % every == 0))
         faults = self.evaluate(done) if evaluated else []
-        if evaluated and config.guard is not None:
+        if evaluated and self.guard:
             self.judges.collect(wait=True)  # whose answers may speak against going on
-        verdict = guard.judge(config, self.evaluator.results) if evaluated else None
+        verdict = self.guard.verdict(self.evaluator.results) if evaluated and self.guard else None
         asked = self.interrupts.asked and not last
         stops = bool(faults) and config.nonfinite == "stop"
         due = last or bool(config.checkpoint.every and done % config.checkpoint.every == 0)
@@ -253,7 +254,8 @@ class Loop:
         if verdict.action == "warn":
             return
         if verdict.action == "rollback":
-            verdict = guard.reachable(verdict, self.config, self.evaluator.results, self.run)
+            assert self.guard is not None
+            verdict = self.guard.reachable(verdict, self.evaluator.results, self.run)
             self.fleet.learners.load(str(self.run.checkpoints.path(verdict.best).resolve()))
             self.run.checkpoints.drop_after(verdict.best)
             self.done = verdict.best
@@ -286,7 +288,7 @@ class Loop:
             published = self.fleet.learners.publish(self.version(step, True))
             average = transport.tensors(published.weights)
         among = [*checkpoints.steps(), step] if self.config.rolls_back else []
-        spare = guard.best_so_far(self.config, self.evaluator.results, among)
+        spare = self.guard.best(self.evaluator.results, among) if self.guard else None
         keep, (state, unjudged) = self.config.checkpoint.keep, self.judges.state()
         checkpoints.finish(step, keep, current, held, state, average, spare, unjudged)
 

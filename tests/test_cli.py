@@ -11,9 +11,10 @@ import pytest
 import ray
 from PIL import Image
 
-from flowbp_ray.cli import app, guarded
+from flowbp_ray.cli import app
 from flowbp_ray.config import loading
 from flowbp_ray.surrogate import METHODS
+from flowbp_ray.utils.console import guarded
 from tests.small import small_overrides
 
 

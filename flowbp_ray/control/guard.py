@@ -12,14 +12,15 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from flowbp_ray.config.schema import RunConfig
-from flowbp_ray.config.sections import GuardConfig
+from flowbp_ray.config.rewards import RewardsConfig
+from flowbp_ray.config.sections import EvaluationConfig, GuardConfig
 from flowbp_ray.evaluation.estimates import Evaluation
 from flowbp_ray.run.folder import Run
 from flowbp_ray.utils.errors import ConfigError
 
 FILE = "guard.json"
 Results = Mapping[int, Mapping[float, Evaluation]]  # step -> guidance -> what was measured
+Curves = Mapping[str, Mapping[int, float]]  # metric -> step -> mean
 
 
 @dataclass(frozen=True)
@@ -59,105 +60,101 @@ def read(run: Run) -> dict[str, Any] | None:
     return json.loads(file.read_text()) if file.is_file() else None
 
 
-def clear_overruled_verdict(run: Run, config: RunConfig) -> None:
+def clear_overruled_verdict(run: Run, config: GuardConfig | None) -> None:
     """Forget a verdict that the configuration overrules. Raises ConfigError where it still ends the run."""
     if (verdict := read(run)) is None:
         return
-    if config.guard is not None and config.guard.action != "warn":
+    if config is not None and config.action != "warn":
         raise ConfigError(
             f"the guard ended {run.folder} ({verdict['line']}); guard.action=warn goes on from its last checkpoint"
         )
     (run.folder / FILE).unlink()
 
 
-def judge(config: RunConfig, results: Results) -> HackingVerdict | None:
-    """The verdict after the newest evaluation, if it speaks against going on; the first metric that fell."""
-    guard, steps = config.guard, sorted(results)
-    if guard is None or len(steps) <= guard.patience:
+@dataclass(frozen=True)
+class Guard:
+    """A run's guard. trained: names of the rewards that are trained on. guidance: at which evaluations are compared."""
+
+    config: GuardConfig
+    trained: tuple[str, ...]
+    guidance: float
+
+    @classmethod
+    def of(cls, config: GuardConfig | None, rewards: RewardsConfig, evaluation: EvaluationConfig) -> Guard | None:
+        """The guard of a run; None where its configuration has none."""
+        trained = tuple(term.name for term in rewards.terms)
+        return None if config is None else cls(config, trained, evaluation.guidance[0])
+
+    def verdict(self, results: Results) -> HackingVerdict | None:
+        """The verdict after the newest evaluation, if it speaks against going on; the first metric that fell."""
+        steps = sorted(results)
+        if len(steps) <= self.config.patience:
+            return None
+        curves = self._curves(results)
+        starts = {name: start for name, curve in curves.items() if (start := _start(curve)) is not None}
+        newest, last = steps[-self.config.patience :], steps[-1]
+        for metric, margin in self.config.metrics.items():
+            if all(self._hacked(curves, starts, metric, margin, step) for step in newest):
+                return HackingVerdict(
+                    step=last,
+                    metric=metric,
+                    start=starts[metric],
+                    now=curves[metric][last],
+                    margin=margin,
+                    evaluations=self.config.patience,
+                    rose={name: (starts[name], curves[name][last]) for name in self._risen(curves, starts, last)},
+                    action=self.config.action,
+                    best=self._highest(curves, steps),
+                )
         return None
-    curves = _curves(config, results)
-    starts = {name: start for name, curve in curves.items() if (start := _start(curve)) is not None}
-    newest, last = steps[-guard.patience :], steps[-1]
-    for metric, margin in guard.metrics.items():
-        if all(_hacked(config, curves, starts, metric, margin, step) for step in newest):
-            risen = _risen(config, curves, starts, last)
-            return HackingVerdict(
-                step=last,
-                metric=metric,
-                start=starts[metric],
-                now=curves[metric][last],
-                margin=margin,
-                evaluations=guard.patience,
-                rose={name: (starts[name], curves[name][last]) for name in risen},
-                action=guard.action,
-                best=best(guard, curves, steps),
-            )
-    return None
 
+    def best(self, results: Results, among: Collection[int]) -> int | None:
+        """Of the steps `among` that were evaluated the one where the guarded metrics stand highest, or None.
 
-def best(guard: GuardConfig, curves: Mapping[str, Mapping[int, float]], among: Collection[int]) -> int:
-    """Of the evaluated steps `among`, where the guarded metrics stand highest, in sum, each in units of its margin.
+        They are added up, each in units of its margin. Steps at which one of them is missing come last; a metric that
+        was never measured does not count.
+        """
+        evaluated = [step for step in among if step in results]
+        return self._highest(self._curves(results), evaluated) if evaluated else None
 
-    Steps at which one of them is missing come last; a metric that was never there does not count.
-    """
-    starts = {metric: start for metric in guard.metrics if (start := _start(curves[metric])) is not None}
+    def reachable(self, verdict: HackingVerdict, results: Results, run: Run) -> HackingVerdict:
+        """The verdict with the best step that has a checkpoint: a run that began with another action kept not all."""
+        found = self.best(results, run.checkpoints.steps())
+        if found is None or found == verdict.best:
+            return verdict
+        run.logger().warning("guard: step %d has no checkpoint; going back to step %d", verdict.best, found)
+        return replace(verdict, best=found)
 
-    def height(step: int) -> float:
-        found = sum((curves[m][step] - start) / guard.metrics[m] for m, start in starts.items())
-        return -math.inf if math.isnan(found) else found
+    def _highest(self, curves: Curves, steps: Collection[int]) -> int:
+        margins = self.config.metrics
+        starts = {metric: start for metric in margins if (start := _start(curves[metric])) is not None}
 
-    return max(sorted(among, reverse=True), key=height)  # of equals the later one
+        def height(step: int) -> float:
+            found = sum((curves[metric][step] - start) / margins[metric] for metric, start in starts.items())
+            return -math.inf if math.isnan(found) else found
 
+        return max(sorted(steps, reverse=True), key=height)  # of equals the later one
 
-def best_so_far(config: RunConfig, results: Results, among: Collection[int]) -> int | None:
-    """`best` of those steps `among` that were evaluated; None without a guard or such a step."""
-    evaluated = [step for step in among if step in results]
-    if config.guard is None or not evaluated:
-        return None
-    return best(config.guard, _curves(config, results), evaluated)
+    def _curves(self, results: Results) -> Curves:
+        """The means of what is guarded and what is trained on. Missing values are NaN: they prove nothing."""
+        names = [*self.config.metrics, *self.trained]
+        found: dict[str, dict[int, float]] = {name: {} for name in names}
+        for step in sorted(results):
+            evaluation = results[step][self.guidance]
+            means = {name: e.mean for name, e in evaluation.estimates().items()} | dict(evaluation.scalars)
+            for name in names:
+                value = means.get(name)
+                found[name][step] = float("nan") if value is None else float(value)
+        return found
 
+    def _risen(self, curves: Curves, starts: Mapping[str, float], step: int) -> list[str]:
+        return [name for name in self.trained if name in starts and curves[name][step] > starts[name]]
 
-def reachable(verdict: HackingVerdict, config: RunConfig, results: Results, run: Run) -> HackingVerdict:
-    """With the best step that has a checkpoint: a run that began with another action has not kept all of them."""
-    found = best_so_far(config, results, run.checkpoints.steps())
-    if found is None or found == verdict.best:
-        return verdict
-    run.logger().warning("guard: step %d has no checkpoint; going back to step %d", verdict.best, found)
-    return replace(verdict, best=found)
-
-
-def _curves(config: RunConfig, results: Results) -> dict[str, dict[int, float]]:
-    """name -> step -> mean, for what is guarded and what is trained on. Missing values are NaN: they prove nothing."""
-    assert config.guard is not None
-    names = [*config.guard.metrics, *(term.name for term in config.rewards.terms)]
-    found: dict[str, dict[int, float]] = {name: {} for name in names}
-    for step in sorted(results):
-        evaluation = results[step][config.evaluation.guidance[0]]
-        means = {name: e.mean for name, e in evaluation.estimates().items()} | dict(evaluation.scalars)
-        for name in names:
-            value = means.get(name)
-            found[name][step] = float("nan") if value is None else float(value)
-    return found
+    def _hacked(self, curves: Curves, starts: Mapping[str, float], metric: str, margin: float, step: int) -> bool:
+        fell = metric in starts and curves[metric][step] < starts[metric] - margin
+        return fell and bool(self._risen(curves, starts, step))
 
 
 def _start(curve: Mapping[int, float]) -> float | None:
     """The first finite value: a judge may have been silent at the first evaluation."""
     return next((curve[step] for step in sorted(curve) if math.isfinite(curve[step])), None)
-
-
-def _risen(
-    config: RunConfig, curves: Mapping[str, Mapping[int, float]], starts: Mapping[str, float], step: int
-) -> list[str]:
-    return [t.name for t in config.rewards.terms if t.name in starts and curves[t.name][step] > starts[t.name]]
-
-
-def _hacked(
-    config: RunConfig,
-    curves: Mapping[str, Mapping[int, float]],
-    starts: Mapping[str, float],
-    metric: str,
-    margin: float,
-    step: int,
-) -> bool:
-    fell = metric in starts and curves[metric][step] < starts[metric] - margin
-    return fell and bool(_risen(config, curves, starts, step))

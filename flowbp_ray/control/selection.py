@@ -58,7 +58,7 @@ def select(
 ) -> Selection:
     """Leave out rows with a fault, beyond their method's `max_distance`, or whose drift is above `drift_max`.
 
-    items: in their order. drift: one number per row, or empty. nonfinite: with "skip_step" one fault leaves out all rows.
+    items: in their order. drift: one number per row, or empty. nonfinite: with "skip_step" one fault costs all rows.
     """
     faults = tuple(fault for scored in items for part in (scored.report, scored.result) for fault in part.faults)
     spoiled = {fault.sample for fault in faults}

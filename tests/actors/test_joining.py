@@ -14,7 +14,7 @@ from actors import joining
 from actors.joining import check_job, held_back, join, meet
 from actors.learner import LearnerActor
 from actors.process import FOLDER, actor_options, change_folder
-from flowbp_ray.cli import guarded
+from flowbp_ray.utils.console import guarded
 from flowbp_ray.utils.settings import ProcessConfig
 
 

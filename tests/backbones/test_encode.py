@@ -16,12 +16,13 @@ import torch
 from flowbp_ray import prompts
 from flowbp_ray.backbones.embeddings import PackedEmbeddings
 from flowbp_ray.backbones.shapes import ShapesBackbone
-from flowbp_ray.cli import app, guarded
+from flowbp_ray.cli import app
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.local import LocalLoop, encode, fill_cache
 from flowbp_ray.messages import Item, RolloutReport, Scored
 from flowbp_ray.observability.step_metrics import travel
 from flowbp_ray.run.folder import comparable, differences
+from flowbp_ray.utils.console import guarded
 from flowbp_ray.weights.packing import Parcel
 from tests.paths import ROOT
 from tests.small import small_config

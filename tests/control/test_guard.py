@@ -33,6 +33,12 @@ def config(tmp_path: Path, *more: str) -> RunConfig:
     return loading.load("shapes_flowbp_sparse", [*small_overrides(tmp_path), *own, *more])
 
 
+def guard_of(config: RunConfig) -> guard.Guard:
+    found = guard.Guard.of(config.guard, config.rewards, config.evaluation)
+    assert found is not None
+    return found
+
+
 def evaluations(trained: list[float], heldout: list[float], verifier: list[float]) -> dict[int, Any]:
     """One evaluation every ten steps with these means."""
     values = zip(trained, heldout, verifier, strict=True)
@@ -56,7 +62,7 @@ def evaluations(trained: list[float], heldout: list[float], verifier: list[float
 def test_what_falls_twice_beyond_its_margin_is_named(
     tmp_path: Path, heldout: list[float], verifier: list[float], metric: str | None
 ) -> None:
-    found = guard.judge(config(tmp_path), evaluations([0.3, 0.4, 0.5, 0.6], heldout, verifier))
+    found = guard_of(config(tmp_path)).verdict(evaluations([0.3, 0.4, 0.5, 0.6], heldout, verifier))
     assert (found and found.metric) == metric
     if found is not None:
         assert found.step == 30 and found.rose == {"shapes_clip": (pytest.approx(0.3), pytest.approx(0.6))}
@@ -64,15 +70,15 @@ def test_what_falls_twice_beyond_its_margin_is_named(
 
 def test_a_reward_that_did_not_rise_was_not_hacked(tmp_path: Path) -> None:
     fell = [0.5, 0.4, 0.3]
-    assert guard.judge(config(tmp_path), evaluations([0.3, 0.3, 0.2], fell, [0.4] * 3)) is None
-    assert guard.judge(config(tmp_path), evaluations([0.3, 0.4, 0.31], fell, [0.4] * 3)) is not None
+    assert guard_of(config(tmp_path)).verdict(evaluations([0.3, 0.3, 0.2], fell, [0.4] * 3)) is None
+    assert guard_of(config(tmp_path)).verdict(evaluations([0.3, 0.4, 0.31], fell, [0.4] * 3)) is not None
 
 
 def test_patience_and_the_best_step(tmp_path: Path) -> None:
     results = evaluations([0.3, 0.4, 0.5, 0.6], [0.5, 0.55, 0.44, 0.40], [0.4, 0.45, 0.45, 0.45])
-    assert guard.judge(config(tmp_path, "guard.patience=3"), results) is None
-    found = guard.judge(config(tmp_path), results)
-    assert found is not None and found.best == 10 and guard.best_so_far(config(tmp_path), results, results) == 10
+    assert guard_of(config(tmp_path, "guard.patience=3")).verdict(results) is None
+    found = guard_of(config(tmp_path)).verdict(results)
+    assert found is not None and found.best == 10 and guard_of(config(tmp_path)).best(results, results) == 10
     assert "step 30: shapes_clip rose from 0.300 to 0.600 while shapes_clip_heldout fell" in found.describe()
 
 
@@ -99,7 +105,7 @@ def test_what_is_missing_at_first_begins_where_it_is_there(
     best: int | None,
 ) -> None:
     """A judge that was down at the first evaluation blinds the guard neither then nor in its choice of the best."""
-    found = guard.judge(config(tmp_path), evaluations(trained, heldout, verifier))
+    found = guard_of(config(tmp_path)).verdict(evaluations(trained, heldout, verifier))
     assert (found and found.metric, found and found.best) == (metric, best)
     if metric == "shapes_clip_heldout" and found is not None:
         assert found.start == 0.5 and found.rose["shapes_clip"][0] == next(x for x in trained if x == x)
@@ -108,7 +114,7 @@ def test_what_is_missing_at_first_begins_where_it_is_there(
 def test_a_rollback_goes_where_there_is_a_checkpoint(tmp_path: Path) -> None:
     run = Run.create(config(tmp_path, "guard.action=rollback"))
     results = evaluations([0.3, 0.4, 0.5, 0.6], [0.5, 0.55, 0.44, 0.40], [0.4, 0.45, 0.45, 0.45])
-    found = guard.judge(run.config(), results)
+    found = guard_of(run.config()).verdict(results)
     assert found is not None and found.best == 10
     for saved, target in (([30], 30), ([20, 30], 20), ([0, 30], 0), ([10, 30], 10)):
         shutil.rmtree(run.checkpoints.folder)
@@ -116,7 +122,7 @@ def test_a_rollback_goes_where_there_is_a_checkpoint(tmp_path: Path) -> None:
             run.checkpoints.path(step).mkdir(parents=True)
             (run.checkpoints.path(step) / "weights.safetensors").touch()
         assert run.checkpoints.steps() == saved
-        assert guard.reachable(found, run.config(), results, run).best == target
+        assert guard_of(run.config()).reachable(found, results, run).best == target
     assert "step 10 has no checkpoint; going back to step 30" in (run.folder / "log.txt").read_text()
 
 

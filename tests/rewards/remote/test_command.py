@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from flowbp_ray.cli import app, guarded
+from flowbp_ray.cli import app
 from flowbp_ray.planning.costs import Costs
 from flowbp_ray.planning.memory import Sizes, rewards
 from flowbp_ray.rewards.remote import token
 from flowbp_ray.rewards.remote.identity import content, different, identity
+from flowbp_ray.utils.console import guarded
 from flowbp_ray.utils.errors import ConfigError
 from tests.rewards.remote.servers import TOKEN, asking, token_file
 from tests.small import small_config, small_overrides
