@@ -18,7 +18,7 @@ from torch import Tensor
 from flowbp_ray.messages import Version, combine
 from flowbp_ray.weights.buckets import divide
 from flowbp_ray.weights.fingerprint import fingerprint
-from flowbp_ray.weights.packing import Parcel, together
+from flowbp_ray.weights.packing import Parcel, merge_tensors
 
 Reference = list[Any]
 """References to objects inside a list: Ray then hands over the references, and only `load` and `read` move bytes."""
@@ -66,7 +66,7 @@ def load(weights: Reference) -> list[Parcel]:
 
 def tensors(weights: Reference) -> dict[str, Tensor]:
     """What was published, by name: for who has no module to put it into."""
-    return together(load(weights))
+    return merge_tensors(load(weights))
 
 
 def read(held: Reference) -> Any:

@@ -20,12 +20,14 @@ from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.run.folder import Run
 from flowbp_ray.utils.errors import ConfigError
 
-ROLES = {"samplers": ("sampler_s", "load_s"), "rewards": ("reward_s",)}
-"""Role -> the metrics with its seconds of work, summed over its processes."""
+ROLES = ("samplers", "rewards")
+"""Whose processes may come and go."""
+WORK = {"samplers": ("sampler_s", "load_s"), "rewards": ("reward_s",), "learners": ("learner_s", "publish_s")}
+"""Role -> the metrics with its seconds of work: summed over its processes, of the learners those of the slowest."""
 WINDOW = 5  # steps
 WAITS = 0.10
 IDLES = 0.20
-FULL = 0.95  # busier than this nobody is made by taking one away
+FULL = 0.95  # a role never shrinks beyond this utilisation
 
 Counts = Mapping[str, int]  # role -> processes
 Bounds = Mapping[str, tuple[int, int]]  # role -> fewest and most
@@ -44,10 +46,7 @@ def rule(config: RunConfig, counts: Counts, serving: Counts, steps: Sequence[Map
         return {}
     steps, limits, others = steps[-WINDOW:], bounds(config), list(ROLES)
     seconds = sum(step["step_s"] for step in steps)
-    busy = {
-        role: sum(step[key] for step in steps for key in keys) / (serving[role] * seconds)
-        for role, keys in ROLES.items()
-    }
+    busy = {role: busy_share(role, steps, serving[role], seconds) for role in ROLES}
     if sum(step["wait_s"] for step in steps) > WAITS * seconds:
         role = max(busy, key=lambda name: busy[name])
         if busy[role] < 1 - IDLES or counts[role] > serving[role]:
@@ -123,14 +122,15 @@ def _read(file: Path) -> int | None:
         return None
 
 
-def idle(line: Mapping[str, float], counts: Mapping[str, float], step_s: float) -> dict[str, float]:
-    """Per role, the share of a step of `step_s` seconds in which its processes did not compute; counts: of processes.
+def busy_share(role: str, steps: Sequence[Mapping[str, float]], processes: float, seconds: float) -> float:
+    """The share of `seconds` in which the processes of a role worked, from the metrics of the steps in that time."""
+    return sum(step[key] for step in steps for key in WORK[role]) / (processes * seconds)
 
-    line: a step's seconds of work, or their means. Of learners the slowest counts.
+
+def idle(step: Mapping[str, float], counts: Mapping[str, float], step_s: float) -> dict[str, float]:
+    """`idle/<role>`: the share of a step of `step_s` seconds in which a role's processes did not compute.
+
+    step: its metrics, or means of them. counts: processes of samplers and rewards; the learners work in step.
     """
-    busy = {
-        "samplers": (line["sampler_s"] + line["load_s"]) / counts["samplers"],
-        "learners": line["learner_s"] + line["publish_s"],
-        "rewards": line["reward_s"] / counts["rewards"],
-    }
-    return {f"idle/{role}": max(0.0, 1 - seconds / step_s) for role, seconds in busy.items()}
+    processes = {"samplers": counts["samplers"], "learners": 1, "rewards": counts["rewards"]}
+    return {f"idle/{role}": max(0.0, 1 - busy_share(role, [step], n, step_s)) for role, n in processes.items()}

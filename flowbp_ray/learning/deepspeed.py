@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from flowbp_ray.config.sections import LearnersConfig
-from flowbp_ray.learning.optim import Ema, adamw, needed, set_rate
+from flowbp_ray.learning.optim import Ema, adamw, require_ema, set_rate
 from flowbp_ray.messages import TensorChecksum
 from flowbp_ray.weights.buckets import Bucket, lay_out, stretch
 from flowbp_ray.weights.fingerprint import checksum
@@ -88,7 +88,7 @@ class DeepSpeedEngine:
     def parts(self, buckets: Sequence[Bucket], ema: bool = False) -> Iterator[dict[str, Tensor]]:
         import deepspeed
 
-        with needed(self.ema).swapped(self._shards()) if ema else nullcontext():
+        with require_ema(self.ema).swapped(self._shards()) if ema else nullcontext():
             for bucket in buckets:
                 own = {name: self.named[name] for name in bucket.names}
                 if ema and self.stage:
@@ -113,7 +113,7 @@ class DeepSpeedEngine:
         return views if self.rank == owner else {}
 
     def checksums(self, ema: bool = False) -> dict[str, TensorChecksum]:
-        with needed(self.ema).swapped(self._shards()) if ema else nullcontext():
+        with require_ema(self.ema).swapped(self._shards()) if ema else nullcontext():
             own = {
                 name: sum(checksum(piece.to(self.dtype), start) for start, piece in self._fragments(p))
                 for name, p in self.named.items()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flowbp_ray.config.sections import LearnersConfig
-from flowbp_ray.learning.optim import Ema, adamw, needed, set_rate
+from flowbp_ray.learning.optim import Ema, adamw, require_ema, set_rate
 from flowbp_ray.messages import TensorChecksum
 from flowbp_ray.weights.buckets import Bucket, lay_out, stretch
 from flowbp_ray.weights.fingerprint import checksum
@@ -127,7 +127,7 @@ class TorchEngine:
         return {name: TensorChecksum.of(m, checksum(m)) for name, m in cast.items()}
 
     def _masters(self, ema: bool) -> Mapping[str, Tensor]:
-        return dict(zip(self.masters, needed(self.ema).average, strict=True)) if ema else self.masters
+        return dict(zip(self.masters, require_ema(self.ema).average, strict=True)) if ema else self.masters
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

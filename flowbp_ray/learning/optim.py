@@ -65,7 +65,7 @@ class Ema:
             average.copy_(saved)
 
 
-def needed(ema: Ema | None) -> Ema:
+def require_ema(ema: Ema | None) -> Ema:
     """The average, where the config asked for one."""
     if ema is None:
         raise ValueError("no average is kept: write learners.ema.decay, such as 0.999")

@@ -6,7 +6,6 @@ import pickle
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -27,8 +26,21 @@ from flowbp_ray.surrogate import (
 from flowbp_ray.surrogate.trajectory import Velocity, rollout
 from flowbp_ray.utils import random
 
-if TYPE_CHECKING:
-    pass
+
+class VelocityRecorder:
+    """Keeps what the drift meter compares with: of each call of a velocity what a learner would differentiate there."""
+
+    def __init__(self) -> None:
+        self.velocities: list[Tensor] = []
+
+    def __call__(self, v: Tensor) -> None:
+        self.velocities.append(v)
+
+    def replaced(self, cache: Cache) -> Cache:
+        """The cache with these velocities, on the host: N of the rollout, then those of the fresh states."""
+        steps = cache.num_steps
+        path, fresh = self.velocities[:steps], self.velocities[steps:]
+        return replace(cache, v=torch.stack(path).cpu(), v_y=torch.stack(fresh).cpu() if fresh else None)
 
 
 def run_item(
@@ -36,13 +48,13 @@ def run_item(
     velocity: Velocity,
     sigmas: Tensor,
     noise: Tensor,
-    compared: list[Tensor] | None = None,
+    recorder: VelocityRecorder | None = None,
     base: Velocity | None = None,
 ) -> tuple[RolloutReport, Rollout, Packed]:
     """Roll out a training item; keep what its plans name. Returns the report, the learner's part, and the targets.
 
     noise: x[0] [rows, ...] on the device and in the dtype of the model; what comes back is on the host.
-    compared: the list to which `velocity` appends what the drift meter compares with, call by call; None: no meter.
+    recorder: which `velocity` calls each time (`full_velocity`'s `observe`), for the drift meter; None: no meter.
     base: the velocity that a learner would differentiate before any training; None: not wanted.
     targets: [rows, branches, ...]: what the reward sees. Rows with a value that is not finite become zeros, carry a
     fault and are not kept.
@@ -52,13 +64,13 @@ def run_item(
     faults = _faults(item, cache)
     if faults:
         cache = _without(cache, _bad(item, faults))
-    kept_states, near = gather_states(item.plans, cache), None
+    kept_states, base_velocities = gather_states(item.plans, cache), None
     if base is not None:
-        values, odd = _at_states(item, base, kept_states, noise.device)
-        near, faults = pack(values), faults + odd
+        values, base_faults = _at_states(item, base, kept_states, noise.device)
+        base_velocities, faults = pack(values), faults + base_faults
     bad, states = _bad(item, faults), pack(kept_states)
     target = pack(gather_targets(item.plans, cache))
-    meter = None if compared is None else pack(gather_velocities(item.plans, _compared(cache, compared)))
+    velocities = None if recorder is None else pack(gather_velocities(item.plans, recorder.replaced(cache)))
     distances = residuals(item.plans, cache)
     kept = keep(item.plans, distances) & ~bad
     report = RolloutReport(
@@ -70,14 +82,14 @@ def run_item(
         kept=tuple(bool(k) for k in kept.tolist()),
         item_bytes=len(pickle.dumps(item, pickle.HIGHEST_PROTOCOL)),
         state_bytes=states.nbytes,
-        velocity_bytes=0 if meter is None else meter.nbytes,
-        base_bytes=0 if near is None else near.nbytes,
+        velocity_bytes=0 if velocities is None else velocities.nbytes,
+        base_bytes=0 if base_velocities is None else base_velocities.nbytes,
         target_bytes=target.nbytes,
         seconds=time.perf_counter() - started,
         load_seconds=0.0,
         faults=faults,
     )
-    return report, Rollout(item, states, meter, near), target
+    return report, Rollout(item, states, velocities, base_velocities), target
 
 
 def finish_item(velocity: Velocity, sigmas: Tensor, noise: Tensor) -> Packed:
@@ -103,13 +115,6 @@ def _cache(item: Item, velocity: Velocity, sigmas: Tensor, noise: Tensor) -> Cac
     return replace(cache, y=y, v_y=torch.stack([velocity(state.to(noise), node, row).cpu() for state in y]))
 
 
-def _compared(cache: Cache, compared: Sequence[Tensor]) -> Cache:
-    """The cache with the velocities that the drift meter compares with: N of the rollout, then the fresh ones."""
-    steps = cache.num_steps
-    fresh = torch.stack(list(compared[steps:])).cpu() if len(compared) > steps else None
-    return replace(cache, v=torch.stack(list(compared[:steps])).cpu(), v_y=fresh)
-
-
 @torch.no_grad()
 def _at_states(item: Item, base: Velocity, states: Tensor, device: torch.device) -> tuple[Tensor, tuple[Fault, ...]]:
     """The base's velocities at the states [R, ...], `item.rows` at a time; zeros and a fault where not finite."""
@@ -118,8 +123,8 @@ def _at_states(item: Item, base: Velocity, states: Tensor, device: torch.device)
     parts = zip(states.split(item.rows), node.split(item.rows), row.split(item.rows), strict=True)
     v = torch.cat([base(*(tensor.to(device) for tensor in part)).cpu() for part in parts])
     bad = ~torch.isfinite(v).flatten(1).all(dim=1)
-    odd = dict(reversed([found[i] for i in bad.nonzero().flatten().tolist()]))  # the first node of each row
-    faults = [Fault("base velocity", item.step, item.samples[b], item.prompt_ids[b], odd[b]) for b in sorted(odd)]
+    first = dict(reversed([found[i] for i in bad.nonzero().flatten().tolist()]))  # row -> its first bad node
+    faults = [Fault("base velocity", item.step, item.samples[b], item.prompt_ids[b], first[b]) for b in sorted(first)]
     return v.masked_fill(append_dims(bad, v.dim()), 0.0), tuple(faults)
 
 

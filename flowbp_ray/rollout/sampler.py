@@ -14,7 +14,7 @@ from flowbp_ray.backbones.guidance import full_velocity, trained_velocity
 from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.config.sections import BackboneConfig, LoraConfig
 from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport, Version
-from flowbp_ray.rollout.execute import finish_item, run_item
+from flowbp_ray.rollout.execute import VelocityRecorder, finish_item, run_item
 from flowbp_ray.rollout.items import noise_of
 from flowbp_ray.surrogate.trajectory import Velocity
 from flowbp_ray.utils.digest import digest
@@ -82,11 +82,11 @@ class Sampler:
     def rollout(self, item: Item, fetch: FetchWeights) -> tuple[RolloutReport, Rollout, Packed]:
         """Roll out a training item: the report, the learner's part, the targets [rows, branches, ...]."""
         load_seconds = self.require(item.version, fetch)
-        compared: list[Tensor] | None = [] if self.drift_meter else None
-        velocity, sigmas = self._velocity(item, None if compared is None else compared.append)
+        recorder = VelocityRecorder() if self.drift_meter else None
+        velocity, sigmas = self._velocity(item, recorder)
         base = self._base_velocity(item, sigmas) if self.base_velocities else None
         with span("rollout"):
-            report, kept, target = run_item(item, velocity, sigmas, self._noise(item), compared, base)
+            report, kept, target = run_item(item, velocity, sigmas, self._noise(item), recorder, base)
         report = replace(report, weight_bytes=self.weight_bytes, embedding_bytes=self.embedding_bytes)
         self.weight_bytes = self.embedding_bytes = 0
         return replace(report, load_seconds=load_seconds, fingerprint=self.fingerprint), kept, target

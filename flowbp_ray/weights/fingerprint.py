@@ -26,16 +26,16 @@ def checksum(fragment: Tensor, start: int = 0) -> int:
     flat = fragment.detach().reshape(-1)
     bits = flat.view(_BITS[flat.element_size()])
     chunk = _CHUNKS.get(bits.device.type, _CHUNK)
-    odd = _odd(bits.device)
+    weights = _odd_weights(bits.device)
     total = torch.zeros((), dtype=torch.int64, device=bits.device)
     for at in range(0, len(bits), chunk):
         part = bits[at : at + chunk].to(torch.int64, copy=True)
-        total += 2 * (start + at) * part.sum() + part.mul_(odd[: len(part)]).sum()
+        total += 2 * (start + at) * part.sum() + part.mul_(weights[: len(part)]).sum()
     return int(total)
 
 
 @lru_cache(maxsize=8)
-def _odd(device: torch.device) -> Tensor:
+def _odd_weights(device: torch.device) -> Tensor:
     return 2 * torch.arange(_CHUNKS.get(device.type, _CHUNK), device=device) + 1
 
 

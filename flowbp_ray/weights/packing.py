@@ -45,7 +45,7 @@ class Parcel:
     def tensors(self) -> dict[str, Tensor]:
         """Each tensor by itself, as `bytes`."""
         arrays = self.bytes()
-        return {name: part(arrays[place[0]], place) for name, place in self.places.items()}
+        return {name: tensor_at(arrays[place[0]], place) for name, place in self.places.items()}
 
 
 @dataclass(frozen=True)
@@ -103,14 +103,14 @@ def _held(runs: Sequence[tuple[str, int]], tensors: Mapping[str, Tensor]) -> tup
     return (*addresses, *(s.data_ptr() for s in storages), *(s.nbytes() for s in storages))
 
 
-def part(array: Tensor, place: Place) -> Tensor:
+def tensor_at(array: Tensor, place: Place) -> Tensor:
     """The tensor that lies at `place` of `array` [n] uint8; nothing is copied."""
     _, start, kind, shape = place
     dtype: torch.dtype = getattr(torch, kind)
     return array[start : start + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
 
 
-def together(parcels: Iterable[Parcel]) -> dict[str, Tensor]:
+def merge_tensors(parcels: Iterable[Parcel]) -> dict[str, Tensor]:
     """The tensors of all parcels by name."""
     return {name: tensor for parcel in parcels for name, tensor in parcel.tensors().items()}
 
@@ -175,7 +175,7 @@ class Receiver:
         for parcel in parcels:
             arrays = [torch.empty_like(array, device=next(iter(own.values())).device) for array in parcel.bytes()]
             for name, place in parcel.places.items():
-                own[name].data = _fitting(name, part(arrays[place[0]], place), own[name])
+                own[name].data = _fitting(name, tensor_at(arrays[place[0]], place), own[name])
             self.arrays += arrays
         self.nbytes = sum(p.nbytes for p in own.values())
 

@@ -36,8 +36,8 @@ def prepare(
             transformer.add_adapter(settings)
         except ValueError as error:
             raise ValueError(_no_module(targets)) from error
-    if odd := [target for target in lora.targets or [] if not matched(target, adapted(transformer))]:
-        raise ValueError(_no_module(odd))
+    if mismatched := [target for target in lora.targets or [] if not matched(target, adapted(transformer))]:
+        raise ValueError(_no_module(mismatched))
     return transformer
 
 
@@ -94,5 +94,5 @@ def install(transformer: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 def check_names(own: Collection[str], given: Collection[str]) -> None:
     """Raises ValueError unless the names are those of the trained parameters, whatever their order."""
     if set(own) != set(given):
-        odd = sorted(set(own) ^ set(given))[:3]
-        raise ValueError(f"published weights do not fit: {len(given)} for {len(own)} parameters, e.g. {odd}")
+        different = sorted(set(own) ^ set(given))[:3]
+        raise ValueError(f"published weights do not fit: {len(given)} for {len(own)} parameters, e.g. {different}")

@@ -19,7 +19,7 @@ from flowbp_ray.local import LocalLoop
 from flowbp_ray.messages import Version
 from flowbp_ray.preflight import check
 from flowbp_ray.weights.fingerprint import fingerprint
-from flowbp_ray.weights.packing import together
+from flowbp_ray.weights.packing import merge_tensors
 from tests.small import small_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.deepspeed]
@@ -155,7 +155,7 @@ def test_the_sharded_average_is_the_average_of_what_was_published(local_ray: Any
 
         def fetch(version: Version) -> dict[str, Tensor]:
             published = fleet.learners.publish(version)
-            tensors = {k: v.clone() for k, v in together(load(published.weights)).items()}
+            tensors = {k: v.clone() for k, v in merge_tensors(load(published.weights)).items()}
             assert published.fingerprint == fingerprint(tensors)
             return tensors
 

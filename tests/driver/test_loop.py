@@ -15,7 +15,7 @@ from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.driver import Loop
 from flowbp_ray.local import LocalLoop, encode
 from flowbp_ray.run.folder import Run
-from flowbp_ray.weights.packing import together
+from flowbp_ray.weights.packing import merge_tensors
 from tests.driver.chaos import before_step
 from tests.small import small_config
 
@@ -85,7 +85,7 @@ def test_what_travels_and_what_a_learner_holds(local_ray: Any, tmp_path: Path) -
 
     def note(loop: Loop) -> None:
         modules.update(local_ray.get(loop.fleet.learners.ranks[0].modules.remote()))
-        published.update(together(load(loop.published[1].weights)))
+        published.update(merge_tensors(load(loop.published[1].weights)))
 
     with before_step(1, note):
         run, _, weights = trained(config)

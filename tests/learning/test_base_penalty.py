@@ -22,7 +22,7 @@ from flowbp_ray.rollout.execute import run_item
 from flowbp_ray.rollout.items import noise_of
 from flowbp_ray.utils.digest import digest
 from flowbp_ray.weights import trainable
-from flowbp_ray.weights.packing import Parcel, together
+from flowbp_ray.weights.packing import Parcel, merge_tensors
 from tests.small import small_config
 
 TEXTS = ["a red circle", "two blue squares", "a green triangle", "three yellow circles"]
@@ -204,7 +204,7 @@ def test_adapters_off_is_the_frozen_copy_bit_for_bit(tmp_path: Path, table: Embe
     item = full.items(0)[0]
     found = []
     for loop, parcels in zip((full, lora), published, strict=True):
-        sha256 = digest(together(parcels))
+        sha256 = digest(merge_tensors(parcels))
         once, again = (loop.sampler.rollout(item, lambda p=parcels: p) for _ in range(2))
         assert loop.sampler.digest() == sha256
         for one, two in zip((once[1].states, once[1].base, once[2]), (again[1].states, again[1].base, again[2]),

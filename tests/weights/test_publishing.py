@@ -26,7 +26,7 @@ from flowbp_ray.utils.digest import digest, digest_of_parts
 from flowbp_ray.weights import buckets
 from flowbp_ray.weights.buckets import Bucket, divide, lay_out, stretch
 from flowbp_ray.weights.fingerprint import fingerprint
-from flowbp_ray.weights.packing import Packer, Parcel, Receiver, together
+from flowbp_ray.weights.packing import Packer, Parcel, Receiver, merge_tensors
 from flowbp_ray.weights.trainable import trained
 from tests.driver.faulty import SMALL, CountingLearner, instead
 from tests.small import small_config
@@ -184,7 +184,7 @@ def test_ranks_publish_their_share_and_never_more_than_a_bucket_is_whole(
             local_ray.get(group.launch(ray.put(PackedEmbeddings.of(encode(config, texts)))))
             for ema in (False, True):
                 published = group.publish(Version(0, 0, ema))
-                tensors = together(load(published.weights))
+                tensors = merge_tensors(load(published.weights))
                 assert published.fingerprint == fingerprint(tensors) == fingerprint(want.engine.weights())  # type: ignore[attr-defined]
                 assert min(group.buckets) >= 2 and len(published.weights) == sum(group.buckets)
                 most = max(local_ray.get([rank.most_whole.remote() for rank in group.ranks]))
@@ -192,6 +192,6 @@ def test_ranks_publish_their_share_and_never_more_than_a_bucket_is_whole(
                 assert not any(local_ray.get([rank.whole_bytes.remote() for rank in group.ranks]))
             assert group.digest() == want.digest()
             again = restore(Version(1, 0), {name: t.clone() for name, t in tensors.items()})
-            assert again.fingerprint == fingerprint(together(load(again.weights))) == published.fingerprint
+            assert again.fingerprint == fingerprint(merge_tensors(load(again.weights))) == published.fingerprint
         finally:
             group.stop()
