@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -154,3 +155,11 @@ def _segment(rng: np.random.Generator, start: int, stop: int, force: bool) -> Se
         gains[0] = 0.7
     weights = tuple(float(w) for w in rng.normal(size=len(supports)))
     return Segment(start, stop, supports, weights, tuple(gains))
+
+
+def dynamic_grid(steps: int, mu: float) -> Tensor:
+    """Sigmas [steps + 1] of FLUX's schedulers: even steps, shifted by mu."""
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / steps, steps), mu=mu)
+    sigmas: Tensor = scheduler.sigmas
+    return sigmas

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowbp_ray.backbones.sigmas import dynamic_shift, flux1_mu, flux2_mu, static_shift
+from flowbp_ray.backbones.sigmas import flux1_mu, flux2_mu, static_shift
 from flowbp_ray.surrogate import endpoint, gather_states, gather_targets, omega, residuals, sweep
 from tests.surrogate.golden import CASES, Golden
+from tests.surrogate.networks import dynamic_grid
 
 TOLERANCE = 1e-5
 
@@ -42,8 +43,8 @@ def test_rollout_and_schedule(golden: Golden) -> None:
     steps, sigmas = golden.case["num_steps"], golden.tensors["sigmas"]
     grid = {
         "sd35": lambda: static_shift(steps, 3.0),
-        "flux1": lambda: dynamic_shift(steps, flux1_mu(16)),
-        "flux2": lambda: dynamic_shift(steps, flux2_mu(16, steps)),
+        "flux1": lambda: dynamic_grid(steps, flux1_mu(16)),
+        "flux2": lambda: dynamic_grid(steps, flux2_mu(16, steps)),
     }[golden.case["backbone"]]()
     assert torch.allclose(grid, sigmas, rtol=0, atol=3e-7)
     assert relative(golden.rollout(), golden.tensors["latents"]) < TOLERANCE

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowbp_ray.backbones.sigmas import dynamic_shift, static_shift
+from flowbp_ray.backbones.sigmas import static_shift
 from flowbp_ray.surrogate.quadrature import anchor_weights, backward_nodes, lagrange, rescale_factor, spread
 from flowbp_ray.utils.random import stream
-from tests.surrogate.networks import every_method
+from tests.surrogate.networks import dynamic_grid, every_method
 
 grids = st.lists(st.floats(0.02, 1.0), min_size=1, max_size=12).map(
     lambda steps: [float(s) for s in np.cumsum([0.0, *steps])[::-1] / sum(steps)]
@@ -95,7 +95,7 @@ def test_rescale_factor() -> None:
     assert rescale_factor(1.0, 3.0, 1.5) == 2.0
 
 
-@pytest.mark.parametrize("sigmas", [static_shift(8), dynamic_shift(8, 1.9)], ids=["static", "dynamic"])
+@pytest.mark.parametrize("sigmas", [static_shift(8), dynamic_grid(8, 1.9)], ids=["static", "dynamic"])
 def test_weights_of_every_method_sum_to_the_interval(sigmas: object) -> None:
     """First segment sigma[j] − sigma[start]; last segment, whatever the target, 0 − sigma[start]."""
     sigma = [float(s) for s in sigmas]  # type: ignore[attr-defined]
