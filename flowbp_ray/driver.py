@@ -17,12 +17,10 @@ from actors.process import REAL, Roles
 from actors.ray_metrics import RayMetrics
 from actors.scaler import Scaler
 from actors.transport import Published
-from flowbp_ray import prompts
 from flowbp_ray.artifacts.report import curves, summarise
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.control import scaling
 from flowbp_ray.control.guard import Guard, HackingVerdict, clear_overruled_verdict
-from flowbp_ray.control.scaling import idle
 from flowbp_ray.control.selection import check_updated, select
 from flowbp_ray.evaluation.evaluator import Evaluator, flat
 from flowbp_ray.local import build_items
@@ -92,7 +90,7 @@ def session(
             fleet.tell(run.logger())
             evaluator = Evaluator(config, run, checked.held_out, len(checked.training))
             with Judges(config, run, evaluator, tracker, progress.waiting) as judges:
-                yield Loop(config, run, fleet, tracker, progress, checked.training, judges, interrupts)
+                yield Loop(config, run, fleet, tracker, progress, judges, interrupts)
 
 
 class Loop:
@@ -105,7 +103,6 @@ class Loop:
         fleet: Fleet,
         tracker: Tracker,
         progress: Progress,
-        records: Sequence[prompts.PromptRecord],
         judges: Judges,
         interrupts: Interrupts,
     ) -> None:
@@ -113,7 +110,7 @@ class Loop:
         self.tracker, self.progress, self.interrupts = tracker, progress, interrupts
         self.judges, self.evaluator = judges, judges.evaluator
         self.scaler = Scaler(config, run, fleet.pools)
-        self.source = build_items(config, len(records))
+        self.source = build_items(config, self.evaluator.offset)
         self.guard = Guard.of(config.guard, config.rewards, config.evaluation)
         self.published: dict[int, Published] = {}
         self.incarnation = self.done = self.issued = self.skipped = 0
@@ -198,7 +195,7 @@ class Loop:
             **self.scaler.metrics(),
             **self.fleet.queues.means(),
         }
-        metrics |= idle(metrics, self.scaler.serving, ended - began)
+        metrics |= scaling.idle(metrics, self.scaler.serving, ended - began)
         self.tracker.log(step, "train", metrics)
         self.scaler.between(step, metrics)
         self.progress.step(step + 1, metrics)

@@ -21,7 +21,7 @@ class Evaluator:
     """All evaluations of a run so far, and the first pictures, for before above after."""
 
     def __init__(self, config: RunConfig, run: Run, held_out: Sequence[PromptRecord], offset: int) -> None:
-        """offset: id of the first held-out prompt; they follow the training prompts."""
+        """offset: id of the first held-out prompt, which is the number of training prompts: they come first."""
         self.config, self.run, self.held_out, self.offset = config, run, held_out, offset
         self.results: dict[int, dict[float, Evaluation]] = {}
         self.faults: list[str] = []
