@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from actors.errors import cause
-from actors.placement import free, placed, reserve, settle
+from actors.placement import free, is_placed, reserve, wait_until_placed
 from actors.pool import Pool
 from actors.process import actor_options
 from flowbp_ray.utils.settings import PoolConfig
@@ -41,7 +41,7 @@ class ElasticPool(Pool):
         self.groups: dict[int, Any] = {i: reserve(config, 1) for i in range(config.count)}
         self.waiting: dict[int, float] = {}  # number of an actor that has no room yet -> since when
         try:
-            settle(list(self.groups.values()), config, f"{name}s", key, timeout)
+            wait_until_placed(list(self.groups.values()), config, f"{name}s", key, timeout)
             handles = [self._start(i) for i in self.groups]
         except BaseException:
             self._free()
@@ -79,7 +79,7 @@ class ElasticPool(Pool):
         self.failed = {}
         self.dismiss()
         for index, since in list(self.waiting.items()):
-            if placed(self.groups[index]):
+            if is_placed(self.groups[index]):
                 del self.waiting[index]
             elif time.monotonic() - since > self.timeout:
                 del self.waiting[index]

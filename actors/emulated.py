@@ -109,7 +109,7 @@ class EmulatedSampler(Process):
         self.weight_bytes = self.embedding_bytes = 0
         return report, Rollout(item, states, meter, near), target
 
-    def finish(self, item: Item, weights: Sequence[Any], embeddings: Sequence[Any]) -> tuple[str, Packed]:
+    def sample(self, item: Item, weights: Sequence[Any], embeddings: Sequence[Any]) -> tuple[str, Packed]:
         self._require(item.version, weights, embeddings)
         Wait().until(self.given.sampler_s * item.rows)
         return self.fingerprint, packed((item.rows, *self.given.latent), self.given.itemsize)

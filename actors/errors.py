@@ -5,12 +5,12 @@ from __future__ import annotations
 from ray.exceptions import RayError, RayTaskError
 
 
-def wrong_for_good(error: Exception) -> bool:
+def is_permanent(error: Exception) -> bool:
     """Whether doing it again would fail again: what the user must change is a ValueError."""
     return isinstance(error, RayTaskError) and isinstance(error.cause, ValueError)
 
 
-def arrived(error: Exception) -> bool:
+def arguments_arrived(error: Exception) -> bool:
     """Whether a call failed in the actor's own code: what it was given had arrived, and may be given to another.
 
     Ray raises its own errors there where an argument was lost with the node that held it.

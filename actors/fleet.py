@@ -113,7 +113,7 @@ class Fleet:
         )
         return self.pools[key]
 
-    def tell(self, log: logging.Logger) -> None:
+    def log_start(self, log: logging.Logger) -> None:
         """What was encoded, and where everybody is."""
         log.info("embeddings: %s", self.encoded.describe())
         log.info("%s", "; ".join(f"{who} on {counted(hosts)}" for who, hosts in self.hosts.items()))

@@ -15,7 +15,7 @@ from flowbp_ray.backbones.embeddings import PackedEmbeddings
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.messages import Packed, Rollout, StepReport, TensorChecksum
 from flowbp_ray.utils.tracing import span
-from flowbp_ray.weights.packing import Parcel
+from flowbp_ray.weights.packing import PackedTensors
 
 
 class LearnerActor:
@@ -54,7 +54,7 @@ class LearnerActor:
         """How many buckets of weights this rank publishes, at least one."""
         return sum(bucket.rank == self.learner.rank for bucket in self.learner.buckets)
 
-    def publish(self, ema: bool = False) -> Iterator[Parcel | float]:
+    def publish(self, ema: bool = False) -> Iterator[PackedTensors | float]:
         """A result per bucket, which Ray stores before the next is made; at last the seconds, all the driver reads."""
         started = time.perf_counter()
         with span("publish"):

@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 
 from actors import transport
-from actors.errors import cause, wrong_for_good
+from actors.errors import cause, is_permanent
 from actors.learner import RemoteLearner
 from actors.placement import free, place
 from actors.process import REAL, Roles, actor_options
@@ -57,7 +57,7 @@ class LearnerGroup:
         self.kill()
         self._get(self.launch(embeddings), "being built again")
 
-    def share(self, items: Sequence[ScoredItem]) -> list[Sequence[ScoredItem]]:
+    def shard(self, items: Sequence[ScoredItem]) -> list[Sequence[ScoredItem]]:
         """Each rank's consecutive part of the items."""
         size = len(items) // len(self.ranks)
         return [items[i * size : (i + 1) * size] for i in range(len(self.ranks))]
@@ -65,7 +65,7 @@ class LearnerGroup:
     def step(self, step: int, items: Sequence[ScoredItem], chosen: Selection) -> list[StepReport]:
         """One optimizer step: each rank gets its part by reference. chosen: of all rows of the batch."""
         refs, first = [], 0
-        for rank, mine in zip(self.ranks, self.share(items), strict=True):
+        for rank, mine in zip(self.ranks, self.shard(items), strict=True):
             rows = sum(scored.item.rows for scored in mine)
             parts = [*(scored.rollout for scored in mine), *(scored.cotangent for scored in mine)]
             refs.append(rank.step.remote(step, chosen.factors[first : first + rows], chosen.shares, *parts))
@@ -74,7 +74,7 @@ class LearnerGroup:
 
     def drift(self, step: int, items: Sequence[ScoredItem]) -> list[float]:
         """The drift of every row of the batch."""
-        pairs = zip(self.ranks, self.share(items), strict=True)
+        pairs = zip(self.ranks, self.shard(items), strict=True)
         refs = [rank.drift.remote(*[scored.rollout for scored in mine]) for rank, mine in pairs]
         return [value for part in self._get(refs, f"measuring drift in step {step}") for value in part]
 
@@ -129,7 +129,7 @@ class LearnerGroup:
                 try:
                     values[ref] = ray.get(ref, timeout=self.timeout)
                 except (RayError, GetTimeoutError) as error:
-                    kind = RunFailed if wrong_for_good(error) else LearnersLost
+                    kind = RunFailed if is_permanent(error) else LearnersLost
                     raise kind(f"learner {numbers[ref]} failed {doing}: {cause(error)}") from error
         self.say("")
         return [values[ref] for ref in refs]

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from actors.errors import arrived, cause, wrong_for_good
+from actors.errors import arguments_arrived, cause, is_permanent
 from actors.pool import Pool
 from actors.transport import Published, Reference
 from flowbp_ray.messages import Evaluated, Item, RolloutReport, Scored, ScoredItem
@@ -168,7 +168,7 @@ class Pipeline:
 
     def _roll(self, job: Job, worker: int) -> None:
         actor = self.samplers.handles[worker]
-        method, returns = (actor.rollout, 3) if job.item.plans else (actor.finish, 2)
+        method, returns = (actor.rollout, 3) if job.item.plans else (actor.sample, 2)
         job.refs = tuple(method.options(num_returns=returns).remote(job.item, job.weights.weights, self.embeddings))
         job.stage, job.worker, job.pending = "rolling", worker, job.refs[0]
 
@@ -218,11 +218,11 @@ class Pipeline:
         job.tries += 1
         self.retries += 1
         job.failed_on = worker
-        if job.tries >= self.tries or wrong_for_good(error):
+        if job.tries >= self.tries or is_permanent(error):
             times = f"{job.tries} time{'s' * (job.tries > 1)}"
             what = f"item {job.item.index} of step {job.item.step} failed {times} at a {pool.name}"
             raise RunFailed(f"{what}; the last time: {cause(error)}") from error
-        lost_rollout = job.stage == "scoring" and not (isinstance(error, RayActorError) or arrived(error))
+        lost_rollout = job.stage == "scoring" and not (isinstance(error, RayActorError) or arguments_arrived(error))
         if lost_rollout:
             job.failed_on = None  # it names a reward server, and a sampler is next
         job.stage = "queued" if job.stage == "rolling" or lost_rollout else "rolled"

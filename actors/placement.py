@@ -23,7 +23,7 @@ def place(pool: PoolConfig, name: str, key: str, timeout: float) -> Any:
     key: the pool's section of the configuration.
     """
     group = reserve(pool, pool.count)
-    settle([group], pool, name, key, timeout)
+    wait_until_placed([group], pool, name, key, timeout)
     return group
 
 
@@ -33,10 +33,10 @@ def reserve(pool: PoolConfig, count: int) -> Any:
     return placement_group([bundle] * count, strategy="PACK") if bundle else None
 
 
-def settle(groups: Sequence[Any], pool: PoolConfig, name: str, key: str, timeout: float) -> None:
+def wait_until_placed(groups: Sequence[Any], pool: PoolConfig, name: str, key: str, timeout: float) -> None:
     """Wait until all of `pool`'s groups are placed. Raises RunFailed, and gives all back, where that is not in time."""
     until = time.monotonic() + timeout
-    while (missing := [group for group in groups if not placed(group)]) and time.monotonic() < until:
+    while (missing := [group for group in groups if not is_placed(group)]) and time.monotonic() < until:
         time.sleep(POLL)
     if not missing:
         return
@@ -56,7 +56,7 @@ def settle(groups: Sequence[Any], pool: PoolConfig, name: str, key: str, timeout
     )
 
 
-def placed(group: Any) -> bool:
+def is_placed(group: Any) -> bool:
     """Whether there is room for it now. Its own `wait` counts whole seconds, and may say no to one that is placed."""
     return group is None or placement_group_table(group)["state"] == "CREATED"
 

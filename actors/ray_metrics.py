@@ -11,7 +11,7 @@ from ray.util.metrics import Gauge
 
 from flowbp_ray.observability.catalog import TABLE, Reading, readings
 
-COLLECTION = "RAY_enable_metrics_collection"  # "0" in a Ray of our own, see `actors.joining`
+COLLECTION = "RAY_enable_metrics_collection"  # "0" in a Ray of our own, see `actors.cluster`
 AGAIN = 1.0  # seconds: Ray's agents forget a gauge that is not set for two of their intervals, and steps may be long
 
 

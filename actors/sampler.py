@@ -32,16 +32,16 @@ class SamplerActor:
         self._hold(embeddings)
         return self.sampler.rollout(item, lambda: transport.load(weights))
 
-    def finish(self, item: Item, weights: transport.Reference, embeddings: transport.Reference) -> tuple[str, Packed]:
+    def sample(self, item: Item, weights: transport.Reference, embeddings: transport.Reference) -> tuple[str, Packed]:
         """The fingerprint of the weights that were used, and the finished latents."""
         self._hold(embeddings)
-        latents = self.sampler.finish(item, lambda: transport.load(weights))
+        latents = self.sampler.sample(item, lambda: transport.load(weights))
         return self.sampler.fingerprint, latents
 
     def _hold(self, embeddings: transport.Reference) -> None:
         """Read the embeddings once; they come with every call because a restarted process has none."""
         if self.sampler.embeddings is None:
-            self.sampler.hold(transport.read(embeddings))
+            self.sampler.set_embeddings(transport.read(embeddings))
 
     def digest(self) -> str:
         return self.sampler.digest()

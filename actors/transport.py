@@ -16,9 +16,9 @@ import ray
 from torch import Tensor
 
 from flowbp_ray.messages import Version, combine
-from flowbp_ray.weights.buckets import divide
+from flowbp_ray.weights.buckets import assign_buckets
 from flowbp_ray.weights.fingerprint import fingerprint
-from flowbp_ray.weights.packing import Parcel, merge_tensors
+from flowbp_ray.weights.packing import PackedTensors, merge_tensors
 
 Reference = list[Any]
 """References to objects inside a list: Ray then hands over the references, and only `load` and `read` move bytes."""
@@ -53,15 +53,15 @@ def publish(learners: Sequence[Any], buckets: Sequence[int], version: Version) -
 
 def restore(version: Version, tensors: Mapping[str, Tensor]) -> Published:
     """Weights that a checkpoint held, published by the driver."""
-    buckets = divide({name: tensor.nbytes for name, tensor in tensors.items()})
-    weights = [ray.put(Parcel.of({name: tensors[name] for name in bucket.names})) for bucket in buckets]
+    buckets = assign_buckets({name: tensor.nbytes for name, tensor in tensors.items()})
+    weights = [ray.put(PackedTensors.of({name: tensors[name] for name in bucket.names})) for bucket in buckets]
     return Published(version, weights, known=fingerprint(tensors))
 
 
-def load(weights: Reference) -> list[Parcel]:
+def load(weights: Reference) -> list[PackedTensors]:
     """What was published: shared memory on this node, one transfer per node otherwise."""
-    parcels: list[Parcel] = ray.get(weights)
-    return parcels
+    packed: list[PackedTensors] = ray.get(weights)
+    return packed
 
 
 def tensors(weights: Reference) -> dict[str, Tensor]:

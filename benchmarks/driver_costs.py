@@ -22,7 +22,7 @@ import psutil
 import ray
 
 from actors import emulated
-from actors.joining import start_ray
+from actors.cluster import start_ray
 from actors.pipeline import Pipeline
 from actors.pool import Pool
 from actors.transport import Published

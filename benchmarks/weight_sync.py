@@ -40,7 +40,7 @@ from flowbp_ray.learning.engine import TorchEngine
 from flowbp_ray.learning.learner import Learner
 from flowbp_ray.messages import Version
 from flowbp_ray.weights import trainable
-from flowbp_ray.weights.buckets import divide
+from flowbp_ray.weights.buckets import assign_buckets
 from flowbp_ray.weights.fingerprint import fingerprint
 from flowbp_ray.weights.packing import Packer, Receiver
 
@@ -82,7 +82,7 @@ class Publisher(LearnerActor):
         learner.rank = 0
         learner.engine = TorchEngine(module(mb), LearnersConfig(micro_batch=1, engine="torch"))
         sizes = learner.engine.sizes()
-        learner.buckets, learner.packer = divide(sizes), Packer()
+        learner.buckets, learner.packer = assign_buckets(sizes), Packer()
         self.learner = learner
         # torch's memory, as the weights are in: numpy's lies in huge pages where it can, and is read faster
         self.raw = torch.randint(0, 255, (sum(sizes.values()),), dtype=torch.uint8).numpy()
@@ -110,11 +110,11 @@ class Loader:
     def load(self, held: transport.Reference, install: bool) -> dict[str, Any]:
         """Seconds; where the weights are installed also the fingerprint of what is held then."""
         started = time.perf_counter()
-        parcels = transport.load(held)
+        packed = transport.load(held)
         marks = [started, time.perf_counter()]
         if not install:
             return {"load_s": marks[1] - marks[0]}
-        self.receiver.install(parcels)
+        self.receiver.install(packed)
         marks.append(time.perf_counter())
         stated = fingerprint(trainable.trained(self.module))
         marks.append(time.perf_counter())

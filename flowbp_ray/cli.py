@@ -132,7 +132,7 @@ def plan(
         return
     running = None
     if cluster:
-        from actors.joining import nodes
+        from actors.cluster import nodes
 
         running = nodes()
     verdict = print_plan(loaded, step, console, gpus, host_memory, running, json_)
@@ -213,8 +213,8 @@ def open_loops(configs: Sequence[RunConfig], profile: Profile | None) -> Iterato
     """
     import ray
 
+    from actors.cluster import start_ray
     from actors.emulated import emulated_roles
-    from actors.joining import start_ray
     from actors.process import REAL
     from flowbp_ray.benching.request import room
     from flowbp_ray.driver import session

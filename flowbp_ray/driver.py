@@ -9,8 +9,8 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 from actors import transport
+from actors.cluster import connected, start_ray
 from actors.fleet import Fleet
-from actors.joining import meeting, start_ray
 from actors.judges import Judges
 from actors.learner_group import LearnersLost
 from actors.process import REAL, Roles
@@ -43,7 +43,7 @@ def train(config: RunConfig, progress: Progress | None = None) -> tuple[Run, dic
     Interrupted after a Ctrl-C or a SIGTERM, once the step is done and saved.
     """
     checked = check(config)
-    with meeting(config.cluster.address, config.output):
+    with connected(config.cluster.address, config.output):
         return _train(config, checked, progress or Progress(config.steps, quiet=True))
 
 
@@ -87,7 +87,7 @@ def session(
         start_ray(config.cluster.address)
         interrupts.arm()
         with Fleet(config, checked.texts, checked.agreed, roles, progress.waiting) as fleet:
-            fleet.tell(run.logger())
+            fleet.log_start(run.logger())
             evaluator = Evaluator(config, run, checked.held_out, len(checked.training))
             with Judges(config, run, evaluator, tracker, progress.waiting) as judges:
                 yield Loop(config, run, fleet, tracker, progress, judges, interrupts)

@@ -20,7 +20,7 @@ from flowbp_ray.rollout.items import ItemSource
 from flowbp_ray.rollout.sampler import Sampler
 from flowbp_ray.run.folder import Run
 from flowbp_ray.weights import trainable
-from flowbp_ray.weights.packing import Parcel
+from flowbp_ray.weights.packing import PackedTensors
 
 
 def build_encoder(config: RunConfig) -> Encoder:
@@ -159,11 +159,11 @@ def draw(
         guidance=config.backbone.guidance if guidance is None else guidance,
         version=Version(0, used),
     )
-    latents = sampler.finish(item, _no_fetch)
+    latents = sampler.sample(item, _no_fetch)
     with torch.no_grad():
         images = sampler.backbone.load_decoder()(unpack(latents))
     return used, list((images.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy())
 
 
-def _no_fetch() -> list[Parcel]:
+def _no_fetch() -> list[PackedTensors]:
     raise RuntimeError("the sampler already holds the checkpoint's weights")

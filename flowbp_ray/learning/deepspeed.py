@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from flowbp_ray.config.sections import LearnersConfig
 from flowbp_ray.learning.optim import Ema, adamw, require_ema, set_rate
 from flowbp_ray.messages import TensorChecksum
-from flowbp_ray.weights.buckets import Bucket, lay_out, stretch
+from flowbp_ray.weights.buckets import Bucket, allocate_contiguous, make_contiguous
 from flowbp_ray.weights.fingerprint import checksum
 from flowbp_ray.weights.trainable import trained
 
@@ -56,7 +56,7 @@ class DeepSpeedEngine:
         self.bare: nn.Module = Unhooked(module)
         self.dtype, self.device = dtype, config.device
         if self.stage == 0:  # 1 and 2 have them flat, 3 apart
-            lay_out(self.named)
+            make_contiguous(self.named)
         self.ema = Ema(self._shards(), config.ema.decay) if config.ema else None
 
     def backward(self, loss: Tensor, last: bool) -> None:
@@ -103,7 +103,7 @@ class DeepSpeedEngine:
 
         Where one rank has a fragment the others have zeros, so the sum of the bits as integers is those bits.
         """
-        whole, views = stretch({name: (self.shapes[name], self.dtype) for name in named}, self.device)
+        whole, views = allocate_contiguous({name: (self.shapes[name], self.dtype) for name in named}, self.device)
         for name, p in named.items():
             flat = views[name].view(-1)
             for start, piece in self._fragments(p):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from flowbp_ray.config.sections import LearnersConfig
 from flowbp_ray.learning.optim import Ema, adamw, require_ema, set_rate
 from flowbp_ray.messages import TensorChecksum
-from flowbp_ray.weights.buckets import Bucket, lay_out, stretch
+from flowbp_ray.weights.buckets import Bucket, allocate_contiguous, make_contiguous
 from flowbp_ray.weights.fingerprint import checksum
 from flowbp_ray.weights.trainable import install, trained
 
@@ -68,7 +68,7 @@ class TorchEngine:
         self.module = self.bare = module
         self.max_grad_norm, self.device = config.optimizer.max_grad_norm, config.device
         self.named = trained(module)
-        lay_out(self.named)
+        make_contiguous(self.named)
         self.shown = {name: p.detach() for name, p in self.named.items()}  # the same memory, for who only reads
         self.masters: dict[str, nn.Parameter] = {
             name: p if p.dtype == torch.float32 else nn.Parameter(p.detach().float()) for name, p in self.named.items()
@@ -117,7 +117,7 @@ class TorchEngine:
             if not ema:
                 yield own
                 continue
-            _, cast = stretch({name: (p.shape, p.dtype) for name, p in own.items()}, self.device)
+            _, cast = allocate_contiguous({name: (p.shape, p.dtype) for name, p in own.items()}, self.device)
             for name, tensor in cast.items():
                 tensor.copy_(averages[name])
             yield cast

@@ -26,8 +26,8 @@ from flowbp_ray.surrogate.trajectory import Velocity
 from flowbp_ray.utils.digest import digest_of_parts
 from flowbp_ray.utils.tracing import span
 from flowbp_ray.weights import trainable
-from flowbp_ray.weights.buckets import divide
-from flowbp_ray.weights.packing import Packer, Parcel
+from flowbp_ray.weights.buckets import assign_buckets
+from flowbp_ray.weights.packing import PackedTensors, Packer
 
 
 class Learner:
@@ -63,7 +63,7 @@ class Learner:
             transformer.enable_gradient_checkpointing()
         transformer.train().to(learners.device)
         self.engine: Engine = make_engine(transformer, learners, backbone.torch_dtype)
-        self.buckets, self.packer = divide(self.engine.sizes(), learners.count), Packer()
+        self.buckets, self.packer = assign_buckets(self.engine.sizes(), learners.count), Packer()
 
     def step(
         self,
@@ -198,14 +198,15 @@ class Learner:
                 bad.setdefault((b, node), observer.fault("gradient", b, node))
         return tuple(bad.values())
 
-    def publish(self, ema: bool = False) -> Iterator[Parcel]:
+    def publish(self, ema: bool = False) -> Iterator[PackedTensors]:
         """This rank's buckets of the trained weights (or of their average), for the samplers.
 
-        All ranks go through all buckets. A parcel may be the weights' own memory: copy it before asking for the next.
+        All ranks go through all buckets. What is packed may be the weights' own memory: copy it before asking for the
+        next.
         """
         for bucket, tensors in zip(self.buckets, self.engine.parts(self.buckets, ema), strict=True):
             if bucket.rank == self.rank:
-                yield self.packer.parcel(tensors)
+                yield self.packer.pack(tensors)
 
     def checksums(self, ema: bool = False) -> dict[str, TensorChecksum]:
         """This rank's part of the fingerprint of its fp32 masters, cast to what is published."""
@@ -214,7 +215,7 @@ class Learner:
     def digest(self) -> str:
         """sha256 of the trained weights."""
         in_order = dict(sorted(self.engine.sizes().items()))
-        return digest_of_parts(self.engine.parts(divide(in_order)))
+        return digest_of_parts(self.engine.parts(assign_buckets(in_order)))
 
     def save(self, folder: str) -> None:
         self.engine.save(Path(folder))

@@ -21,9 +21,9 @@ from flowbp_ray.utils.digest import digest
 from flowbp_ray.utils.tracing import span
 from flowbp_ray.weights import trainable
 from flowbp_ray.weights.fingerprint import fingerprint
-from flowbp_ray.weights.packing import Parcel, Receiver
+from flowbp_ray.weights.packing import PackedTensors, Receiver
 
-FetchWeights = Callable[[], Sequence[Parcel]]
+FetchWeights = Callable[[], Sequence[PackedTensors]]
 
 
 class Sampler:
@@ -62,12 +62,12 @@ class Sampler:
         self.fingerprint = ""
         self.weight_bytes = self.embedding_bytes = 0  # that arrived since the last report
 
-    def hold(self, embeddings: PackedEmbeddings) -> None:
+    def set_embeddings(self, embeddings: PackedEmbeddings) -> None:
         """Take the embeddings of all prompts, once; items then name them by prompt id."""
         self.embeddings = embeddings.unpack()
         self.embedding_bytes += embeddings.nbytes
 
-    def require(self, version: Version, fetch: FetchWeights) -> float:
+    def ensure_version(self, version: Version, fetch: FetchWeights) -> float:
         """Hold `version`, fetching it only if another one is held; returns the seconds that took."""
         if self.version == version:
             return 0.0
@@ -81,7 +81,7 @@ class Sampler:
 
     def rollout(self, item: Item, fetch: FetchWeights) -> tuple[RolloutReport, Rollout, Packed]:
         """Roll out a training item: the report, the learner's part, the targets [rows, branches, ...]."""
-        load_seconds = self.require(item.version, fetch)
+        load_seconds = self.ensure_version(item.version, fetch)
         recorder = VelocityRecorder() if self.drift_meter else None
         velocity, sigmas = self._velocity(item, recorder)
         base = self._base_velocity(item, sigmas) if self.base_velocities else None
@@ -91,9 +91,9 @@ class Sampler:
         self.weight_bytes = self.embedding_bytes = 0
         return replace(report, load_seconds=load_seconds, fingerprint=self.fingerprint), kept, target
 
-    def finish(self, item: Item, fetch: FetchWeights) -> Packed:
+    def sample(self, item: Item, fetch: FetchWeights) -> Packed:
         """Finished latents [rows, ...] of an evaluation item."""
-        self.require(item.version, fetch)
+        self.ensure_version(item.version, fetch)
         velocity, sigmas = self._velocity(item)
         with span("rollout"):
             return finish_item(velocity, sigmas, self._noise(item))

@@ -25,7 +25,7 @@ class Bucket:
     rank: int
 
 
-def divide(nbytes: Mapping[str, int], ranks: int = 1, limit: int | None = None) -> list[Bucket]:
+def assign_buckets(nbytes: Mapping[str, int], ranks: int = 1, limit: int | None = None) -> list[Bucket]:
     """Consecutive tensors together, up to `limit` bytes (BUCKET) or a rank's even share, whichever is less.
 
     Each bucket goes to the rank that has the fewest bytes by then; a rank without any gets an empty one, so that every
@@ -49,7 +49,7 @@ def divide(nbytes: Mapping[str, int], ranks: int = 1, limit: int | None = None) 
     return found + [Bucket((), rank) for rank in sorted(idle)]
 
 
-def stretch(
+def allocate_contiguous(
     tensors: Mapping[str, tuple[torch.Size, torch.dtype]], device: torch.device | str
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Zeros in one stretch of memory [bytes] uint8, and in it a tensor of each shape and dtype."""
@@ -66,14 +66,14 @@ def stretch(
 
 
 @torch.no_grad()
-def lay_out(parameters: Mapping[str, nn.Parameter]) -> None:
+def make_contiguous(parameters: Mapping[str, nn.Parameter]) -> None:
     """Move the parameters of each bucket into one stretch of memory, from which they are published without a copy."""
     dense = {name: p for name, p in parameters.items() if p.is_contiguous()}
-    for bucket in divide({name: p.nbytes for name, p in dense.items()}):
+    for bucket in assign_buckets({name: p.nbytes for name, p in dense.items()}):
         own = {name: dense[name] for name in bucket.names}
         for device in {p.device for p in own.values()}:
             here = {name: p for name, p in own.items() if p.device == device}
-            _, views = stretch({name: (p.shape, p.dtype) for name, p in here.items()}, device)
+            _, views = allocate_contiguous({name: (p.shape, p.dtype) for name, p in here.items()}, device)
             for name, p in here.items():
                 views[name].copy_(p)
                 p.data = views[name]

@@ -25,17 +25,17 @@ Place = tuple[int, int, str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class Parcel:
+class PackedTensors:
     """arrays: bytes, [n] uint8 each. places: by name, in the order in which the tensors were given."""
 
     arrays: tuple[np.ndarray, ...]
     places: Mapping[str, Place]
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor]) -> Parcel:
+    def of(cls, tensors: Mapping[str, Tensor]) -> PackedTensors:
         """Tensors of any device and dtypes. What is on the host is not copied: its memory must stay until then."""
         dense = {name: t if t.is_contiguous() else t.contiguous() for name, t in tensors.items()}
-        return Layout.of(dense).parcel(dense)
+        return Layout.of(dense).pack(dense)
 
     def bytes(self) -> list[Tensor]:
         """The arrays as tensors [n] uint8; nothing is copied, and what came from the store is read-only."""
@@ -76,25 +76,25 @@ class Layout:
         """Whether these tensors, of the same names, shapes and dtypes, lie so."""
         return _held(self.runs, tensors) == self.held
 
-    def parcel(self, tensors: Mapping[str, Tensor]) -> Parcel:
-        return Parcel(tuple(_bytes(tensors[name], size).cpu().numpy() for name, size in self.runs), self.places)
+    def pack(self, tensors: Mapping[str, Tensor]) -> PackedTensors:
+        return PackedTensors(tuple(_bytes(tensors[name], size).cpu().numpy() for name, size in self.runs), self.places)
 
 
 class Packer:
-    """Makes parcels of the same tensors again and again. Where they lie is found out once, unless they have moved."""
+    """Packs of the same tensors again and again. Where they lie is found out once, unless they have moved."""
 
     def __init__(self) -> None:
         self.layouts: dict[tuple[str, ...], Layout] = {}
 
-    def parcel(self, tensors: Mapping[str, Tensor]) -> Parcel:
-        """`Parcel.of` the trained parameters of a bucket."""
+    def pack(self, tensors: Mapping[str, Tensor]) -> PackedTensors:
+        """`PackedTensors.of` the trained parameters of a bucket."""
         if not all(tensor.is_contiguous() for tensor in tensors.values()):
-            return Parcel.of(tensors)
+            return PackedTensors.of(tensors)
         names = tuple(tensors)
         layout = self.layouts.get(names)
         if layout is None or not layout.still(tensors):
             layout = self.layouts[names] = Layout.of(tensors)
-        return layout.parcel(tensors)
+        return layout.pack(tensors)
 
 
 def _held(runs: Sequence[tuple[str, int]], tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
@@ -110,9 +110,9 @@ def tensor_at(array: Tensor, place: Place) -> Tensor:
     return array[start : start + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
 
 
-def merge_tensors(parcels: Iterable[Parcel]) -> dict[str, Tensor]:
-    """The tensors of all parcels by name."""
-    return {name: tensor for parcel in parcels for name, tensor in parcel.tensors().items()}
+def merge_tensors(packed: Iterable[PackedTensors]) -> dict[str, Tensor]:
+    """The tensors of all packed buckets by name."""
+    return {name: tensor for bucket in packed for name, tensor in bucket.tensors().items()}
 
 
 def _runs(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
@@ -157,24 +157,24 @@ class Receiver:
         self.nbytes = 0
 
     @torch.no_grad()
-    def install(self, parcels: Sequence[Parcel]) -> None:
+    def install(self, packed: Sequence[PackedTensors]) -> None:
         """Copy a version into the module. Raises ValueError where its tensors are not those that are trained."""
-        arrived = [array for parcel in parcels for array in parcel.bytes()]
-        layout = [parcel.places for parcel in parcels]
+        arrived = [array for bucket in packed for array in bucket.bytes()]
+        layout = [bucket.places for bucket in packed]
         if layout != self.layout or [len(a) for a in arrived] != [len(a) for a in self.arrays]:
-            self._adopt(parcels)
+            self._adopt(packed)
             self.layout = layout
         for mine, array in zip(self.arrays, arrived, strict=True):
             mine.copy_(array)
 
-    def _adopt(self, parcels: Sequence[Parcel]) -> None:
+    def _adopt(self, packed: Sequence[PackedTensors]) -> None:
         """Lay the parameters out in memory as these are."""
         own = trained(self.module)
-        check_names(own, [name for parcel in parcels for name in parcel.places])
+        check_names(own, [name for bucket in packed for name in bucket.places])
         self.layout, self.arrays = [], []
-        for parcel in parcels:
-            arrays = [torch.empty_like(array, device=next(iter(own.values())).device) for array in parcel.bytes()]
-            for name, place in parcel.places.items():
+        for bucket in packed:
+            arrays = [torch.empty_like(array, device=next(iter(own.values())).device) for array in bucket.bytes()]
+            for name, place in bucket.places.items():
                 own[name].data = _fitting(name, tensor_at(arrays[place[0]], place), own[name])
             self.arrays += arrays
         self.nbytes = sum(p.nbytes for p in own.values())

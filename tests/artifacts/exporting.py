@@ -16,7 +16,7 @@ from flowbp_ray.evaluation.evaluator import Evaluator
 from flowbp_ray.local import LocalLoop, encode
 from flowbp_ray.messages import Evaluated, Item, Version
 from flowbp_ray.run.folder import Run
-from flowbp_ray.weights.packing import Parcel
+from flowbp_ray.weights.packing import PackedTensors
 
 
 def trained_run(config: RunConfig) -> Run:
@@ -31,7 +31,7 @@ def trained_run(config: RunConfig) -> Run:
 
     def draw(items: list[Item]) -> list[Evaluated]:
         def answer(item: Item) -> Evaluated:
-            latents = loop.sampler.finish(item, lambda: [Parcel.of(engine.weights(item.version.ema))])
+            latents = loop.sampler.sample(item, lambda: [PackedTensors.of(engine.weights(item.version.ema))])
             return loop.scorer.evaluate(item, [texts[i] for i in item.prompt_ids], latents)
 
         return [answer(item) for item in items]

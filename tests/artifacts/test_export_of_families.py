@@ -69,7 +69,7 @@ def test_the_card_s_code_draws_the_sampler_s_pictures(saved: Saved, tmp_path: Pa
     assert sampler.embeddings is not None
     family = Family(name, saved(name)[1], sampler.backbone, sampler.transformer, sampler.embeddings)
     noise = noise_of(item, sampler.latent_shape)
-    ours = family.as_latent(unpack(sampler.finish(item, dict)))
+    ours = family.as_latent(unpack(sampler.sample(item, dict)))
     theirs = drawn(tmp_path / "out", family.as_noise(noise), "latent")
     assert relative(theirs[None], ours) <= 1e-5
     _, pictures = draw(run, [PROMPT], None, None, seed=3)
@@ -79,7 +79,7 @@ def test_the_card_s_code_draws_the_sampler_s_pictures(saved: Saved, tmp_path: Pa
     base = build_sampler(config, sampler.embeddings)
     base.version = Version(0, 0)
     for other in (raw, base):
-        assert relative(family.as_latent(unpack(other.finish(item, dict))), ours) > 1e-3
+        assert relative(family.as_latent(unpack(other.sample(item, dict))), ours) > 1e-3
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
@@ -91,12 +91,12 @@ def test_in_bf16_the_pictures_agree_up_to_its_rounding(saved: Saved, tmp_path: P
     export(run, tmp_path / "out")
     sampler, item = holding(run, average=False), picture_item(config, seed=3)
     noise = noise_of(item, sampler.latent_shape).bfloat16()
-    theirs, ours = drawn(tmp_path / "out", noise, "latent")[None], unpack(sampler.finish(item, dict))
+    theirs, ours = drawn(tmp_path / "out", noise, "latent")[None], unpack(sampler.sample(item, dict))
     base = build_sampler(config, sampler.embeddings)
     base.version = Version(0, 0)
     assert theirs.dtype == ours.dtype == torch.bfloat16
     assert relative(theirs.float(), ours.float()) <= 2e-2
-    assert relative(unpack(base.finish(item, dict)).float(), ours.float()) > 4e-2
+    assert relative(unpack(base.sample(item, dict)).float(), ours.float()) > 4e-2
 
 
 @pytest.mark.parametrize("name, dtype", [*((name, "float32") for name in tiny.NAMES), ("sd35", "bfloat16")])

@@ -23,7 +23,7 @@ from flowbp_ray.messages import Item, RolloutReport, Scored
 from flowbp_ray.observability.step_metrics import travel
 from flowbp_ray.run.folder import comparable, differences
 from flowbp_ray.utils.console import guarded
-from flowbp_ray.weights.packing import Parcel
+from flowbp_ray.weights.packing import PackedTensors
 from tests.paths import ROOT
 from tests.small import small_config
 
@@ -97,7 +97,7 @@ class Step:
     """The real messages of a step in one process."""
 
     def __init__(self, loop: LocalLoop, step: int) -> None:
-        published = [Parcel.of(loop.learner.engine.weights())]
+        published = [PackedTensors.of(loop.learner.engine.weights())]
         self.items: list[Item] = loop.items(step)
         self.reports: list[RolloutReport] = []
         self.scored: list[Scored] = []
@@ -131,7 +131,7 @@ def loop_of(tmp_path: Path, images_per_prompt: int) -> LocalLoop:
     loop = LocalLoop(config)
     embeddings = loop.sampler.embeddings
     assert embeddings is not None
-    loop.sampler.hold(PackedEmbeddings.of(embeddings))  # as a sampler on Ray gets them
+    loop.sampler.set_embeddings(PackedEmbeddings.of(embeddings))  # as a sampler on Ray gets them
     return loop
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from actors.elastic_pool import ElasticPool
 from actors.fleet import Encoding
-from actors.placement import free, place, placed, reserve, settle
+from actors.placement import free, is_placed, place, reserve, wait_until_placed
 from actors.process import REAL, actor_options
 from flowbp_ray import driver
 from flowbp_ray.config import loading
@@ -163,8 +163,8 @@ def test_a_role_goes_where_its_resources_are_or_says_what_is_missing(local_ray: 
     local_ray.kill(actor)
     free(group)
     held = [reserve(PoolConfig(cpus=0.1), 1) for _ in range(3)]
-    settle(held, PoolConfig(cpus=0.1), "three", "samplers", 30)
-    assert all(placed(group) for group in held for _ in range(20))  # Ray's own wait(0) says so now and then only
+    wait_until_placed(held, PoolConfig(cpus=0.1), "three", "samplers", 30)
+    assert all(is_placed(group) for group in held for _ in range(20))  # Ray's own wait(0) says so now and then only
     for group in held:
         free(group)
     with pytest.raises(RunFailed, match=r"the encoder with 0.1 CPU and 64 GPU cannot be placed within 0.5 s"):

@@ -19,7 +19,7 @@ from actors.reward import RewardActor
 from actors.sampler import SamplerActor
 from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport, pack, unpack
 from flowbp_ray.weights import buckets
-from flowbp_ray.weights.packing import Parcel
+from flowbp_ray.weights.packing import PackedTensors
 
 BAD_SAMPLE, BAD_NODE = 2, 3
 SMALL = 2 * 2**20  # bytes of a bucket
@@ -136,20 +136,20 @@ class ForgetfulLearner(LearnerActor):
     kept: Any = None
 
     def publish(self, ema: bool = False) -> Any:
-        *parcels, seconds = super().publish(ema)
-        tensors = parcels[0].tensors()
+        *packed, seconds = super().publish(ema)
+        tensors = packed[0].tensors()
         name = sorted(tensors)[len(tensors) // 2]
         self.kept = tensors[name].clone() if self.kept is None else self.kept
-        return Parcel.of({**tensors, name: self.kept}), *parcels[1:], seconds
+        return PackedTensors.of({**tensors, name: self.kept}), *packed[1:], seconds
 
 
 class DroppingLearner(LearnerActor):
     """A tensor is missing from what it publishes."""
 
     def publish(self, ema: bool = False) -> Any:
-        *parcels, seconds = super().publish(ema)
-        tensors = parcels[0].tensors()
-        return Parcel.of(dict(list(tensors.items())[1:])), *parcels[1:], seconds
+        *packed, seconds = super().publish(ema)
+        tensors = packed[0].tensors()
+        return PackedTensors.of(dict(list(tensors.items())[1:])), *packed[1:], seconds
 
 
 class AveragingLearner(LearnerActor):

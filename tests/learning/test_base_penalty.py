@@ -22,7 +22,7 @@ from flowbp_ray.rollout.execute import run_item
 from flowbp_ray.rollout.items import noise_of
 from flowbp_ray.utils.digest import digest
 from flowbp_ray.weights import trainable
-from flowbp_ray.weights.packing import Parcel, merge_tensors
+from flowbp_ray.weights.packing import PackedTensors, merge_tensors
 from tests.small import small_config
 
 TEXTS = ["a red circle", "two blue squares", "a green triangle", "three yellow circles"]
@@ -58,7 +58,7 @@ class Step:
 
     @staticmethod
     def of(loop: LocalLoop) -> Step:
-        published, step = [Parcel.of(loop.learner.engine.weights())], Step(loop, [], [], [])
+        published, step = [PackedTensors.of(loop.learner.engine.weights())], Step(loop, [], [], [])
         for item in loop.items(0):
             report, rollout, target = loop.sampler.rollout(item, lambda: published)
             scored, cotangent = loop.scorer.score(item, [loop.texts[i] for i in item.prompt_ids], report, target)
@@ -200,12 +200,12 @@ def test_adapters_off_is_the_frozen_copy_bit_for_bit(tmp_path: Path, table: Embe
     full = LocalLoop(config(tmp_path, "learners.base_penalty.weight=1", f"backbone.guidance={G}"))
     lora = LocalLoop(config(tmp_path, "learners.base_penalty.weight=1", f"backbone.guidance={G}", *LORA))
     moved(full), moved(lora)
-    published = [[Parcel.of(loop.learner.engine.weights())] for loop in (full, lora)]
+    published = [[PackedTensors.of(loop.learner.engine.weights())] for loop in (full, lora)]
     item = full.items(0)[0]
     found = []
-    for loop, parcels in zip((full, lora), published, strict=True):
-        sha256 = digest(merge_tensors(parcels))
-        once, again = (loop.sampler.rollout(item, lambda p=parcels: p) for _ in range(2))
+    for loop, packed in zip((full, lora), published, strict=True):
+        sha256 = digest(merge_tensors(packed))
+        once, again = (loop.sampler.rollout(item, lambda p=packed: p) for _ in range(2))
         assert loop.sampler.digest() == sha256
         for one, two in zip((once[1].states, once[1].base, once[2]), (again[1].states, again[1].base, again[2]),
                             strict=True):  # fmt: skip

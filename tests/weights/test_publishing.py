@@ -24,9 +24,9 @@ from flowbp_ray.local import LocalLoop, encode
 from flowbp_ray.messages import Version
 from flowbp_ray.utils.digest import digest, digest_of_parts
 from flowbp_ray.weights import buckets
-from flowbp_ray.weights.buckets import Bucket, divide, lay_out, stretch
+from flowbp_ray.weights.buckets import Bucket, allocate_contiguous, assign_buckets, make_contiguous
 from flowbp_ray.weights.fingerprint import fingerprint
-from flowbp_ray.weights.packing import Packer, Parcel, Receiver, merge_tensors
+from flowbp_ray.weights.packing import PackedTensors, Packer, Receiver, merge_tensors
 from flowbp_ray.weights.trainable import trained
 from tests.driver.faulty import SMALL, CountingLearner, instead
 from tests.small import small_config
@@ -35,7 +35,7 @@ from tests.small import small_config
 @given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 5), st.integers(1, 60))
 def test_every_tensor_is_in_one_bucket_and_every_rank_has_its_share(sizes: list[int], ranks: int, limit: int) -> None:
     nbytes = {f"w{i}": size for i, size in enumerate(sizes)}
-    found = divide(nbytes, ranks, limit)
+    found = assign_buckets(nbytes, ranks, limit)
     assert [name for bucket in found for name in bucket.names] == list(nbytes)
     assert {bucket.rank for bucket in found} == set(range(ranks))
     held = {rank: sum(nbytes[n] for b in found if b.rank == rank for n in b.names) for rank in range(ranks)}
@@ -46,13 +46,15 @@ def test_every_tensor_is_in_one_bucket_and_every_rank_has_its_share(sizes: list[
 
 def test_a_bucket_is_512_mib_unless_a_tensor_has_more() -> None:
     sizes = {"a": 200 * 2**20, "b": 312 * 2**20, "c": 600 * 2**20, "d": 1, "e": 2**20}
-    assert [bucket.names for bucket in divide(sizes)] == [("a", "b"), ("c",), ("d", "e")]
-    assert divide({"a": 1}, 2) == [Bucket(("a",), 0), Bucket((), 1)]
+    assert [bucket.names for bucket in assign_buckets(sizes)] == [("a", "b"), ("c",), ("d", "e")]
+    assert assign_buckets({"a": 1}, 2) == [Bucket(("a",), 0), Bucket((), 1)]
 
 
 def odd_tensors() -> dict[str, torch.Tensor]:
     g = torch.Generator().manual_seed(0)
-    _, lying = stretch({"x": (torch.Size([3, 5]), torch.bfloat16), "y": (torch.Size([7]), torch.float32)}, "cpu")
+    _, lying = allocate_contiguous(
+        {"x": (torch.Size([3, 5]), torch.bfloat16), "y": (torch.Size([7]), torch.float32)}, "cpu"
+    )
     for tensor in lying.values():
         tensor.copy_(torch.randn(tensor.shape, generator=g))
     lone = {"zero": torch.tensor(-0.0), "none": torch.empty(0, 3), "steps": torch.arange(6).view(2, 3)}
@@ -61,29 +63,29 @@ def odd_tensors() -> dict[str, torch.Tensor]:
 
 def test_a_parcel_holds_tensors_of_any_kind() -> None:
     tensors = odd_tensors()
-    parcel = Parcel.of(tensors)
-    back = parcel.tensors()
+    bucket = PackedTensors.of(tensors)
+    back = bucket.tensors()
     assert list(back) == list(tensors)
     for name, tensor in tensors.items():
         assert back[name].dtype == tensor.dtype and back[name].shape == tensor.shape
     assert fingerprint(back) == fingerprint(tensors) and digest(back) == digest(tensors)
-    assert torch.signbit(back["zero"]) and Parcel.of({}).tensors() == {}
+    assert torch.signbit(back["zero"]) and PackedTensors.of({}).tensors() == {}
 
 
 def test_a_packer_sees_that_tensors_have_moved() -> None:
     packer, tensors = Packer(), {k: t for k, t in odd_tensors().items() if k != "turned"}
-    first = packer.parcel(tensors)
+    first = packer.pack(tensors)
     tensors["x"].add_(1)
-    second = packer.parcel(tensors)
+    second = packer.pack(tensors)
     assert second.places is first.places and fingerprint(second.tensors()) == fingerprint(tensors)
     for moved in ({**tensors, "y": tensors["y"] + 1}, {k: t.clone() for k, t in tensors.items()}, odd_tensors()):
-        again = packer.parcel(moved)
+        again = packer.pack(moved)
         assert again.places is not first.places and fingerprint(again.tensors()) == fingerprint(moved)
     whole = torch.arange(32.0)
     halves = {"a": whole[:16], "b": whole[16:]}
-    assert len(packer.parcel(halves).arrays) == 1
+    assert len(packer.pack(halves).arrays) == 1
     halves["b"].set_(halves["b"].clone().untyped_storage())  # type: ignore[call-overload]
-    assert fingerprint(packer.parcel(halves).tensors()) == fingerprint(halves)
+    assert fingerprint(packer.pack(halves).tensors()) == fingerprint(halves)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -95,14 +97,14 @@ def test_an_engine_publishes_from_the_memory_of_its_weights(dtype: torch.dtype, 
     config = LearnersConfig.model_validate({"micro_batch": 1, "engine": "torch", "ema": {"decay": 0.5}})
     engine = TorchEngine(module, config)
     assert fingerprint(engine.weights()) == fingerprint(before)
-    held = divide(engine.sizes())
-    [parcel] = [Parcel.of(tensors) for tensors in engine.parts(held)]
-    assert len(parcel.arrays) == 1
+    held = assign_buckets(engine.sizes())
+    [bucket] = [PackedTensors.of(tensors) for tensors in engine.parts(held)]
+    assert len(bucket.arrays) == 1
     engine.backward(module(torch.ones(2, 5, dtype=dtype)).float().square().sum(), True)
     engine.step(1e-2)
-    assert fingerprint(parcel.tensors()) == fingerprint(engine.weights()) != fingerprint(before)
+    assert fingerprint(bucket.tensors()) == fingerprint(engine.weights()) != fingerprint(before)
     monkeypatch.setattr(buckets, "BUCKET", 40 * dtype.itemsize)
-    several = divide(dict(sorted(engine.sizes().items())), 3)
+    several = assign_buckets(dict(sorted(engine.sizes().items())), 3)
     assert len(several) > 2
     for ema in (False, True):
         parts = [{k: v.clone() for k, v in tensors.items()} for tensors in engine.parts(several, ema)]
@@ -116,18 +118,22 @@ def test_a_receiver_copies_what_arrives_however_it_lies() -> None:
         module[2].requires_grad_(False)
     receiver, frozen = Receiver(modules[0]), modules[0][2].weight.data_ptr()
     laid = trained(modules[1])
-    lay_out(laid)
+    make_contiguous(laid)
     apart = [trained(modules[2]), trained(modules[3])]
-    versions = [[Parcel.of(laid)], [Parcel.of(apart[0])], [Parcel.of({k: t}) for k, t in reversed(apart[1].items())]]
-    for want, parcels in zip((laid, *apart), versions, strict=True):
-        receiver.install(parcels)
+    versions = [
+        [PackedTensors.of(laid)],
+        [PackedTensors.of(apart[0])],
+        [PackedTensors.of({k: t}) for k, t in reversed(apart[1].items())],
+    ]
+    for want, packed in zip((laid, *apart), versions, strict=True):
+        receiver.install(packed)
         assert fingerprint(trained(modules[0])) == fingerprint(want)
         assert receiver.nbytes == 4 * (35 + 7) + 2 * (21 + 3)
     where = [p.data_ptr() for p in trained(modules[0]).values()]
     with torch.no_grad():
         for p in apart[1].values():
             p.add_(1)
-    receiver.install([Parcel.of({k: t}) for k, t in reversed(apart[1].items())])
+    receiver.install([PackedTensors.of({k: t}) for k, t in reversed(apart[1].items())])
     assert fingerprint(trained(modules[0])) == fingerprint(apart[1])
     assert [p.data_ptr() for p in trained(modules[0]).values()] == where and modules[0][2].weight.data_ptr() == frozen
     for wrong, said in (
@@ -136,7 +142,7 @@ def test_a_receiver_copies_what_arrives_however_it_lies() -> None:
         ({**laid, "1.bias": torch.zeros(3)}, "1.bias is torch.float32 "),
     ):
         with pytest.raises(ValueError, match=said):
-            receiver.install([Parcel.of(wrong)])
+            receiver.install([PackedTensors.of(wrong)])
     receiver.install(versions[0])
     assert fingerprint(trained(modules[0])) == fingerprint(laid)
 
@@ -145,7 +151,7 @@ def test_laying_out_leaves_other_strides_alone() -> None:
     turned = nn.Parameter(torch.randn(4, 6).t())
     dense = {"a": nn.Parameter(torch.randn(3)), "b": turned, "c": nn.Parameter(torch.randn(5))}
     values = {name: p.detach().clone() for name, p in dense.items()}
-    lay_out(dense)
+    make_contiguous(dense)
     assert turned.stride() == (1, 6) and fingerprint(dense) == fingerprint(values)
     assert dense["c"].data_ptr() - dense["a"].data_ptr() == buckets.ALIGNED
 

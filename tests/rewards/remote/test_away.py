@@ -11,7 +11,7 @@ import pytest
 import ray
 from ray.exceptions import RayError
 
-from actors.errors import arrived
+from actors.errors import arguments_arrived
 from actors.pool import MAX_CALLS_IN_FLIGHT, Pool
 from flowbp_ray import driver
 from flowbp_ray.driver import Loop
@@ -98,13 +98,13 @@ def test_what_had_arrived_is_known_by_the_error(local_ray: Any, tmp_path: Path) 
             ray.get(actor.score.remote(argument), timeout=120)
         return found.value
 
-    assert arrived(error(-1))
+    assert arguments_arrived(error(-1))
     owner = Elsewhere.remote(str(tmp_path))
     [lost] = ray.get(owner.begin.remote(), timeout=120)
     ray.kill(owner)
-    assert not arrived(error(lost))
+    assert not arguments_arrived(error(lost))
     ray.kill(actor)
-    assert not arrived(error(1))
+    assert not arguments_arrived(error(1))
 
 
 def test_a_server_is_reached_or_not(server: Server, tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from actors import joining
-from actors.joining import check_job, held_back, join, meet
+from actors import cluster
+from actors.cluster import check_job, connect, held_back, join
 from actors.learner import LearnerActor
 from actors.process import FOLDER, actor_options, change_folder
 from flowbp_ray.utils.console import guarded
@@ -19,16 +19,16 @@ from flowbp_ray.utils.settings import ProcessConfig
 
 
 def as_job(monkeypatch: pytest.MonkeyPatch, **runtime_env: str) -> None:
-    monkeypatch.setenv(joining.JOB, json.dumps({"runtime_env": runtime_env, "metadata": {}}))
+    monkeypatch.setenv(cluster.JOB, json.dumps({"runtime_env": runtime_env, "metadata": {}}))
 
 
 def test_an_output_in_a_jobs_copy_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv(joining.STOP, "600")
+    monkeypatch.setenv(cluster.STOP, "600")
     as_job(monkeypatch, working_dir="gcs://_ray_pkg_0.zip")
     for lost in ("runs", ".", str(tmp_path / "runs")):
         with pytest.raises(ValueError, match="a copy that Ray deletes; write output=/a/folder"):
-            meet("local", lost)
+            connect("local", lost)
     check_job(str(tmp_path.parent))
     as_job(monkeypatch)  # a job without a working directory runs where the node's Ray was started
     check_job("runs")
@@ -36,10 +36,10 @@ def test_an_output_in_a_jobs_copy_is_refused(tmp_path: Path, monkeypatch: pytest
 
 def test_a_job_that_cannot_save_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     as_job(monkeypatch)
-    monkeypatch.delenv(joining.STOP, raising=False)
+    monkeypatch.delenv(cluster.STOP, raising=False)
     with caplog.at_level(logging.WARNING):
         check_job("/shared")
-        monkeypatch.setenv(joining.STOP, "600")
+        monkeypatch.setenv(cluster.STOP, "600")
         check_job("/shared")
     assert [record.message.split(",")[0] for record in caplog.records] == [
         "`ray job stop` will kill this run after 3 s"
@@ -92,7 +92,7 @@ def failing(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
         raise error
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(joining.ray, "init", init)
+    monkeypatch.setattr(cluster.ray, "init", init)
 
 
 def test_another_version_of_ray_is_one_line_with_both(
@@ -133,13 +133,13 @@ def test_what_ray_said_before_another_error_is_not_lost(
 def test_a_private_ray_is_started_the_same_way_by_a_bench(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: dict[str, object] = {}
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(joining.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(joining.ray, "init", lambda **options: taken.update(options))
-    for name in joining.PRIVATE:
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster.ray, "init", lambda **options: taken.update(options))
+    for name in cluster.PRIVATE:
         monkeypatch.delenv(name, raising=False)
-    joining.start_ray("local", num_gpus=9, resources={"fast": 2})
+    cluster.start_ray("local", num_gpus=9, resources={"fast": 2})
     assert taken["num_gpus"] == 9 and taken["resources"] == {"fast": 2} and taken["include_dashboard"] is False
-    assert all(os.environ.pop(name) == "0" for name in joining.PRIVATE)
+    assert all(os.environ.pop(name) == "0" for name in cluster.PRIVATE)
 
 
 def test_actors_read_where_the_driver_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

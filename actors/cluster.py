@@ -26,7 +26,7 @@ STOP = "RAY_JOB_STOP_WAIT_TIME_S"
 log = logging.getLogger(__name__)
 
 
-def meet(address: str, output: str) -> bool:
+def connect(address: str, output: str) -> bool:
     """What can be said of the cluster before a run has a folder; joins one that is running. Returns whether we were in.
 
     Raises ConnectionError where there is no such cluster or it refuses us, ValueError for an output that would be lost.
@@ -40,9 +40,9 @@ def meet(address: str, output: str) -> bool:
 
 
 @contextmanager
-def meeting(address: str, output: str) -> Iterator[None]:
+def connected(address: str, output: str) -> Iterator[None]:
     """`meet`; at the end leave whatever Ray we came into, unless we were in one before."""
-    before = meet(address, output)
+    before = connect(address, output)
     try:
         yield
     finally:
