@@ -45,10 +45,10 @@ class Fleet:
         prompts: Sequence[str],
         agreed: Mapping[str, str] | None = None,
         roles: Roles = REAL,
-        say: Callable[[str], None] = lambda line: None,
+        notify: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """agreed: what `handshake.check` returned, for reward servers elsewhere. say: takes what is waited for."""
-        self.config, self.agreed, self.roles, self.say = config, agreed or {}, roles, say
+        """agreed: what `handshake.check` returned, for reward servers elsewhere. notify: takes what is waited for."""
+        self.config, self.agreed, self.roles, self.notify = config, agreed or {}, roles, notify
         self._encoding: Encoding | None = None
         self.pools: dict[str, ElasticPool] = {}
         self.hosts: dict[str, list[str]] = {}  # where each process of a role began
@@ -62,19 +62,19 @@ class Fleet:
 
     def _start(self, config: RunConfig, prompts: list[str]) -> None:
         timeout = config.cluster.stall_timeout
-        self.say("placing the encoder")
+        self.notify("placing the encoder")
         encoding = self._encoding = Encoding(config, prompts, self.roles)
         self.embeddings = encoding.embeddings
         if config.encoder.gpus:  # which the others may be waiting for
-            self.encoded = encoding.finish(timeout, self.say)
-        self.say(f"placing the learners ({config.learners.count})")
-        self.learners = self._learners = LearnerGroup(config, self.roles, self.say, self._wait)
+            self.encoded = encoding.finish(timeout, self.notify)
+        self.notify(f"placing the learners ({config.learners.count})")
+        self.learners = self._learners = LearnerGroup(config, self.roles, self.notify, self._wait)
         samplers = self._pool("sampler", "samplers", self.roles.sampler or RemoteSampler, config.samplers)
         reward = self.roles.reward or RemoteReward
         scorers = self._pool("reward server", "rewards", reward, config.rewards, self.agreed)
         built = self.learners.launch(self.embeddings)
         if not config.encoder.gpus:  # they were starting meanwhile
-            self.encoded = encoding.finish(timeout, self.say)
+            self.encoded = encoding.finish(timeout, self.notify)
         for who, refs in (
             ("learners", built),
             ("samplers", [h.ready.remote() for h in samplers.handles]),
@@ -82,13 +82,13 @@ class Fleet:
         ):
             self.hosts[who] = []
             for ref in refs:
-                self.say(f"building the {who}: {len(self.hosts[who])} of {len(refs)}")
+                self.notify(f"building the {who}: {len(self.hosts[who])} of {len(refs)}")
                 self.hosts[who].append(_get(ref, f"the {who}", timeout))
         tries, gated = config.cluster.tries, config.gated
-        self.queues = QueueStats(self.say)
+        self.queues = QueueStats(self.notify)
         pools = (samplers, scorers)
         self.pipeline = self._pipeline = Pipeline(
-            *pools, [self.embeddings], prompts, tries, timeout, gated, self.queues.look
+            *pools, [self.embeddings], prompts, tries, timeout, gated, self.queues.observe
         )
 
     def _wait(self, refs: Sequence[Any], timeout: float) -> tuple[list[Any], list[Any]]:
@@ -101,7 +101,7 @@ class Fleet:
     def _pool(self, name: str, key: str, remote: Any, pool: PoolConfig, *more: Any) -> ElasticPool:
         """Start the actors of a pool; more: what their class takes after the configuration."""
         urls = pool.url if isinstance(pool, RewardsConfig) else None
-        self.say(f"placing the {name}s ({pool.count})")
+        self.notify(f"placing the {name}s ({pool.count})")
         self.pools[key] = ElasticPool(
             name,
             key,
@@ -160,10 +160,10 @@ class Encoding:
         self.parts = [self.actor.add.remote(texts[i : i + ENCODED_AT_ONCE]) for i in parts]
         self.whole, self.embeddings = self.actor.table.options(num_returns=2).remote(prompts)
 
-    def finish(self, timeout: float, say: Callable[[str], None] = lambda line: None) -> Encoded:
+    def finish(self, timeout: float, notify: Callable[[str], None] = lambda line: None) -> Encoded:
         """Wait for each part, at most `timeout` seconds, and end the process."""
         for number, part in enumerate(self.parts):
-            say(f"encoding prompts: {number * ENCODED_AT_ONCE} of {self.count}")
+            notify(f"encoding prompts: {number * ENCODED_AT_ONCE} of {self.count}")
             encoded: Encoded = _get(part, "the encoder", timeout)
         _get(self.whole, "the encoder", timeout)
         self.end()

@@ -58,16 +58,16 @@ class Judges:
         run: Run,
         evaluator: Evaluator,
         tracker: Tracker,
-        say: Callable[[str], None] = lambda line: None,
+        notify: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """say: takes a line on what the driver waits for."""
+        """notify: takes a line on what the driver waits for."""
         self.config, self.run, self.evaluator, self.tracker = config, run, evaluator, tracker
         self.log = run.logger()
         self.monitors = {j.name: j for j in config.judges if j.role == "monitor"}
         self.gates = {j.name: j for j in config.judges if j.role == "gate"}
         self.waiting: dict[Key, Pictures] = {}
         self.weighed: dict[str, float] = {}
-        self.say = say
+        self.notify = notify
         self.handles: dict[str, Any] = {}
         self.groups: list[Any] = []
         self.logs = Logs(run.folder)
@@ -218,7 +218,7 @@ class Judges:
     def _get(self, call: Any) -> Any:
         """The answer, once it is there; what the servers write until then can be read."""
         while not ray.wait([call], timeout=LOOK)[0]:
-            self.say("waiting for a judge")
+            self.notify("waiting for a judge")
             self.logs.take()
         return ray.get(call)
 

@@ -31,11 +31,11 @@ class LearnerGroup:
         self,
         config: RunConfig,
         roles: Roles = REAL,
-        say: Callable[[str], None] = lambda line: None,
+        notify: Callable[[str], None] = lambda line: None,
         wait: Callable[[Sequence[Any], float], tuple[list[Any], list[Any]]] | None = None,
     ) -> None:
-        """say: takes a line on what is waited for. wait: stands in for `ray.wait(refs, timeout=seconds)`."""
-        self.config, self.roles, self.say = config, roles, say
+        """notify: takes a line on what is waited for. wait: stands in for `ray.wait(refs, timeout=seconds)`."""
+        self.config, self.roles, self.notify = config, roles, notify
         self.wait = wait or (lambda refs, timeout: ray.wait(list(refs), timeout=timeout))
         self.ranks: list[Any] = []
         self.buckets: list[int] = []  # that each rank publishes
@@ -121,7 +121,7 @@ class LearnerGroup:
         values: dict[Any, Any] = {}
         while left:
             silent = ", ".join(str(numbers[ref]) for ref in left)
-            self.say(f"waiting for learner{'s' * (len(left) > 1)} {silent} ({doing})")
+            self.notify(f"waiting for learner{'s' * (len(left) > 1)} {silent} ({doing})")
             ready, left = self.wait(left, max(0.0, until - time.monotonic()))
             if not ready:
                 raise LearnersLost(f"learner {silent} did not answer within {self.timeout:.0f} s while {doing}")
@@ -131,5 +131,5 @@ class LearnerGroup:
                 except (RayError, GetTimeoutError) as error:
                     kind = RunFailed if is_permanent(error) else LearnersLost
                     raise kind(f"learner {numbers[ref]} failed {doing}: {cause(error)}") from error
-        self.say("")
+        self.notify("")
         return [values[ref] for ref in refs]

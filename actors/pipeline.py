@@ -65,18 +65,18 @@ class Pipeline:
         tries: int,
         stall_timeout: float,
         pictures: bool = False,
-        look: Callable[[Pipeline, Sequence[Job]], None] = lambda pipeline, wanted: None,
+        on_wait: Callable[[Pipeline, Sequence[Job]], None] = lambda pipeline, wanted: None,
     ) -> None:
         """pictures: the reward servers return those of the targets too.
 
-        look: called again and again while the driver waits, with the items that it waits for (see `queue_stats`).
+        on_wait: called again and again while the driver waits, with the items that it waits for (see `queue_stats`).
         """
         self.samplers, self.scorers = samplers, scorers
         self.embeddings, self.prompts = embeddings, prompts
         self.tries, self.stall_timeout, self.pictures = tries, stall_timeout, pictures
         self.jobs: list[Job] = []
         self.retries = 0
-        self.look = look
+        self.on_wait = on_wait
 
     def submit(self, items: Iterable[Item], weights: Published) -> None:
         self.jobs += [Job(item, weights) for item in items]
@@ -91,7 +91,7 @@ class Pipeline:
         wanted = [j for j in self.jobs if (j.item.purpose, j.item.step) == (purpose, step) and not j.dropped]
         moved = time.monotonic()
         while any(job.stage != "done" for job in wanted):
-            self.look(self, wanted)
+            self.on_wait(self, wanted)
             if self._pump():
                 moved = time.monotonic()
             elif time.monotonic() - moved > self.stall_timeout:
@@ -122,7 +122,7 @@ class Pipeline:
         """
         until = time.monotonic() + timeout
         while True:
-            self.look(self, ())
+            self.on_wait(self, ())
             running = {job.pending: job for job in self.jobs if job.pending is not None}
             left = until - time.monotonic()
             found = arrivals([*refs, *running], min(1.0, max(0.0, left)))  # some who were down may be back meanwhile

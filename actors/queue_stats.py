@@ -16,14 +16,14 @@ STAGES = {"queued": "queued", "rolling": "rolling", "rolled": "not given to a re
 class QueueStats:
     """Counts a pipeline's items by stage, each weighted by how long it stays there."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        """say: takes a line on what the driver waits for."""
-        self.say = say
+    def __init__(self, notify: Callable[[str], None]) -> None:
+        """notify: takes a line on what the driver waits for."""
+        self.notify = notify
         self.at = self.began = time.monotonic()
         self.counts: Counter[str] = Counter()
         self.sums: Counter[str] = Counter()  # item seconds since `began`
 
-    def look(self, pipeline: Pipeline, wanted: Sequence[Job] = ()) -> None:
+    def observe(self, pipeline: Pipeline, wanted: Sequence[Job] = ()) -> None:
         """Count again, at most every EVERY seconds. wanted: the items that the driver waits for, if it does."""
         if time.monotonic() - self.at < EVERY and self.counts:
             return
@@ -32,9 +32,9 @@ class QueueStats:
         self.counts = Counter(job.stage for job in pipeline.jobs if not job.dropped)
         self.counts["silent"] = sum(len(pool.silent) for pool in pools)
         if wanted:
-            self.say(self.line(wanted, pools))
+            self.notify(self.describe(wanted, pools))
 
-    def line(self, wanted: Sequence[Job], pools: Sequence[Pool]) -> str:
+    def describe(self, wanted: Sequence[Job], pools: Sequence[Pool]) -> str:
         """`waiting for samplers: 16 of 32 pictures are there; items: 1 queued, 3 rolling`."""
         stages = Counter(job.stage for job in wanted)
         who = "samplers" if stages["queued"] + stages["rolling"] else "reward servers"

@@ -166,7 +166,7 @@ def test_the_queue_stats_name_who_is_waited_for_and_weighs_stages_by_time(clock:
     said: list[str] = []
     pipeline: Any = SimpleNamespace(jobs=jobs, samplers=samplers, scorers=servers)
     stats = QueueStats(said.append)
-    stats.look(pipeline, jobs)  # type: ignore[arg-type]
+    stats.observe(pipeline, jobs)  # type: ignore[arg-type]
     assert said == [
         "waiting for samplers: 2 of 8 pictures are there; items: 1 queued, 2 rolling; no answer from sampler 1"
     ]
@@ -174,9 +174,9 @@ def test_the_queue_stats_name_who_is_waited_for_and_weighs_stages_by_time(clock:
     samplers.silent = []
     for job in jobs[:3]:
         job.stage = "scoring"
-    stats.look(pipeline, jobs)  # type: ignore[arg-type]
+    stats.observe(pipeline, jobs)  # type: ignore[arg-type]
     assert said[1] == "waiting for reward servers: 2 of 8 pictures are there; items: 3 being scored"
-    stats.look(pipeline, jobs)  # type: ignore[arg-type]
+    stats.observe(pipeline, jobs)  # type: ignore[arg-type]
     assert len(said) == 2  # so soon it does not look again
     clock.now += 1.0
     means = stats.means()
