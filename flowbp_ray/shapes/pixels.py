@@ -1,4 +1,4 @@
-"""Between uint8 pictures and the [-1, 1] tensors that an AutoencoderKL reads and writes."""
+"""Conversion between uint8 pictures and the [-1, 1] tensors of an AutoencoderKL."""
 
 from __future__ import annotations
 
