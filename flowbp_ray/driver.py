@@ -1,4 +1,4 @@
-"""The training loop on Ray. The driver handles only object references and small reports, never the tensors."""
+"""The training loop on Ray. In a step the driver handles only object references and small reports, not tensors."""
 
 from __future__ import annotations
 

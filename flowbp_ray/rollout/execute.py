@@ -51,7 +51,7 @@ def run_item(
     recorder: VelocityRecorder | None = None,
     base: Velocity | None = None,
 ) -> tuple[RolloutReport, Rollout, Packed]:
-    """Roll out a training item; return the report, the states that its plans name, and the targets.
+    """Roll out a training item; return its report, the learner's part of the rollout, and the targets.
 
     noise: x[0] [rows, ...] on the device and in the dtype of the model. The results are on the host.
     recorder: the `observe` of `velocity` (see `full_velocity`), for the drift meter; None: no meter.
