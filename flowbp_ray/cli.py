@@ -111,7 +111,7 @@ def export(
     opened = Run.open(run)
     done = write(opened, to, step, ema, merge)
     console.print(f"step {done.step}, {done.kind}: {to}; {to / 'README.md'} says how to load it")
-    if opened.config().learners.ema is not None and not ema:
+    if opened.config.learners.ema is not None and not ema:
         console.print("evaluations and `sample` use the average of the weights, which --ema exports; this is not it")
 
 
@@ -155,7 +155,7 @@ def scale(
 
     reader = Reader(run)
     opened, seen = reader.run, reader.look()
-    wished = scaling.parse(seen.status.bounds or scaling.bounds(opened.config()), sizes)
+    wished = scaling.parse(seen.status.bounds or scaling.bounds(opened.config), sizes)
     if seen.stage == "over":
         raise ValueError(f"{opened.folder} is over ({seen.state}); samplers.count and rewards.count are for the next")
     scaling.request(opened, wished)

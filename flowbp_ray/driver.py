@@ -32,6 +32,7 @@ from flowbp_ray.observability.step_metrics import phases, whole_step
 from flowbp_ray.observability.tracker import Export, Tracker
 from flowbp_ray.preflight import Checked, check
 from flowbp_ray.rollout.items import items_of_run
+from flowbp_ray.run.checkpoint import Snapshot
 from flowbp_ray.run.folder import Run
 from flowbp_ray.utils.errors import RunFailed, Stalled
 from flowbp_ray.utils.signals import Interrupted, Interrupts
@@ -290,8 +291,9 @@ class Loop:
             average = transport.tensors(published.weights)
         among = [*checkpoints.steps(), step] if self.config.rolls_back else []
         spare = guard.best_so_far(self.config, self.evaluator.results, among)
-        keep, (state, unjudged) = self.config.checkpoint.keep, self.judges.state()
-        checkpoints.finish(step, keep, current, held, state, average, spare, unjudged)
+        state, unjudged = self.judges.state()
+        snapshot = Snapshot(step, current, held, state, average, unjudged)
+        checkpoints.finish(snapshot, self.config.checkpoint.keep, spare)
 
     def finish(self) -> dict[str, Any]:
         """curves.png and summary.json."""

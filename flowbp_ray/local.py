@@ -69,7 +69,7 @@ def draw(
     run: Run, texts: Sequence[str], step: int | None, guidance: float | None, seed: int
 ) -> tuple[int, list[np.ndarray]]:
     """Pictures [H, W, 3] uint8 of prompts with a run's checkpoint; also says which step's."""
-    config = alone(run.config())
+    config = alone(run.config)
     used, tensors = run.checkpoints.weights(step, average=True)
     sampler = Sampler(config, encode(config, texts))
     trainable.install(sampler.transformer, tensors)

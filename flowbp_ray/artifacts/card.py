@@ -26,7 +26,7 @@ PROMPT = "a red circle"  # any base knows it, the embedded one included
 
 def card(run: Run, backbone: Backbone, kind: Kind, step: int, average: bool, digest: str) -> str:
     """Markdown with YAML front matter. digest: of the trained weights that were exported (`weights.digest`)."""
-    config, known = run.config(), _prompts(run)
+    config, known = run.config, _prompts(run)
     base = base_name(backbone)
     front = {
         "library_name": "diffusers",
@@ -93,7 +93,7 @@ def _code(config: RunConfig, backbone: Backbone, kind: Kind) -> str:
 
 def _prompts(run: Run) -> Prompts | None:
     """The training and the held-out prompts that the run began with; None where they are gone or have changed."""
-    config, file = run.config(), run.folder / "prompts.sha256"
+    config, file = run.config, run.folder / "prompts.sha256"
     try:
         train, held_out = read_prompts(config)
     except (ValueError, OSError):
@@ -104,7 +104,7 @@ def _prompts(run: Run) -> Prompts | None:
 
 def _scores(run: Run, known: Prompts | None, step: int, average: bool) -> str:
     """Before → after by guidance, from the evaluations that the checkpoint holds."""
-    config = run.config()
+    config = run.config
     held_out = known[1] if known else []
     evaluator = Evaluator(config, run, held_out, offset=0)
     evaluator.load(run.checkpoints.evaluations(step))
@@ -132,7 +132,7 @@ def _scores(run: Run, known: Prompts | None, step: int, average: bool) -> str:
 
 def _training(run: Run, backbone: Backbone, step: int, average: bool) -> dict[str, str]:
     """What a reader wants to know of the configuration; the rest is in flowbp_ray.yaml."""
-    config = run.config()
+    config = run.config
     model, learners, optimizer = config.backbone, config.learners, config.learners.optimizer
     lora, batch = learners.lora, config.data.shape.batch
     lines = [line for line in run.metrics() if line["kind"] == "train" and line["step"] < step]

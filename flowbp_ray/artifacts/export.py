@@ -39,7 +39,7 @@ def export(run: Run, to: Path, step: int | None = None, average: bool = False, m
     average: the average of the weights instead of the weights. merge: adapters added into the base's weights.
     The folder gets its name when it is complete. Raises ConfigError for what the user must change.
     """
-    config, target = run.config(), to.resolve()
+    config, target = run.config, to.resolve()
     kind = _kind(config, merge)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise ConfigError(f"{to} is there already and is not an empty folder; write another --to")

@@ -33,7 +33,7 @@ def curves(run: Run) -> Path | None:
     train = [line for line in lines if line["kind"] == "train"]
     if not train:
         return None
-    config = run.config()
+    config = run.config
     panels = [
         ("evaluation", "rewards on held-out prompts", [reward.name for reward in config.rewards.all]),
         ("evaluation", "share that the exact verifier accepts", ["verifier"]),

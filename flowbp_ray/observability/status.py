@@ -10,6 +10,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
+from flowbp_ray.utils.files import write_atomically
+
 FILE = "status.json"
 BEAT = 5.0  # seconds after which it is written again though nothing has changed: silence means that the driver is gone
 
@@ -64,8 +66,6 @@ class StatusFile:
         told = {key: value for key, value in plain.items() if key not in ("written", "seconds")}
         if not now and told == self.last and time.time() - self.written < BEAT:
             return
-        partial = self.path.with_suffix(".partial")
         with suppress(OSError):
-            partial.write_text(json.dumps(plain, indent=1) + "\n")
-            partial.rename(self.path)
+            write_atomically(self.path, lambda path: path.write_text(json.dumps(plain, indent=1) + "\n"))
             self.last, self.written = told, time.time()

@@ -13,6 +13,7 @@ import numpy as np
 
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.observability.catalog import grouped
+from flowbp_ray.utils.files import write_atomically
 
 Export = Callable[[int, str, Mapping[str, Any]], None]  # takes a line: step, kind, numbers
 
@@ -67,9 +68,7 @@ class Tracker:
             if before and entry["kind"] != "judge":
                 kept.append(line + "\n")
         self.file.close()
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(kept))
-        partial.rename(self.path)
+        write_atomically(self.path, lambda path: path.write_text("".join(kept)), fsync=True)
         self.file = self.path.open("a", buffering=1)
 
     def close(self) -> None:

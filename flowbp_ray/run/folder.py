@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.run.checkpoint import Checkpoints
 from flowbp_ray.utils.diff import differing, shown
 from flowbp_ray.utils.errors import ConfigError
+from flowbp_ray.utils.files import write_atomically
 
 # What may differ between a run and its continuation: where and with how many processes, not what is computed. (Torch
 # gives the same bits for one and for several threads only where its kernels do.) On a CPU or on a GPU: that may not.
@@ -45,12 +47,11 @@ class Run:
         return cls(folder)._begin(config)
 
     def _begin(self, config: RunConfig) -> Run:
-        """Write the folder, config.yaml last and at once: a folder without it is no run."""
+        """Make the folder, config.yaml last: a folder without it is no run."""
         self.images.mkdir(parents=True, exist_ok=True)
         self.checkpoints.folder.mkdir(exist_ok=True)
-        partial = self.folder / "config.partial"
-        partial.write_text(dump(config.model_copy(update={"name": self.folder.name})))
-        partial.rename(self.folder / "config.yaml")
+        text = dump(config.model_copy(update={"name": self.folder.name}))
+        write_atomically(self.folder / "config.yaml", lambda path: path.write_text(text), fsync=True)
         return self
 
     def bind_prompts(self, texts: Sequence[str]) -> None:
@@ -66,7 +67,7 @@ class Run:
         if not (config.run_dir / "config.yaml").is_file():
             return cls(config.run_dir)._begin(config)
         run = cls(config.run_dir)
-        if different := differences(comparable(run.config()), comparable(config)):
+        if different := differences(comparable(run.config), comparable(config)):
             more = f" and {len(different) - 3} more" if len(different) > 3 else ""
             raise ConfigError(
                 f"{run.folder} is a run of another configuration: {', '.join(different[:3])}{more}; write the old "
@@ -83,7 +84,9 @@ class Run:
             raise ConfigError(f"no run in {folder}: config.yaml is missing; write the folder that train printed")
         return cls(Path(folder))
 
+    @cached_property
     def config(self) -> RunConfig:
+        """The configuration in config.yaml, read and validated once. Raises ConfigError where it is not valid."""
         return load(self.folder / "config.yaml")
 
     def logger(self) -> logging.Logger:

@@ -89,9 +89,14 @@ def test_a_part_without_an_answer_leaves_no_overall() -> None:
 
 @pytest.mark.parametrize("accepted", [0, 7, 60])
 def test_rates_have_wilsons_interval(accepted: int) -> None:
+    """(p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n), written out; and p within z standard errors of both ends."""
     got = estimate(np.array([1.0] * accepted + [0.0] * (60 - accepted)))
-    want = stats.binomtest(accepted, 60).proportion_ci(0.95, method="wilson")
-    assert (got.low, got.high) == pytest.approx((want.low, want.high), abs=1e-12)
+    p, n, z = accepted / 60, 60, stats.norm.ppf(0.975)
+    centre, half = p + z**2 / (2 * n), z * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5
+    assert got.mean == p and got.low is not None and got.high is not None
+    assert (got.low, got.high) == pytest.approx(np.array([centre - half, centre + half]) / (1 + z**2 / n), abs=1e-12)
+    for end in (got.low, got.high):
+        assert abs(p - end) == pytest.approx(z * (end * (1 - end) / n) ** 0.5, abs=1e-9)
 
 
 def test_means_and_paired_changes_have_the_normal_interval() -> None:
