@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from flowbp_ray.artifacts.report import show
+from flowbp_ray.artifacts.report import print_summary
 from flowbp_ray.config import loading
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.planning.show import methods_table
@@ -53,7 +53,7 @@ def train(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     except KeyboardInterrupt:  # here, because click would answer it without a word
         print("flowbp-ray: stopped at once; resume=auto goes on from the last checkpoint", file=sys.stderr)
         raise typer.Exit(130) from None
-    show(console, run.folder, summary)
+    print_summary(console, run.folder, summary)
 
 
 @app.command()
@@ -89,10 +89,10 @@ def sample(
     """Draw prompts with a run's checkpoint, in this process."""
     from flowbp_ray.local import draw
     from flowbp_ray.run.folder import Run
-    from flowbp_ray.run.pictures import grid
+    from flowbp_ray.run.pictures import save_grid
 
     used, images = draw(Run.open(run), prompt, step, guidance, seed)
-    grid(images, prompt, output, columns=min(6, len(prompt)))
+    save_grid(images, prompt, output, columns=min(6, len(prompt)))
     console.print(f"step {used}: {output}")
 
 

@@ -18,14 +18,15 @@ from actors.ray_metrics import RayMetrics
 from actors.scaler import Scaler
 from actors.transport import Published
 from flowbp_ray import prompts
-from flowbp_ray.artifacts.report import curves, summarise
+from flowbp_ray.artifacts.curves import plot_curves
+from flowbp_ray.artifacts.report import summarise
 from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.control import guard, scaling
 from flowbp_ray.control.guard import HackingVerdict
 from flowbp_ray.control.scaling import idle
 from flowbp_ray.control.selection import changed, select
-from flowbp_ray.evaluation.evaluator import Evaluator, flat
+from flowbp_ray.evaluation.evaluator import Evaluator
 from flowbp_ray.messages import StepReport, Version
 from flowbp_ray.observability.progress import Progress
 from flowbp_ray.observability.step_metrics import phases, whole_step
@@ -273,7 +274,7 @@ class Loop:
         published = self.fleet.learners.publish(self.version(step, True)) if ema else self.published[step]
         results = self.evaluator.evaluate(published.version, lambda items: self.fleet.pipeline.draw(items, published))
         for guidance, result in results.items():
-            self.tracker.log(step, "evaluation", {"guidance": guidance, **flat(result)})
+            self.tracker.log(step, "evaluation", {"guidance": guidance, **result.means()})
         self.judges.watch(step)
         self.progress.evaluation(step, results)
         return self.evaluator.faults
@@ -302,5 +303,5 @@ class Loop:
         seconds, digest = time.perf_counter() - self.started, self.fleet.learners.digest()
         summary = summarise(self.config, self.run, self.evaluator.results, seconds, digest, self.verdict)
         self.run.write_summary(summary)
-        curves(self.run)
+        plot_curves(self.run)
         return summary

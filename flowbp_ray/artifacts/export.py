@@ -1,4 +1,4 @@
-"""Take a run's result along: adapters that diffusers' pipelines load, or a transformer folder, with a model card.
+"""Export a checkpoint: adapters that diffusers' pipelines load, or a transformer folder, with a model card.
 
 README.md                            the model card
 flowbp_ray.yaml                      the run's configuration, which `train` takes again
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowbp_ray.artifacts.card import Kind, card
+from flowbp_ray.artifacts.card import Kind, model_card
 from flowbp_ray.backbones import Backbone
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.rollout.sampler import Sampler, alone
@@ -54,7 +54,7 @@ def export(run: Run, to: Path, step: int | None = None, average: bool = False, m
     try:
         _save(sampler.transformer, sampler.backbone, kind, partial)
         shutil.copyfile(run.folder / "config.yaml", partial / "flowbp_ray.yaml")
-        text = card(run, sampler.backbone, kind, used, average, digest(tensors))
+        text = model_card(run, sampler.backbone, kind, used, average, digest(tensors))
         (partial / "README.md").write_text(text, encoding="utf-8")
         partial.rename(target)
     finally:

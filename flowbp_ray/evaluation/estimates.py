@@ -52,8 +52,12 @@ class Evaluation:
                 continue
             parts = {skill: estimate(values[[s == skill for s in self.skills]]) for skill in skills}
             result |= {f"{name}/{skill}": part for skill, part in parts.items()}
-            result[f"{name}/overall"] = balanced(list(parts.values()))
+            result[f"{name}/overall"] = mean_of_means(list(parts.values()))
         return result
+
+    def means(self) -> dict[str, float | None]:
+        """The estimates' means and the scalars by name; None for a mean over no finite value."""
+        return {name: e.mean for name, e in self.estimates().items()} | dict(self.scalars)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: the estimates as dictionaries and the scalars, None where a number is not finite."""
@@ -75,7 +79,7 @@ def estimate(values: np.ndarray) -> Estimate:
     return _normal(values)
 
 
-def balanced(parts: Sequence[Estimate]) -> Estimate:
+def mean_of_means(parts: Sequence[Estimate]) -> Estimate:
     """The mean of k means m_i with its 95 % interval; each part weighs the same. No mean where a part has none.
 
         m − √Σ((m_i − low_i) / k)²  to  m + √Σ((high_i − m_i) / k)²
@@ -95,7 +99,7 @@ def balanced(parts: Sequence[Estimate]) -> Estimate:
     return Estimate(mean, mean - float(np.linalg.norm(below)) / k, mean + float(np.linalg.norm(above)) / k, count)
 
 
-def paired(before: np.ndarray, after: np.ndarray) -> Estimate:
+def paired_difference(before: np.ndarray, after: np.ndarray) -> Estimate:
     """Mean and 95 % interval of after − before, of the same prompts with the same noise (paired, normal)."""
     delta = np.asarray(after, float) - np.asarray(before, float)
     return _normal(delta[np.isfinite(delta)])

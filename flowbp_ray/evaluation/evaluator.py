@@ -12,7 +12,7 @@ from flowbp_ray.evaluation.estimates import Evaluation, measure
 from flowbp_ray.messages import Evaluated, Fault, Item, Version
 from flowbp_ray.prompts import PromptRecord
 from flowbp_ray.run.folder import Run
-from flowbp_ray.run.pictures import grid
+from flowbp_ray.run.pictures import save_grid
 
 Draw = Callable[[list[Item]], list[Evaluated]]
 """Sends an evaluation's items through samplers and reward servers, and returns the results in the items' order."""
@@ -108,13 +108,13 @@ class Evaluator:
         count = min(self.config.evaluation.pictures, len(images))
         chosen = [i * len(images) // count for i in range(count)]
         shown, captions = images[chosen], [self.held_out[i].text for i in chosen]
-        grid(list(shown), captions, self.run.images / f"step_{step:06d}_guidance_{guidance:g}.png")
+        save_grid(list(shown), captions, self.run.images / f"step_{step:06d}_guidance_{guidance:g}.png")
         before = self.first_pictures.setdefault(guidance, shown)
         if step > 0:
             few = list(range(0, count, max(1, count // 9)))[:9]
             pairs = [*before[few], *shown[few]]
             path = self.run.images / f"before_above_after_guidance_{guidance:g}.png"
-            grid(pairs, [captions[i] for i in few] * 2, path, columns=len(few))
+            save_grid(pairs, [captions[i] for i in few] * 2, path, columns=len(few))
 
     def state(self) -> dict[str, np.ndarray]:
         """Results and first pictures as arrays by name, for a checkpoint."""
@@ -143,8 +143,3 @@ class Evaluator:
                 scalars[rest[2]] = float(array)
         for (step, guidance), (values, scalars) in found.items():
             self.results.setdefault(step, {})[guidance] = Evaluation(values, scalars, skills)
-
-
-def flat(evaluation: Evaluation) -> dict[str, float | None]:
-    """Means and scalars of an evaluation by name; None where nothing was finite."""
-    return {name: e.mean for name, e in evaluation.estimates().items()} | dict(evaluation.scalars)

@@ -135,7 +135,7 @@ def test_the_card_states_the_run_and_its_scores(adapters: Run, tmp_path: Path) -
     scores = section(card, "Scores")
     for guidance in ("1", "2"):
         assert f"| guidance {guidance} | before | after | change |" in scores
-        for name, *numbers in report.rows(summary["guidance"][guidance]):
+        for name, *numbers in report.table_rows(summary["guidance"][guidance]):
             trained = " (trained on)" if name == "shapes_clip" else ""
             assert f"| {name}{trained} | {' | '.join(numbers)} |" in scores
     assert "**" not in scores and "3 sampling steps" in scores and "after step 4" in scores
