@@ -154,9 +154,9 @@ def scale(
     from flowbp_ray.observability.reader import Reader
 
     reader = Reader(run)
-    opened, seen = reader.run, reader.look()
+    opened, seen = reader.run, reader.snapshot()
     wished = scaling.parse(seen.status.bounds or scaling.bounds(opened.config), sizes)
-    if seen.stage == "over":
+    if seen.stage == "ended":
         raise ValueError(f"{opened.folder} is over ({seen.state}); samplers.count and rewards.count are for the next")
     scaling.request(opened, wished)
     shown = " ".join(f"{role}={size}" for role, size in wished.items())
@@ -171,10 +171,10 @@ def status(
     ] = None,
 ) -> None:
     """Say what a run is doing, from its files alone: it may go on, have ended or have been killed."""
-    from flowbp_ray.observability.status_view import show as look
+    from flowbp_ray.observability.status_view import print_status
 
     wide = Console(highlight=False, width=None if console.is_terminal else 160)
-    look(run, console.is_terminal if watch is None else watch, wide)
+    print_status(run, console.is_terminal if watch is None else watch, wide)
 
 
 @app.command()
