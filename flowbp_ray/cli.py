@@ -219,7 +219,7 @@ def open_loops(configs: Sequence[RunConfig], profile: Profile | None) -> Iterato
     from actors.emulated import emulated_roles
     from actors.joining import start_ray
     from actors.process import REAL
-    from flowbp_ray.benching.request import room
+    from flowbp_ray.benching.request import resources_needed
     from flowbp_ray.driver import session
     from flowbp_ray.observability.progress import Progress
     from flowbp_ray.preflight import Checked, check
@@ -228,7 +228,7 @@ def open_loops(configs: Sequence[RunConfig], profile: Profile | None) -> Iterato
 
     options: dict[str, Any] = {}
     if profile is not None:  # a private Ray is told that it has all that the roles ask for
-        needed = room(configs)
+        needed = resources_needed(configs)
         options = {"num_cpus": needed.pop("CPU", 0) + 2, "num_gpus": needed.pop("GPU", 0) + 1}
         options |= {"resources": needed, "object_store_memory": EMULATED_STORE}
     agreed = check(configs[0]).agreed if profile is None else {}
