@@ -16,7 +16,7 @@ from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.evaluation.evaluator import Evaluator
 from flowbp_ray.judges.config import JudgeConfig
 from flowbp_ray.prompts import PromptRecord, read_prompts
-from flowbp_ray.run.folder import Run, digest_of
+from flowbp_ray.run.folder import Run, prompts_digest
 from flowbp_ray.surrogate.methods import METHODS
 
 Kind = Literal["lora", "full", "merged"]
@@ -136,7 +136,7 @@ def _prompts(run: Run) -> Prompts | None:
         train, held_out = read_prompts(config)
     except (ValueError, OSError):
         return None
-    same = file.is_file() and file.read_text().strip() == digest_of([r.text for r in (*train, *held_out)])
+    same = file.is_file() and file.read_text().strip() == prompts_digest([r.text for r in (*train, *held_out)])
     return (train, held_out) if same else None
 
 
