@@ -111,7 +111,7 @@ class Judges:
         """Send the pictures of the evaluation that has just been made to the monitors that are due."""
         if step == 0:
             self.waiting = {}  # a beginning, perhaps not the first one
-        for guidance, (images, drawn) in self.evaluator.shown.items():
+        for guidance, (images, drawn) in self.evaluator.pictures.items():
             self._send((step, guidance), images, drawn, self._due(step))
 
     def _send(self, key: Key, images: np.ndarray, drawn: np.ndarray, names: Sequence[str]) -> None:
@@ -146,7 +146,7 @@ class Judges:
         """Wait for all answers and add them to the last checkpoint, which was saved before: no judge can cost it."""
         if self.waiting:
             self.collect(wait=True)
-            self.run.checkpoints.judged(step, self.evaluator.state())
+            self.run.checkpoints.replace_evaluations(step, self.evaluator.state())
 
     def _take(self, key: Key, name: str, pictures: Pictures) -> None:
         """Read an answer; after a lost process ask again. What fails for good is missing samples: the run goes on."""

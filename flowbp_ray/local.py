@@ -136,7 +136,7 @@ def draw(
     run: Run, texts: Sequence[str], step: int | None, guidance: float | None, seed: int
 ) -> tuple[int, list[np.ndarray]]:
     """Pictures [H, W, 3] uint8 of prompts with a run's checkpoint; also says which step's."""
-    config = without_gpus(run.config())
+    config = without_gpus(run.config)
     used, tensors = run.checkpoints.weights(step, average=True)
     sampler = Sampler(
         config.backbone,

@@ -64,7 +64,7 @@ def _check_weights(part: Path, memory: Path | None) -> None:
 
 
 def _finite(file: Path) -> str:
-    """ "finite", if that is what all values of a safetensors file are. Raises ValueError otherwise."""
+    """Return "finite" where all values of a safetensors file are finite. Raises ValueError otherwise."""
     broken = f"{file.parent.parent} has a broken {file.parent.name}"
     try:
         with safe_open(file, "pt") as tensors:

@@ -11,14 +11,15 @@ starting. Results do not depend on any of it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.run.folder import Run
 from flowbp_ray.utils.errors import ConfigError
+from flowbp_ray.utils.files import write_atomically
 
 ROLES = ("samplers", "rewards")
 """Whose processes may come and go."""
@@ -83,9 +84,7 @@ def parse(limits: Bounds, sizes: Sequence[str]) -> dict[str, int]:
 def request(run: Run, sizes: Counts) -> None:
     """Write the sizes where the run looks between two steps: a file for each role; the last request counts."""
     for role, size in sizes.items():
-        partial = request_file(run, role).with_suffix(f".{os.getpid()}")
-        partial.write_text(f"{size}\n")
-        partial.rename(request_file(run, role))
+        write_atomically(request_file(run, role), partial(Path.write_text, data=f"{size}\n"))
 
 
 def pending_requests(run: Run) -> dict[str, int]:

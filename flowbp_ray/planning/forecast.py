@@ -81,6 +81,6 @@ def host(config: RunConfig, roles: tuple[Role, ...], sizes: Sizes, moved: Traffi
     total = PROCESS + sizes.encoder_bytes + moved.in_flight
     for role, weights in zip(roles, (loaded, loaded, sizes.vae * memory.FP32), strict=True):
         each = weights if role.gpus else max(role.nbytes, weights)
-        each += max(role.held(phase, "host") for phase in memory.PHASES) + PROCESS
+        each += max(role.held(phase, "host") for phase in memory.MEMORY_PHASES) + PROCESS
         total += role.count * each
     return total

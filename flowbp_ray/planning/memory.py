@@ -30,7 +30,7 @@ BUCKET = 500_000_000
 LIVE = 1_000_000_000
 """Elements that DeepSpeed gathers at most at a time at stage 3 (max_live_parameters), and the optimizer's share."""
 
-PHASES = ("", "building", "rollout", "backward", "optimizer", "publishing", "scoring", "evaluation")
+MEMORY_PHASES = ("", "building", "rollout", "backward", "optimizer", "publishing", "scoring", "evaluation")
 """In the order in which they are shown; the first is always."""
 
 Place = Literal["device", "host"]
@@ -114,7 +114,7 @@ def elements(module: nn.Module) -> int:
 
 def role(name: str, pool: PoolConfig, shares: list[Share]) -> Role:
     """The pool's role; its shares phase by phase, those of no bytes left out."""
-    held = sorted((share for share in shares if share.nbytes), key=lambda share: PHASES.index(share.phase))
+    held = sorted((share for share in shares if share.nbytes), key=lambda share: MEMORY_PHASES.index(share.phase))
     return Role(name, pool.count, pool.gpus, tuple(held))
 
 
