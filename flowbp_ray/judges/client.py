@@ -37,7 +37,7 @@ ODD = (
 )  # what reading one may raise
 
 
-class Refused(RuntimeError):
+class JudgeRefused(RuntimeError):
     """The server will never answer this: the request is wrong."""
 
 
@@ -46,7 +46,7 @@ class Unanswered(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Limits:
+class RequestPolicy:
     """How hard to try: see `JudgeConfig`."""
 
     concurrency: int = 8
@@ -106,7 +106,7 @@ class Client:
 
     locate: Callable[[bool], Awaitable[Place]]
     template: Template
-    limits: Limits = Limits()
+    limits: RequestPolicy = RequestPolicy()
     key: str | None = None
     request: dict[str, Any] = field(default_factory=dict)
     known: tuple[Place, str, Template] | None = None  # the model's name at a place, the template with its token ids
@@ -144,7 +144,7 @@ class Client:
                     place = await self.locate(attempt > 0 or call.silent > 0)
                     question = self._try(call.session, place, picture, prompt, seed, attempt if warm else 0)
                     scores = await asyncio.wait_for(question, self.limits.timeout)
-                except Refused as error:
+                except JudgeRefused as error:
                     call.silent = 0
                     return str(error)
                 except RunFailed as error:
@@ -185,10 +185,10 @@ class Client:
             if name is None:
                 listed = (await as_json(session, "GET", f"{root}/v1/models")).get("data")
                 if not isinstance(listed, list) or not listed or not isinstance(listed[0], dict):
-                    raise Refused(f"{root}/v1/models lists no model")
+                    raise JudgeRefused(f"{root}/v1/models lists no model")
                 name = listed[0].get("id")
                 if not isinstance(name, str):
-                    raise Refused(f"{root}/v1/models lists a model without a name")
+                    raise JudgeRefused(f"{root}/v1/models lists a model without a name")
             if isinstance(template, YesNo):
                 template = template.model_copy(
                     update={
@@ -206,7 +206,7 @@ class Client:
         tokens = (await as_json(session, "POST", f"{root}/tokenize", body)).get("tokens")
         if not isinstance(tokens, list) or [type(token) for token in tokens] != [int]:
             count = f"{len(tokens)} tokens" if isinstance(tokens, list) else "none that /tokenize knows"
-            raise Refused(f"{word!r} is not one token of {model} but {count}; write another word, or its id")
+            raise JudgeRefused(f"{word!r} is not one token of {model} but {count}; write another word, or its id")
         return tokens[0]
 
 
@@ -238,7 +238,7 @@ def read(answer: Mapping[str, Any], template: Template) -> dict[str, float]:
 
 
 async def as_json(session: aiohttp.ClientSession, method: str, url: str, body: Any = None) -> dict[str, Any]:
-    """The answer's object. Raises Refused, Unanswered or Unparsable, by status."""
+    """The answer's object. Raises JudgeRefused, Unanswered or Unparsable, by status."""
     async with session.request(method, url, json=body, allow_redirects=False) as response:
         raw = b""
         async for part in response.content.iter_chunked(1 << 16):
@@ -246,10 +246,10 @@ async def as_json(session: aiohttp.ClientSession, method: str, url: str, body: A
             if len(raw) > LARGEST:
                 raise Unparsable(f"the answer is longer than {LARGEST} bytes")
         if 300 <= response.status < 400:  # not followed: the key would go along
-            raise Refused(f"{url} said {response.status} and sends elsewhere; write the url where the server is")
+            raise JudgeRefused(f"{url} said {response.status} and sends elsewhere; write the url where the server is")
         if response.status != 200:
             said = f"{url} said {response.status}: {shortened(raw.decode(errors='replace').strip())}"
-            raise (Unanswered if response.status >= 500 or response.status in AGAIN else Refused)(said)
+            raise (Unanswered if response.status >= 500 or response.status in AGAIN else JudgeRefused)(said)
     try:
         answer = json.loads(raw)
     except (ValueError, RecursionError) as error:

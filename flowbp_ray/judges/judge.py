@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flowbp_ray.judges.client import Answers, Client, Limits, Place
+from flowbp_ray.judges.client import Answers, Client, Place, RequestPolicy
 from flowbp_ray.judges.config import JudgeConfig
 from flowbp_ray.judges.server import Server
 from flowbp_ray.utils.errors import RunFailed
@@ -22,7 +22,7 @@ class Judge:
         self.config = config
         self.loop = asyncio.new_event_loop()
         self.server = None if config.model is None else Server(config.model, config.server, log, key, shown)
-        limits = Limits(config.concurrency, config.timeout, config.tries, config.backoff)
+        limits = RequestPolicy(config.concurrency, config.timeout, config.tries, config.backoff)
         self.client = Client(self._locate, config.template, limits, key, config.request)
 
     def score(self, images: Sequence[np.ndarray], prompts: Sequence[str], seeds: Sequence[Sequence[int]]) -> Answers:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import aiohttp
 
-from flowbp_ray.judges.client import Refused, Unanswered, as_json
+from flowbp_ray.judges.client import JudgeRefused, Unanswered, as_json
 from flowbp_ray.judges.config import ServerConfig
 from flowbp_ray.judges.templates import Unparsable
 from flowbp_ray.utils.addresses import bearer
@@ -242,7 +242,7 @@ def taken(port: int) -> bool:
 
 async def _serves(session: aiohttp.ClientSession, root: str, model: str) -> bool:
     """Whether /health says 200 and /v1/models knows the model."""
-    with suppress(aiohttp.ClientError, asyncio.TimeoutError, OSError, Refused, Unanswered, Unparsable):
+    with suppress(aiohttp.ClientError, asyncio.TimeoutError, OSError, JudgeRefused, Unanswered, Unparsable):
         async with session.get(f"{root}/health", allow_redirects=False) as response:
             if response.status != 200:
                 return False

@@ -12,10 +12,10 @@ import numpy as np
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.messages import Evaluated, Item, Packed, RolloutReport, Scored
 from flowbp_ray.rewards.remote import codec, token
-from flowbp_ray.rewards.remote.answers import wrong_evaluation, wrong_score
 from flowbp_ray.rewards.remote.codec import WireError
 from flowbp_ray.rewards.remote.exchange import CONNECT, DIGEST, LARGEST_LINE, TooLarge, ask, line, reason
 from flowbp_ray.rewards.remote.limits import largest_evaluation, largest_score
+from flowbp_ray.rewards.remote.validation import wrong_evaluation, wrong_score
 from flowbp_ray.rewards.remote.wire import EvaluateAnswer, EvaluateRequest, ScoreAnswer, ScoreRequest
 from flowbp_ray.utils.addresses import bearer
 

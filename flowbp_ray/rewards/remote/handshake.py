@@ -11,7 +11,7 @@ from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.rewards.remote import codec, token
 from flowbp_ray.rewards.remote.exchange import CONNECT, LARGEST_LINE, ask, line, reason
 from flowbp_ray.rewards.remote.identity import different, identity
-from flowbp_ray.rewards.remote.limits import Limits
+from flowbp_ray.rewards.remote.limits import ServerLimits
 from flowbp_ray.utils.addresses import bearer
 
 
@@ -25,7 +25,7 @@ def check(config: RunConfig) -> dict[str, str]:
         return {}
     urls, agreed = list(dict.fromkeys(config.rewards.url)), dict[str, str]()
     secret = token.read(config.rewards.token_file, "rewards.token_file")
-    needed, wanted = Limits.of(config), identity(config)
+    needed, wanted = ServerLimits.of(config), identity(config)
     first: dict[str, Any] | None = None
     for url in urls:
         about = _health(url, secret)

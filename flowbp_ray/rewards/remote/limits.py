@@ -12,7 +12,7 @@ from flowbp_ray.rewards.remote.codec import HEADER_LIMIT
 
 
 @dataclass(frozen=True)
-class Limits:
+class ServerLimits:
     """rows of one request, bytes of its body, requests that wait while one is scored."""
 
     rows: int
@@ -20,7 +20,7 @@ class Limits:
     waiting: int
 
     @classmethod
-    def of(cls, config: RunConfig, rows: int | None = None, waiting: int = 8) -> Limits:
+    def of(cls, config: RunConfig, rows: int | None = None, waiting: int = 8) -> ServerLimits:
         """rows None: those of an item of the run, or of its evaluation. The bytes follow: fp32 targets and a header."""
         rows = rows or max(config.data.rollout_batch, config.evaluation.batch)
         latents = rows * config.surrogate().branches * math.prod(latent_shape(config))

@@ -1,7 +1,7 @@
 """The HTTP around a `Service`: who may ask, how much at once, and how it ends.
 
 POST /score and /evaluate take and return safetensors bodies; GET /health says ready (200) or draining (503). One thread
-computes, the others wait for it, at most `Limits.waiting` of them. SIGTERM drains: no new work is taken, what has
+computes, the others wait for it, at most `ServerLimits.waiting` of them. SIGTERM drains: no new work is taken, what has
 arrived is finished, and the process ends with code 0.
 """
 
@@ -26,7 +26,7 @@ from starlette.exceptions import HTTPException
 
 from flowbp_ray.rewards.remote import codec, token
 from flowbp_ray.rewards.remote.exchange import DIGEST
-from flowbp_ray.rewards.remote.service import Refused, Service
+from flowbp_ray.rewards.remote.service import RequestRefused, Service
 
 BODY, SLOWEST = 30.0, 1 << 20  # seconds for a whole body, and one more for each so many bytes of the largest
 ANSWERS = 30.0  # seconds for which a server that has done its work waits until its answers have been read
@@ -77,7 +77,7 @@ class Door:
                     return _error(400, "nobody waits for the answer")
                 done = await asyncio.get_running_loop().run_in_executor(self.worker, answer, body)
             return Response(done, media_type="application/octet-stream")
-        except Refused as error:
+        except RequestRefused as error:
             return _error(error.status, str(error), retry_after=1 if error.status == 503 else None)
         except Exception as error:  # of a reward or the decoder: the client issues the item again
             log.exception("a request failed")
@@ -104,7 +104,7 @@ class Door:
         return None
 
     async def _body(self, request: Request) -> bytes:
-        """The whole body, however it is sent. Raises `Refused`: it is too large, too slow, or the server ends."""
+        """The whole body, however it is sent. Raises `RequestRefused` where it is too large or too slow, or we end."""
         reading, told = asyncio.ensure_future(self._read(request)), asyncio.ensure_future(self.ending.wait())
         try:
             await asyncio.wait((reading, told), timeout=self.patience, return_when=asyncio.FIRST_COMPLETED)
@@ -114,8 +114,8 @@ class Door:
             reading.cancel()
             told.cancel()
         if self.draining:
-            raise Refused(503, ENDING)
-        raise Refused(408, f"the body did not arrive within {self.patience:.0f} s")
+            raise RequestRefused(503, ENDING)
+        raise RequestRefused(408, f"the body did not arrive within {self.patience:.0f} s")
 
     async def _read(self, request: Request) -> bytes:
         """All parts of a body together."""
@@ -124,14 +124,14 @@ class Door:
         while (part := await _next(stream)) is not None:
             size += len(part)
             if size > limit:
-                raise Refused(413, _too_large(limit))
+                raise RequestRefused(413, _too_large(limit))
             parts.append(part)
         return b"".join(parts)
 
     async def _discard(self, request: Request) -> None:
         """Read what was sent anyway, for a while: whoever is still sending would see a broken pipe, not the answer."""
         left, until, stream = self.service.limits.nbytes, time.monotonic() + DISCARD, request.stream().__aiter__()
-        with contextlib.suppress(Refused):
+        with contextlib.suppress(RequestRefused):
             while left > 0 and (seconds := until - time.monotonic()) > 0:
                 part = await _next(stream, seconds)
                 if part is None:
@@ -140,13 +140,13 @@ class Door:
 
 
 async def _next(stream: AsyncIterator[bytes], seconds: float | None = None) -> bytes | None:
-    """The next part of a body, None at its end. Raises `Refused` where none comes in `seconds`."""
+    """The next part of a body, None at its end. Raises `RequestRefused` where none comes in `seconds`."""
     try:
         return await asyncio.wait_for(anext(stream, None), seconds)
     except asyncio.TimeoutError as error:
-        raise Refused(408, "the body stopped arriving") from error
+        raise RequestRefused(408, "the body stopped arriving") from error
     except Exception as error:  # the client is gone
-        raise Refused(400, "the body broke off") from error
+        raise RequestRefused(400, "the body broke off") from error
 
 
 def _too_large(limit: int) -> str:

@@ -14,7 +14,7 @@ import uvicorn
 
 from flowbp_ray.rewards.remote import codec, server
 from flowbp_ray.rewards.remote.exchange import DIGEST, ask
-from flowbp_ray.rewards.remote.limits import Limits
+from flowbp_ray.rewards.remote.limits import ServerLimits
 from flowbp_ray.rewards.remote.server import Door
 from flowbp_ray.rewards.remote.service import Service
 from flowbp_ray.rewards.remote.wire import EvaluateRequest
@@ -44,7 +44,7 @@ def listening(service: Service) -> Iterator[tuple[uvicorn.Server, threading.Thre
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Service:
     config = small_config(tmp_path_factory.mktemp("run"))
-    return Service(config, Limits.of(config))
+    return Service(config, ServerLimits.of(config))
 
 
 def head(service: Service) -> bytes:
