@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flowbp_ray.rewards.base import needed
 from flowbp_ray.rewards.embedding import tower_dtype
-from flowbp_ray.rewards.geneval.colours import ColourNamer, check_clip
+from flowbp_ray.rewards.geneval.colours import CLIP, ColourNamer, check_clip
 from flowbp_ray.rewards.geneval.detect import check_nouns, open_detector, read_config
 from flowbp_ray.rewards.geneval.prompts import Task, load
 from flowbp_ray.rewards.geneval.verdict import Detection, GenEvalVerdict, Thresholds, keep, verdict
@@ -23,7 +23,6 @@ DETECTOR = (
     "the folder of a detector for transformers: Mask2Former trained on COCO instances, as published "
     "(facebook/mask2former-swin-small-coco-instance), or an OWL-ViT or OWLv2"
 )
-CLIP = "the folder of a CLIP for transformers (openai/clip-vit-large-patch14, as published), which names colours"
 PROMPTS = "GenEval's prompt file evaluation_metadata.jsonl (prompts/ of github.com/djghosh13/geneval)"
 OWL_OVERLAP = 0.5
 
