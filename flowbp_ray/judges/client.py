@@ -19,10 +19,10 @@ from PIL import Image
 from flowbp_ray.judges.templates import Template, Unparsable, YesNo, shortened
 from flowbp_ray.utils.addresses import bearer
 from flowbp_ray.utils.errors import RunFailed
+from flowbp_ray.utils.random import stream_of_list
 
 log = logging.getLogger(__name__)
 
-PURPOSE = 0x6A756467  # "judg": keeps the seeds and the jitter apart from other streams with the same key
 LONGEST = 60.0  # seconds between two tries
 AGAIN = {408, 409, 425, 429}  # and every 5xx: the server may answer later
 WARMER = 0.7  # temperature after an unparsable answer: the same question at 0 would get the same answer
@@ -172,7 +172,7 @@ class Client:
             {"type": "text", "text": template.text(prompt)},
         ]
         body = {"model": name, "messages": [{"role": "user", "content": content}], **template.fields()}
-        body["seed"] = int(np.random.default_rng([PURPOSE, *seed, warmed]).integers(2**31))
+        body["seed"] = int(stream_of_list("judge_seed", *seed, warmed).integers(2**31))
         if warmed:
             body["temperature"] = WARMER
         url = f"{place.root}/v1/chat/completions"
@@ -273,7 +273,7 @@ def wait(backoff: float, seed: Sequence[int], attempt: int) -> float:
 
     The jitter keeps those that failed together from coming back together.
     """
-    u = np.random.default_rng([PURPOSE + 1, *seed, attempt]).uniform(0.5, 1.0)
+    u = stream_of_list("judge_retry", *seed, attempt).uniform(0.5, 1.0)
     return float(min(LONGEST, backoff * 2.0 ** (attempt - 1)) * u)
 
 

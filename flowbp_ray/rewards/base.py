@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from flowbp_ray.utils.addresses import existing_path
+from flowbp_ray.utils.errors import nearest
 
 
 @runtime_checkable
@@ -101,9 +101,7 @@ def check_prompts(name: str, options: Mapping[str, Any], texts: Sequence[str]) -
 def factory(name: str) -> Callable[..., Any]:
     """The class or function that builds the reward registered as `name`."""
     if ":" not in name and name not in REWARDS:
-        near = difflib.get_close_matches(name, REWARDS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known rewards: {', '.join(sorted(REWARDS))}"
-        raise ValueError(f"unknown reward {name!r}; {hint}")
+        raise ValueError(nearest(name, list(REWARDS), "reward"))
     module, _, attribute = REWARDS.get(name, name).partition(":")
     if not module.strip(".") or module.startswith(".") or not attribute:
         raise ValueError(f"reward {name!r} is not understood; write package.module:Class")

@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 from transformers import BertTokenizer
 
-from flowbp_ray.rewards import published
 from flowbp_ray.rewards.base import needed
 from flowbp_ray.rewards.blip import Blip, Sizes
 from flowbp_ray.rewards.embedding import check_pairs, tower_dtype
-from flowbp_ray.rewards.files import finite
+from flowbp_ray.rewards.files import check_finite, check_fit, read_shapes, read_tensors
 from flowbp_ray.rewards.preprocess import clip_pixels
 
 NAME = "image_reward"
@@ -92,8 +91,8 @@ class ImageReward:
         self.device, self.dtype = torch.device(device), tower_dtype(NAME, dtype)
         self.tokenizer = _tokenizer(needed(NAME, "tokenizer", tokenizer, WORDS), sizes.vocabulary)
         self.size = sizes.image
-        loaded = {name: value for name, value in published.tensors(file).items() if name not in UNUSED}
-        finite(NAME, file, loaded)
+        loaded = {name: value for name, value in read_tensors(file).items() if name not in UNUSED}
+        check_finite(NAME, file, loaded)
         with torch.device("meta"):
             self.model = Model(sizes)
         self.model.load_state_dict(loaded, assign=True)
@@ -129,14 +128,14 @@ def _files(path: str | Path | None, tokenizer: str | Path | None) -> tuple[Path,
     """The weights' file and what its shapes say, after all names and shapes were compared."""
     file = needed(NAME, "path", path, WEIGHTS)
     needed(NAME, "tokenizer", tokenizer, WORDS)
-    found = {name: shape for name, shape in published.shapes(file).items() if name not in UNUSED}
+    found = {name: shape for name, shape in read_shapes(file).items() if name not in UNUSED}
     try:
         sizes = Sizes.of(found, "blip.")
     except (KeyError, ValueError, IndexError) as error:
         raise ValueError(f"reward {NAME!r}: {file} has no {error}; options.path must be {WEIGHTS}") from error
     with torch.device("meta"):
         wanted = {name: tuple(value.shape) for name, value in Model(sizes).state_dict().items()}
-    published.compare(NAME, file, found, wanted)
+    check_fit(NAME, file, found, wanted, WEIGHTS)
     return file, sizes
 
 

@@ -29,8 +29,9 @@ CLIP = "the folder of a CLIP for transformers (openai/clip-vit-large-patch14, as
 
 def check_clip(folder: str | Path | None) -> Path:
     """The folder of a CLIP model with its tokenizer. Raises ValueError where `folder` is none."""
-    check_tokenizer("geneval", "clip", folder, CLIP)
-    return check_model("geneval", "clip", folder, CLIP)
+    found = check_model("geneval", "clip", folder, CLIP)
+    check_tokenizer("geneval", "clip", found, CLIP)
+    return found
 
 
 class ColourNamer:
