@@ -15,11 +15,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import aiohttp
+import psutil
 
 from flowbp_ray.judges.client import JudgeRefused, Unanswered, as_json
 from flowbp_ray.judges.config import ServerConfig
 from flowbp_ray.judges.templates import Unparsable
-from flowbp_ray.utils.addresses import bearer
+from flowbp_ray.utils.addresses import bearer, free_port
 from flowbp_ray.utils.errors import RunFailed
 
 LEASH = Path(__file__).with_name("leash.py")
@@ -198,13 +199,12 @@ class Leashed:
 
 
 def of_session(session: int) -> list[int]:
-    """Processes of a session: what a killed leash may leave behind."""
+    """Process ids of a session: what a killed leash may leave behind."""
     found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            with suppress(OSError), open(f"/proc/{entry}/stat") as file:
-                if int(file.read().rpartition(")")[2].split()[3]) == session:
-                    found.append(int(entry))
+    for pid in psutil.pids():
+        with suppress(ProcessLookupError, PermissionError):  # gone since, or another user's
+            if os.getsid(pid) == session:
+                found.append(pid)
     return found
 
 
@@ -212,12 +212,6 @@ def environment(settings: ServerConfig) -> dict[str, str]:
     """Ours, without what would lead another interpreter to our packages, and with what the configuration adds."""
     ours = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
     return ours | settings.env
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 async def left_free(port: int) -> int:
