@@ -1,4 +1,4 @@
-"""A judge as a plain object: its server where that is ours, its client, and what is made of a missing answer."""
+"""A judge without Ray: its server where that is ours, its client, and how a missing answer is treated."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flowbp_ray.utils.errors import RunFailed
 
 
 class Judge:
-    """Scores pictures. Use `close` at the end: a server of our own ends with it (and with this process anyway)."""
+    """Scores pictures. `close` ends a server of our own (which also ends with this process)."""
 
     def __init__(self, config: JudgeConfig, log: Path, key: str | None = None, shown: Path | None = None) -> None:
         """log: where a server of our own writes. key: the server's API key. shown: where people find the log."""

@@ -1,4 +1,4 @@
-"""Read a growing file part by part, also where another process, or one on another machine, goes on with it."""
+"""Read a growing file part by part; another process, also on another machine, may take over."""
 
 from __future__ import annotations
 

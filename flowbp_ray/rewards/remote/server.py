@@ -25,8 +25,8 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from flowbp_ray.rewards.remote import codec, token
-from flowbp_ray.rewards.remote.exchange import DIGEST
 from flowbp_ray.rewards.remote.service import RequestRefused, Service
+from flowbp_ray.rewards.remote.wire import DIGEST
 
 BODY, SLOWEST = 30.0, 1 << 20  # seconds for a whole body, and one more for each so many bytes of the largest
 ANSWERS = 30.0  # seconds for which a server that has done its work waits until its answers have been read

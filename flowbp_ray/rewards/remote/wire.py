@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -9,6 +10,10 @@ from typing import Any
 import numpy as np
 
 from flowbp_ray.messages import Evaluated, Item, Packed, RolloutReport, Scored, Version
+
+DIGEST = "Flowbp-Ray-Digest"  # header of a request: the server's settings that the run has agreed with
+HEALTH_TIME = 10.0  # seconds for an answer of /health
+LARGEST_LINE = 1 << 20  # bytes of an answer that holds no arrays: /health, and what is wrong
 
 
 @dataclass(frozen=True)
@@ -92,3 +97,18 @@ class EvaluateAnswer:
     """What `Scorer.evaluate` returns."""
 
     evaluated: Evaluated
+
+
+def reason(content: bytes) -> str:
+    """The line in which a server says what is wrong."""
+    try:
+        plain: Any = json.loads(content)
+        text = str(plain["error"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        text = content[:200].decode(errors="replace")
+    return " ".join(text.split())[:300] or "nothing"
+
+
+def line(error: Exception) -> str:
+    """What an error says, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__

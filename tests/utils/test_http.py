@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from flowbp_ray.rewards.remote.exchange import TooLarge, ask
+from flowbp_ray.utils.http import TooLarge, ask
 
 GOOD = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
@@ -60,7 +60,7 @@ def test_an_exchange_ends_in_its_time(case: str) -> None:
     with talking(LATE[case]) as url:
         began = time.monotonic()
         with pytest.raises(TimeoutError, match="no whole answer within 1 s"):
-            ask(url, "POST", "/score", {}, body, 1.0, 1000)
+            ask(f"{url}/score", "POST", {}, body, 1.0, 1000)
         assert 0.9 < time.monotonic() - began < 1.8
 
 
@@ -82,7 +82,7 @@ def test_an_answer_has_a_largest_size(case: str) -> None:
             client.sendall(b"200\r\n" + b"x" * 512 + b"\r\n")
 
     with talking(talk) as url, pytest.raises(TooLarge, match="more than 1000"):
-        ask(url, "POST", "/score", {}, b"", 30.0, 1000)
+        ask(f"{url}/score", "POST", {}, b"", 30.0, 1000)
 
 
 def test_an_answer_of_the_largest_size_is_taken() -> None:
@@ -91,6 +91,7 @@ def test_an_answer_of_the_largest_size_is_taken() -> None:
     with talking(
         lambda client: (client.recv(1 << 16), client.sendall(GOOD.replace(b"\r\n\r\n", b"\r\n" + extra + b"\r\n")))
     ) as url:
-        assert ask(url, "POST", "/score", {}, b"", 30.0, 2) == (200, 0.0, b"ok")
+        answer = ask(f"{url}/score", "POST", {}, b"", 30.0, 2)
+        assert (answer.status, answer.retry_after, answer.content) == (200, 0.0, b"ok")
         with pytest.raises(TooLarge):
-            ask(url, "POST", "/score", {}, b"", 30.0, 1)
+            ask(f"{url}/score", "POST", {}, b"", 30.0, 1)
