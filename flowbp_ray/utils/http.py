@@ -8,7 +8,7 @@ import os
 import ssl
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
@@ -27,7 +27,7 @@ class Response:
 
     status: int
     headers: Mapping[str, str]
-    content: bytes
+    content: bytes = field(repr=False)  # asyncio writes the repr of a result, and this may be a large one
 
     @property
     def retry_after(self) -> float:
@@ -77,7 +77,8 @@ async def _ask(
 ) -> Response:
     # The context of now: aiohttp's own is made when it is imported, and SSL_CERT_FILE may be set later.
     verified = ssl.create_default_context() if url.startswith("https:") else True
-    limit = aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT)
+    # aiohttp takes no time for no limit.
+    limit = aiohttp.ClientTimeout(total=max(seconds, 1e-3), sock_connect=CONNECT)
     sent = {"Accept-Encoding": "identity", **headers}
     if body is not None:
         sent = {"Content-Type": "application/octet-stream", **sent}
@@ -93,5 +94,7 @@ async def _ask(
     except aiohttp.ClientConnectorCertificateError as error:
         raise error.certificate_error from error
     except aiohttp.ClientConnectorError as error:
-        number = error.os_error.errno or 0  # of a failed look-up below 0; others in the words of the system
-        raise (OSError(number, os.strerror(number)) if number > 0 else error.os_error) from error
+        found = error.os_error
+        if isinstance(found, ConnectionError):  # asyncio has words of its own for it
+            found = OSError(found.errno, os.strerror(found.errno or 0))
+        raise found from error

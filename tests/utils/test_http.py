@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+import aiohttp
 import pytest
 
 from flowbp_ray.utils.http import TooLarge, ask
@@ -95,3 +98,31 @@ def test_an_answer_of_the_largest_size_is_taken() -> None:
         assert (answer.status, answer.retry_after, answer.content) == (200, 0.0, b"ok")
         with pytest.raises(TooLarge):
             ask(f"{url}/score", "POST", {}, b"", 30.0, 1)
+
+
+def test_a_caller_with_a_running_loop_may_ask_too() -> None:
+    """As in a notebook, whose thread cannot run a second loop."""
+
+    async def cell() -> bytes:
+        return ask(f"{url}/health", "GET", {}, None, 30.0, 1000).content
+
+    with talking(lambda client: (client.recv(1 << 16), client.sendall(GOOD))) as url:
+        assert asyncio.run(cell()) == b"ok"
+
+
+def test_what_is_wrong_with_a_connection_is_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    with pytest.raises(ConnectionRefusedError, match="Connection refused"):
+        ask(f"http://127.0.0.1:{port}", "GET", {}, None, 30.0, 1000)
+    with pytest.raises(socket.gaierror):
+        ask("http://no-such-host.invalid", "GET", {}, None, 30.0, 1000)
+    with pytest.raises(aiohttp.ClientError, match="no blanks or control characters"):
+        ask("http://127.0.0.1/a b", "GET", {}, None, 30.0, 1000)
+    with talking(lambda client: (client.recv(1 << 16), client.sendall(GOOD))) as url, pytest.raises(ssl.SSLError):
+        ask(url.replace("http:", "https:"), "GET", {}, None, 30.0, 1000)
+
+
+def test_no_time_is_not_all_the_time() -> None:
+    with talking(lambda client: client.recv(1 << 16) and client.recv(1)) as url, pytest.raises(TimeoutError):
+        ask(url, "GET", {}, None, 0.0, 1000)
