@@ -64,7 +64,7 @@ class Aesthetic:
 
     @staticmethod
     def check(path: str | Path | None, clip: str | Path | None, dtype: str) -> None:
-        """Raise ValueError for what `Aesthetic(...)` would stumble over, without loading anything."""
+        """Raise ValueError for what `Aesthetic(...)` would refuse, without loading anything."""
         check_file("aesthetic", "path", path, WHAT)
         check_model("aesthetic", "clip", clip, CLIP)
         tower_dtype("aesthetic", dtype)

@@ -59,7 +59,7 @@ class HPSv2:
 
     @staticmethod
     def check(path: str | Path | None, dtype: str) -> None:
-        """Raise ValueError for what `HPSv2(...)` would stumble over, without loading anything."""
+        """Raise ValueError for what `HPSv2(...)` would refuse, without loading anything."""
         check_file("hpsv2", "path", path, WHAT)
         tower_dtype("hpsv2", dtype)
         if importlib.util.find_spec("open_clip") is None:

@@ -1,4 +1,4 @@
-"""The run's side of a remote reward pool: what a `Scorer` does, done at `rewards.url`."""
+"""The run's side of a remote reward pool: a `Scorer` whose work is done at `rewards.url`."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ PROBE = 1.0  # seconds after which a server that is away may be asked again whet
 IN_TIME = 0.9  # of cluster.stall_timeout, for all tries together: after all of it the driver ends the run
 FIRST_WAIT, LONGEST_WAIT = 0.25, 10.0  # seconds between tries
 AGAIN = (502, 503, 504)  # the server, or a proxy before it, will answer later
-OTHER = 409  # the server's settings are not those that the run agreed with
-LATER = (408, 429)  # in the 400s, and yet no mistake of the request
+OTHER_SETTINGS = 409  # the server's settings are not those that the run agreed with
+LATER = (408, 429)  # in the 400s, although the request is not wrong
 
 
 def assigned(config: RunConfig, index: int) -> RunConfig:
@@ -50,11 +50,12 @@ class Unavailable(RuntimeError):
 
 
 class RemoteScorer:
-    """Sends what a `Scorer` would be called with to the first address of `rewards.url`, and returns its answer.
+    """Sends the arguments of a `Scorer` to the first address of `rewards.url`, and returns its answer.
 
-    What is refused with a status in the 400s raises ValueError: it would be refused again. Everything else is tried
-    again with growing pauses for half of `cluster.stall_timeout`, then raises `Unavailable`, and the item is issued
-    again. A server that fails (500) raises at once, one that is silent after nine tenths of it.
+    A refusal (a status in the 400s) raises ValueError: it would come again. Lost connections and the statuses of
+    `AGAIN` are tried again with growing pauses for half of `cluster.stall_timeout`, then raise `Unavailable`, and the
+    item is issued again. A server that fails (500) raises `Unavailable` at once, a silent one after nine tenths of
+    `cluster.stall_timeout`.
 
     agreed: by address the digest of the settings that the run compared with its own. It goes with every request, so
     that a server which starts again with others refuses it (409).
@@ -73,7 +74,7 @@ class RemoteScorer:
         raise ValueError("a gate looks at pictures, which remote reward servers keep; write rewards.url=null")
 
     def reach(self) -> None:
-        """Ask once whether the server would take work. Raises `Unavailable` after a moment, since one may ask again."""
+        """Ask once whether the server would take work. Raises `Unavailable`, `PROBE` seconds after the answer."""
         try:
             answer = ask(f"{self.url}/health", "GET", self.headers, None, HEALTH_TIME, LARGEST_LINE)
             later = answer.status >= 500 or answer.status in LATER  # what else is wrong, the next item is told
@@ -118,7 +119,7 @@ class RemoteScorer:
                     return _parsed(kind, where, answer.content)
                 status, said = answer.status, reason(answer.content)
                 failure = f"{where} answered {status}: {said}"
-                if status == OTHER:
+                if status == OTHER_SETTINGS:
                     raise ValueError(
                         f"rewards.url: {self.url} has other settings than when the run began ({said}); "
                         "start it with those again, or the run with resume=auto, which compares them with its own"

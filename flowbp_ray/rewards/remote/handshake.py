@@ -1,4 +1,4 @@
-"""Before a run starts: are its reward servers there, do they take its token, and do they score what it wants?"""
+"""Checks before a run starts: do its reward servers answer, take its token, and have the run's settings?"""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from flowbp_ray.utils.http import ask
 def check(config: RunConfig) -> dict[str, str]:
     """Ask every address of `rewards.url` for its health; address -> the digest of what it scores, for every request.
 
-    Empty where there is no address. Raises ValueError in one line for the first that is not there, shuts down, refuses
-    the token, scores something else, or takes smaller requests than the run sends.
+    Empty where there is no address. Raises ValueError in one line for the first that does not answer, shuts down,
+    refuses the token, has other settings, or takes smaller requests than the run sends.
     """
     if not config.rewards.url:
         return {}
@@ -47,7 +47,7 @@ def check(config: RunConfig) -> dict[str, str]:
 
 
 def _health(url: str, secret: str) -> dict[str, Any]:
-    """What a server says about itself. Raises ValueError where it says nothing of use."""
+    """The answer of /health with the token. Raises ValueError where it is not that of a ready server of this version."""
     try:
         answer = ask(f"{url}/health", "GET", bearer(secret), None, HEALTH_TIME, LARGEST_LINE)
     except ssl.SSLCertVerificationError as error:

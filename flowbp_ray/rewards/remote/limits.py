@@ -1,4 +1,4 @@
-"""How much one request to a reward server, and its answer, may hold."""
+"""The largest request to a reward server, and the largest answer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flowbp_ray.rewards.remote.codec import HEADER_LIMIT
 
 @dataclass(frozen=True)
 class ServerLimits:
-    """rows of one request, bytes of its body, requests that wait while one is scored."""
+    """What a server takes at most: rows of one request, bytes of its body, requests that wait while one is scored."""
 
     rows: int
     nbytes: int
@@ -28,12 +28,12 @@ class ServerLimits:
 
 
 def latent_shape(config: RunConfig) -> tuple[int, ...]:
-    """Of one latent, without the batch."""
+    """The shape of one latent, without the batch."""
     return tuple(build_backbone(config.backbone).latent_shape(config.backbone.height, config.backbone.width))
 
 
 def cotangent_shape(config: RunConfig, target: Packed) -> tuple[int, ...]:
-    """Of what a server answers to target [rows, branches, C, h, w]: the same, with `rewards.balance` once per term."""
+    """The shape of the cotangent of target [rows, branches, C, h, w]: the same, with `rewards.balance` once per term."""
     shape = tuple(target.array.shape)
     return shape if config.rewards.balance == "none" else (len(config.rewards.terms), *shape)
 
@@ -44,7 +44,7 @@ def largest_score(config: RunConfig, target: Packed) -> int:
 
 
 def images_shape(config: RunConfig, rows: int) -> tuple[int, ...]:
-    """Of the pictures of an evaluation's item."""
+    """The shape of the pictures of an evaluation's item."""
     return (rows, config.backbone.height, config.backbone.width, 3)
 
 

@@ -1,4 +1,4 @@
-"""The HTTP around a `Service`: who may ask, how much at once, and how it ends.
+"""The HTTP around a `Service`: access, limits, and an end that loses no request.
 
 POST /score and /evaluate take and return safetensors bodies; GET /health says ready (200) or draining (503). One thread
 computes, the others wait for it, at most `ServerLimits.waiting` of them. SIGTERM drains: no new work is taken, what has
@@ -38,8 +38,8 @@ ENDING = "this server is shutting down"
 log = logging.getLogger(__name__)
 
 
-class Door:
-    """Lets requests in: those with the token, of a size that is allowed, as long as there is room."""
+class RequestHandler:
+    """Answers requests that have the token and an allowed size, one after the other, while there is room to wait."""
 
     def __init__(self, service: Service, secret: str) -> None:
         self.service, self.secret = service, secret
@@ -164,7 +164,7 @@ def _broken(error: Exception) -> Response:
     return _error(500, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
 
 
-def application(door: Door) -> FastAPI:
+def application(handler: RequestHandler) -> FastAPI:
     """The routes. There are no pages that describe them: what the server is, is told to those with the token."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
 
@@ -181,15 +181,15 @@ def application(door: Door) -> FastAPI:
 
     @app.get("/health")
     async def health(request: Request) -> Response:
-        return await door.health(request)
+        return await handler.health(request)
 
     @app.post("/score")
     async def score(request: Request) -> Response:
-        return await door.work(request, door.service.score)
+        return await handler.work(request, handler.service.score)
 
     @app.post("/evaluate")
     async def evaluate(request: Request) -> Response:
-        return await door.work(request, door.service.evaluate)
+        return await handler.work(request, handler.service.evaluate)
 
     return app
 
@@ -197,9 +197,9 @@ def application(door: Door) -> FastAPI:
 class DrainingServer(uvicorn.Server):
     """uvicorn with signals of our own: it would close its socket first, and end with the signal's code."""
 
-    def __init__(self, config: uvicorn.Config, door: Door, ready: Callable[[], object]) -> None:
+    def __init__(self, config: uvicorn.Config, handler: RequestHandler, ready: Callable[[], object]) -> None:
         super().__init__(config)
-        self.door, self.ready = door, ready
+        self.handler, self.ready = handler, ready
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -218,27 +218,27 @@ class DrainingServer(uvicorn.Server):
         self.ready()
 
     def _end(self) -> None:
-        if self.door.draining:
+        if self.handler.draining:
             os._exit(1)  # the thread that scores cannot be interrupted in another way
-        self.door.ending.set()
+        self.handler.ending.set()
         self._drain = asyncio.get_running_loop().create_task(self._finish())
 
     async def _finish(self) -> None:
         await asyncio.sleep(LINGER)
-        while self.door.inside:
+        while self.handler.inside:
             await asyncio.sleep(0.02)
         self.should_exit = True
 
 
-def configured(door: Door) -> uvicorn.Config:
+def configured(handler: RequestHandler) -> uvicorn.Config:
     """uvicorn's settings. Without the last one somebody who never reads an answer would hold the end for ever."""
     settings: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False, "http": "h11"}
     settings |= {"loop": "asyncio", "ws": "none", "lifespan": "off", "timeout_graceful_shutdown": ANSWERS}
-    return uvicorn.Config(application(door), **settings)
+    return uvicorn.Config(application(handler), **settings)
 
 
 def serve(service: Service, secret: str, listening: socket.socket, ready: Callable[[], object]) -> None:
     """Answer at a bound socket until SIGTERM or Ctrl-C. ready: called once requests are answered."""
-    door = Door(service, secret)
-    DrainingServer(configured(door), door, ready).run([listening])
-    door.worker.shutdown()
+    handler = RequestHandler(service, secret)
+    DrainingServer(configured(handler), handler, ready).run([listening])
+    handler.worker.shutdown()

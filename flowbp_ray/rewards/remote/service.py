@@ -1,4 +1,4 @@
-"""What a reward server does with a body: check it, score it, answer. Without HTTP."""
+"""A reward server without HTTP: the body of a request is checked and scored, and the body of the answer returned."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Service:
         self.scorer = Scorer(config.backbone, config.rewards, config.data.shape.batch)
 
     def about(self) -> dict[str, Any]:
-        """What /health tells whoever has the token."""
+        """What /health answers a client that has the token."""
         stated = {"identity": self.identity, "digest": self.digest}
         return stated | {"max_rows": self.limits.rows, "max_bytes": self.limits.nbytes}
 

@@ -1,4 +1,4 @@
-"""What travels between a run and a reward server: requests, and answers with `Scored` and `Evaluated` as they are."""
+"""The messages between a run and a reward server, and what both sides must know of their HTTP."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LARGEST_LINE = 1 << 20  # bytes of an answer that holds no arrays: /health, and 
 
 @dataclass(frozen=True)
 class Request:
-    """What both requests say of an item."""
+    """What both requests state of an item."""
 
     purpose: str
     step: int

@@ -14,7 +14,7 @@ import uvicorn
 
 from flowbp_ray.rewards.remote import codec, server
 from flowbp_ray.rewards.remote.limits import ServerLimits
-from flowbp_ray.rewards.remote.server import Door
+from flowbp_ray.rewards.remote.server import RequestHandler
 from flowbp_ray.rewards.remote.service import Service
 from flowbp_ray.rewards.remote.wire import DIGEST, EvaluateRequest
 from flowbp_ray.utils.addresses import bearer
@@ -28,8 +28,8 @@ BODY = codec.dump(EvaluateRequest.of(item(), PROMPTS[:2], target(2, None)))
 @contextmanager
 def listening(service: Service) -> Iterator[tuple[uvicorn.Server, threading.Thread, tuple[str, int]]]:
     """`serve` without its signals, which only a main thread may have."""
-    door = Door(service, TOKEN)
-    running = uvicorn.Server(server.configured(door))
+    handler = RequestHandler(service, TOKEN)
+    running = uvicorn.Server(server.configured(handler))
     with socket.create_server(("127.0.0.1", 0)) as bound:
         thread = threading.Thread(target=running.run, args=([bound],))
         thread.start()
@@ -38,7 +38,7 @@ def listening(service: Service) -> Iterator[tuple[uvicorn.Server, threading.Thre
         finally:
             running.should_exit = True
             thread.join()
-            door.worker.shutdown()
+            handler.worker.shutdown()
 
 
 @pytest.fixture(scope="module")
