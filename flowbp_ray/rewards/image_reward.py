@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import BertTokenizer
 
 from flowbp_ray.rewards.base import needed
-from flowbp_ray.rewards.blip import Blip, Sizes
+from flowbp_ray.rewards.blip import Blip, BlipSizes
 from flowbp_ray.rewards.embedding import check_pairs, tower_dtype
 from flowbp_ray.rewards.files import check_finite, check_fit, read_shapes, read_tensors
 from flowbp_ray.rewards.preprocess import clip_pixels
@@ -39,10 +39,10 @@ UNUSED = (
 class Model(nn.Module):
     """BLIP and the head, with the published names: (pixels, ids, mask) -> scores [B]."""
 
-    def __init__(self, sizes: Sizes) -> None:
+    def __init__(self, sizes: BlipSizes) -> None:
         super().__init__()
         self.blip = Blip(sizes)
-        self.mlp = Head(sizes.text_width)
+        self.mlp = ImageRewardHead(sizes.text_width)
 
     def forward(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """pixels [B, 3, S, S] normalised; ids [B, L]; mask [B, L] bool."""
@@ -50,7 +50,7 @@ class Model(nn.Module):
         return (judged - MEAN) / DEVIATION
 
 
-class Head(nn.Module):
+class ImageRewardHead(nn.Module):
     """The published mlp, [B, D] -> [B], in fp32 at least; the dropouts hold its linear layers at 0, 2, 4, 6, 7."""
 
     def __init__(self, width: int) -> None:
@@ -124,13 +124,13 @@ class ImageReward:
         return ids, mask.bool()
 
 
-def _files(path: str | Path | None, tokenizer: str | Path | None) -> tuple[Path, Sizes]:
+def _files(path: str | Path | None, tokenizer: str | Path | None) -> tuple[Path, BlipSizes]:
     """The weights' file and what its shapes say, after all names and shapes were compared."""
     file = needed(NAME, "path", path, WEIGHTS)
     needed(NAME, "tokenizer", tokenizer, WORDS)
     found = {name: shape for name, shape in read_shapes(file).items() if name not in UNUSED}
     try:
-        sizes = Sizes.of(found, "blip.")
+        sizes = BlipSizes.of(found, "blip.")
     except (KeyError, ValueError, IndexError) as error:
         raise ValueError(f"reward {NAME!r}: {file} has no {error}; options.path must be {WEIGHTS}") from error
     with torch.device("meta"):

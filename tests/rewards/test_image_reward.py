@@ -15,7 +15,7 @@ from transformers import BlipTextConfig, BlipVisionConfig, BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 from flowbp_ray.rewards import base, build
-from flowbp_ray.rewards.blip import Sizes
+from flowbp_ray.rewards.blip import BlipSizes
 from flowbp_ray.rewards.image_reward import UNUSED, ImageReward, Model
 from flowbp_ray.rewards.preprocess import CLIP_MEAN, CLIP_STD, clip_pixels
 from tests.rewards.conftest import refuses_what_is_no_picture
@@ -180,7 +180,7 @@ def test_the_published_model_has_these_names_and_sizes() -> None:
     size = {"vision": 1024, "layers": 24, "patch": 16, "image": 224, "text": 768, "text_layers": 12, "positions": 512}
     shapes = {k: v for k, v in image_reward_shapes(**size, words=30524).items() if k not in UNUSED}
     with torch.device("meta"):
-        model = Model(Sizes.of(shapes, "blip."))
+        model = Model(BlipSizes.of(shapes, "blip."))
     assert {name: tuple(p.shape) for name, p in model.state_dict().items()} == shapes
     # By hand. ViT: 24 blocks of 12 d² + 13 d, patches 768 d + d, 197 places, class token, last norm.
     # Text: 12 layers of 4 e² + 4 e (self), 2 e² + 2 d e + 4 e (cross), 8 e² + 5 e, three norms; tables and their norm.

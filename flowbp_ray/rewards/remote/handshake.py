@@ -47,7 +47,7 @@ def check(config: RunConfig) -> dict[str, str]:
 
 
 def _health(url: str, secret: str) -> dict[str, Any]:
-    """The answer of /health with the token. Raises ValueError where it is not that of a ready server of this version."""
+    """The answer of /health with the token. Raises ValueError where it is not that of a ready server."""
     try:
         answer = ask(f"{url}/health", "GET", bearer(secret), None, HEALTH_TIME, LARGEST_LINE)
     except ssl.SSLCertVerificationError as error:

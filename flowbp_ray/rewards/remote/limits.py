@@ -33,7 +33,7 @@ def latent_shape(config: RunConfig) -> tuple[int, ...]:
 
 
 def cotangent_shape(config: RunConfig, target: Packed) -> tuple[int, ...]:
-    """The shape of the cotangent of target [rows, branches, C, h, w]: the same, with `rewards.balance` once per term."""
+    """The shape of the cotangent of target [rows, branches, ...]: the same, with `rewards.balance` once per term."""
     shape = tuple(target.array.shape)
     return shape if config.rewards.balance == "none" else (len(config.rewards.terms), *shape)
 
