@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
-from yarl import URL
 
 CONNECT = 10.0  # seconds for a connection
 
@@ -43,7 +42,7 @@ async def exchange(session: aiohttp.ClientSession, method: str, url: str, larges
     """
     if any(c <= " " or c == "\x7f" for c in url):
         raise aiohttp.ClientError(f"an address has no blanks or control characters, got {url!r}")
-    async with session.request(method, URL(url, encoded=True), allow_redirects=False, **request) as response:
+    async with session.request(method, url, allow_redirects=False, **request) as response:
         if (response.content_length or 0) > largest:
             raise TooLarge(f"an answer of {response.content_length} bytes, more than {largest}")
         content = bytearray()
