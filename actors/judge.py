@@ -16,7 +16,7 @@ import ray
 from flowbp_ray.judges.client import Answers
 from flowbp_ray.judges.config import JudgeConfig
 from flowbp_ray.judges.judge import Judge
-from flowbp_ray.judges.tail import Mark, read_on
+from flowbp_ray.judges.tail import ReadOffset, read_on
 
 
 class JudgeActor:
@@ -43,7 +43,7 @@ class JudgeActor:
         return self.judge.weights([images[row] for row in rows], prompts, seeds)
 
     @ray.method(concurrency_group="log")
-    def said(self, mark: Mark) -> tuple[bytes, Mark]:
+    def said(self, mark: ReadOffset) -> tuple[bytes, ReadOffset]:
         """What the server wrote since the mark, and how far that is."""
         return read_on(self.log, mark)
 

@@ -25,9 +25,9 @@ from actors.process import actor_options
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.control.selection import Selection
 from flowbp_ray.evaluation.evaluator import Evaluator
-from flowbp_ray.judges.checks import api_key
 from flowbp_ray.judges.client import Answers
 from flowbp_ray.judges.config import JudgeConfig
+from flowbp_ray.judges.preflight import api_key
 from flowbp_ray.messages import ScoredItem
 from flowbp_ray.observability.tracker import Tracker
 from flowbp_ray.run.folder import Run

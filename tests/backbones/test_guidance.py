@@ -38,7 +38,7 @@ class Setting:
         return self.backbone.predict(self.transformer, x, self.sigmas[self.node], conditioning)
 
     def wanted(self, x: Tensor, detach: bool) -> Tensor:
-        """The formulas of METHODS §1 and of QwenImagePipeline, in the layout [B, C, rows, columns]."""
+        """Classifier-free guidance (arXiv 2207.12598) and QwenImagePipeline's norm, as [B, C, rows, columns]."""
         if self.name == "flux1":
             return self.branch(x, self.cond | {"guidance": torch.full((2,), G)})
         one, two = self.branch(x, self.cond), self.branch(x, self.negative)

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from flowbp_ray.judges.checks import check
 from flowbp_ray.judges.config import JudgeConfig
+from flowbp_ray.judges.preflight import check
 from tests.judges.fake import Fake
 from tests.paths import DATA
 from tests.small import small_config, small_overrides
