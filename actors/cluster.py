@@ -1,4 +1,4 @@
-"""Into a Ray cluster: the job's, a running one, or one of our own."""
+"""Connecting to a Ray cluster: that of a submitted job, a running one, or a private one."""
 
 from __future__ import annotations
 
@@ -19,17 +19,19 @@ import ray
 from actors.process import record
 
 PRIVATE = ("RAY_enable_metrics_collection", "RAY_prestart_worker_first_driver", "RAY_num_workers_soft_limit")
-"""Set to 0 in a Ray of our own: metrics without a dashboard, and idle workers, none of which would fit our actors."""
-PATIENCE = 10.0  # seconds until a cluster must take a connection
-JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray's name for where a submitted job finds its runtime_env
+"""Set to 0 in a private Ray: it has no dashboard for metrics, and its prestarted workers would not fit our actors."""
+PATIENCE = 10.0  # seconds within which a cluster must accept a connection
+JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # the environment variable in which Ray gives a submitted job its runtime_env
 STOP = "RAY_JOB_STOP_WAIT_TIME_S"
 log = logging.getLogger(__name__)
 
 
 def connect(address: str, output: str) -> bool:
-    """What can be said of the cluster before a run has a folder; joins one that is running. Returns whether we were in.
+    """Check a job's output folder, and join a running cluster; return whether Ray was initialised before.
 
-    Raises ConnectionError where there is no such cluster or it refuses us, ValueError for an output that would be lost.
+    It is called before the run's folder is created. A private Ray ("local") is not started here. Raises
+    ConnectionError if there is no such cluster or it refuses the connection, ValueError for an output that would be
+    lost.
     """
     before = ray.is_initialized()
     if JOB in os.environ:
@@ -41,7 +43,7 @@ def connect(address: str, output: str) -> bool:
 
 @contextmanager
 def connected(address: str, output: str) -> Iterator[None]:
-    """`meet`; at the end leave whatever Ray we came into, unless we were in one before."""
+    """`connect`; at the end shut down Ray's connection, unless Ray was initialised before."""
     before = connect(address, output)
     try:
         yield
@@ -51,7 +53,7 @@ def connected(address: str, output: str) -> Iterator[None]:
 
 
 def check_job(output: str) -> None:
-    """Refuse an output inside the job's working directory; say what `ray job stop` would do."""
+    """Refuse an output inside the job's working directory; warn if `ray job stop` would kill the run at once."""
     copied = (json.loads(os.environ[JOB]).get("runtime_env") or {}).get("working_dir")
     if copied and Path(output).resolve().is_relative_to(Path.cwd()):
         raise ValueError(
@@ -67,11 +69,11 @@ def check_job(output: str) -> None:
 
 
 def start_ray(address: str, **private: Any) -> None:
-    """Join the cluster of the job that we are in, or the one at `address`, or start a private one ("local").
+    """Join the cluster at RAY_ADDRESS (set in a job), or at `address`, or start a private Ray ("local").
 
-    private: what Ray takes a private one's node to have, if not what is there.
+    private: further arguments of `ray.init` for a private Ray, such as the resources of its node.
     """
-    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # a failed call has three results; we read the first
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # a call has up to three results; we read the first one
     address = os.environ.get("RAY_ADDRESS") or address
     record()
     if ray.is_initialized():
@@ -88,10 +90,11 @@ def start_ray(address: str, **private: Any) -> None:
 def join(address: str) -> None:
     """Connect to the running cluster at `address`.
 
-    Raises ConnectionError where none answers, it refuses our token, or it has another version of Ray or Python.
+    Raises ConnectionError if none answers, if it refuses our token, or if its version of Ray or Python differs;
+    ValueError for an address with a scheme.
 
-    `ray start` wants a token wherever it finds one in ~/.ray/auth_token, while a client sends one only where
-    RAY_AUTH_MODE says so.
+    A cluster requires a token if `ray start` finds one in ~/.ray/auth_token, while a client sends one only if
+    RAY_AUTH_MODE is set to do so.
     """
     where = os.environ.get("RAY_ADDRESS") or address
     if "://" in where:
@@ -100,7 +103,7 @@ def join(address: str) -> None:
             "(http://host:8265) takes jobs: `ray job submit --address`"
         )
     host, _, port = where.rpartition(":")
-    if host and port.isdigit():  # Ray itself would wait for minutes
+    if host and port.isdigit():  # because Ray itself would wait for minutes
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
         except OSError as error:
@@ -124,7 +127,7 @@ def join(address: str) -> None:
 
 
 def _differs(where: str, error: Exception) -> str:
-    """One line with the versions that Ray's message has: the cluster's, then ours."""
+    """The message for different versions, on one line: the cluster's, then this process's, from Ray's own message."""
     found = re.findall(r"Ray: (\S+)\s+Python: (\S+)", str(error))
     if len(found) != 2:
         return f"the Ray cluster at {where} has other versions: {' '.join(str(error).split())}"
@@ -133,7 +136,7 @@ def _differs(where: str, error: Exception) -> str:
 
 
 def _refused(where: str, error: Exception, said: str) -> str:
-    """One line: it is the token where Ray's own lines say so, else it may be either."""
+    """The message for a refused connection, on one line. said: Ray's log, which tells whether the token is wrong."""
     mode = os.environ.get("RAY_AUTH_MODE")
     ours = f"RAY_AUTH_MODE is {mode}" if mode else "RAY_AUTH_MODE is not set here: write RAY_AUTH_MODE=token"
     if "InvalidAuthToken" in said:
@@ -150,7 +153,7 @@ def _refused(where: str, error: Exception, said: str) -> str:
 
 @contextmanager
 def held_back(said: list[str]) -> Iterator[None]:
-    """Keep what is written to file descriptor 2 in `said`: Ray's C++ core repeats a refusal there every second."""
+    """Redirect file descriptor 2 and append its text to `said`: Ray's C++ core logs a refusal there every second."""
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as file:
@@ -166,7 +169,7 @@ def held_back(said: list[str]) -> Iterator[None]:
 
 
 def nodes() -> tuple[dict[str, float], ...]:
-    """The resources of each node of the running Ray cluster."""
+    """Return the resources of each living node of the running Ray cluster."""
     join("auto")
     try:
         return tuple(node["Resources"] for node in ray.nodes() if node["Alive"])

@@ -1,4 +1,4 @@
-"""A pool that grows and shrinks: each actor has a placement of its own, and may come or go without the others."""
+"""A pool that can grow and shrink: each actor has its own placement group, so it starts and ends independently."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from actors.pool import Pool
 from actors.process import actor_options
 from flowbp_ray.utils.settings import PoolConfig
 
-RESTARTS = -1  # samplers and reward servers hold nothing that cannot be built again
+RESTARTS = -1  # unlimited: the state of samplers and reward servers can always be rebuilt
 
 
 class ElasticPool(Pool):
-    """A `Pool` whose actors and placements it makes and ends itself."""
+    """A `Pool` that creates and ends its actors and their placement groups."""
 
     def __init__(
         self,
@@ -31,15 +31,15 @@ class ElasticPool(Pool):
         make: Callable[[int], Sequence[Any]],
         place: Callable[[int], Hashable],
     ) -> None:
-        """key: the pool's section of the configuration. make(i): the constructor's arguments of actor i.
+        """key: the pool's section of the configuration. make(i): the constructor arguments of actor i.
 
-        place(i): what actor i depends on, see `Pool`. Raises RunFailed where the first `config.count` actors cannot be
+        place(i): what actor i depends on, see `Pool`. Raises RunFailed if the first `config.count` actors cannot be
         placed within `timeout` seconds.
         """
         self.remote, self.config, self.timeout = remote, config, timeout
         self.make, self.place = make, place
         self.groups: dict[int, Any] = {i: reserve(config, 1) for i in range(config.count)}
-        self.waiting: dict[int, float] = {}  # number of an actor that has no room yet -> since when
+        self.waiting: dict[int, float] = {}  # index of an actor that is not placed yet -> since when
         try:
             wait_until_placed(list(self.groups.values()), config, f"{name}s", key, timeout)
             handles = [self._start(i) for i in self.groups]
@@ -53,7 +53,7 @@ class ElasticPool(Pool):
         return self.remote.options(**options).remote(*self.make(index))
 
     def resize(self, size: int) -> None:
-        """Start or dismiss until `size` actors stay. Returns at once: who starts gets work when it answers."""
+        """Start or retire actors until `size` are active. Returns at once: a new actor gets work once it is ready."""
         while len(self.active) < size:
             index = len(self.handles)
             self.groups[index] = reserve(self.config, 1)
@@ -64,14 +64,14 @@ class ElasticPool(Pool):
         self.dismiss()
 
     def dismiss(self) -> None:
-        """End those that were leaving and have finished; their room is given back."""
+        """End the leaving actors that have finished their calls, and free their placement groups."""
         for index in self.left():
             ray.kill(self.handles[index])
             free(self.groups.pop(index))
             self.waiting.pop(index, None)
 
     def complain(self, log: logging.Logger) -> None:
-        """Say once of each new actor that it could not be built, which ends it, or has had no room for `timeout` s."""
+        """Log, once each, the new actors whose constructor failed (and retire them) or not placed in `timeout` s."""
         for index, error in self.failed.items():
             log.warning("%s %d could not be built: %s", self.name, index, cause(error))
             if index in self.active:
@@ -86,7 +86,7 @@ class ElasticPool(Pool):
                 log.warning("%s %d still waits for room; the run goes on without it", self.name, index)
 
     def stop(self) -> None:
-        """End all, and give their room back."""
+        """End all actors and free their placement groups."""
         for index, handle in enumerate(self.handles):
             if index not in self.retired:
                 ray.kill(handle)

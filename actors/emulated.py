@@ -1,7 +1,7 @@
-"""Actors that compute nothing: they wait as long as a device would take and send messages of the true size.
+"""Emulated actors: they wait as long as a device would compute, and send messages of the true size.
 
-They have the methods of the real ones and import no torch, so that dozens fit in the memory of a small machine. Who
-calls them, where they are placed, what Ray moves and what is done again after a failure is all real.
+They have the methods of the real actors but do not import torch, so dozens of them fit in the memory of a small
+machine. The driver, the placement, Ray's transfers and the retries after failures are real.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ DTYPES = {2: ("uint16", "bfloat16"), 4: ("float32", "float32")}
 
 
 class Process:
-    """What every emulated actor has."""
+    """The base class of the emulated actors."""
 
     given: Emulation
 
     def __init__(self, emulation: Emulation | None = None) -> None:
-        """emulation: a learner's comes later, with `build`."""
+        """emulation: None for a learner, which gets it in `build`."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         if emulation is not None:
             self.given = emulation
@@ -54,12 +54,12 @@ class Process:
         return os.getpid()
 
     def modules(self) -> list[str]:
-        """Names of the imported modules: a test reads that torch is not among them."""
+        """The names of the imported modules; a test checks that torch is not among them."""
         return sorted(sys.modules)
 
 
 class EmulatedEncoder(Process):
-    """Has encoded everything already."""
+    """An encoder that answers at once."""
 
     def add(self, texts: Sequence[str]) -> Encoded:
         return Encoded(0, len(texts), self.given.embedding_bytes)
@@ -69,14 +69,14 @@ class EmulatedEncoder(Process):
 
 
 class EmulatedSampler(Process):
-    """Waits for a version's load and for each item; keeps nothing but the version."""
+    """A sampler that waits for loading a version and for each item; it keeps only the version, not the weights."""
 
     def __init__(self, emulation: Emulation) -> None:
         super().__init__(emulation)
         self.version: Version | None = None
         self.fingerprint = ""
         self.held = False
-        self.weight_bytes = self.embedding_bytes = 0  # that arrived since the last report
+        self.weight_bytes = self.embedding_bytes = 0  # received since the last report
 
     def rollout(
         self, item: Item, weights: Sequence[Any], embeddings: Sequence[Any]
@@ -118,7 +118,7 @@ class EmulatedSampler(Process):
         return self.fingerprint
 
     def _require(self, version: Version, weights: Sequence[Any], embeddings: Sequence[Any]) -> float:
-        """Fetch the embeddings once, and a version that is not held; wait for as long as loading it would take."""
+        """Fetch the embeddings once, and the weights if another version is held; wait as long as loading would take."""
         if not self.held:
             self.embedding_bytes, self.held = ray.get(embeddings[0]).nbytes, True
         if self.version == version:
@@ -131,10 +131,10 @@ class EmulatedSampler(Process):
 
 
 class EmulatedReward(Process):
-    """Every image is worth a half."""
+    """A reward server that scores every image 0.5."""
 
     def __init__(self, emulation: Emulation, agreed: Mapping[str, str] | None = None) -> None:
-        """agreed: of reward servers elsewhere, of which there are none."""
+        """agreed: not used; the real actor's argument for remote reward servers."""
         super().__init__(emulation)
 
     def score(self, item: Item, prompts: list[str], report: RolloutReport, target: Packed) -> tuple[Scored, Packed]:
@@ -163,7 +163,10 @@ class EmulatedReward(Process):
 
 
 class EmulatedLearner(Process):
-    """One rank. Rank 0 publishes all, as one bucket. Their first element counts the steps, and all ranks state it."""
+    """A learner rank. Rank 0 publishes all weights as one bucket.
+
+    The first element of the weights counts the steps, and is their checksum.
+    """
 
     def rendezvous(self) -> tuple[str, int]:
         return ray.util.get_node_ip_address(), 0
@@ -217,13 +220,13 @@ class EmulatedLearner(Process):
 
 
 def packed(shape: tuple[int, ...], itemsize: int) -> Packed:
-    """Zeros in a message of the true size."""
+    """A tensor of zeros of the true size."""
     kind, name = DTYPES[itemsize]
     return Packed(np.zeros(shape, kind), name)
 
 
 def parts(tensors: dict[str, Packed]) -> dict[str, TensorChecksum]:
-    """What the learners state of these weights: their first element."""
+    """The checksums of these weights as `EmulatedLearner.checksums` states them: the first element."""
     return {n: TensorChecksum(t.array.shape, f"torch.{t.dtype}", int(t.array[0])) for n, t in tensors.items()}
 
 
@@ -234,5 +237,5 @@ RemoteLearner: Any = ray.remote(EmulatedLearner)
 
 
 def emulated_roles(emulation: Emulation) -> Roles:
-    """Actors that wait in the place of the real ones, all by the same profile."""
+    """The roles with emulated actors in place of the real ones, all with the same emulation."""
     return Roles(RemoteEncoder, RemoteSampler, RemoteReward, RemoteLearner, lambda config: emulation)

@@ -1,4 +1,4 @@
-"""The encoder process: encodes each distinct prompt once, or reads it from the cache, then goes."""
+"""The encoder process: it encodes each distinct prompt once, or reads it from the cache, and then ends."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flowbp_ray.local import build_encoder
 
 
 class EncoderActor:
-    """Holds the text encoders only while they are needed, and not at all where the cache has every prompt."""
+    """Encodes prompts. It loads the text encoders only if the cache lacks a prompt."""
 
     def __init__(self, config: RunConfig) -> None:
         prepare(config, config.encoder.threads)
@@ -24,14 +24,21 @@ class EncoderActor:
         self.done: dict[str, Conditioning] = {}
 
     def add(self, texts: Sequence[str]) -> Encoded:
-        """Encode some distinct texts and keep them: a part of the work, so that a slow encoder is not a silent one."""
-        self.encoder = self.encoder or build_encoder(self.config)  # here, where an error keeps its name
+        """Encode some distinct texts and keep them; return the report so far.
+
+        The driver sends a few texts per call, so that its timeout applies to these and not to all prompts.
+        """
+        # Not in the constructor: an exception there would reach the driver as the death of the actor.
+        self.encoder = self.encoder or build_encoder(self.config)
         for text in texts:
             self.done[text] = self.encoder(text)
         return self.encoder.report()
 
     def table(self, prompts: Sequence[str]) -> tuple[bool, PackedEmbeddings]:
-        """Of the empty prompt and `prompts`, which were added. The driver waits for the first and leaves the second."""
+        """Return (True, the embeddings of the empty prompt and of `prompts`), which must have been added before.
+
+        The driver waits for the first value, and passes on the second one by reference.
+        """
         return True, PackedEmbeddings.of(encode_all(self.done.pop, prompts))
 
 

@@ -1,4 +1,4 @@
-"""What is made of Ray's errors."""
+"""Classification of Ray's errors."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from ray.exceptions import RayError, RayTaskError
 
 
 def is_permanent(error: Exception) -> bool:
-    """Whether doing it again would fail again: what the user must change is a ValueError."""
+    """Whether a retry would fail again: the actor's code raised ValueError, a mistake that the user must correct."""
     return isinstance(error, RayTaskError) and isinstance(error.cause, ValueError)
 
 
 def arguments_arrived(error: Exception) -> bool:
-    """Whether a call failed in the actor's own code: what it was given had arrived, and may be given to another.
+    """Whether a call failed in the actor's own code, so that its arguments had arrived and can be used for a retry.
 
-    Ray raises its own errors there where an argument was lost with the node that held it.
+    If an argument was lost with the node that held it, Ray raises one of its own errors inside the task.
     """
     return isinstance(error, RayTaskError) and not isinstance(error.cause, RayError)
 
 
 def cause(error: Exception) -> str:
-    """The last line that says something, without Ray's remote traceback."""
+    """The last line of an error's message that is not empty, without Ray's remote traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

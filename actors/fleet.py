@@ -29,11 +29,11 @@ from flowbp_ray.utils.errors import RunFailed
 from flowbp_ray.utils.files import cache_path
 from flowbp_ray.utils.settings import PoolConfig, ProcessConfig
 
-ENCODED_AT_ONCE = 32  # prompts per call of the encoder: cluster.stall_timeout is for these, not for all of them
+ENCODED_AT_ONCE = 32  # prompts per call of the encoder; cluster.stall_timeout applies to one call
 
 
 class Fleet:
-    """Encoder (for a moment), samplers, reward servers, learner group. Use as a context manager."""
+    """The encoder (which ends after start-up), samplers, reward servers and learners. Use it as a context manager."""
 
     learners: LearnerGroup
     pipeline: Pipeline
@@ -47,11 +47,11 @@ class Fleet:
         roles: Roles = REAL,
         notify: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """agreed: what `handshake.check` returned, for reward servers elsewhere. notify: takes what is waited for."""
+        """agreed: the result of `handshake.check`, for remote reward servers. notify: takes what is waited for."""
         self.config, self.agreed, self.roles, self.notify = config, agreed or {}, roles, notify
         self._encoding: Encoding | None = None
         self.pools: dict[str, ElasticPool] = {}
-        self.hosts: dict[str, list[str]] = {}  # where each process of a role began
+        self.hosts: dict[str, list[str]] = {}  # role -> host on which each process started
         self._learners: LearnerGroup | None = None
         self._pipeline: Pipeline | None = None
         try:
@@ -65,7 +65,7 @@ class Fleet:
         self.notify("placing the encoder")
         encoding = self._encoding = Encoding(config, prompts, self.roles)
         self.embeddings = encoding.embeddings
-        if config.encoder.gpus:  # which the others may be waiting for
+        if config.encoder.gpus:  # the other actors may need its GPU
             self.encoded = encoding.finish(timeout, self.notify)
         self.notify(f"placing the learners ({config.learners.count})")
         self.learners = self._learners = LearnerGroup(config, self.roles, self.notify, self._wait)
@@ -73,7 +73,7 @@ class Fleet:
         reward = self.roles.reward or RemoteReward
         scorers = self._pool("reward server", "rewards", reward, config.rewards, self.agreed)
         built = self.learners.launch(self.embeddings)
-        if not config.encoder.gpus:  # they were starting meanwhile
+        if not config.encoder.gpus:  # the other actors have been starting while it encoded
             self.encoded = encoding.finish(timeout, self.notify)
         for who, refs in (
             ("learners", built),
@@ -92,14 +92,14 @@ class Fleet:
         )
 
     def _wait(self, refs: Sequence[Any], timeout: float) -> tuple[list[Any], list[Any]]:
-        """`ray.wait` for the learners; once there is a pipeline its items go on meanwhile."""
+        """`ray.wait` for the learners' calls; once there is a pipeline, it keeps working on its items while waiting."""
         if self._pipeline is None:
             ready, left = ray.wait(list(refs), timeout=timeout)
             return ready, left
         return self._pipeline.wait_for(refs, timeout)
 
     def _pool(self, name: str, key: str, remote: Any, pool: PoolConfig, *more: Any) -> ElasticPool:
-        """Start the actors of a pool; more: what their class takes after the configuration."""
+        """Start the actors of a pool. more: constructor arguments after the configuration."""
         urls = pool.url if isinstance(pool, RewardsConfig) else None
         self.notify(f"placing the {name}s ({pool.count})")
         self.pools[key] = ElasticPool(
@@ -114,17 +114,17 @@ class Fleet:
         return self.pools[key]
 
     def log_start(self, log: logging.Logger) -> None:
-        """What was encoded, and where everybody is."""
+        """Log the encoder's report and the hosts of all roles."""
         log.info("embeddings: %s", self.encoded.describe())
         log.info("%s", "; ".join(f"{who} on {counted(hosts)}" for who, hosts in self.hosts.items()))
 
     def rebuild(self) -> None:
-        """New learners; samplers and reward servers stay, what they are doing for the old ones is forgotten."""
+        """Start new learners. Samplers and reward servers stay; their current results are dropped."""
         self.pipeline.drop()
         self.learners.rebuild(self.embeddings)
 
     def stop(self) -> None:
-        """End every actor and give the placement back."""
+        """End all actors and free their placement groups."""
         if self._encoding is not None:
             self._encoding.end()
         for pool in self.pools.values():
@@ -142,11 +142,11 @@ class Fleet:
 
 
 class Encoding:
-    """The encoder's process at work: a part of the prompts after the other, then the table of all of them."""
+    """The calls to the encoder process: the prompts part by part, then the table of all embeddings."""
 
     def __init__(self, config: RunConfig, prompts: list[str], roles: Roles) -> None:
         encoder, texts = config.encoder, distinct(prompts)
-        folder = cache_path(encoder.cache)  # which this process's environment may name: the encoder's need not
+        folder = cache_path(encoder.cache)  # resolved here: the encoder's node may have another environment
         here = encoder.model_copy(update={"cache": folder and str(folder)})
         pool = PoolConfig(count=1, **{key: getattr(encoder, key) for key in ProcessConfig.model_fields})
         self.group = place(pool, "the encoder", "encoder", config.cluster.placement_timeout)
@@ -161,7 +161,7 @@ class Encoding:
         self.whole, self.embeddings = self.actor.table.options(num_returns=2).remote(prompts)
 
     def finish(self, timeout: float, notify: Callable[[str], None] = lambda line: None) -> Encoded:
-        """Wait for each part, at most `timeout` seconds, and end the process."""
+        """Wait for all parts, at most `timeout` seconds each, end the process, and return its report."""
         for number, part in enumerate(self.parts):
             notify(f"encoding prompts: {number * ENCODED_AT_ONCE} of {self.count}")
             encoded: Encoded = _get(part, "the encoder", timeout)
@@ -175,12 +175,12 @@ class Encoding:
 
 
 def counted(hosts: Sequence[str]) -> str:
-    """`a, b (2)`: each host once, in the order of the processes, with their number where it is not one."""
+    """Format hosts as `a, b (2)`: each once, in order, with the number of processes if it is not one."""
     return ", ".join(host if n == 1 else f"{host} ({n})" for host, n in Counter(hosts).items())
 
 
 def _get(ref: Any, what: str, timeout: float) -> Any:
-    """ray.get with a cause that a person can read."""
+    """`ray.get`. Raises RunFailed with a readable message on a failure or a timeout."""
     try:
         return ray.get(ref, timeout=timeout)
     except GetTimeoutError as error:

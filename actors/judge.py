@@ -1,4 +1,4 @@
-"""A judge's process: it asks, and starts the server where that is ours."""
+"""The process of a judge: it sends requests to the judge's server, and starts that server if it is our own."""
 
 from __future__ import annotations
 
@@ -20,36 +20,39 @@ from flowbp_ray.judges.tail import ReadOffset, read_on
 
 
 class JudgeActor:
-    """Holds a `Judge`. The GPUs that Ray gives this process are the server's.
+    """The actor around a `Judge`. The GPUs that Ray assigns to this process are used by the server.
 
-    A server of our own writes its log on this node; `said` hands it over, beside a call that is under way.
+    A server of our own writes its log on this node. `said` returns the log's new part, also while another call runs.
     """
 
     def __init__(self, config: JudgeConfig, token: str, shown: str, key: str | None) -> None:
-        """token: of this judge in this run alone: the next process on this node goes on with the same log."""
+        """token: unique to this judge in this run, so that a restarted process on this node continues the same log.
+
+        shown: the log's path in the run's folder, for messages. key: the API key.
+        """
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's
         self.log = Path(tempfile.gettempdir()) / f"flowbp-ray-judge-{token}" / "server.log"
         self.judge = Judge(config, self.log, key, Path(shown))
 
     def score(self, images: np.ndarray, prompts: list[str], seeds: list[tuple[int, ...]]) -> Answers:
-        """Answers about images [n, H, W, 3] uint8."""
+        """Return the judge's answers about images [n, H, W, 3] uint8."""
         return self.judge.score(list(images), prompts, seeds)
 
     def weights(
         self, rows: Sequence[int], prompts: list[str], seeds: list[tuple[int, ...]], *parts: np.ndarray
     ) -> tuple[float, ...]:
-        """A gate's weights of these rows of the batch, whose pictures come in parts."""
+        """Return a gate's weights of the rows `rows` of the batch. parts: the batch's pictures, one part per item."""
         images = [image for part in parts for image in part]
         return self.judge.weights([images[row] for row in rows], prompts, seeds)
 
     @ray.method(concurrency_group="log")
     def said(self, mark: ReadOffset) -> tuple[bytes, ReadOffset]:
-        """What the server wrote since the mark, and how far that is."""
+        """Return the server's log after the mark, and the new mark."""
         return read_on(self.log, mark)
 
     @ray.method(concurrency_group="log")
     def forget(self) -> None:
-        """Remove the log from this node: somebody has it."""
+        """Delete the log on this node, after it has been copied."""
         shutil.rmtree(self.log.parent, ignore_errors=True)
 
     def pid(self) -> int:

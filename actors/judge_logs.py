@@ -1,4 +1,4 @@
-"""What the judges' own servers write, copied from their nodes into the run's folder."""
+"""The logs of the judges' own servers, copied from their nodes into the run's folder."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ray.exceptions import RayError
 
 from flowbp_ray.judges.tail import ReadOffset
 
-PATIENCE = 5.0  # seconds at the end of a run for the last lines
+PATIENCE = 5.0  # seconds to wait for the last lines at the end of a run
 
 
 class Logs:
-    """judge-NAME.log of every judge that is followed. A log that cannot be had is no reason to stop a run."""
+    """Writes judge-NAME.log for every followed judge. A log that cannot be read does not stop the run."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -27,22 +27,22 @@ class Logs:
         return (self.folder / f"judge-{name}.log").resolve()
 
     def follow(self, name: str, handle: Any) -> None:
-        """handle: of a `JudgeActor` whose server is its own."""
+        """Start copying a judge's log. handle: of a `JudgeActor` that starts its own server."""
         self.handles[name], self.marks[name] = handle, ReadOffset()
         self._ask(name)
 
     def take(self) -> None:
-        """Append what has come since it was last asked for, and ask for more. Waits for nobody."""
+        """Append the parts that have arrived and request the next ones, without waiting."""
         for name, call in list(self.calls.items()):
             if ray.wait([call], timeout=0)[0]:
                 self._append(name)
                 self._ask(name)
 
     def finish(self, patience: float = PATIENCE) -> None:
-        """Append all that is there by now, for so many seconds, and remove it from the judges' nodes."""
+        """Append everything that is written by now, within `patience` seconds, and delete the logs on the nodes."""
         until, forgotten = time.monotonic() + patience, []
         for name, handle in self.handles.items():
-            now = False  # whether the call was made by us, so that its answer is not of the past
+            now = False  # whether the call was made in this loop, so that its answer is up to date
             while ray.wait([self.calls[name]], timeout=max(0.0, until - time.monotonic()))[0]:
                 if not self._append(name) and now:
                     forgotten.append(handle.forget.remote())
@@ -57,7 +57,10 @@ class Logs:
         self.calls[name] = self.handles[name].said.remote(self.marks[name])
 
     def _append(self, name: str) -> bool:
-        """Take an answer that is there; whether it said something. Of a lost process the next one goes on."""
+        """Append an answer that has arrived; return whether it had any text.
+
+        If the process died, the next request goes to the restarted one and continues at the mark.
+        """
         try:
             part, self.marks[name] = ray.get(self.calls[name])
         except RayError:

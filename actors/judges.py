@@ -1,9 +1,9 @@
 """The judges of a run, as the driver sees them: monitors beside training, gates within a step.
 
-A monitor gets the pictures of an evaluation and answers when it can. Its numbers become metrics of that evaluation, and
-a line of kind `judge` in metrics.jsonl, which is appended when they come: in order within one collection, but after
-lines of later steps. A checkpoint holds the pictures that are not judged yet, so nothing is lost; going on writes the
-lines of kind `judge` anew from what the checkpoint knows, so nothing is there twice.
+A monitor gets the pictures of an evaluation and answers later. Its scores become metrics of that evaluation and a line
+of kind `judge` in metrics.jsonl. The line is appended when the answer arrives, so it may follow lines of later steps. A
+checkpoint holds the pictures that are not judged yet, so none is lost. A resumed run writes the lines of kind `judge`
+again from the checkpoint's evaluations, so no line appears twice.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from flowbp_ray.run.folder import Run
 from flowbp_ray.utils.errors import RunFailed
 from flowbp_ray.utils.settings import PoolConfig, ProcessConfig
 
-RESTARTS = -1  # a judge holds nothing that cannot be built again
-LOOK = 2.0  # seconds between two looks at the servers' logs while an answer is waited for
+RESTARTS = -1  # unlimited: the state of a judge can always be rebuilt
+LOOK = 2.0  # seconds between two copies of the servers' logs while waiting for an answer
 Key = tuple[int, float]  # step and guidance of an evaluation
 
 
 @dataclass
 class Pictures:
-    """Those of one evaluation, and the calls about them that are not answered."""
+    """The pictures of one evaluation, and the judges' calls about them that are not answered yet."""
 
     images: np.ndarray  # [n, H, W, 3] uint8
     drawn: np.ndarray  # [n] bool
@@ -50,7 +50,7 @@ class Pictures:
 
 
 class Judges:
-    """Use as a context manager."""
+    """The judges of a run: starts their actors, sends pictures, collects answers. Use it as a context manager."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class Judges:
             self.logs.follow(judge.name, self.handles[judge.name])
 
     def stop(self) -> None:
-        """End the actors, and with them the servers that they started."""
+        """Copy the last logs; end the actors, and with them the servers that they started."""
         try:
             self.logs.finish()
         finally:
@@ -108,9 +108,9 @@ class Judges:
     # monitors
 
     def watch(self, step: int) -> None:
-        """Send the pictures of the evaluation that has just been made to the monitors that are due."""
+        """Send the pictures of the newest evaluation, after `step`, to the monitors that are due."""
         if step == 0:
-            self.waiting = {}  # a beginning, perhaps not the first one
+            self.waiting = {}  # the run may have started again from step 0
         for guidance, (images, drawn) in self.evaluator.pictures.items():
             self._send((step, guidance), images, drawn, self._due(step))
 
@@ -128,11 +128,11 @@ class Judges:
         pictures.calls[name] = self.handles[name].score.remote(pictures.images[rows], texts, seeds)
 
     def _rows(self, name: str, drawn: np.ndarray) -> list[int]:
-        """The held-out prompts that a monitor is asked about."""
+        """The indices of the held-out prompts that a monitor is asked about."""
         return [int(row) for row in np.flatnonzero(drawn[: self.monitors[name].limit])]
 
     def collect(self, wait: bool = False) -> None:
-        """Take the answers that are there, or wait for all of them; and what the servers wrote in the meantime."""
+        """Take the answers that have arrived (with `wait`, all answers), and copy the servers' logs."""
         self.logs.take()
         for key in sorted(self.waiting):
             pictures = self.waiting[key]
@@ -143,13 +143,13 @@ class Judges:
                 del self.waiting[key]
 
     def finish(self, step: int) -> None:
-        """Wait for all answers and add them to the last checkpoint, which was saved before: no judge can cost it."""
+        """Wait for all answers and add them to the last checkpoint; it is saved already, so no judge can prevent it."""
         if self.waiting:
             self.collect(wait=True)
             self.run.checkpoints.replace_evaluations(step, self.evaluator.state())
 
     def _take(self, key: Key, name: str, pictures: Pictures) -> None:
-        """Read an answer; after a lost process ask again. What fails for good is missing samples: the run goes on."""
+        """Read an answer. If the process died, ask again; after a final failure all its scores are NaN."""
         judge, rows = self.monitors[name], self._rows(name, pictures.drawn)
         try:
             answers: Answers = self._get(pictures.calls.pop(name))
@@ -173,7 +173,7 @@ class Judges:
         self._write(key, judge)
 
     def _write(self, key: Key, judge: JudgeConfig) -> None:
-        """The line in metrics.jsonl: means, and of how many pictures there is no score. A function of the values."""
+        """Log the judge's line from the evaluation's values: the mean scores and the number of missing ones."""
         step, guidance = key
         evaluation = self.evaluator.results[step][guidance]
         estimates = evaluation.estimates()
@@ -184,7 +184,7 @@ class Judges:
         self.tracker.log(step, "judge", {**about, **line})
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """For a checkpoint: the evaluations, and the pictures that are not judged yet, by step and guidance."""
+        """Return a checkpoint's state: the evaluations, and the pictures that are not judged, by step and guidance."""
         unjudged = {}
         for (step, guidance), pictures in self.waiting.items():
             unjudged[f"images|{step}|{guidance!r}"] = pictures.images
@@ -192,7 +192,7 @@ class Judges:
         return self.evaluator.state(), unjudged
 
     def restore(self, evaluations: dict[str, np.ndarray], unjudged: dict[str, np.ndarray]) -> None:
-        """The inverse of `state`: ask again about what is not judged, and write the lines of what is."""
+        """Restore `state`: write the lines of answered evaluations again, and ask about the others again."""
         self.evaluator.load(evaluations)
         self.waiting = {}
         for step, results in sorted(self.evaluator.results.items()):
@@ -216,7 +216,7 @@ class Judges:
         return [judge for judge in self.monitors.values() if set(judge.metrics.values()) <= known]
 
     def _get(self, call: Any) -> Any:
-        """The answer, once it is there; what the servers write until then can be read."""
+        """Wait for an answer, and copy the servers' logs while waiting."""
         while not ray.wait([call], timeout=LOOK)[0]:
             self.notify("waiting for a judge")
             self.logs.take()
@@ -227,8 +227,8 @@ class Judges:
     def weigh(self, step: int, items: Sequence[ScoredItem], chosen: Selection, prompts: Sequence[str]) -> Selection:
         """Multiply each kept row's factor by the gates' weights of its picture. Raises RunFailed without an answer.
 
-        Also takes what monitors have answered since the last step.
-        The mean stays over the rows that were kept: a weight takes something off the loss and gives it to no other row.
+        Also takes the monitors' answers since the last step. The loss stays a mean over the kept rows: a weight below 1
+        reduces one row's part and does not increase the others'.
         """
         self.collect()
         self.weighed = {}
@@ -250,7 +250,7 @@ class Judges:
         return self.handles[name].weights.remote(rows, texts, seeds, *[part.pictures for part in items])
 
     def _answer(self, name: str, call: Any, *question: Any) -> np.ndarray:
-        """The weights; where the judge's process was lost it is asked again, `cluster.tries` times in all."""
+        """Return the weights. If the judge's process died, ask again, at most `cluster.tries` times in all."""
         for left in reversed(range(self.config.cluster.tries)):
             try:
                 return np.array(self._get(call))

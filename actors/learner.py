@@ -1,4 +1,4 @@
-"""One rank of the learner group."""
+"""The process of one learner rank."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from flowbp_ray.weights.packing import PackedTensors
 
 
 class LearnerActor:
-    """Built in two steps: rank 0 must name the rendezvous before any rank can join it."""
+    """One learner rank. It is built in two steps: rank 0 names the rendezvous, then all ranks join it in `build`."""
 
     def rendezvous(self) -> tuple[str, int]:
-        """This host's address and a free port on it."""
+        """Return this host's address and a free port."""
         return ray.util.get_node_ip_address(), free_port("")
 
     def build(self, config: RunConfig, embeddings: PackedEmbeddings, rank: int, address: str, port: int) -> str:
-        """Join the others; returns the name of this host."""
+        """Join the process group, build the learner, and return this host's name."""
         from actors.process import prepare
         from flowbp_ray.local import build_learner
 
@@ -42,7 +42,10 @@ class LearnerActor:
     def step(
         self, step: int, factors: Sequence[float], shares: Sequence[float], *messages: Rollout | Packed
     ) -> StepReport:
-        """messages: this rank's rollouts, then as many cotangents; given one by one so that Ray fetches them here."""
+        """Run one optimizer step. messages: this rank's rollouts, then as many cotangents.
+
+        They are separate arguments because Ray only fetches references that are top-level arguments.
+        """
         half = len(messages) // 2
         return self.learner.step(step, messages[:half], messages[half:], factors, shares)  # type: ignore[arg-type]
 
@@ -50,11 +53,14 @@ class LearnerActor:
         return self.learner.drift(rollouts)
 
     def buckets(self) -> int:
-        """How many buckets of weights this rank publishes, at least one."""
+        """The number of buckets of weights that this rank publishes, at least one."""
         return sum(bucket.rank == self.learner.rank for bucket in self.learner.buckets)
 
     def publish(self, ema: bool = False) -> Iterator[PackedTensors | float]:
-        """A result per bucket, which Ray stores before the next is made; at last the seconds, all the driver reads."""
+        """Yield one result per bucket, then the seconds. Ray stores each bucket before the next one is made.
+
+        The driver reads the last result only.
+        """
         started = time.perf_counter()
         with span("publish"):
             yield from self.learner.publish(ema)
@@ -67,7 +73,7 @@ class LearnerActor:
         return self.learner.digest()
 
     def check_folder_visible(self, folder: str) -> None:
-        """Raises ValueError where this node has no such folder."""
+        """Raises ValueError if this node does not see the folder."""
         if not os.path.isdir(folder):
             raise ValueError(f"{socket.gethostname()} has no {folder}; write output=/a/folder that every node sees")
 
@@ -79,7 +85,7 @@ class LearnerActor:
         self.learner.load(folder)
 
     def modules(self) -> list[str]:
-        """Names of the imported modules: a test reads that neither decoder nor reward is among them."""
+        """The names of the imported modules; a test checks that neither decoder nor reward is among them."""
         return sorted(sys.modules)
 
     def pid(self) -> int:

@@ -1,4 +1,4 @@
-"""The learner ranks: placed together, built together, lost together."""
+"""The learner ranks: they are placed, built, and replaced together."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from flowbp_ray.utils.errors import RunFailed
 
 
 class LearnersLost(RunFailed):
-    """A rank died or does not answer; what the ranks held since the last checkpoint is gone."""
+    """A rank died or does not answer. The ranks' state since the last checkpoint is lost."""
 
 
 class LearnerGroup:
-    """All ranks at one time. Where one fails or stalls, all are killed and built again."""
+    """All learner ranks. Each call goes to all of them; if one fails or stalls, all are killed and built again."""
 
     def __init__(
         self,
@@ -38,12 +38,12 @@ class LearnerGroup:
         self.config, self.roles, self.notify = config, roles, notify
         self.wait = wait or (lambda refs, timeout: ray.wait(list(refs), timeout=timeout))
         self.ranks: list[Any] = []
-        self.buckets: list[int] = []  # that each rank publishes
+        self.buckets: list[int] = []  # number per rank
         self.timeout = config.cluster.stall_timeout
         self.group = place(config.learners, "learners", "learners", config.cluster.placement_timeout)
 
     def launch(self, embeddings: Any) -> list[Any]:
-        """Start the processes; returns what to wait for. Rank 0 names the rendezvous before the others join it."""
+        """Start the processes; return the references of their `build` calls. Rank 0 names the rendezvous first."""
         learners, remote = self.config.learners, self.roles.learner or RemoteLearner
         given = self.roles.settings(self.config)
         self.ranks = [
@@ -53,17 +53,17 @@ class LearnerGroup:
         return [rank.build.remote(given, embeddings, number, address, port) for number, rank in enumerate(self.ranks)]
 
     def rebuild(self, embeddings: Any) -> None:
-        """Kill what is left and start again; the placement stays."""
+        """Kill the remaining ranks and start new ones in the same placement group."""
         self.kill()
         self._get(self.launch(embeddings), "being built again")
 
     def shard(self, items: Sequence[ScoredItem]) -> list[Sequence[ScoredItem]]:
-        """Each rank's consecutive part of the items."""
+        """Split the items into one consecutive part per rank."""
         size = len(items) // len(self.ranks)
         return [items[i * size : (i + 1) * size] for i in range(len(self.ranks))]
 
     def step(self, step: int, items: Sequence[ScoredItem], chosen: Selection) -> list[StepReport]:
-        """One optimizer step: each rank gets its part by reference. chosen: of all rows of the batch."""
+        """Run one optimizer step; each rank gets its part by reference. chosen: for all rows of the batch."""
         refs, first = [], 0
         for rank, mine in zip(self.ranks, self.shard(items), strict=True):
             rows = sum(scored.item.rows for scored in mine)
@@ -73,13 +73,13 @@ class LearnerGroup:
         return self._get(refs, f"in step {step}")
 
     def drift(self, step: int, items: Sequence[ScoredItem]) -> list[float]:
-        """The drift of every row of the batch."""
+        """Measure the drift of every row of the batch."""
         pairs = zip(self.ranks, self.shard(items), strict=True)
         refs = [rank.drift.remote(*[scored.rollout for scored in mine]) for rank, mine in pairs]
         return [value for part in self._get(refs, f"measuring drift in step {step}") for value in part]
 
     def publish(self, version: Version) -> transport.Published:
-        """The weights of `version`, as references for whoever needs them."""
+        """Publish the weights of `version`; return the references to them once all ranks have stored their buckets."""
         if not self.buckets:
             self.buckets = self._get([rank.buckets.remote() for rank in self.ranks], "counting what it publishes")
         published = transport.publish(self.ranks, self.buckets, version)
@@ -88,7 +88,7 @@ class LearnerGroup:
         return published
 
     def check_folder_visible(self, folder: str) -> None:
-        """Raises RunFailed unless the run's folder is there for every rank: each writes its part of a checkpoint."""
+        """Raises RunFailed unless every rank sees the run's folder, since each writes its part of a checkpoint."""
         self._get([rank.check_folder_visible.remote(folder) for rank in self.ranks], "looking for the run's folder")
 
     def save(self, folder: str) -> None:
@@ -112,9 +112,9 @@ class LearnerGroup:
         self.group = None
 
     def _get(self, refs: Sequence[Any], doing: str, first_rank: int = 0) -> list[Any]:
-        """All answers, as soon as they are there; the first failure or a stall raises GangLost.
+        """Wait for all answers. Raises LearnersLost on the first failure or after a stall.
 
-        A ValueError is what the user must change, and would come again: RunFailed.
+        Raises RunFailed instead if a rank raised ValueError: the user must correct something, and a retry would fail.
         """
         left, until = list(refs), time.monotonic() + self.timeout
         numbers = {ref: first_rank + index for index, ref in enumerate(refs)}

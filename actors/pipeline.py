@@ -1,6 +1,6 @@
-"""Items through samplers and reward servers, with retries: the driver sees only small reports and references.
+"""The pipeline of items through samplers and reward servers, with retries. It handles reports and references only.
 
-Doing an item twice gives the same bits, so a failure is answered by issuing it again, elsewhere where possible.
+Executing an item twice gives the same bits, so after a failure it is issued again, to another actor if possible.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from flowbp_ray.utils.errors import RunFailed, Stalled
 
 @dataclass(eq=False)
 class Job:
-    """Where an item stands. `refs` are what the last stage returned; `pending` is the one that is waited for."""
+    """The state of an item. refs: the last rollout's results; pending: the reference that is waited for."""
 
     item: Item
     weights: Published
@@ -35,26 +35,28 @@ class Job:
     report: RolloutReport | None = None
     result: Scored | Evaluated | None = None
     cotangent: Any = None
-    pictures: Any = None  # [rows, H, W, 3] uint8, where a gate wants to see them
-    dropped: bool = False  # of an incarnation that is gone: its worker is still busy with it
+    pictures: Any = None  # [rows, H, W, 3] uint8, in a run with a gate
+    dropped: bool = False  # belongs to an earlier incarnation; its worker is still busy with it
 
     def scored(self) -> ScoredItem:
-        """What is known of a training item that is done; the second reference is the learner's part of its rollout."""
+        """The result of a finished training item."""
+        # refs[1] is the `Rollout`, the learner's part.
         assert self.report is not None and isinstance(self.result, Scored)
         return ScoredItem(self.item, self.report, self.result, self.refs[1], self.cotangent, self.pictures)
 
 
 def arrivals(refs: list[Any], timeout: float) -> list[Any]:
-    """Those of `refs` that are there, or else the first to come within `timeout` seconds.
+    """The references in `refs` that are ready, or else the first that becomes ready within `timeout` seconds.
 
-    All at a time: looking costs the driver microseconds for each call in flight, of which there may be thousands.
+    All ready ones are taken at once, because each `ray.wait` costs microseconds per call in flight, of which there may
+    be thousands.
     """
     ready: list[Any] = ray.wait(refs, num_returns=len(refs), timeout=0)[0]
     return ready or ray.wait(refs, num_returns=1, timeout=timeout)[0]
 
 
 class Pipeline:
-    """Bounded by the pools' depth and by the items that the driver submits; first come, first served."""
+    """Gives items to the pools in the order in which they were submitted, up to MAX_CALLS_IN_FLIGHT per actor."""
 
     def __init__(
         self,
@@ -67,9 +69,9 @@ class Pipeline:
         pictures: bool = False,
         on_wait: Callable[[Pipeline, Sequence[Job]], None] = lambda pipeline, wanted: None,
     ) -> None:
-        """pictures: the reward servers return those of the targets too.
+        """pictures: whether the reward servers return the targets' pictures too.
 
-        on_wait: called again and again while the driver waits, with the items that it waits for (see `queue_stats`).
+        on_wait: called repeatedly while the driver waits, with the items that it waits for (see `queue_stats`).
         """
         self.samplers, self.scorers = samplers, scorers
         self.embeddings, self.prompts = embeddings, prompts
@@ -83,11 +85,14 @@ class Pipeline:
         self._dispatch()
 
     def collect(self, step: int) -> list[ScoredItem]:
-        """Wait until every training item of `step` is scored; give them back in the order of their index."""
+        """Wait until every training item of `step` is scored; return them in the order of their index."""
         return [job.scored() for job in self._collect("train", step)]
 
     def _collect(self, purpose: str, step: int) -> list[Job]:
-        """Wait until every submitted item of (purpose, step) is done; give them back in the order of their index."""
+        """Wait until every submitted item of (purpose, step) is done; return them in the order of their index.
+
+        Raises Stalled if no call ends for `stall_timeout` seconds.
+        """
         wanted = [j for j in self.jobs if (j.item.purpose, j.item.step) == (purpose, step) and not j.dropped]
         moved = time.monotonic()
         while any(job.stage != "done" for job in wanted):
@@ -97,27 +102,27 @@ class Pipeline:
             elif time.monotonic() - moved > self.stall_timeout:
                 state = self.state()
                 raise Stalled(f"nothing moved for {self.stall_timeout:.0f} s: {state['summary']}", state)
-        taken = set(map(id, wanted))  # comparing thousands of items with each other would take seconds
+        taken = set(map(id, wanted))  # a search in a list of thousands would take seconds
         self.jobs = [job for job in self.jobs if id(job) not in taken]
         return sorted(wanted, key=lambda job: job.item.index)
 
     def draw(self, items: Sequence[Item], weights: Published) -> list[Evaluated]:
-        """The items of an evaluation through samplers and reward servers, in order."""
+        """Sample and score the items of an evaluation; return the results in order."""
         self.submit(items, weights)
         jobs = self._collect(items[0].purpose, items[0].step)
         return [job.result for job in jobs if isinstance(job.result, Evaluated)]
 
     def drop(self) -> None:
-        """Forget all items; workers that are at one are free again when it ends."""
+        """Drop all items. A worker that is busy with one is free again when its call ends."""
         self.jobs = [job for job in self.jobs if job.pending is not None]
         for job in self.jobs:
             job.dropped = True
 
     def wait_for(self, refs: Sequence[Any], timeout: float) -> tuple[list[Any], list[Any]]:
-        """As `ray.wait(refs, timeout=timeout)`, while items go on: the first of `refs` that are there, and the others.
+        """Do as `ray.wait(refs, timeout=timeout)`, and keep items moving: return the ready ones of `refs`, the others.
 
-        Samplers have MAX_CALLS_IN_FLIGHT items each. Where an optimizer step takes longer than those, a driver that
-        only looked at the learners would leave samplers idle, and staleness 1 would hide less than it can
+        A sampler has at most MAX_CALLS_IN_FLIGHT items. If an optimizer step takes longer than these, a driver that
+        waited for the learners only would leave samplers idle, and staleness 1 would hide less time than it can
         (docs/benchmarking.md has the numbers).
         """
         until = time.monotonic() + timeout
@@ -125,7 +130,7 @@ class Pipeline:
             self.on_wait(self, ())
             running = {job.pending: job for job in self.jobs if job.pending is not None}
             left = until - time.monotonic()
-            found = arrivals([*refs, *running], min(1.0, max(0.0, left)))  # some who were down may be back meanwhile
+            found = arrivals([*refs, *running], min(1.0, max(0.0, left)))  # at most 1 s, to notice recovered actors
             for ref in found:
                 if ref in running:
                     self._settle(running[ref])
@@ -137,7 +142,7 @@ class Pipeline:
                 return ready, [ref for ref in refs if ref not in ready]
 
     def _pump(self) -> bool:
-        """Give out work, then wait shortly for something to end; True if something did."""
+        """Dispatch work, then wait up to a second for a call to end; return whether one did."""
         self.samplers.recover()
         self.scorers.recover()
         self._dispatch()
@@ -152,7 +157,7 @@ class Pipeline:
         return bool(ready)
 
     def _dispatch(self) -> None:
-        """Give out, in order, until both pools are full."""
+        """Give items to free actors, in order, until both pools are full."""
         full: set[str] = set()
         for job in self.jobs:
             pool = {"queued": self.samplers, "rolled": self.scorers}.get(job.stage)
@@ -161,7 +166,7 @@ class Pipeline:
             worker = pool.acquire(job.failed_on)
             if worker is not None:
                 (self._roll if job.stage == "queued" else self._score)(job, worker)
-            elif job.failed_on is None:  # else it only waits for another one than that
+            elif job.failed_on is None:  # otherwise the pool may have room, and the job waits for another actor
                 full.add(pool.name)
                 if len(full) == 2:
                     return
@@ -184,7 +189,7 @@ class Pipeline:
         job.stage, job.worker, job.pending = "scoring", worker, scored
 
     def _settle(self, job: Job) -> None:
-        """Read the small result of a stage; on failure put the item back."""
+        """Read the small result of a finished call; after a failure put the item back."""
         pool = self.samplers if job.stage == "rolling" else self.scorers
         assert job.worker is not None
         worker, ref = job.worker, job.pending
@@ -208,7 +213,7 @@ class Pipeline:
             job.result, job.stage = value, "done"
 
     def _failed(self, job: Job, pool: Pool, worker: int, error: RayError) -> None:
-        """Count the try; go back to the start of the stage, or of the item where its rollout was lost too."""
+        """Count the failure; go back to the start of the stage, or of the item if its rollout was lost too."""
         if isinstance(error, RayActorError):
             pool.down(worker)
         else:
@@ -224,11 +229,11 @@ class Pipeline:
             raise RunFailed(f"{what}; the last time: {cause(error)}") from error
         lost_rollout = job.stage == "scoring" and not (isinstance(error, RayActorError) or arguments_arrived(error))
         if lost_rollout:
-            job.failed_on = None  # it names a reward server, and a sampler is next
+            job.failed_on = None  # this index is of a reward server, and the next stage is a sampler's
         job.stage = "queued" if job.stage == "rolling" or lost_rollout else "rolled"
 
     def _check_weights(self, job: Job, worker: int, held: str) -> None:
-        """What the sampler held must be what the learners' masters say; a retry could not mend a difference."""
+        """Raises RunFailed unless the sampler's weights have the fingerprint of the learners' masters."""
         stated, version = job.weights.fingerprint, job.item.version
         if held != stated:
             raise RunFailed(
@@ -237,7 +242,7 @@ class Pipeline:
             )
 
     def state(self) -> dict[str, Any]:
-        """Where every item stands, and who is busy or down; `summary` in one line."""
+        """The state of all items and actors, for `Stalled`; `summary` is one line."""
         counts: dict[str, int] = {}
         for job in self.jobs:
             counts[job.stage] = counts.get(job.stage, 0) + 1

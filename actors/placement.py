@@ -1,4 +1,4 @@
-"""Reserve room on the cluster before anything starts there, and say so at once where there is none."""
+"""Placement groups: reserve resources on the cluster before actors start, with a clear error if there are none."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _FIELDS = {"CPU": "cpus", "GPU": "gpus"}
 
 
 def place(pool: PoolConfig, name: str, key: str, timeout: float) -> Any:
-    """A placement group with one bundle per actor of `pool`, close together where possible; None if they need nothing.
+    """Create a placement group with one bundle per actor of `pool`, packed on few nodes; None if they need nothing.
 
-    Raises RunFailed where it cannot be placed within `timeout` seconds, in which a cluster that can grow may do so.
-    key: the pool's section of the configuration.
+    key: the pool's section of the configuration. Raises RunFailed if it is not placed within `timeout` seconds, in
+    which an autoscaling cluster may grow.
     """
     group = reserve(pool, pool.count)
     wait_until_placed([group], pool, name, key, timeout)
@@ -28,13 +28,13 @@ def place(pool: PoolConfig, name: str, key: str, timeout: float) -> Any:
 
 
 def reserve(pool: PoolConfig, count: int) -> Any:
-    """Ask for `count` bundles close together, without waiting for them; None if an actor of the pool needs nothing."""
+    """Request `count` bundles, packed on few nodes, without waiting; None if an actor of the pool needs nothing."""
     bundle = pool.bundle
     return placement_group([bundle] * count, strategy="PACK") if bundle else None
 
 
 def wait_until_placed(groups: Sequence[Any], pool: PoolConfig, name: str, key: str, timeout: float) -> None:
-    """Wait until all of `pool`'s groups are placed. Raises RunFailed, and gives all back, where that is not in time."""
+    """Wait until all groups of `pool` are placed. After `timeout` seconds, free them all and raise RunFailed."""
     until = time.monotonic() + timeout
     while (missing := [group for group in groups if not is_placed(group)]) and time.monotonic() < until:
         time.sleep(POLL)
@@ -57,7 +57,8 @@ def wait_until_placed(groups: Sequence[Any], pool: PoolConfig, name: str, key: s
 
 
 def is_placed(group: Any) -> bool:
-    """Whether there is room for it now. Its own `wait` counts whole seconds, and may say no to one that is placed."""
+    """Whether the group is placed now (None always is)."""
+    # Not `group.wait`: it takes whole seconds only, and may return False for a group that is placed.
     return group is None or placement_group_table(group)["state"] == "CREATED"
 
 

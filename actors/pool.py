@@ -1,4 +1,4 @@
-"""A pool of identical actors: who is free, who is down, who is suspected. Calls go to the least loaded."""
+"""A pool of identical actors: tracks which are free, down or suspected, and gives calls to the least loaded."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from flowbp_ray.utils.settings import MAX_CALLS_IN_FLIGHT
 
 
 class Pool:
-    """Counts the calls in flight per actor, and asks those that failed whether they are `ready` again.
+    """Counts the calls in flight per actor, and probes actors that failed by calling their `ready`.
 
-    down: its process died; it gets nothing until Ray has restarted it. suspected: its call failed, perhaps because what
-    it asks elsewhere is away; it gets something only where every actor is suspected.
+    down: the process died; the actor gets no call until Ray has restarted it. suspected: a call failed, perhaps because
+    a service that the actor uses is away; it gets calls only while no other actor is well.
     """
 
     def __init__(self, name: str, handles: Sequence[Any], places: Sequence[Hashable] | None = None) -> None:
-        """places: what each actor depends on, such as an address; actors of one place are suspected together."""
+        """places: what each actor depends on, such as a server's address; those of one place are suspected together."""
         self.name = name
         self.handles = list(handles)
         self.places = list(range(len(self.handles)) if places is None else places)
         self.load = [0] * len(self.handles)
-        self.probing: dict[int, Any] = {}  # those that are down or suspected -> the answer that is waited for
+        self.probing: dict[int, Any] = {}  # actor that is down or suspected -> its pending `ready` call
         self.suspected: set[int] = set()
         self.active = list(range(len(self.handles)))  # indices of active actors; indices are never reused
         self.leaving: set[int] = set()
         self.retired: set[int] = set()
-        self.new: set[int] = set()  # have not been ready yet
-        self.failed: dict[int, RayError] = {}  # new ones whose process could not be built
+        self.new: set[int] = set()  # not ready yet since they joined
+        self.failed: dict[int, RayError] = {}  # new actors whose constructor failed
 
     @property
     def silent(self) -> list[int]:
-        """Those that have not said that they are ready again."""
+        """The actors that are probed and have not answered yet."""
         return sorted(self.probing)
 
     @property
     def serving(self) -> list[int]:
-        """Those of `active` that have been ready."""
+        """The active actors that have been ready at least once."""
         return [i for i in self.active if i not in self.new]
 
     def join(self, handle: Any, place: Hashable) -> None:
-        """Count a new actor in; it gets work once it answers."""
+        """Add a new actor; it gets calls once it is ready."""
         self.handles.append(handle)
         self.places.append(place)
         self.load.append(0)
@@ -52,14 +52,14 @@ class Pool:
         self.down(len(self.handles) - 1)
 
     def leave(self, index: int | None = None) -> None:
-        """Give this actor no more work; else one that has none, because it is new or down; else the newest."""
+        """Give an actor no more calls: `index`, or the last one that is new, else probed, else the newest one."""
         idle = [i for i in self.active if i in self.new] or [i for i in self.active if i in self.probing]
         chosen = (idle or self.active)[-1] if index is None else index
         self.active.remove(chosen)
         self.leaving.add(chosen)
 
     def left(self) -> list[int]:
-        """Those that were leaving and have nothing more to do: their processes may end."""
+        """Retire the leaving actors without a call in flight, and return them; their processes can be ended."""
         done = [i for i in sorted(self.leaving) if self.load[i] == 0]
         self.leaving -= set(done)
         self.retired |= set(done)
@@ -70,11 +70,12 @@ class Pool:
         return done
 
     def acquire(self, avoid: int | None = None) -> int | None:
-        """The least loaded actor that is well, at another place than `avoid` where there is one; None if all are busy.
+        """Take the least loaded actor that is neither down nor suspected; None if all of these are busy.
 
-        Another one that is busy is waited for.
+        avoid: the actor that failed. If there are actors at other places than its own, only these are considered, so
+        the result is None while they are busy. If all actors are suspected, suspected ones are used.
         """
-        if avoid is None and not self.probing:  # nearly always: no loop over thousands
+        if avoid is None and not self.probing:  # the usual case, without a Python loop over thousands of actors
             whole = len(self.active) == len(self.load)
             best = self.load.index(min(self.load)) if whole else min(self.active, key=self.load.__getitem__)
             return self._assign(best) if self.load[best] < MAX_CALLS_IN_FLIGHT else None
@@ -94,12 +95,12 @@ class Pool:
         self.load[index] -= 1
 
     def down(self, index: int) -> None:
-        """Leave this actor out until it answers again."""
+        """Mark an actor as down until it is ready again."""
         self.suspected.discard(index)
         self._probe(index)
 
     def suspect(self, index: int) -> None:
-        """Prefer actors of other places, if any, to this one's until they say that they are ready."""
+        """Mark the actors at this one's place as suspected until they are ready, if there are other places."""
         if len({self.places[i] for i in self.active}) == 1:
             return
         for i in self.active:
@@ -108,7 +109,7 @@ class Pool:
                 self._probe(i)
 
     def recover(self) -> None:
-        """Take back those that answer; ask those again whose answer failed."""
+        """Take back the actors that are ready; probe those again whose probe failed."""
         for index, ref in list(self.probing.items()):
             if not ray.wait([ref], timeout=0)[0]:
                 continue
@@ -119,7 +120,7 @@ class Pool:
                 if isinstance(error, RayActorError):
                     self.suspected.discard(index)
                 if isinstance(error, RayActorError) and index in self.new:
-                    self.failed[index] = error  # Ray does not try again where a constructor failed
+                    self.failed[index] = error  # Ray does not restart an actor whose constructor failed
                 else:
                     self._probe(index)
             else:

@@ -1,4 +1,4 @@
-"""What every actor does to its own process."""
+"""Set-up that all actors share: of their own process, of their Ray options and of tracing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FOLDER = "FLOWBP_RAY_DRIVER_FOLDER"
 
 
 def prepare(config: RunConfig, threads: int) -> None:
-    """Let torch use `threads` threads, whatever the machine has; leave Ctrl-C to the driver; read paths as it does."""
+    """Set up an actor's process: working directory, tracing, torch's threads and kernels. The driver handles Ctrl-C."""
     import torch
 
     from flowbp_ray.utils.random import use_deterministic_kernels
@@ -35,7 +35,7 @@ def prepare(config: RunConfig, threads: int) -> None:
 
 
 def change_folder() -> None:
-    """Into the driver's working directory, where this node has it: relative paths of a configuration mean that.
+    """Change to the driver's working directory, if this node has it, because a configuration may have relative paths.
 
     Ray starts the processes of a running cluster where `ray start` was called; a job's are in its working_dir already.
     """
@@ -45,12 +45,12 @@ def change_folder() -> None:
 
 
 def thread_env(count: int) -> dict[str, str]:
-    """Environment variables that must be there before torch is imported."""
+    """Return the environment variables that must be set before torch is imported."""
     return {"OMP_NUM_THREADS": str(count), "MKL_NUM_THREADS": str(count), "TOKENIZERS_PARALLELISM": "false"}
 
 
 def actor_options(pool: ProcessConfig, restarts: int, group: Any = None, index: int = 0) -> dict[str, Any]:
-    """Ray's options of an actor; of number `index` in the bundles of `group` where there is one."""
+    """Return Ray's options of an actor; with a placement `group`, in its bundle `index`."""
     options = {
         "num_cpus": pool.cpus,
         "num_gpus": pool.gpus,
@@ -65,7 +65,10 @@ def actor_options(pool: ProcessConfig, restarts: int, group: Any = None, index: 
 
 @dataclass(frozen=True)
 class Roles:
-    """Remote classes. None: the real one. settings: what an actor's constructor (a learner's `build`) is given."""
+    """The remote class of each role; None is the real one.
+
+    settings: makes, from the configuration, the first argument of an actor's constructor (for a learner, of `build`).
+    """
 
     encoder: Any = None
     sampler: Any = None
@@ -81,16 +84,16 @@ PROFILING = "RAY_PROFILING"
 KEPT = "RAY_task_events_max_num_profile_events_per_task"
 
 MANY = "100000"
-"""Ray keeps the first 1000 events of a task, which a whole driver is; its waits count too."""
+"""By default Ray keeps the first 1000 events of a task. The whole driver is one task, and its waits count too."""
 
 
 def environment() -> dict[str, str]:
-    """What an actor's process must have in its environment for its marks to appear, where the driver's do."""
+    """Return the environment variables that enable an actor's spans, if the driver's are enabled."""
     return {name: os.environ[name] for name in (PROFILING, KEPT) if name in os.environ}
 
 
 def record() -> None:
-    """Write down this process's marks, if Ray profiles."""
+    """Record this process's spans with Ray, if Ray's profiling is enabled."""
     if profiling.PROFILING_ENABLED:
         os.environ.setdefault(KEPT, MANY)
         tracing.record_with(_span)

@@ -1,4 +1,4 @@
-"""What items wait for: said in a line while the driver waits, and as means over a step for its metrics."""
+"""Statistics of the pipeline's queues: a status line while the driver waits, and means over a step as metrics."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from actors.pipeline import Job, Pipeline
 from actors.pool import Pool
 
-EVERY = 0.1  # seconds between two looks: hundreds of items are counted each time
+EVERY = 0.1  # seconds between two counts, since each may go through hundreds of items
 STAGES = {"queued": "queued", "rolling": "rolling", "rolled": "not given to a reward server", "scoring": "being scored"}
 
 
 class QueueStats:
-    """Counts a pipeline's items by stage, each weighted by how long it stays there."""
+    """Counts a pipeline's items by stage, weighted by time."""
 
     def __init__(self, notify: Callable[[str], None]) -> None:
         """notify: takes a line on what the driver waits for."""
@@ -24,7 +24,7 @@ class QueueStats:
         self.sums: Counter[str] = Counter()  # item seconds since `began`
 
     def observe(self, pipeline: Pipeline, wanted: Sequence[Job] = ()) -> None:
-        """Count again, at most every EVERY seconds. wanted: the items that the driver waits for, if it does."""
+        """Count the items, at most every EVERY seconds. wanted: the items that the driver waits for, if any."""
         if time.monotonic() - self.at < EVERY and self.counts:
             return
         self._add()
@@ -35,7 +35,7 @@ class QueueStats:
             self.notify(self.describe(wanted, pools))
 
     def describe(self, wanted: Sequence[Job], pools: Sequence[Pool]) -> str:
-        """`waiting for samplers: 16 of 32 pictures are there; items: 1 queued, 3 rolling`."""
+        """A status line: `waiting for samplers: 16 of 32 pictures are there; items: 1 queued, 3 rolling`."""
         stages = Counter(job.stage for job in wanted)
         who = "samplers" if stages["queued"] + stages["rolling"] else "reward servers"
         there = sum(job.item.rows for job in wanted if job.stage == "done")
@@ -48,7 +48,7 @@ class QueueStats:
         return line
 
     def means(self) -> dict[str, float]:
-        """`queue/<stage>`: mean items there since the last call, and actors that did not answer."""
+        """`queue/<stage>`: the mean number of items per stage since the last call; `queue/silent`: of silent actors."""
         self._add()
         seconds, sums = self.at - self.began, self.sums
         self.began, self.sums = self.at, Counter()

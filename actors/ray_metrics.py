@@ -1,4 +1,4 @@
-"""The numbers of a run as Ray metrics, which each node's agent serves to Prometheus."""
+"""The metrics of a run as Ray metrics, which each node's agent serves to Prometheus."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from ray.util.metrics import Gauge
 
 from flowbp_ray.observability.catalog import TABLE, Reading, readings
 
-COLLECTION = "RAY_enable_metrics_collection"  # "0" in a Ray of our own, see `actors.cluster`
-AGAIN = 1.0  # seconds: Ray's agents forget a gauge that is not set for two of their intervals, and steps may be long
+COLLECTION = "RAY_enable_metrics_collection"  # "0" in a private Ray, see `actors.cluster`
+AGAIN = 1.0  # seconds; Ray's agents drop a gauge that is not set for two of their intervals, and a step may be longer
 
 
 class RayMetrics:
-    """Sets the gauges of `observed.table` from the lines that go to metrics.jsonl; all have the run's name as a tag.
+    """Sets the gauges of `flowbp_ray.observability.catalog.TABLE` from the lines of metrics.jsonl, tagged with the run.
 
-    They are set again and again until it is closed, in 1 ms each time. Where Ray collects no metrics nothing is done.
+    A thread sets them again every AGAIN seconds until `close`, which takes 1 ms each time. It does nothing if Ray does
+    not collect metrics.
     """
 
     def __init__(self, run: str) -> None:
@@ -29,7 +30,7 @@ class RayMetrics:
         self.lock = threading.Lock()
 
     def __call__(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
-        """A line. What is not finite is None there, and the gauge is left out until it is a number again."""
+        """Take a line of metrics.jsonl. A value that is not finite is None there; its gauge is not set until it is."""
         if os.environ.get(COLLECTION) == "0":
             return
         line = {"step": step, **values} if kind == "train" else values
@@ -37,7 +38,7 @@ class RayMetrics:
             if kind == "train":
                 self.newest = {key: known for key, known in self.newest.items() if known.metric.key == "evaluation/*"}
             self.newest |= {(r.metric.key, *r.tags.values()): r for r in readings(kind, line)}
-            if not self.gauges:  # the first line comes when Ray is up
+            if not self.gauges:  # at the first line, because Ray is running by then
                 self.gauges = {m.key: Gauge(m.exported, m.meaning, ("run", *m.tags)) for m in TABLE}
                 threading.Thread(target=self._keep, daemon=True).start()
         self._set()
@@ -52,5 +53,5 @@ class RayMetrics:
             self._set()
 
     def close(self) -> None:
-        """Let the run's numbers go; what is scraped a little later has them no more."""
+        """Stop setting the gauges; soon after, Ray's agents drop them."""
         self.closed.set()

@@ -1,4 +1,4 @@
-"""A reward process."""
+"""The process of a reward server."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from flowbp_ray.utils.tracing import span
 
 
 class RewardActor:
-    """Holds the decoder and the rewards, or the address of who does; has never seen the transformer."""
+    """Scores latents. It holds the decoder and the rewards, or a remote server's address; never the transformer."""
 
     def __init__(self, config: RunConfig, agreed: Mapping[str, str] | None = None) -> None:
-        """agreed: what `handshake.check` returned, where there are remote servers."""
+        """agreed: the result of `handshake.check`, for remote reward servers."""
         prepare(config, config.rewards.threads)
         self.scorer: Scores = open_scorer(config, agreed or {})
-        self.gated = config.gated  # not with remote servers, see `config.schema`
+        self.gated = config.gated  # never with remote servers, see `flowbp_ray.config.schema`
 
     def ready(self) -> str:
-        """This host's name, once the rewards are there: built here, or at a server. Raises `Unavailable`."""
+        """Return this host's name. Raises `Unavailable` if a remote reward server does not answer."""
         self.scorer.reach()
         return socket.gethostname()
 
     def score(
         self, item: Item, prompts: list[str], report: RolloutReport, target: Packed
     ) -> tuple[Scored, Packed] | tuple[Scored, Packed, np.ndarray]:
-        """Scores and cotangent; with a gate in the run also the pictures of the targets."""
+        """Return the scores and the cotangent of an item; in a run with a gate also the targets' pictures."""
         with span("score"):
             scored, cotangent = self.scorer.score(item, prompts, report, target)
             return (scored, cotangent, self.scorer.pictures(target)) if self.gated else (scored, cotangent)

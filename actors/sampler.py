@@ -1,4 +1,4 @@
-"""A sampler process."""
+"""The process of a sampler."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport
 
 
 class SamplerActor:
-    """Holds the transformer without optimizer state; results are returned, so they outlive this process."""
+    """Rolls out items. It holds the transformer without optimizer state.
+
+    Results are return values, not `ray.put`, so that the driver owns them and they outlive this process.
+    """
 
     def __init__(self, config: RunConfig) -> None:
         prepare(config, config.samplers.threads)
         self.sampler = build_sampler(config)
 
     def ready(self) -> str:
-        """The name of this host."""
+        """Return this host's name."""
         return socket.gethostname()
 
     def rollout(
@@ -33,13 +36,13 @@ class SamplerActor:
         return self.sampler.rollout(item, lambda: transport.load(weights))
 
     def sample(self, item: Item, weights: transport.Reference, embeddings: transport.Reference) -> tuple[str, Packed]:
-        """The fingerprint of the weights that were used, and the finished latents."""
+        """Return the fingerprint of the weights that were used, and the finished latents."""
         self._hold(embeddings)
         latents = self.sampler.sample(item, lambda: transport.load(weights))
         return self.sampler.fingerprint, latents
 
     def _hold(self, embeddings: transport.Reference) -> None:
-        """Read the embeddings once; they come with every call because a restarted process has none."""
+        """Read the embeddings if there are none yet. Every call passes them, because a restarted process has none."""
         if self.sampler.embeddings is None:
             self.sampler.set_embeddings(transport.read(embeddings))
 

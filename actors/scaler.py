@@ -1,4 +1,4 @@
-"""Changes the sizes of the pools between two steps, as `flowbp_ray.control.scaling` says."""
+"""Changes the sizes of the pools between two steps, as decided by `flowbp_ray.control.scaling`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flowbp_ray.run.folder import Run
 
 
 class Scaler:
-    """pools: by role, samplers and rewards."""
+    """Resizes the pools of samplers and reward servers. pools: role -> pool."""
 
     def __init__(self, config: RunConfig, run: Run, pools: Mapping[str, ElasticPool]) -> None:
         self.config, self.run, self.pools = config, run, pools
@@ -20,21 +20,21 @@ class Scaler:
 
     @property
     def counts(self) -> dict[str, int]:
-        """As many as there shall be."""
+        """Role -> the number of active actors, those that are still starting included."""
         return {role: len(pool.active) for role, pool in self.pools.items()}
 
     @property
     def serving(self) -> dict[str, int]:
-        """As many as can be at work: new ones may still be starting, or wait for room."""
+        """Role -> the number of actors that have been ready, at least 1; new ones may be starting or not placed."""
         return {role: max(1, len(pool.serving)) for role, pool in self.pools.items()}
 
     def metrics(self) -> dict[str, float]:
-        """For the step's line in metrics.jsonl."""
+        """`count/<role>`, for the step's line in metrics.jsonl."""
         counts = {**self.counts, "learners": self.config.learners.count}
         return {f"count/{role}": float(count) for role, count in counts.items()}
 
     def between(self, step: int, metrics: Mapping[str, float]) -> None:
-        """After step `step`: what a hand asked for, else what the rule says."""
+        """After step `step`, apply the requests of `flowbp-ray scale`, or else the rule."""
         log = self.run.logger()
         for pool in self.pools.values():
             pool.dismiss()

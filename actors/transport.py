@@ -1,8 +1,8 @@
-"""How weights travel: published by return value, a bucket an object, read by those who lack that version.
+"""The transport of weights: learners return them as objects, one per bucket, and samplers read the version they need.
 
-Every rank returns its own buckets (`flowbp_ray.weights.buckets`), all ranks at a time. Objects cross the network once
-per node, for whoever there asks first; its other samplers read the same memory. Another transport (NCCL, NIXL) replaces
-`publish` and `load`, and says by its own kind of Reference where the weights are.
+All ranks return their own buckets (`flowbp_ray.weights.buckets`) at the same time. An object crosses the network once
+per node, and all samplers on a node read the same memory. Another transport (NCCL, NIXL) would replace `publish` and
+`load`, with its own kind of Reference.
 """
 
 from __future__ import annotations
@@ -21,12 +21,16 @@ from flowbp_ray.weights.fingerprint import fingerprint
 from flowbp_ray.weights.packing import PackedTensors, merge_tensors
 
 Reference = list[Any]
-"""References to objects inside a list: Ray then hands over the references, and only `load` and `read` move bytes."""
+"""A list of object references. Ray passes references inside a list as they are; only `load` and `read` move bytes."""
 
 
 @dataclass
 class Published:
-    """The weights of a version, and what each learner rank says of its masters."""
+    """The published weights of a version.
+
+    checks: references to each rank's checksums of its masters. acks: references that are ready once all buckets are
+    stored. known: the fingerprint, if the driver published the weights itself.
+    """
 
     version: Version
     weights: Reference
@@ -36,12 +40,12 @@ class Published:
 
     @cached_property
     def fingerprint(self) -> str:
-        """What a sampler that holds this version must report."""
+        """The fingerprint that a sampler with this version must report."""
         return self.known or combine(ray.get(list(self.checks)))
 
 
 def publish(learners: Sequence[Any], buckets: Sequence[int], version: Version) -> Published:
-    """Ask every rank at once for its buckets, so many of each; keep the references. `acks` say that all are there."""
+    """Call `publish` and `checksums` of all ranks and return the references. buckets: the number of each rank."""
     answers = [
         rank.publish.options(num_returns=count + 1).remote(version.ema)
         for rank, count in zip(learners, buckets, strict=True)
@@ -52,24 +56,24 @@ def publish(learners: Sequence[Any], buckets: Sequence[int], version: Version) -
 
 
 def restore(version: Version, tensors: Mapping[str, Tensor]) -> Published:
-    """Weights that a checkpoint held, published by the driver."""
+    """Publish a checkpoint's weights from the driver."""
     buckets = assign_buckets({name: tensor.nbytes for name, tensor in tensors.items()})
     weights = [ray.put(PackedTensors.of({name: tensors[name] for name in bucket.names})) for bucket in buckets]
     return Published(version, weights, known=fingerprint(tensors))
 
 
 def load(weights: Reference) -> list[PackedTensors]:
-    """What was published: shared memory on this node, one transfer per node otherwise."""
+    """Read published weights: from this node's shared memory, or with one transfer per node."""
     packed: list[PackedTensors] = ray.get(weights)
     return packed
 
 
 def tensors(weights: Reference) -> dict[str, Tensor]:
-    """What was published, by name: for who has no module to put it into."""
+    """Read published weights as tensors by name."""
     return merge_tensors(load(weights))
 
 
 def read(held: Reference) -> Any:
-    """The one object that is referred to, such as the embeddings of all prompts."""
+    """Read the object of a Reference with a single one, such as the embeddings of all prompts."""
     [reference] = held
     return ray.get(reference)

@@ -1,4 +1,4 @@
-"""The loop. It moves references and small reports; it reads top to bottom."""
+"""The training loop on Ray. The driver handles only object references and small reports, never the tensors."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from flowbp_ray.run.folder import Run
 from flowbp_ray.utils.errors import RunFailed, Stalled
 from flowbp_ray.utils.signals import Interrupted, Interrupts
 
-SKIPS = 10  # steps in a row without an update after which there is no point in going on
+SKIPS = 10  # consecutive steps without an update after which the run fails
 
 
 def train(config: RunConfig, progress: Progress | None = None) -> tuple[Run, dict[str, Any]]:
-    """Run `config` to its end on Ray; returns the run and its summary.
+    """Train `config` to its end on Ray; return the run and its summary.
 
-    Raises ValueError for what the user must change, before any actor starts, RunFailed for what broke later, and
-    Interrupted after a Ctrl-C or a SIGTERM, once the step is done and saved.
+    Raises ValueError, before any actor starts, for a mistake of the user; RunFailed for a later failure; Interrupted
+    after Ctrl-C or SIGTERM, once the current step is done and saved.
     """
     checked = check(config)
     with connected(config.cluster.address, config.output):
@@ -52,7 +52,7 @@ def _train(config: RunConfig, checked: Checked, progress: Progress) -> tuple[Run
     run = Run.resume(config) if config.resume == "auto" else Run.create(config)
     clear_overruled_verdict(run, config.guard)
     run.bind_prompts(checked.texts)
-    scaling.discard_requests(run)  # what was asked of it when it was over
+    scaling.discard_requests(run)  # requests that were made after the run had ended
     run.logger().info("training %s", checked.trains)
     try:
         with (
@@ -79,9 +79,9 @@ def session(
     roles: Roles = REAL,
     export: Export | None = None,
 ) -> Iterator[Loop]:
-    """The loop of `run` with all that it needs: Ray, the actors, evaluations, judges, metrics. They end with it.
+    """Start Ray, the actors, the evaluator, the judges and the metrics of `run`, yield its loop, and stop them all.
 
-    roles: classes that stand in for the real actors'. export: takes each line of metrics.jsonl as well.
+    roles: classes that replace the real actors'. export: also receives each line of metrics.jsonl.
     """
     with closing(Tracker(run.folder, config, export)) as tracker:
         progress.waiting("starting Ray")
@@ -95,7 +95,7 @@ def session(
 
 
 class Loop:
-    """The state of a run: how far it is, which versions are published, which incarnation of the learners lives."""
+    """The state of a run: steps done and issued, the published versions, the current incarnation of the learners."""
 
     def __init__(
         self,
@@ -115,12 +115,12 @@ class Loop:
         self.guard = Guard.of(config.guard, config.rewards, config.evaluation)
         self.published: dict[int, transport.Published] = {}
         self.incarnation = self.done = self.issued = self.skipped = 0
-        self.verdict: HackingVerdict | None = None  # a guard's that ended the run
+        self.verdict: HackingVerdict | None = None  # the guard's, once it has ended the run
         self.started = time.perf_counter()
         self.log = run.logger()
 
     def run_all(self) -> dict[str, Any]:
-        """Go on from the newest checkpoint, after the loss of a learner too, or evaluate and begin."""
+        """Train from the newest checkpoint, or from the start, to the last step; begin again there if learners die."""
         attempt, furthest, lost = 0, -1, False
         while True:
             try:
@@ -143,7 +143,7 @@ class Loop:
                 lost = True
 
     def restore(self, saved: Sequence[int]) -> None:
-        """Bring learners, published versions, evaluations and the log to the newest checkpoint, or to the start."""
+        """Reset learners, published versions, evaluations and metrics to the newest checkpoint, or to the start."""
         step = saved[-1] if saved else 0
         self.tracker.rewind(step if saved else -1)
         self.done = self.issued = step
@@ -153,7 +153,7 @@ class Loop:
             checkpoints = self.run.checkpoints
             self.fleet.learners.load(str(checkpoints.path(step).resolve()))
             self.judges.restore(checkpoints.evaluations(step), checkpoints.unjudged(step))
-            if self.config.nonfinite == "stop":  # which an evaluation may have done after this checkpoint was made
+            if self.config.nonfinite == "stop":  # the evaluation of this step may have stopped the run before
                 self.stop_or_warn(self.evaluator.faults_at(step))
             for version, tensors in checkpoints.versions(step).items():
                 self.published[version] = transport.restore(self.version(version), tensors)
@@ -169,7 +169,7 @@ class Loop:
         return Version(self.incarnation, step, ema)
 
     def step(self, step: int) -> None:
-        """One optimizer step: a plan, rollouts, scores with their cotangents, the sweep, the new weights."""
+        """Run one optimizer step: issue items, collect scored rollouts, update the learners, publish the weights."""
         began = time.perf_counter()
         self.progress.phase("sampling")
         self.issue(step + self.config.staleness)
@@ -211,7 +211,7 @@ class Loop:
             self.issued += 1
 
     def stop_or_warn(self, faults: Sequence[str]) -> None:
-        """Name what is not finite; stop where the config says so."""
+        """Log the faults. Raises RunFailed if there are any and `nonfinite` is "stop"."""
         for fault in faults:
             self.log.warning("%s", fault)
         if faults and self.config.nonfinite == "stop":
@@ -219,25 +219,25 @@ class Loop:
             raise RunFailed(f"{faults[0]}{more}; nonfinite=skip_sample would go on without it")
 
     def check_update(self, step: int, learners: Sequence[StepReport]) -> None:
-        """Too many steps without an update end the run; a bad gradient at once, where the config says so."""
+        """Raises RunFailed after SKIPS steps without an update, or for a bad gradient with nonfinite="stop"."""
         updated = check_updated(step, learners, self.fleet.pipeline.prompts, self.config.nonfinite, self.log)
         self.skipped = 0 if updated else self.skipped + 1
         if self.skipped >= SKIPS:
             raise RunFailed(f"{SKIPS} steps in a row changed nothing, the last was step {step}; see log.txt for why")
 
     def after_step(self, done: int) -> None:
-        """Evaluate and save where it is time to; leave where somebody asked to, or an evaluation is not finite."""
+        """Evaluate and save if due; then stop on a score that is not finite, a guard's verdict, or a user's request."""
         config, last, every = self.config, done == self.config.steps, self.config.evaluation.every
         evaluated = bool(last or (every and done % every == 0))
         faults = self.evaluate(done) if evaluated else []
         if evaluated and self.guard:
-            self.judges.collect(wait=True)  # whose answers may speak against going on
+            self.judges.collect(wait=True)  # the guard may read their answers
         verdict = self.guard.verdict(self.evaluator.results) if evaluated and self.guard else None
         asked = self.interrupts.asked and not last
         stops = bool(faults) and config.nonfinite == "stop"
         due = last or bool(config.checkpoint.every and done % config.checkpoint.every == 0)
         if due or asked or stops or verdict or (evaluated and self.config.rolls_back):
-            self.save(done)  # before it stops: the weights are not to blame for a score
+            self.save(done)  # before stopping: a score that is not finite does not make the weights unusable
         self.stop_or_warn(faults)
         if verdict:
             self.act_on_verdict(verdict)
@@ -246,7 +246,7 @@ class Loop:
             raise Interrupted.after(done, self.run.folder)
 
     def act_on_verdict(self, verdict: HackingVerdict) -> None:
-        """Say what the guard found; unless it only warns, end the run, where it is asked to at the best step."""
+        """Log the verdict; end the run unless the action is "warn", at the best step if it is "rollback"."""
         self.log.warning("guard: %s", verdict.describe())
         self.progress.note(f"guard: {verdict.describe()}")
         if verdict.action == "warn":
@@ -260,7 +260,7 @@ class Loop:
         self.verdict = verdict
 
     def evaluate(self, step: int) -> list[str]:
-        """Held-out prompts with the weights of `step`, or their average; returns the scores that are not finite."""
+        """Evaluate the weights of `step` (their EMA, if kept); return a line for each score that is not finite."""
         if not self.evaluator.held_out:
             return []
         self.progress.phase("evaluating")
@@ -274,7 +274,7 @@ class Loop:
         return self.evaluator.faults
 
     def save(self, step: int) -> None:
-        """A checkpoint: the engine's state, the published weights that are still needed, the evaluations."""
+        """Write a checkpoint: the engine's state, the published weights that are still needed, the evaluations."""
         self.progress.phase("saving")
         checkpoints = self.run.checkpoints
         self.fleet.learners.save(str(checkpoints.begin(step).resolve()))
@@ -290,7 +290,7 @@ class Loop:
         checkpoints.finish(Snapshot(step, current, held, state, average, unjudged), self.config.checkpoint.keep, spare)
 
     def finish(self) -> dict[str, Any]:
-        """curves.png and summary.json."""
+        """Wait for the judges; write curves.png and summary.json."""
         self.progress.phase("finishing")
         self.judges.finish(self.done)
         seconds, digest = time.perf_counter() - self.started, self.fleet.learners.digest()

@@ -1,4 +1,4 @@
-"""Without Ray: the same step in one process, for tests and for pictures."""
+"""The parts of a run without Ray: builders of each role, and the same step in one process, for tests and pictures."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from flowbp_ray.weights.packing import PackedTensors
 
 
 def build_encoder(config: RunConfig) -> Encoder:
-    """The encoder of a run, in this process."""
+    """Build the encoder of a run in this process."""
     return Encoder(config.backbone, config.encoder, config.cluster.deterministic)
 
 
 def build_sampler(config: RunConfig, embeddings: Embeddings | None = None) -> Sampler:
-    """A sampler of a run, in this process."""
+    """Build a sampler of a run in this process."""
     learners = config.learners
     return Sampler(
         config.backbone,
@@ -44,7 +44,7 @@ def build_sampler(config: RunConfig, embeddings: Embeddings | None = None) -> Sa
 
 
 def build_learner(config: RunConfig, embeddings: Embeddings, rank: int = 0) -> Learner:
-    """A learner rank of a run, in this process; the process group must be there before."""
+    """Build a learner rank of a run in this process. With DeepSpeed, join the process group before."""
     return Learner(
         config.backbone,
         config.learners,
@@ -58,7 +58,7 @@ def build_learner(config: RunConfig, embeddings: Embeddings, rank: int = 0) -> L
 
 
 def build_items(config: RunConfig, prompt_count: int) -> ItemSource:
-    """The training items of a run with `prompt_count` training prompts."""
+    """Build the source of training items of a run with `prompt_count` training prompts."""
     model = config.backbone
     sigmas = build_backbone(model).sigmas(model.num_steps, model.height, model.width)
     method, seeds = config.surrogate(), (config.seed, config.plan_seed)
@@ -66,15 +66,15 @@ def build_items(config: RunConfig, prompt_count: int) -> ItemSource:
 
 
 def encode(config: RunConfig, texts: Sequence[str]) -> Embeddings:
-    """Embeddings of the empty prompt and `texts`, in this process; the text encoders are gone when it returns."""
+    """Encode the empty prompt and `texts` in this process; the text encoders are freed when it returns."""
     return encode_all(build_encoder(config), texts)
 
 
 def fill_cache(config: RunConfig, texts: Sequence[str], advance: Callable[[int, int], None] | None = None) -> Encoded:
-    """Bring the empty prompt and `texts` into the cache, and keep none of them in memory.
+    """Encode the empty prompt and `texts` into the cache; keep no embedding in memory.
 
-    advance: called after every text with how many are done, and of how many. Raises ValueError without a cache, or
-    without the GPU that the run encodes on: its embeddings would be others.
+    advance: called after each text with the number done and the total. Raises ValueError without a cache, or if the
+    run encodes on a GPU and there is none here: a CPU's embeddings would differ.
     """
     if config.encoder.cache is None:
         raise ValueError("encoder.cache is null, so there is nothing to fill; write encoder.cache=auto, or a folder")
@@ -91,7 +91,7 @@ def fill_cache(config: RunConfig, texts: Sequence[str], advance: Callable[[int, 
 
 
 class LocalLoop:
-    """sampler, scorer and learner of a config (staleness 0, one rank, plain torch) in one process."""
+    """Sampler, scorer and learner of a config (staleness 0, one rank, plain torch) in one process."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
@@ -103,11 +103,11 @@ class LocalLoop:
         self.source = build_items(config, len(self.texts))
 
     def items(self, step: int) -> list[Item]:
-        """The items of a step, at version `step`."""
+        """The training items of a step, to be rolled out with the weights of version `step`."""
         return self.source.of_step(step, Version(0, step))
 
     def step(self, step: int) -> StepReport:
-        """One optimizer step of the same maths as the loop on Ray."""
+        """Run one optimizer step, with the same maths as the loop on Ray."""
         config = self.config
         published = list(self.learner.publish())
         items = []
@@ -123,9 +123,9 @@ class LocalLoop:
 
 
 def without_gpus(config: RunConfig) -> RunConfig:
-    """The configuration for a process that may see no GPU: where it sees none, pools compute on the CPU.
+    """Return the configuration with encoder, samplers and rewards on the CPU if this process sees no GPU.
 
-    What a run trained on GPUs can so be drawn without one.
+    So a checkpoint that was trained on GPUs can be sampled on a machine without one.
     """
     if torch.cuda.is_available():
         return config
@@ -136,7 +136,7 @@ def without_gpus(config: RunConfig) -> RunConfig:
 def draw(
     run: Run, texts: Sequence[str], step: int | None, guidance: float | None, seed: int
 ) -> tuple[int, list[np.ndarray]]:
-    """Pictures [H, W, 3] uint8 of prompts with a run's checkpoint; also says which step's."""
+    """Sample pictures [H, W, 3] uint8 of `texts` with a run's checkpoint; return its step and the pictures."""
     config = without_gpus(run.config)
     used, tensors = run.checkpoints.weights(step, average=True)
     sampler = Sampler(

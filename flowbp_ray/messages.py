@@ -1,7 +1,7 @@
-"""What travels between the processes: frozen dataclasses, and tensors as numpy arrays.
+"""Messages between processes: frozen dataclasses that hold numbers and tensors, the tensors as numpy arrays.
 
-Ray moves numpy arrays without a copy. bf16 has no numpy dtype, so it travels as a uint16 view of the same bytes.
-Torch is imported by those who pack or unpack: to read a message takes none (see `actors.emulated`).
+Ray moves numpy arrays without a copy. numpy has no bf16 dtype, so bf16 travels as a uint16 view of the same bytes.
+Only `pack` and `unpack` import torch, so a process can read messages without it (see `actors.emulated`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Packed:
-    """A tensor on its way: `array` holds the bytes, `dtype` the torch dtype's name ("bfloat16" travels as uint16)."""
+    """A tensor in a message: `array` holds the bytes, `dtype` names the torch dtype ("bfloat16": a uint16 array)."""
 
     array: np.ndarray
     dtype: str
@@ -35,7 +35,7 @@ class Packed:
 
 
 def pack(tensor: Tensor) -> Packed:
-    """Turn a tensor of any device and dtype into a `Packed` one (contiguous, on the host)."""
+    """Convert a tensor of any device and dtype to a `Packed`. A contiguous tensor on the host is not copied."""
     import torch
 
     host = tensor.detach().to("cpu").contiguous()
@@ -44,7 +44,7 @@ def pack(tensor: Tensor) -> Packed:
 
 
 def unpack(packed: Packed) -> Tensor:
-    """Give back the tensor. What was read from the object store is read-only: copy before writing into it."""
+    """Return the tensor, without a copy. One from the object store is read-only: copy it before writing into it."""
     import torch
 
     _warned()
@@ -54,7 +54,10 @@ def unpack(packed: Packed) -> Tensor:
 
 @lru_cache(maxsize=1)
 def _warned() -> None:
-    """Let torch give its warning of read-only arrays unheard. It comes once; hushing it per tensor took 20 us each."""
+    """Trigger and suppress torch's warning about read-only arrays.
+
+    Torch warns once per process. Suppressing the warning for each tensor took 20 us per tensor.
+    """
     import torch
 
     with warnings.catch_warnings():
@@ -72,7 +75,7 @@ def unpack_all(tensors: Mapping[str, Packed]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True, order=True)
 class Version:
-    """Which weights: those after `step` optimizer steps of learner incarnation `incarnation`, or their average."""
+    """Names weights: those after `step` optimizer steps of learner incarnation `incarnation`; with `ema` their EMA."""
 
     incarnation: int
     step: int
@@ -81,7 +84,10 @@ class Version:
 
 @dataclass(frozen=True)
 class Fault:
-    """A value that is not finite. what: velocity, base velocity, learner velocity, score, cotangent or gradient."""
+    """Describes a value that is not finite.
+
+    what: "velocity", "base velocity", "learner velocity", "score", "cotangent" or "gradient".
+    """
 
     what: str
     step: int
@@ -91,7 +97,7 @@ class Fault:
     reward: str | None = None
 
     def describe(self, prompts: Sequence[str]) -> str:
-        """One line that names what is known."""
+        """One line: what is not finite, and its node, reward, step, sample and prompt."""
         where = ("" if self.node is None else f" at node {self.node}") + (f" of {self.reward}" if self.reward else "")
         who = f"step {self.step}, sample {self.sample}, prompt {prompts[self.prompt]!r}"
         return f"{self.what}{where} is not finite: {who}"
@@ -99,13 +105,13 @@ class Fault:
 
 @dataclass(frozen=True)
 class Item:
-    """One micro-batch of fixed composition. It determines its `Rollout` completely: done twice, anywhere, same bits.
+    """One micro-batch of fixed composition. It determines its `Rollout` bit for bit, whichever process executes it.
 
-    prompt_ids and samples have one entry per row; `samples` are global sample indices within the step and key the
-    noise. `plans` holds one plan per row, and is empty for an evaluation, where only the finished latent is wanted.
+    prompt_ids, samples: one entry per row; `samples` are global sample indices within the step and key the noise.
+    plans: one per row; empty for an evaluation, which needs only the finished latents.
     """
 
-    purpose: str  # "train" or the name of an evaluation: keys nothing but the log
+    purpose: str  # "train" or the name of an evaluation; not part of any random stream's key
     step: int
     index: int
     prompt_ids: tuple[int, ...]
@@ -123,10 +129,10 @@ class Item:
 
 @dataclass(frozen=True)
 class Rollout:
-    """What a learner needs of an item: states [R, ...] sample-major, as `gather_states` lays them out.
+    """The part of a rollout that a learner needs: states [R, ...], sample-major, in the order of `gather_states`.
 
-    velocities: where the drift meter is on, the cached velocities at those states that the learner's compare with.
-    base: with a base penalty, what the learner's would be there before any training.
+    velocities: with the drift meter on, the cached velocities at those states, to compare the learner's with.
+    base: with a base penalty, the base model's velocities at those states.
     """
 
     item: Item
@@ -137,12 +143,13 @@ class Rollout:
 
 @dataclass(frozen=True)
 class RolloutReport:
-    """The small part of a rollout, read by the driver. omega, residuals and kept have one entry per row.
+    """The small part of a rollout, which the driver reads. omega, residuals and kept have one entry per row.
 
-    fingerprint: of the weights that the sampler held (see `fingerprint`). A row with a fault is not kept.
-    Bytes are of what travels: the item itself (pickled), its states, the drift meter's velocities, the base's, its
-    targets; and of what reached the sampler since its last report: weights, and embeddings, which come once and never
-    with an item.
+    kept: False for a row beyond its plan's `max_distance` and for a row with a fault.
+    item_bytes: of the pickled item. state_bytes, velocity_bytes, base_bytes, target_bytes: of the states, the drift
+    meter's velocities, the base model's velocities and the targets that the sampler returns.
+    weight_bytes, embedding_bytes: received by the sampler since its last report. Embeddings come once, not per item.
+    fingerprint: of the weights that the sampler held (see `flowbp_ray.weights.fingerprint`).
     """
 
     step: int
@@ -166,10 +173,10 @@ class RolloutReport:
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores of one item. scores[name] is [rows][branches]; clipped[name] the share of rows without gradient.
+    """Scores of one item. scores[name] is [rows][branches]; clipped[name] is the share of rows without gradient.
 
-    gram: per row, [terms][terms], the products of the terms' gradients at the images (see `rewards.balance`). The
-    cotangent of a row with a fault is zero; with `rewards.balance` there is one per term, [terms, rows, ...].
+    gram: per row, [terms][terms]: the inner products of the terms' gradients at the images (`rewards.balance`).
+    The cotangent of a row with a fault is zero. With `rewards.balance` there is one per term: [terms, rows, ...].
     """
 
     step: int
@@ -185,10 +192,10 @@ class Scored:
 
 @dataclass(frozen=True)
 class ScoredItem:
-    """A training item that has been rolled out and scored: the small reports, and what a learner needs of it.
+    """A training item that has been rolled out and scored: its reports, and the tensors that a learner needs.
 
-    rollout, cotangent, pictures: a `Rollout`, a `Packed` and [rows, H, W, 3] uint8, or references to them; pictures
-    only where a gate wants to see them.
+    rollout, cotangent, pictures: a `Rollout`, a `Packed` and [rows, H, W, 3] uint8, or Ray references to them.
+    pictures is None unless the run has a gate.
     """
 
     item: Item
@@ -203,7 +210,7 @@ class ScoredItem:
 class Evaluated:
     """Held-out scores (name -> one float per row) and pictures [rows, H, W, 3] uint8 of an evaluation item.
 
-    drawn: per row whether its latent was finite; where not, the scores are NaN and the picture shows nothing.
+    drawn: per row, whether its latent was finite. If not, its scores are NaN and its picture is decoded from zeros.
     """
 
     index: int
@@ -215,10 +222,10 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class StepReport:
-    """Numbers of one optimizer step on one rank.
+    """Metrics of one optimizer step on one rank.
 
-    grad_norm: global, before clipping; where it is not finite nothing was updated. drift: per row, where metered.
-    base_distance: per row, with a base penalty: the mean square of the velocities' difference from the base's.
+    grad_norm: global, before clipping; if it is not finite, nothing was updated. drift: per row, with the drift meter.
+    base_distance: per row, with a base penalty: the mean squared difference from the base model's velocities.
     """
 
     step: int
@@ -237,9 +244,10 @@ class StepReport:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What encoding took. found and encoded count texts, the empty prompt among them; nbytes: of both, in memory.
+    """A report on encoding the prompts. found (in the cache) and encoded count texts, including the empty prompt.
 
-    broken: files of the cache that had to be made again. folder: of the cache, None where there is none.
+    nbytes: of all these embeddings, in memory. broken: broken cache files, which were written again.
+    folder: the cache's, or None without a cache.
     """
 
     found: int
@@ -249,7 +257,7 @@ class Encoded:
     folder: Path | None = None
 
     def describe(self) -> str:
-        """One line."""
+        """One line, for the log."""
         again = f" ({len(self.broken)} of them in place of a broken file)" if self.broken else ""
         where = "no cache" if self.folder is None else f"cache {self.folder}"
         texts = f"{self.found + self.encoded} distinct prompts, {self.nbytes / 2**20:.1f} MiB"
@@ -258,7 +266,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class TensorChecksum:
-    """What one rank knows of one tensor: the whole's shape and dtype, and the checksum of its own fragments."""
+    """One rank's checksum of one tensor. shape, dtype: of the whole tensor; value: of the rank's own fragments."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -270,7 +278,7 @@ class TensorChecksum:
 
 
 def combine(ranks: Sequence[Mapping[str, TensorChecksum]]) -> str:
-    """The fingerprint (see `fingerprint`) from what each rank holds; the order of the names does not matter."""
+    """Combine the ranks' checksums into the fingerprint of the weights (16 hex digits), whatever the names' order."""
     lines = []
     for name, first in sorted(ranks[0].items()):
         value = (sum(rank[name].value for rank in ranks) + (1 << 63)) % (1 << 64) - (1 << 63)

@@ -1,4 +1,4 @@
-"""Everything that can be wrong before an actor starts: prompts, rewards, the model's folder, adapters, the cache."""
+"""Checks before an actor starts: prompts, rewards, judges, the model's folder, adapters, the cache."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from flowbp_ray.weights import trainable
 
 @dataclass(frozen=True)
 class Checked:
-    """Training and evaluation prompts, and what is trained, in words. agreed: see `handshake.check`."""
+    """The result of `check`: the prompts, a line on what is trained, and `agreed`, the result of `handshake.check`."""
 
     training: list[PromptRecord]
     held_out: list[PromptRecord]
@@ -29,14 +29,14 @@ class Checked:
 
     @property
     def texts(self) -> list[str]:
-        """All prompts in the order of their ids: those for training, then those of evaluations."""
+        """All prompts in the order of their ids: the training prompts, then the evaluation prompts."""
         return [record.text for record in (*self.training, *self.held_out)]
 
 
 def check(config: RunConfig) -> Checked:
-    """Read what the configuration names; of the weights only whether they are finite.
+    """Read everything that the configuration names, and check that the weights are finite.
 
-    Raises ValueError for what the user must change.
+    Raises ValueError for a mistake of the user.
     """
     model, lora = config.backbone, config.learners.lora
     backbone = build_backbone(model)
@@ -44,7 +44,7 @@ def check(config: RunConfig) -> Checked:
     prepared = trainable.prepare(backbone.skeleton(), lora, config.seed, backbone.lora_targets)
     train, held_out = read_prompts(config)
     agreed = handshake.check(config)
-    if not config.rewards.url:  # whose servers have checked their own
+    if not config.rewards.url:  # remote servers have checked their own rewards
         check_rewards(config.rewards, [record.text for record in held_out])
     judges.check(config.judges)
     cache = cache_folder(config.encoder.cache)
@@ -54,9 +54,10 @@ def check(config: RunConfig) -> Checked:
 
 
 def _check_weights(part: Path, memory: Path | None) -> None:
-    """Raises ValueError where a weight of a component is not finite, or its file cannot be read.
+    """Raises ValueError if a weight of a component is not finite, or its file cannot be read.
 
-    memory: where it is noted that a large file was read. Variants (`*.fp16.safetensors`) are not loaded, nor looked at.
+    memory: the folder that caches the result for large files. Variants (`*.fp16.safetensors`) are not loaded by a run
+    and not checked.
     """
     for file in sorted(part.glob("*.safetensors")):
         if "." not in file.stem:
@@ -64,11 +65,11 @@ def _check_weights(part: Path, memory: Path | None) -> None:
 
 
 def _finite(file: Path) -> str:
-    """Return "finite" where all values of a safetensors file are finite. Raises ValueError otherwise."""
+    """Return "finite" if all values of a safetensors file are. Raises ValueError otherwise."""
     broken = f"{file.parent.parent} has a broken {file.parent.name}"
     try:
         with safe_open(file, "pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - it is no dict
+            for name in tensors.keys():  # noqa: SIM118 - it is not a dict
                 tensor = tensors.get_tensor(name)
                 if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                     raise ValueError(f"{broken}: {name} has values that are not finite")

@@ -1,4 +1,4 @@
-"""Prompts from a file, shuffled per epoch by the seed: position = step, so there is no state to save."""
+"""Prompts from a file, shuffled in each epoch by the seed. The step determines the position, so there is no state."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from flowbp_ray.utils.random import stream
 
 @dataclass(frozen=True)
 class PromptRecord:
-    """One prompt; `extra` keeps whatever else its line holds (a skill, a claim that a verifier reads)."""
+    """One prompt. extra: the other fields of its line, such as a skill or a claim for the verifier."""
 
     text: str
     extra: dict[str, Any] = field(default_factory=dict, hash=False, compare=False)
 
     @property
     def skill(self) -> str:
-        """What the prompt tests, by which evaluations break down: its `skill`, or `tag` as in GenEval's file; or ""."""
+        """The prompt's `skill`, or its `tag` as in GenEval's file, or "". Evaluations are broken down by it."""
         return str(self.extra.get("skill", self.extra.get("tag", "")))
 
 
 def load(source: str) -> list[PromptRecord]:
     """Read prompts from a .txt (one a line), .jsonl or .parquet file (column `prompt`), or "shapes:<split>".
 
-    Raises ValueError that names the file, where it is missing, empty, or has no prompt column.
+    Raises ValueError, with the file's name, if the file is missing or empty, or has no prompt column.
     """
     path = _resolve(source)
     if not path.is_file():
@@ -65,7 +65,7 @@ def _resolve(source: str) -> Path:
 
 
 def ids_of_step(count: int, per_step: int, step: int, seed: int) -> list[int]:
-    """The prompt ids of a step: a new permutation of 0…count−1 per epoch, read on across its end."""
+    """The prompt ids of a step. Each epoch is a new permutation of 0…count−1; a step may span two epochs."""
     ids: list[int] = []
     position = step * per_step
     while len(ids) < per_step:
@@ -78,6 +78,6 @@ def ids_of_step(count: int, per_step: int, step: int, seed: int) -> list[int]:
 
 
 def read_prompts(config: RunConfig) -> tuple[list[PromptRecord], list[PromptRecord]]:
-    """The training and the evaluation prompts: all that a run encodes."""
+    """Read the training and the evaluation prompts of a run."""
     train, held_out = prompts.load(config.data.prompts), config.evaluation.prompts
     return train, prompts.load(held_out)[: config.evaluation.limit] if held_out else []

@@ -1,4 +1,4 @@
-"""Model families behind one interface; `build` opens the one that a configuration names."""
+"""Model families behind one interface; `registry.build_backbone` builds the one that a configuration names."""
 
 from flowbp_ray.backbones.base import Backbone, Conditioning, Encode
 from flowbp_ray.backbones.embeddings import Embeddings, distinct, encode_all

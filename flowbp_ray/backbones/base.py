@@ -1,4 +1,4 @@
-"""What the rest of the library asks of a model family."""
+"""The interface of a model family."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-Conditioning = dict[str, Tensor]  # name -> [rows, ...]; what the transformer needs beside state and time
+Conditioning = dict[str, Tensor]  # name -> [rows, ...]: the transformer's inputs besides state and time
 
 SigmaGrid = Literal["pipeline", "even"]
-"""Where the noise levels come from: the grid of the family's pipeline in diffusers, or even steps before the shift."""
+"""The noise levels: the grid of the family's pipeline in diffusers, or even steps before the shift."""
 
 Encode = Callable[[str], Conditioning]
-"""One prompt to its conditioning [1, ...]. One at a time: what shares a batch with a prompt changes its bits."""
+"""Encodes one prompt to its conditioning [1, ...]. One at a time, because other prompts in a batch change its bits."""
 
 
 class Backbone(abc.ABC):
-    """One family of flow models. Loading is by part, so that a process holds only what its role needs.
+    """One family of flow models. Its parts are loaded separately, so that a process holds only what its role needs.
 
-    How a family is guided is said here, so that nothing else names a family: `embedded_guidance`, `guide` and
-    `linear_guidance`.
+    `embedded_guidance`, `guide` and `linear_guidance` describe the family's guidance, so that no other code depends on
+    a family's name.
     """
 
     name: ClassVar[str]
     pipeline_class: ClassVar[str]
     transformer_class: ClassVar[str]
-    """The classes of diffusers that draw with what was trained, and load it."""
+    """The diffusers classes of the pipeline and of the transformer."""
     absent: ClassVar[tuple[str, ...]] = ()
-    """Components that a pipeline is opened without, as `component=None`."""
+    """The components that the pipeline is loaded without, as `component=None`."""
     lora_targets: ClassVar[tuple[str, ...]]
-    """The modules that low-rank adapters go to by default, as peft spells them."""
+    """The modules that get low-rank adapters by default, in peft's notation."""
     embedded_guidance: ClassVar[bool] = False
     """The guidance is an input of the model, `conditioning["guidance"]` [R] fp32, and there is no negative branch."""
     linear_guidance: ClassVar[bool] = True
-    """`guide` is linear in v_cond with slope g, so that a detached v_neg need not be known for a gradient."""
+    """`guide` is linear in v_cond with slope g, so the gradient does not depend on a detached v_neg."""
 
     def __init__(self, path: str | None = None, sigma_grid: SigmaGrid = "pipeline") -> None:
         self.path, self.sigma_grid = path, sigma_grid
@@ -47,7 +47,7 @@ class Backbone(abc.ABC):
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
         """Shape of one latent (without the batch) for an image of height × width pixels.
 
-        Raises ValueError where the family cannot draw that size.
+        Raises ValueError if the family does not support that size.
         """
 
     @abc.abstractmethod
@@ -56,46 +56,46 @@ class Backbone(abc.ABC):
 
     @abc.abstractmethod
     def skeleton(self) -> nn.Module:
-        """The velocity model on the meta device: all modules and shapes, from its configuration alone, no weights."""
+        """The velocity model on the meta device: all modules and shapes from its configuration, without weights."""
 
     @abc.abstractmethod
     def load_transformer(self, dtype: torch.dtype) -> nn.Module:
-        """The velocity model alone, in eval mode, on the CPU. Raises ValueError where its weights are not usable."""
+        """Load the velocity model, in eval mode on the CPU. Raises ValueError if its weights are not usable."""
 
     @abc.abstractmethod
     def load_encoder(self, device: str = "cpu") -> Encode:
-        """The family's text encoders and tokenizers as a function from one prompt to its conditioning [1, ...]."""
+        """Load the text encoders and tokenizers, as a function from one prompt to its conditioning [1, ...]."""
 
     @abc.abstractmethod
     def encoder_parts(self) -> tuple[Path, ...]:
-        """The folders that `load_encoder` reads: their contents decide the embeddings."""
+        """The folders that `load_encoder` reads. Their contents are part of a cached embedding's key."""
 
     def encoder_settings(self) -> dict[str, Any]:
-        """What else decides the embeddings, as JSON: it is part of a cached embedding's key."""
+        """The settings that affect the embeddings, as JSON values. They are part of a cached embedding's key."""
         return {"family": self.name}
 
     @abc.abstractmethod
     def encoder_skeletons(self) -> dict[str, nn.Module]:
-        """The text encoders on the meta device, in the precision they are stored in; where they have a config."""
+        """The text encoders that have a config, on the meta device, in the precision they are stored in."""
 
     @abc.abstractmethod
     def conditioning_skeleton(self) -> Conditioning:
-        """One prompt's conditioning [1, ...] on the meta device at the longest text that is encoded, without a mask."""
+        """One prompt's conditioning [1, ...] on the meta device, for the longest text and without a mask."""
 
     @abc.abstractmethod
     def vae_skeleton(self) -> nn.Module:
-        """The VAE on the meta device, from its configuration alone."""
+        """The VAE on the meta device, from its configuration."""
 
     @abc.abstractmethod
     def load_vae(self) -> Any:
-        """The VAE in fp32 without gradients of its own: what arrives at the latents is the gradient of the pixels."""
+        """Load the VAE in fp32, with frozen parameters; gradients pass through it from the pixels to the latents."""
 
     @abc.abstractmethod
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in -1..1 of states [B, ...] fp32, differentiable: as the end of the pipeline's call."""
+        """Decode states [B, ...] fp32 to images [B, 3, H, W] in -1..1, differentiably, as the pipeline's call does."""
 
     def load_decoder(self, device: str = "cpu") -> Callable[[Tensor], Tensor]:
-        """A differentiable function from latents [B, C, h, w] to images [B, 3, H, W] in 0..1, both on `device`."""
+        """Load a differentiable function from latents [B, C, h, w] to images [B, 3, H, W] in 0..1, both on `device`."""
         pass
 
         vae = self.load_vae().to(device)
@@ -108,25 +108,26 @@ class Backbone(abc.ABC):
 
     @abc.abstractmethod
     def example(self, prompt: str, num_steps: int, height: int, width: int, guidance: float) -> str:
-        """Python for a model card: draws `image` with the pipeline `pipe` of `pipeline_class`, as a rollout does."""
+        """Python code for a model card that samples `image` with the pipeline `pipe`, as a rollout does."""
 
     @abc.abstractmethod
     def predict(self, transformer: nn.Module, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        """Velocity of states x [R, ...] at noise levels sigma [R] (fp32): one branch, in the shape and dtype of x.
+        """Compute the velocity of states x [R, ...] at noise levels sigma [R] (fp32), in the shape and dtype of x.
 
-        conditioning: [R, ...] each, cast to the dtype of x; with `embedded_guidance` also `guidance` [R].
+        This is one forward of one branch. conditioning: [R, ...] each, cast to the dtype of x; with
+        `embedded_guidance` also `guidance` [R].
         """
 
     def guide(self, v_cond: Tensor, v_neg: Tensor, guidance: float) -> Tensor:
-        """v_neg + g·(v_cond − v_neg), all [R, ...]."""
+        """The guided velocity v_neg + g·(v_cond − v_neg), all [R, ...]."""
         return v_neg + guidance * (v_cond - v_neg)
 
 
 def unit_images(decoded: Tensor) -> Tensor:
     """Map a decoder's -1..1 output to 0..1 and clamp, as diffusers and the published rewards do.
 
-    The clamp is hard: a channel pushed outside 0..1 shows the reward its nearest legal value and gets no gradient.
-    That is wanted. A gradient passed outwards would let the sample win reward that no saved picture can show.
+    The clamp is hard: for a channel outside 0..1 the reward sees the nearest valid value, and the channel gets no
+    gradient. This is intended: with a gradient there, a sample could gain reward that no saved picture can show.
     """
     return (decoded * 0.5 + 0.5).clamp(0.0, 1.0)
 

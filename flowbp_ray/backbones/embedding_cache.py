@@ -1,12 +1,13 @@
-"""Embeddings on disk, shared by runs: one safetensors file per prompt, below a folder per encoder.
+"""A cache of embeddings on disk, shared by runs: one safetensors file per prompt, in one folder per encoder.
 
     <cache>/<encoder>/<prompt>.safetensors     its tensors in their own dtype, with the prompt and their digest
-    <cache>/<encoder>/encoder.json             what <encoder> is the sha256 of
-    <cache>/files/                             what was found out about large files (`remembered`)
+    <cache>/<encoder>/encoder.json             the text whose sha256 is <encoder>
+    <cache>/files/                             facts about large files, such as digests (`cached_file_fact`)
 
-<encoder> is the sha256 over all that decides the bits: the contents of every file of the encoders and tokenizers (not
-their path), the family's settings, the threads, the device, and the versions of the libraries that compute. <prompt>
-is the sha256 of the prompt. Files get their name once they are written, so that runs can fill one cache together.
+<encoder> is the sha256 over everything that affects the embeddings' bits: the contents of every file of the encoders
+and tokenizers (not their path), the family's settings, the threads, the device, and the versions of the libraries that
+compute. <prompt> is the sha256 of the prompt. A file is renamed to its final name once it is written, so several runs
+can fill one cache at the same time.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class EmbeddingCache:
     """The embeddings of one encoder by prompt."""
 
     def __init__(self, root: Path, backbone: Backbone, threads: int, device: str = "cpu") -> None:
-        """Hashes the encoders' files. Raises ValueError where one of their folders is missing."""
+        """Hash the encoders' files. Raises ValueError if one of their folders is missing."""
         self.stated = identity(backbone, threads, device, root / "files")
         self.folder = root / hashlib.sha256(self.stated.encode()).hexdigest()
         self.broken: list[Path] = []
@@ -43,7 +44,7 @@ class EmbeddingCache:
         return self.folder / f"{hashlib.sha256(prompt.encode()).hexdigest()}.safetensors"
 
     def read(self, prompt: str) -> Conditioning | None:
-        """The prompt's conditioning [1, ...] as it was written; None where there is none, or where it is broken."""
+        """Read the prompt's conditioning [1, ...]; None if it is not in the cache, or if its file is broken."""
         path = self.path(prompt)
         if not path.is_file():
             return None
@@ -51,7 +52,7 @@ class EmbeddingCache:
             with safe_open(path, "pt") as file:
                 stated: dict[str, str] = file.metadata() or {}
                 names = list(file.keys())
-                tensors = {name: file.get_tensor(name).clone() for name in names}  # the file is not held
+                tensors = {name: file.get_tensor(name).clone() for name in names}  # the clone does not map the file
         except (SafetensorError, OSError) as error:
             why = str(error)
         else:
@@ -63,7 +64,7 @@ class EmbeddingCache:
         return None
 
     def write(self, prompt: str, tensors: Conditioning) -> None:
-        """Add a prompt. Raises ValueError where the folder cannot be written."""
+        """Add a prompt. Raises ValueError if the folder cannot be written."""
         whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -75,7 +76,7 @@ class EmbeddingCache:
 
 
 def identity(backbone: Backbone, threads: int, device: str, memory: Path) -> str:
-    """All that decides the bits of an embedding but the prompt, as JSON. memory: where digests of files are kept."""
+    """Everything that affects an embedding's bits except the prompt, as JSON. memory: folder of cached file digests."""
     stated = {
         "files": {
             f"{part.name}/{file.relative_to(part)}": file_digest(file, memory)
@@ -91,7 +92,7 @@ def identity(backbone: Backbone, threads: int, device: str, memory: Path) -> str
 
 
 def _files(part: Path) -> Sequence[Path]:
-    """All files of a component but hidden ones, in order."""
+    """All files of a component except hidden ones, sorted. Raises ValueError if its folder is missing."""
     if not part.is_dir():
         raise ValueError(f"{part.parent} has no {part.name}: the folder {part.name}/ is missing")
     return sorted(p for p in part.rglob("*") if p.is_file() and not p.name.startswith("."))

@@ -1,7 +1,7 @@
-"""Prompts to embeddings: each distinct text once, by itself, from the cache on disk where it is there.
+"""Encoding of prompts to embeddings: each distinct text once, alone, or from the cache on disk.
 
-A text shares its forward with no other: in a batch its bits would depend on its neighbours (those of the embedded
-model's pooled embeddings do), and a run would then depend on what its cache happened to hold.
+Each text gets a forward of its own. In a batch its bits would depend on the other texts (the pooled embeddings of the
+embedded model do), and a run would depend on which texts its cache already had.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from flowbp_ray.utils.random import use_deterministic_kernels
 
 
 class Encoder:
-    """Encodes one text after the other. The text encoders are loaded for the first one that the cache lacks."""
+    """Encodes texts one by one. It loads the text encoders at the first text that is not in the cache."""
 
     def __init__(self, backbone: BackboneConfig, encoder: EncoderConfig, deterministic: bool = False) -> None:
-        """deterministic: with deterministic kernels only, where it computes on a GPU."""
+        """deterministic: use deterministic kernels only, on a GPU."""
         self.threads, self.device = encoder.threads, encoder.device
         self.backbone = build_backbone(backbone)
         root, computes_on = cache_folder(encoder.cache), _computes_on(encoder.device, deterministic)
@@ -35,7 +35,7 @@ class Encoder:
         self.found = self.encoded = self.nbytes = 0
 
     def __call__(self, text: str) -> Conditioning:
-        """Conditioning [1, ...] of `text`, each tensor in the dtype that the encoders answer in."""
+        """Return the conditioning [1, ...] of `text`, each tensor in the dtype of the encoders' output."""
         tensors = None if self.cache is None else self.cache.read(text)
         if tensors is None:
             tensors = self._encode(text)
@@ -54,14 +54,14 @@ class Encoder:
             return self.loaded(text)
 
     def report(self) -> Encoded:
-        """What was done so far."""
+        """A report on the texts so far."""
         broken, folder = ((), None) if self.cache is None else (tuple(self.cache.broken), self.cache.folder)
         return Encoded(self.found, self.encoded, self.nbytes, broken, folder)
 
 
 @dataclass(frozen=True)
 class PackedEmbeddings:
-    """`Embeddings` on their way: one object, which is sent by reference."""
+    """`Embeddings` as a message: one object, which is passed by reference."""
 
     tensors: Mapping[str, Packed]
     places: tuple[int, ...]
@@ -79,7 +79,10 @@ class PackedEmbeddings:
 
 
 def _computes_on(device: str, deterministic: bool) -> str:
-    """What decides the bits beside the threads: CPUs, or which GPU with which kernels, which are set here."""
+    """The device as a part of the cache's key: "cpu", or the GPU's name and whether its kernels are deterministic.
+
+    Deterministic kernels are set here.
+    """
     if device == "cpu":
         return "cpu"
     if deterministic:
@@ -89,7 +92,7 @@ def _computes_on(device: str, deterministic: bool) -> str:
 
 @contextlib.contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """So many torch threads meanwhile: they are part of what decides the bits."""
+    """Set the number of torch threads inside the context, because it affects the bits."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -119,21 +122,21 @@ class Embeddings:
 
 
 def encode_all(encode: Encode, prompts: Sequence[str]) -> Embeddings:
-    """Encode the empty prompt and `prompts`, each distinct text once: whoever does it gets the same bits."""
+    """Encode the empty prompt and `prompts`, each distinct text once."""
     texts = distinct(prompts)
     row = {text: i for i, text in enumerate(texts)}
     return Embeddings(_stacked([encode(text) for text in texts]), tuple(row[prompt] for prompt in prompts))
 
 
 def distinct(prompts: Sequence[str]) -> list[str]:
-    """What is to be encoded: the empty prompt, then every other text once, in order."""
+    """The texts to encode: the empty prompt, then every other text once, in order."""
     return list(dict.fromkeys(["", *prompts]))
 
 
 def _stacked(parts: Sequence[Conditioning]) -> Conditioning:
-    """Parts [1, ...] one below the other; where they differ in length (axis 1), zeros follow the shorter ones.
+    """Concatenate parts [1, ...] along axis 0, padded with zeros to the longest one along axis 1.
 
-    The parts are taken apart on the way: the table may be large, and memory holds it once.
+    Each part is removed once it is copied, because the table may be large.
     """
 
     def stack(name: str) -> Tensor:

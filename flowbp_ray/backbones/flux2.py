@@ -1,4 +1,4 @@
-"""FLUX.2-klein-base (Flux2KleinPipeline): empirical shift, real guidance, three hidden layers of Qwen3."""
+"""FLUX.2-klein-base (Flux2KleinPipeline): empirical shift, classifier-free guidance, three hidden layers of Qwen3."""
 
 from __future__ import annotations
 

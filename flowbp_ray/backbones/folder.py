@@ -1,4 +1,4 @@
-"""Open one component of a diffusers folder, and say in one line what is wrong with it. Nothing is ever downloaded."""
+"""Loading the components of a diffusers folder, with one-line error messages. Nothing is ever downloaded."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ CONFIG_FILES = {"scheduler": "scheduler_config.json"}  # the others are called c
 
 
 class Folder:
-    """A folder as `DiffusionPipeline.save_pretrained` writes it: one subfolder per component."""
+    """A diffusers folder, as written by `DiffusionPipeline.save_pretrained`: one subfolder per component."""
 
     def __init__(self, path: str | None, backbone: str) -> None:
-        """Raises ValueError where there is no path, or no such folder."""
+        """Raises ValueError if the path is empty or there is no such folder."""
         if not path:
             raise ValueError(f"backbone {backbone!r} needs its weights; write backbone.path: a diffusers folder")
         self.path, self.backbone = Path(path), backbone
@@ -25,9 +25,9 @@ class Folder:
             raise ValueError(f"there is no folder {self.path}; write backbone.path: a diffusers folder")
 
     def config(self, component: str, class_name: str | None = None) -> dict[str, Any]:
-        """The component's configuration.
+        """Read the component's configuration.
 
-        Raises ValueError where its file is missing or is not JSON, or (with class_name) where it is of another class.
+        Raises ValueError if its file is missing or is not JSON, or if it is of another class than `class_name`.
         """
         file = self.path / component / CONFIG_FILES.get(component, "config.json")
         if not file.is_file():
@@ -45,10 +45,10 @@ class Folder:
         return config
 
     def model(self, component: str, class_name: str, dtype: torch.dtype | None) -> nn.Module:
-        """The component as a diffusers or transformers model in eval mode on the CPU; dtype None: as it was stored.
+        """Load the component as a diffusers or transformers model, in eval mode on the CPU.
 
-        Raises ValueError where the class is another one, where weights are missing or unreadable, and where one of
-        them is not finite.
+        dtype: None is the stored one. Raises ValueError if the class is another one, or if weights are missing,
+        unreadable or not finite.
         """
         library = "diffusers" if "_class_name" in self.config(component, class_name) else "transformers"
         cls = getattr(importlib.import_module(library), class_name)
@@ -58,7 +58,7 @@ class Folder:
             model, info = cls.from_pretrained(
                 self.path / component, local_files_only=True, output_loading_info=True, **precision
             )
-        except Exception as error:  # whatever a broken file makes the libraries raise, the user wants one line
+        except Exception as error:  # a broken file makes the libraries raise many types; the user gets one line
             reason = " ".join(str(error).split())[:200]
             raise ValueError(f"{self.path} has a broken {component}: its weights cannot be read ({reason})") from error
         if info["missing_keys"]:
@@ -80,7 +80,7 @@ class Folder:
         return model.to(stored_dtype(self.config(component)))
 
     def tokenizer(self, component: str, class_name: str) -> Any:
-        """The component as a tokenizer of transformers. Raises ValueError where it is missing or cannot be read."""
+        """Load the component as a tokenizer of transformers. Raises ValueError if it is missing or cannot be read."""
         if not (self.path / component).is_dir():
             raise ValueError(f"{self.path} has no {component}: the folder {component}/ is missing")
         cls = getattr(importlib.import_module("transformers"), class_name)
@@ -98,5 +98,5 @@ def stored_dtype(config: dict[str, Any]) -> torch.dtype:
 
 
 def _quiet(library: str) -> None:
-    """No progress bars over the loading of weights."""
+    """Disable the library's progress bars."""
     importlib.import_module(f"{library}.utils.logging").disable_progress_bar()

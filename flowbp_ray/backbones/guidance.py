@@ -1,8 +1,8 @@
-"""Velocity closures with guidance, for every family: what they differ in is said by `Backbone`, never by its name.
+"""Velocity functions with guidance, for every family; `Backbone` describes how the families differ.
 
-Real guidance is v = v_neg + g·(v_cond − v_neg) (2207.12598), or what the family's `guide` makes of it; with embedded
-guidance g is an input of the model and there is one branch. The surrogate asks for `velocity(x [R, ...], node [R],
-row [R])`; these functions bind a transformer, a sigma grid and the rows' conditioning to it.
+Classifier-free guidance is v = v_neg + g·(v_cond − v_neg) (2207.12598), or the family's own `guide`. With embedded
+guidance g is an input of the model and there is one branch. The surrogate calls `velocity(x [R, ...], node [R],
+row [R])`; the functions here bind a transformer, a sigma grid and the rows' conditioning to it.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ def full_velocity(
     guidance: float,
     observe: Callable[[Tensor], None] | None = None,
 ) -> Velocity:
-    """The guided velocity, conditional and negative rows in one forward; one branch alone where that is all there is.
+    """Return the guided velocity; conditional and negative rows share one forward, unless there is only one branch.
 
-    observe: is given what `trained_velocity` with a detached negative returns at the same state, for the drift meter.
+    observe: receives, at each call, the value that `trained_velocity` with a detached negative branch returns at the
+    same states, for the drift meter.
     """
     alone = one_branch(backbone, guidance)
     sigmas, conditioning, negative = _beside(transformer, sigmas, conditioning, {} if alone else negative)
@@ -59,14 +60,15 @@ def trained_velocity(
     guidance: float,
     detach_negative: bool,
 ) -> Velocity:
-    """What a learner differentiates. With a detached negative branch that is g·v_cond: the rest has no gradient.
+    """Return the velocity that a learner differentiates.
 
-    Its *value* is then not the guided velocity; a vector–Jacobian product does not need the value. Where guidance is
-    not linear in v_cond the product does need v_neg, which is then run without gradient.
+    With a detached negative branch it is g·v_cond, because the rest has no gradient. Its *value* is then not the guided
+    velocity, but a vector–Jacobian product does not need the value. If guidance is not linear in v_cond, the product
+    needs v_neg, which is then computed without gradient.
     """
     if not detach_negative or one_branch(backbone, guidance):
         return full_velocity(backbone, transformer, sigmas, conditioning, negative, guidance)
-    unused = backbone.linear_guidance  # the negative prompt then stays where it is
+    unused = backbone.linear_guidance  # then the negative prompt is not moved to the device
     sigmas, conditioning, negative = _beside(transformer, sigmas, conditioning, {} if unused else negative)
 
     def velocity(x: Tensor, node: Tensor, row: Tensor) -> Tensor:
@@ -88,14 +90,14 @@ def one_branch(backbone: Backbone, guidance: float) -> bool:
 def _beside(
     transformer: nn.Module, sigmas: Tensor, *conditionings: Conditioning
 ) -> tuple[Tensor, Conditioning, Conditioning]:
-    """The grid and the conditionings on the transformer's device."""
+    """Move the grid and the conditionings to the transformer's device."""
     device = next(transformer.parameters()).device
     cond, negative = ({name: _moved(tensor, device) for name, tensor in c.items()} for c in conditionings)
     return sigmas.to(device), cond, negative
 
 
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """On the device; a row that was expanded to many stays one row there."""
+    """Move a tensor to the device; one row that was expanded to many is moved once and expanded there."""
     if tensor.dim() and tensor.stride(0) == 0:
         return tensor[:1].to(device).expand(tensor.shape)
     return tensor.to(device)

@@ -1,4 +1,4 @@
-"""What the families that come as diffusers pipelines share: opening the folder, the scheduler, the text encoders."""
+"""The common base of families with a diffusers pipeline: the folder, the scheduler, the text encoders."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from flowbp_ray.backbones.sigmas import flux1_mu
 class PipelineBackbone(Backbone):
     """A family with a pipeline in diffusers. A subclass names the classes and calls the transformer.
 
-    States are [in_channels, rows, columns] of tokens, see `tokens`; `pixels_per_token` on a side is the VAE's factor
-    times the patch of 2.
+    States are [in_channels, rows, columns] of tokens, see `tokens`. A token is `pixels_per_token` pixels wide and
+    high: the VAE's factor times the patch size 2.
     """
 
     lora_targets: ClassVar[tuple[str, ...]] = (
@@ -39,12 +39,12 @@ class PipelineBackbone(Backbone):
     encoder_classes: ClassVar[dict[str, str]]
     tokenizer_classes: ClassVar[dict[str, str]]
     text_tokens: ClassVar[int]
-    """The most tokens of text that `encode` makes."""
+    """The largest number of text tokens that `encode` returns."""
     pooled_text: ClassVar[bool] = False
-    """Whether there is a vector of the whole text beside its tokens."""
+    """Whether the conditioning has a pooled vector of the text besides its tokens."""
 
     def __init__(self, path: str | None = None, sigma_grid: SigmaGrid = "pipeline") -> None:
-        """Raises ValueError where `path` is no diffusers folder whose transformer is of this family."""
+        """Raises ValueError unless `path` is a diffusers folder whose transformer is of this family."""
         super().__init__(path, sigma_grid)
         self.folder = Folder(path, self.name)
         self.transformer_config = self.folder.config("transformer", self.transformer_class)
@@ -58,11 +58,11 @@ class PipelineBackbone(Backbone):
         return f"image = pipe({asked}, {self.guided(guidance)}).images[0]"
 
     def steps_argument(self, num_steps: int) -> str:
-        """How the pipeline is told the grid."""
+        """The pipeline's argument for the sigma grid, as Python code."""
         return f"num_inference_steps={num_steps}"
 
     def guided(self, guidance: float) -> str:
-        """How the pipeline is told the guidance."""
+        """The pipeline's argument for the guidance, as Python code."""
         return f"guidance_scale={guidance!r}"
 
     @cached_property
@@ -71,7 +71,7 @@ class PipelineBackbone(Backbone):
 
     @property
     def vae_factor(self) -> int:
-        """Pixels per latent on a side."""
+        """Pixels per latent element, along one side."""
         return 2 ** (len(self.vae_config["block_out_channels"]) - 1)
 
     @property
@@ -79,7 +79,7 @@ class PipelineBackbone(Backbone):
         return 2 * self.vae_factor
 
     def token_grid(self, height: int, width: int) -> tuple[int, int]:
-        """(rows, columns) of tokens. Raises ValueError where a side is not a multiple of a token."""
+        """(rows, columns) of tokens. Raises ValueError if a side is not a multiple of a token's."""
         side = self.pixels_per_token
         for name, value in (("height", height), ("width", width)):
             if value < side or value % side:
@@ -96,22 +96,22 @@ class PipelineBackbone(Backbone):
         return self.scheduled(num_steps, self.mu(rows * columns, num_steps))
 
     def mu(self, tokens: int, num_steps: int) -> float:
-        """The dynamic shift for an image of so many tokens; schedulers with a static shift ignore it."""
+        """The dynamic shift for an image of `tokens` tokens; schedulers with a static shift ignore it."""
         config = self.scheduler.config
         return flux1_mu(
             tokens, config.base_image_seq_len, config.max_image_seq_len, config.base_shift, config.max_shift
         )
 
     def scheduled(self, num_steps: int, mu: float) -> Tensor:
-        """Sigmas [num_steps + 1] of the folder's scheduler for t = 1, 1 − 1/N, …, 1/N, as the FLUX pipelines ask."""
+        """Sigmas [num_steps + 1] of the folder's scheduler for t = 1, 1 − 1/N, …, 1/N, as in the FLUX pipelines."""
         return self.checked(num_steps, lambda n: {"sigmas": np.linspace(1.0, 1.0 / n, n).tolist(), "mu": mu})
 
     def checked(self, num_steps: int, arguments: Callable[[int], dict[str, Any]]) -> Tensor:
         """The scheduler's sigmas after `set_timesteps(**arguments(num_steps))`.
 
-        Raises ValueError for a number of steps that it has no grid for.
+        Raises ValueError for a number of steps without a grid.
         """
-        least = 2 if self.scheduler.config.shift_terminal else 1  # one step has no last one to stretch to
+        least = 2 if self.scheduler.config.shift_terminal else 1  # the stretch to a terminal sigma needs two steps
         if num_steps < least:
             raise ValueError(f"num_steps must be at least {least}, got {num_steps}")
         self.scheduler.set_timesteps(**arguments(num_steps))
@@ -119,7 +119,7 @@ class PipelineBackbone(Backbone):
 
     @cached_property
     def scheduler(self) -> Any:
-        """The folder's scheduler. Raises ValueError where it is not a plain Euler one, which is all a rollout does."""
+        """The folder's scheduler. Raises ValueError unless it is plain Euler, because rollouts take Euler steps."""
         from diffusers import FlowMatchEulerDiscreteScheduler
 
         config = self.folder.config("scheduler", "FlowMatchEulerDiscreteScheduler")
@@ -141,7 +141,7 @@ class PipelineBackbone(Backbone):
         return self.folder.model("vae", self.vae_class, torch.float32).requires_grad_(False)
 
     def conditioning_skeleton(self) -> Conditioning:
-        """In the precision of the last text encoder, which makes the tokens' embeddings; fp32 if it has no config."""
+        """See `Backbone`. The dtype is the last text encoder's, which embeds the tokens; fp32 if it has no config."""
         config, name = self.transformer_config, list(self.encoder_classes)[-1]
         there = (self.folder.path / name / "config.json").is_file()
         dtype = stored_dtype(self.folder.config(name)) if there else torch.float32
@@ -172,7 +172,7 @@ class PipelineBackbone(Backbone):
         return super().encoder_settings() | {"pipeline": self.pipeline_class}
 
     def text_pipeline(self) -> Any:
-        """The family's pipeline with its text encoders, in the precision they were stored in, and nothing else."""
+        """Load the family's pipeline with only its tokenizers and text encoders, in their stored precision."""
         parts: dict[str, Any] = dict.fromkeys(("transformer", "vae", "scheduler"))
         for name, cls in self.tokenizer_classes.items():
             parts[name] = self.folder.tokenizer(name, cls)
@@ -182,7 +182,7 @@ class PipelineBackbone(Backbone):
 
     @abc.abstractmethod
     def encode(self, pipe: Any, prompt: str) -> Conditioning:
-        """Conditioning [1, ...] by the pipeline's own `encode_prompt`."""
+        """Encode a prompt to its conditioning [1, ...] with the pipeline's own `encode_prompt`."""
 
 
 def diffusers_class(name: str) -> Any:
@@ -190,12 +190,12 @@ def diffusers_class(name: str) -> Any:
 
 
 def meta_model(class_name: str, config: dict[str, Any]) -> nn.Module:
-    """The diffusers model of this configuration on the meta device."""
+    """Build a diffusers model from its configuration on the meta device."""
     with torch.device("meta"):
         model: nn.Module = diffusers_class(class_name).from_config(config)
     return model
 
 
 def timestep(x: Tensor, sigma: Tensor) -> Tensor:
-    """Times [R] in 0..1 as the FLUX and Qwen pipelines hand them over: rounded at 1000·sigma to the states' dtype."""
+    """Times [R] in 0..1, as the FLUX and Qwen pipelines pass them: 1000·sigma, rounded to the states' dtype, / 1000."""
     return (sigma.to(x.device) * 1000.0).to(x.dtype) / 1000.0

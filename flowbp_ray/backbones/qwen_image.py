@@ -1,4 +1,4 @@
-"""Qwen-Image (QwenImagePipeline): dynamic shift, real guidance that keeps token norms, Qwen2.5-VL, a video VAE."""
+"""Qwen-Image (QwenImagePipeline): dynamic shift, norm-preserving guidance, Qwen2.5-VL text encoder, video VAE."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flowbp_ray.backbones.pipeline import PipelineBackbone, timestep
 
 
 class QwenImageBackbone(PipelineBackbone):
-    """States are [64, H/16, W/16], which the pipeline packs to [H/16·W/16, 64]. Prompts differ in length: a mask."""
+    """States are [64, H/16, W/16], which the pipeline packs to [H/16·W/16, 64]. A mask marks the words of a prompt."""
 
     name = "qwen_image"
     linear_guidance = False
@@ -47,7 +47,7 @@ class QwenImageBackbone(PipelineBackbone):
         return f"true_cfg_scale={guidance!r}, negative_prompt=''"
 
     def guide(self, v_cond: Tensor, v_neg: Tensor, guidance: float) -> Tensor:
-        """c·|v_cond|/|c| with c = v_neg + g·(v_cond − v_neg) and norms over each token's channels."""
+        """The guided velocity c·|v_cond|/|c| with c = v_neg + g·(v_cond − v_neg), norms over each token's channels."""
         combined = super().guide(v_cond, v_neg, guidance)
         return combined * (v_cond.norm(dim=1, keepdim=True) / combined.norm(dim=1, keepdim=True))
 
@@ -56,7 +56,7 @@ class QwenImageBackbone(PipelineBackbone):
         embeds, mask = conditioning["prompt_embeds"].to(x), conditioning.get("prompt_embeds_mask")
         if mask is not None:  # without one all tokens are words
             mask = mask.to(x.device).bool()
-            longest = int(mask.sum(dim=1).max())  # words come first: what is padding in every row is left out
+            longest = int(mask.sum(dim=1).max())  # words come first, so this cuts what is padding in every row
             embeds, mask = embeds[:, :longest], mask[:, :longest]
         v = transformer(
             hidden_states=tokens.flatten(x),

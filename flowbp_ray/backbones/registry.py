@@ -1,4 +1,4 @@
-"""The model families by name, and the one that a configuration names."""
+"""The registry of model families by name."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ BACKBONES: dict[str, type[Backbone]] = {
 
 
 def build_backbone(config: BackboneConfig) -> Backbone:
-    """The family that a configuration names. Weights are loaded later, each part by whoever needs it.
+    """Build the family that a configuration names. Weights are loaded later, part by part.
 
-    Raises ValueError for a name that is not known, or a path that a family cannot be read from.
+    Raises ValueError for an unknown name, or a path that is not a folder of this family.
     """
     return backbone_named(config.name, config.path, config.sigmas)
 
 
 def backbone_named(name: str, path: str | None = None, sigma_grid: SigmaGrid = "pipeline") -> Backbone:
-    """The family `name`, which reads its weights from the diffusers folder `path` (None: the embedded ones).
+    """Build the family `name`, with the weights in the diffusers folder `path` (None: the embedded ones).
 
-    sigma_grid: where its noise levels come from, see `SigmaGrid`. Raises ValueError for a name that is not known.
+    sigma_grid: the noise levels, see `SigmaGrid`. Raises ValueError as `build_backbone` does.
     """
     if name not in BACKBONES:
         raise ValueError(nearest(name, list(BACKBONES), "backbone"))

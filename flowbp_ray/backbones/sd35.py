@@ -1,4 +1,4 @@
-"""Stable Diffusion 3.5 (StableDiffusion3Pipeline): static shift, real guidance, CLIP-L + CLIP-G + T5."""
+"""Stable Diffusion 3.5 (StableDiffusion3Pipeline): static shift, classifier-free guidance, CLIP-L + CLIP-G + T5."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flowbp_ray.backbones.pipeline import PipelineBackbone
 
 
 class SD35Backbone(PipelineBackbone):
-    """The transformer cuts its own patches: states are the VAE's latents [16, H/8, W/8]."""
+    """States are the VAE's latents [16, H/8, W/8], because the transformer makes its patches itself."""
 
     name = "sd35"
     pipeline_class = "StableDiffusion3Pipeline"
@@ -37,7 +37,7 @@ class SD35Backbone(PipelineBackbone):
         return self.transformer_config["patch_size"] * self.vae_factor
 
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
-        """[in_channels, H/8, W/8]. Raises ValueError for sides that do not divide, or beyond the position table."""
+        """[in_channels, H/8, W/8]. Raises ValueError for sides that are not divisible, or beyond the position table."""
         most = self.transformer_config["pos_embed_max_size"]
         for name, count in zip(("height", "width"), self.token_grid(height, width), strict=True):
             if count > most:
@@ -51,7 +51,7 @@ class SD35Backbone(PipelineBackbone):
         return asked + (even if self.sigma_grid == "even" else "")
 
     def scheduled(self, num_steps: int, mu: float) -> Tensor:
-        """The scheduler's own grid: this pipeline passes no sigmas, so the last step starts at a noise of 0.009."""
+        """The scheduler's own grid. This pipeline passes no sigmas, so the last step starts at a sigma of 0.009."""
         if self.sigma_grid == "even":
             return super().scheduled(num_steps, mu)
         return self.checked(num_steps, lambda n: {"num_inference_steps": n, "mu": mu})

@@ -114,7 +114,7 @@ class ShapesBackbone(Backbone):
         return self.folder
 
     def example(self, prompt: str, num_steps: int, height: int, width: int, guidance: float) -> str:
-        """The text model is not one that the pipeline knows: it is given embeddings, and sigmas in equal steps."""
+        """See `Backbone`. The pipeline does not know the text model: it gets embeddings, and sigmas in even steps."""
         return f"""
 from pathlib import Path
 from flowbp_ray.shapes.text import encode_prompts, load_text

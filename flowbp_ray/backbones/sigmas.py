@@ -20,9 +20,9 @@ def flux1_mu(
     base_shift: float = 0.5,
     max_shift: float = 1.15,
 ) -> float:
-    """FLUX.1's mu: linear in the number of image tokens."""
+    """FLUX.1's mu, linear in the number of image tokens."""
     slope = (max_shift - base_shift) / (max_tokens - base_tokens)
-    return tokens * slope + (base_shift - slope * base_tokens)  # in this order: bit for bit the pipeline's
+    return tokens * slope + (base_shift - slope * base_tokens)  # this order gives the same bits as the pipeline
 
 
 def flux2_mu(tokens: int, num_steps: int) -> float:

@@ -1,7 +1,7 @@
-"""Between states on a grid of tokens [B, C, rows, columns] and a transformer's sequences [B, rows·columns, C].
+"""Conversion between states on a token grid [B, C, rows, columns] and transformer sequences [B, rows·columns, C].
 
-FLUX.1, FLUX.2 and Qwen-Image cut a latent into patches of 2×2 and flatten them. A state keeps the patches in C and the
-grid as it is, so that its shape alone says the size of the image: 512×512 is [64, 32, 32], not [1024, 64].
+FLUX.1, FLUX.2 and Qwen-Image cut a latent into patches of 2×2 and flatten them. A state has the patches in C and keeps
+the grid, so its shape determines the size of the image: 512×512 is [64, 32, 32], not [1024, 64].
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What decides the course of a run: which samples count, when a reward is hacked, how many processes there are."""
+"""Decisions during a run: which samples count, whether a reward is hacked, how many processes there are."""

@@ -1,7 +1,7 @@
-"""Against reward hacking: what is trained on rises while what is only measured falls below where it began.
+"""The guard against reward hacking: a trained reward rises while a metric that is only measured falls below its start.
 
-A pure function of the evaluations so far, so that a resumed run judges as the uninterrupted one. A metric begins at its
-first finite value. Only the first of `evaluation.guidance` is looked at.
+The verdict is a pure function of the evaluations so far, so a resumed run gets the same as an uninterrupted one. A
+metric's start is its first finite value. Only the evaluations at the first of `evaluation.guidance` are read.
 """
 
 from __future__ import annotations
@@ -19,13 +19,17 @@ from flowbp_ray.run.folder import Run
 from flowbp_ray.utils.errors import ConfigError
 
 FILE = "guard.json"
-Results = Mapping[int, Mapping[float, Evaluation]]  # step -> guidance -> what was measured
+Results = Mapping[int, Mapping[float, Evaluation]]  # step -> guidance -> evaluation
 Curves = Mapping[str, Mapping[int, float]]  # metric -> step -> mean
 
 
 @dataclass(frozen=True)
 class HackingVerdict:
-    """metric fell from `start` to `now`, by more than `margin`, while trained rewards rose: name -> (start, now)."""
+    """A metric fell from `start` to `now`, by more than `margin`, while trained rewards rose.
+
+    evaluations: in how many consecutive ones. rose: reward -> (start, now). action: of the configuration. best: the
+    step at which the guarded metrics are highest.
+    """
 
     step: int
     metric: str
@@ -38,7 +42,7 @@ class HackingVerdict:
     best: int
 
     def describe(self) -> str:
-        """One line."""
+        """One line, for the log."""
         rose = ", ".join(f"{name} rose from {a:.3f} to {b:.3f}" for name, (a, b) in self.rose.items())
         times = f"{self.evaluations} evaluation{'s' * (self.evaluations > 1)} in a row"
         return (
@@ -47,7 +51,7 @@ class HackingVerdict:
         )
 
     def write(self, run: Run) -> None:
-        """guard.json. After a rollback the picture of before and after shows what the run went back from."""
+        """Write guard.json. After a rollback, rename before_above_after pictures to before_above_rejected."""
         (run.folder / FILE).write_text(json.dumps(asdict(self) | {"line": self.describe()}, indent=1) + "\n")
         if self.action == "rollback":
             for picture in run.images.glob("before_above_after_*.png"):
@@ -55,13 +59,13 @@ class HackingVerdict:
 
 
 def read(run: Run) -> dict[str, Any] | None:
-    """What a guard that ended the run wrote."""
+    """Read guard.json, the verdict that ended the run; None if there is none."""
     file = run.folder / FILE
     return json.loads(file.read_text()) if file.is_file() else None
 
 
 def clear_overruled_verdict(run: Run, config: GuardConfig | None) -> None:
-    """Forget a verdict that the configuration overrules. Raises ConfigError where it still ends the run."""
+    """Delete a verdict that the configuration overrules. Raises ConfigError if the verdict still ends the run."""
     if (verdict := read(run)) is None:
         return
     if config is not None and config.action != "warn":
@@ -73,7 +77,7 @@ def clear_overruled_verdict(run: Run, config: GuardConfig | None) -> None:
 
 @dataclass(frozen=True)
 class Guard:
-    """A run's guard. trained: names of the rewards that are trained on. guidance: at which evaluations are compared."""
+    """A run's guard. trained: the names of the trained rewards. guidance: that of the evaluations to compare."""
 
     config: GuardConfig
     trained: tuple[str, ...]
@@ -81,12 +85,16 @@ class Guard:
 
     @classmethod
     def of(cls, config: GuardConfig | None, rewards: RewardsConfig, evaluation: EvaluationConfig) -> Guard | None:
-        """The guard of a run; None where its configuration has none."""
+        """Build the guard of a run; None if its configuration has none."""
         trained = tuple(term.name for term in rewards.terms)
         return None if config is None else cls(config, trained, evaluation.guidance[0])
 
     def verdict(self, results: Results) -> HackingVerdict | None:
-        """The verdict after the newest evaluation, if it speaks against going on; the first metric that fell."""
+        """The verdict after the newest evaluation, on the first guarded metric that fell; None if none did.
+
+        The metric must be below its start by more than its margin, and a trained reward above its start, in each of the
+        last `patience` evaluations.
+        """
         steps = sorted(results)
         if len(steps) <= self.config.patience:
             return None
@@ -109,16 +117,19 @@ class Guard:
         return None
 
     def best(self, results: Results, among: Collection[int]) -> int | None:
-        """Of the steps `among` that were evaluated the one where the guarded metrics stand highest, or None.
+        """The step at which the guarded metrics are highest, of the evaluated steps in `among`; None if there is none.
 
-        They are added up, each in units of its margin. Steps at which one of them is missing come last; a metric that
-        was never measured does not count.
+        The changes of the metrics since their start are summed, each in units of its margin. Steps without one of the
+        metrics come last; a metric that was never measured does not count.
         """
         evaluated = [step for step in among if step in results]
         return self._highest(self._curves(results), evaluated) if evaluated else None
 
     def reachable(self, verdict: HackingVerdict, results: Results, run: Run) -> HackingVerdict:
-        """The verdict with the best step that has a checkpoint: a run that began with another action kept not all."""
+        """Return the verdict with the best step that has a checkpoint.
+
+        A run that was started with another action did not keep a checkpoint of every evaluation.
+        """
         found = self.best(results, run.checkpoints.steps())
         if found is None or found == verdict.best:
             return verdict
@@ -133,10 +144,10 @@ class Guard:
             found = sum((curves[metric][step] - start) / margins[metric] for metric, start in starts.items())
             return -math.inf if math.isnan(found) else found
 
-        return max(sorted(steps, reverse=True), key=height)  # of equals the later one
+        return max(sorted(steps, reverse=True), key=height)  # the later one of equals
 
     def _curves(self, results: Results) -> Curves:
-        """The means of what is guarded and what is trained on. Missing values are NaN: they prove nothing."""
+        """The means of the guarded metrics and the trained rewards. A missing value is NaN, which compares as False."""
         names = [*self.config.metrics, *self.trained]
         found: dict[str, dict[int, float]] = {name: {} for name in names}
         for step in sorted(results):
@@ -156,5 +167,5 @@ class Guard:
 
 
 def _start(curve: Mapping[int, float]) -> float | None:
-    """The first finite value: a judge may have been silent at the first evaluation."""
+    """The first finite value. A judge may not have answered at the first evaluation."""
     return next((curve[step] for step in sorted(curve) if math.isfinite(curve[step])), None)

@@ -1,12 +1,14 @@
-"""How many samplers and reward servers a run has between two steps: by hand (`flowbp-ray scale`) and by rule.
+"""The numbers of samplers and reward servers, changed between two steps by hand (`flowbp-ray scale`) or by a rule.
 
-The rule looks at the last steps. A role's busy share is its seconds of work over serving processes · step seconds.
-- The learners waited more than WAITS of the time, and the busier role hardly idles: one more of it. Where no role is
-  that busy they wait for what one batch goes through one after the other, and more processes would not help.
-- A role that the learners do not wait for idles more than IDLES of the time, and would not be full with one fewer: one
-  fewer.
-It holds still for WINDOW steps after a change, to see what that did, and adds to no role of which a process is still
-starting. Results do not depend on any of it.
+The rule reads the metrics of the last WINDOW steps. The busy share of a role is its seconds of work divided by (serving
+processes · step seconds).
+- If the learners waited more than WAITS of the time and the busier role idles at most IDLES: one process more for it.
+  If neither role is that busy, the learners wait for the stages that one batch passes through in sequence, and more
+  processes would not help.
+- If a role that the learners do not wait for idles more than IDLES of the time, and its busy share would stay within
+  FULL with one process fewer: one fewer.
+After a change the rule waits WINDOW steps to see the effect. It adds no process to a role while another one is still
+starting. The results of a run do not depend on these numbers.
 """
 
 from __future__ import annotations
@@ -22,9 +24,9 @@ from flowbp_ray.utils.errors import ConfigError
 from flowbp_ray.utils.files import write_atomically
 
 ROLES = ("samplers", "rewards")
-"""Whose processes may come and go."""
+"""The roles whose numbers of processes can change."""
 WORK = {"samplers": ("sampler_s", "load_s"), "rewards": ("reward_s",), "learners": ("learner_s", "publish_s")}
-"""Role -> the metrics with its seconds of work: summed over its processes, of the learners those of the slowest."""
+"""Role -> the metrics with its seconds of work: summed over its processes; for the learners those of the slowest."""
 WINDOW = 5  # steps
 WAITS = 0.10
 IDLES = 0.20
@@ -39,9 +41,9 @@ def bounds(config: RunConfig) -> dict[str, tuple[int, int]]:
 
 
 def rule(config: RunConfig, counts: Counts, serving: Counts, steps: Sequence[Mapping[str, float]]) -> dict[str, int]:
-    """The new size of the role that should change; empty where none should.
+    """The new size of the role that should change; empty if none should.
 
-    counts: as many as there shall be; serving: those that are there. steps: metrics since the last change.
+    counts: the sizes that were asked for. serving: the processes that are ready. steps: metrics since the last change.
     """
     if len(steps) < WINDOW:
         return {}
@@ -64,7 +66,7 @@ def rule(config: RunConfig, counts: Counts, serving: Counts, steps: Sequence[Map
 
 
 def parse(limits: Bounds, sizes: Sequence[str]) -> dict[str, int]:
-    """`samplers=6` and the like as role -> size. Raises ConfigError for what is not understood or beyond the limits."""
+    """Parse sizes such as `samplers=6` into role -> size. Raises ConfigError for bad syntax or a size out of limits."""
     found = {}
     for text in sizes:
         role, _, number = text.partition("=")
@@ -82,19 +84,19 @@ def parse(limits: Bounds, sizes: Sequence[str]) -> dict[str, int]:
 
 
 def request(run: Run, sizes: Counts) -> None:
-    """Write the sizes where the run looks between two steps: a file for each role; the last request counts."""
+    """Write one file per role, which the run reads between two steps; a later request replaces an earlier one."""
     for role, size in sizes.items():
         write_atomically(request_file(run, role), partial(Path.write_text, data=f"{size}\n"))
 
 
 def pending_requests(run: Run) -> dict[str, int]:
-    """What is asked for and not taken yet."""
+    """The requested sizes that the run has not taken yet."""
     found = {role: _read(request_file(run, role)) for role in ROLES}
     return {role: size for role, size in found.items() if size is not None}
 
 
 def take_requests(run: Run) -> dict[str, int]:
-    """What is asked for; it is not asked for any more. Who asks meanwhile is heard the next time."""
+    """Return and remove the requested sizes. A request that arrives during this call is kept for the next call."""
     found = {}
     for role in ROLES:
         taken = request_file(run, role).with_suffix(".taken")
@@ -106,7 +108,7 @@ def take_requests(run: Run) -> dict[str, int]:
 
 
 def discard_requests(run: Run) -> None:
-    """Forget what is asked for."""
+    """Remove all requests."""
     take_requests(run)
 
 
@@ -122,14 +124,15 @@ def _read(file: Path) -> int | None:
 
 
 def busy_share(role: str, steps: Sequence[Mapping[str, float]], processes: float, seconds: float) -> float:
-    """The share of `seconds` in which the processes of a role worked, from the metrics of the steps in that time."""
+    """The share of `seconds` in which a role's processes worked. steps: the metrics of all steps in that time."""
     return sum(step[key] for step in steps for key in WORK[role]) / (processes * seconds)
 
 
 def idle(step: Mapping[str, float], counts: Mapping[str, float], step_s: float) -> dict[str, float]:
     """`idle/<role>`: the share of a step of `step_s` seconds in which a role's processes did not compute.
 
-    step: its metrics, or means of them. counts: processes of samplers and rewards; the learners work in step.
+    step: its metrics, or means of them. counts: the processes of samplers and rewards. The learner ranks work in
+    lockstep and count as one process.
     """
     processes = {"samplers": counts["samplers"], "learners": 1, "rewards": counts["rewards"]}
     return {f"idle/{role}": max(0.0, 1 - busy_share(role, [step], n, step_s)) for role, n in processes.items()}

@@ -1,4 +1,4 @@
-"""Which samples of a batch count and by how much, and whether the learners updated."""
+"""The selection of a batch's samples and their factors, and the check whether the learners updated."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from flowbp_ray.rewards import balance
 from flowbp_ray.utils.errors import RunFailed
 
 NonFinite = Literal["skip_sample", "skip_step", "stop"]
-"""`nonfinite` of a configuration: what a value that is not finite costs."""
+"""`nonfinite` of a configuration: what to do about a value that is not finite."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """factors: what each row's cotangent is multiplied by, 0 or batch / kept. faults: what was not finite so far.
+    """The rows of a batch that count, and by how much.
 
-    The mean of the loss is taken over the rows that are kept. gram: [terms, terms], the products of the rewards'
-    gradients over these rows. shares: what each term's cotangent is multiplied by, where the terms are balanced; else
-    empty: there is one cotangent for all.
+    factors: multiply each row's cotangent, 0 or batch / kept, so that the loss is a mean over the kept rows. kept:
+    their number. faults: of the rollouts and scores. gram: [terms, terms], the inner products of the rewards' gradients
+    over these rows. shares: multiply each term's cotangent if the rewards are balanced; else empty, with one cotangent
+    for all terms.
     """
 
     factors: tuple[float, ...]
@@ -42,7 +43,7 @@ class Selection:
         faults: tuple[Fault, ...],
         rewards: RewardsConfig,
     ) -> Selection:
-        """What follows from the rows' factors."""
+        """Compute `kept`, `gram` and `shares` from the rows' factors."""
         products = balance.gram([scored.result for scored in items], factors)
         weights = [term.weight for term in rewards.terms]
         shares = balance.shares(products, weights) if rewards.balance != "none" else ()
@@ -56,9 +57,10 @@ def select(
     drift_max: float | None = None,
     nonfinite: NonFinite = "stop",
 ) -> Selection:
-    """Leave out rows with a fault, beyond their method's `max_distance`, or whose drift is above `drift_max`.
+    """Drop rows with a fault, beyond their method's `max_distance`, or with a drift above `drift_max`.
 
-    items: in their order. drift: one number per row, or empty. nonfinite: with "skip_step" one fault costs all rows.
+    items: in the order of their index. drift: one number per row, or empty. nonfinite: with "skip_step" one fault drops
+    all rows.
     """
     faults = tuple(fault for scored in items for part in (scored.report, scored.result) for fault in part.faults)
     spoiled = {fault.sample for fault in faults}
@@ -68,7 +70,7 @@ def select(
         for flag, sample in zip(scored.report.kept, scored.item.samples, strict=True)
     ]
     if drift and drift_max is not None:
-        # a drift that is not a number stays: the sweep meets that velocity again, and names it
+        # A row whose drift is NaN stays: the sweep computes the same velocity again and reports it as a fault.
         kept = [flag and not value > drift_max for flag, value in zip(kept, drift, strict=True)]
     if faults and nonfinite == "skip_step":
         kept = [False] * len(kept)
@@ -79,9 +81,9 @@ def select(
 def check_updated(
     step: int, learners: Sequence[StepReport], prompts: Sequence[str], nonfinite: NonFinite, log: logging.Logger
 ) -> bool:
-    """Whether the learners updated. A gradient norm that is not finite updated nothing, and the log names why.
+    """Whether the learners updated; logs why they did not. With a gradient norm that is not finite they do not update.
 
-    learners: empty where no sample was kept. Raises RunFailed for a bad gradient with nonfinite="stop".
+    learners: empty if no sample was kept. Raises RunFailed for such a norm with nonfinite="stop".
     """
     updated = bool(learners) and math.isfinite(learners[0].grad_norm)
     faults = [fault.describe(prompts) for report in learners for fault in report.faults]

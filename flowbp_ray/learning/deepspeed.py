@@ -24,7 +24,7 @@ from flowbp_ray.weights.trainable import trained
 
 
 class Unhooked(nn.Module):
-    """A module without the hooks on it: DeepSpeed's would take a gradient that is only looked at for a step's."""
+    """A module without its hooks. DeepSpeed's hooks would accumulate gradients that are not part of a step."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class DeepSpeedEngine:
         self.module: nn.Module = self.engine
         self.bare: nn.Module = Unhooked(module)
         self.dtype, self.device = dtype, config.device
-        if self.stage == 0:  # 1 and 2 have them flat, 3 apart
+        if self.stage == 0:  # stages 1 and 2 keep them flat already; stage 3 partitions them
             make_contiguous(self.named)
         self.ema = Ema(self._shards(), config.ema.decay) if config.ema else None
 
@@ -72,14 +72,17 @@ class DeepSpeedEngine:
         self.engine.step()
         if norm is None:
             norm = float(self.engine.get_global_grad_norm())
-        if norm < 0:  # how older versions say that it is not finite
+        if norm < 0:  # older versions of DeepSpeed return -1 for a norm that is not finite
             norm = float("inf")
         if math.isfinite(norm) and self.ema is not None:
             self.ema.update(self._shards())
         return norm
 
     def _plain_norm(self) -> float:
-        """Stage 0 has the whole gradient on every rank, and DeepSpeed neither tells its norm nor skips a bad one."""
+        """The global gradient norm at stage 0, where each rank has the whole gradient.
+
+        There DeepSpeed neither reports the norm nor skips an update whose norm is not finite.
+        """
         return float(torch.nn.utils.get_total_norm([p.grad for p in self.named.values() if p.grad is not None]))
 
     def sizes(self) -> dict[str, int]:
@@ -99,9 +102,10 @@ class DeepSpeedEngine:
                     yield {name: p.detach() for name, p in own.items()}
 
     def _masters(self, named: Mapping[str, Any], owner: int) -> dict[str, Tensor]:
-        """The masters, cast, on rank `owner`: each rank casts its fragments, and only the published dtype is whole.
+        """Gather the masters on rank `owner`, cast to the published dtype; an empty dict on the other ranks.
 
-        Where one rank has a fragment the others have zeros, so the sum of the bits as integers is those bits.
+        Each rank casts its fragments before, so no rank holds whole tensors in fp32. Where one rank has a fragment the
+        others have zeros, so the sum of the bits, read as integers, is the fragment's bits.
         """
         whole, views = allocate_contiguous({name: (self.shapes[name], self.dtype) for name in named}, self.device)
         for name, p in named.items():
@@ -121,7 +125,7 @@ class DeepSpeedEngine:
         return {name: TensorChecksum(tuple(self.shapes[name]), str(self.dtype), value) for name, value in own.items()}
 
     def _shards(self) -> list[Tensor]:
-        """This rank's fp32 masters: whole at stage 0, flat partitions above."""
+        """This rank's fp32 masters: whole parameters at stage 0, flat partitions at stages 1 to 3."""
         if self.stage == 0:
             return list(self.named.values())
         optimizer = self.engine.optimizer
@@ -129,7 +133,7 @@ class DeepSpeedEngine:
         return list(flat)
 
     def _fragments(self, p: Any) -> list[tuple[int, Tensor]]:
-        """What this rank holds of a parameter's master: (first flat index, fp32 values), or nothing."""
+        """This rank's fragments of a parameter's fp32 master, as (first flat index, values); may be empty."""
         if self.stage == 0:
             return [(0, p.detach())] if self.rank == 0 else []
         if self.stage == 3:
@@ -155,7 +159,7 @@ class DeepSpeedEngine:
 
 
 def deepspeed_config(config: LearnersConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """DeepSpeed's own settings; the batch is ours, so it is told one row per accumulation step."""
+    """DeepSpeed's settings. Micro-batch and accumulation steps are 1, because the learner sums the batch itself."""
     sharding: dict[str, Any] = {"stage": config.zero}
     if config.offload:
         sharding["offload_optimizer"] = {"device": "cpu", "pin_memory": config.device == "cuda"}
@@ -171,10 +175,10 @@ def deepspeed_config(config: LearnersConfig, dtype: torch.dtype) -> dict[str, An
 
 
 def join_process_group(rank: int, config: LearnersConfig, address: str, port: int, timeout: float) -> None:
-    """Join the learners' process group: gloo on CPUs, NCCL on GPUs. Before anything else that imports DeepSpeed.
+    """Join the learners' process group: gloo on CPUs, NCCL on GPUs. Call it before anything else imports DeepSpeed.
 
-    Which of them the configuration says, not the machine: ranks without a GPU may run where there is one.
-    timeout: seconds after which a collective without an answer fails.
+    The configuration chooses between them, not the machine: ranks that train on the CPU may run on a node with GPUs.
+    timeout: seconds after which a collective operation fails.
     """
     on_gpu = config.device == "cuda"
     os.environ |= {
@@ -190,14 +194,14 @@ def join_process_group(rank: int, config: LearnersConfig, address: str, port: in
     from deepspeed.ops import __compatible_ops__
 
     if not on_gpu:
-        __compatible_ops__["deepspeed_shm_comm"] = False  # would compile for a minute, for one host's collectives
-        # Gloo's own choice is the address of this host's name, which on Debian is 127.0.1.1: no other host gets there.
+        __compatible_ops__["deepspeed_shm_comm"] = False  # compiles for a minute, and only serves ranks on one host
+        # By default gloo uses the address of this host's name: 127.0.1.1 on Debian, which no other host reaches.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface_to(address))
     deepspeed.init_distributed("nccl" if on_gpu else "gloo", timeout=timedelta(seconds=timeout))
 
 
 def interface_to(address: str) -> str:
-    """The network interface by which this host reaches `address`, which may be its own; nothing where none has it."""
+    """The name of the network interface by which this host reaches `address` (may be its own); "" if none is found."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         probe.connect((address, 9))  # sends nothing

@@ -1,4 +1,4 @@
-"""What turns summed gradients into a step: plain torch on one rank (here), or DeepSpeed ZeRO over several (`zero`)."""
+"""Training engines: they accumulate gradients and update. Plain torch on one rank is here, ZeRO in `deepspeed`."""
 
 from __future__ import annotations
 
@@ -18,40 +18,43 @@ from flowbp_ray.weights.trainable import install, trained
 
 
 class Engine(Protocol):
-    """One optimizer over one module. `backward` is called once per forward and `step` once after the last."""
+    """One optimizer over one module. Call `backward` once per forward and `step` once after the last."""
 
     module: nn.Module
     bare: nn.Module
-    """For forwards whose gradients are no part of a step; not at ZeRO stage 3, where the parameters are apart."""
+    """The module for forwards whose gradients are not part of a step. Not at ZeRO stage 3, which partitions weights."""
     scale: float
-    """What cotangents are multiplied by, so that an engine that averages over ranks gives their sum."""
+    """The factor for cotangents that makes an engine that averages over ranks compute their sum."""
     ema: Ema | None
 
     def backward(self, loss: Tensor, last: bool) -> None:
-        """Accumulate the gradient of a scalar, unscaled: the gradient at the states is read too. `last` ends a step."""
+        """Accumulate the gradient of a scalar, unscaled, because the sweep reads the gradient at the states too.
+
+        last: whether this is the last call before `step`.
+        """
 
     def step(self, rate: float) -> float:
-        """Clip, update at this learning rate, average, clear the gradients.
+        """Clip the gradients, update with learning rate `rate`, update the EMA, clear the gradients.
 
-        Returns the global gradient norm before clipping, the same on all ranks. Where it is not finite nothing was
-        updated, the moments and the average included.
+        Returns the global gradient norm before clipping, the same on all ranks. If it is not finite, nothing was
+        updated, neither the weights nor the moments nor the EMA.
         """
         ...
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of each trained parameter as it is published, in the module's order."""
+        """Bytes of each trained parameter in the published dtype, in the module's order."""
         ...
 
     def parts(self, buckets: Sequence[Bucket], ema: bool = False) -> Iterator[dict[str, Tensor]]:
-        """One bucket of trained parameters (or of their average) after the other, whole, in the module's dtype.
+        """Yield, bucket after bucket, the whole trained parameters (with `ema` their average) in the module's dtype.
 
-        Every rank goes through all of them; what it gets holds until it asks for the next. Of the average a rank may
-        get its own buckets only, and nothing for the others.
+        Every rank must iterate over all buckets. The tensors are valid until the next bucket is requested. With `ema`
+        a rank may get an empty dict for other ranks' buckets.
         """
         ...
 
     def checksums(self, ema: bool = False) -> dict[str, TensorChecksum]:
-        """This rank's share of the checksum of each trained parameter: from the masters, not from `weights`."""
+        """This rank's part of the checksum of each trained parameter, from the masters and not from `parts`."""
         ...
 
     def save(self, folder: Path) -> None: ...
@@ -60,7 +63,7 @@ class Engine(Protocol):
 
 
 class TorchEngine:
-    """AdamW on one rank. Of a module in half precision it trains fp32 masters, and copies them back after a step."""
+    """AdamW on one rank. For a half-precision module it trains fp32 masters and copies them back after each step."""
 
     scale = 1.0
 
@@ -69,7 +72,7 @@ class TorchEngine:
         self.max_grad_norm, self.device = config.optimizer.max_grad_norm, config.device
         self.named = trained(module)
         make_contiguous(self.named)
-        self.shown = {name: p.detach() for name, p in self.named.items()}  # the same memory, for who only reads
+        self.shown = {name: p.detach() for name, p in self.named.items()}  # the same memory, for reading
         self.masters: dict[str, nn.Parameter] = {
             name: p if p.dtype == torch.float32 else nn.Parameter(p.detach().float()) for name, p in self.named.items()
         }
@@ -102,7 +105,7 @@ class TorchEngine:
                 p.copy_(self.masters[name])
 
     def weights(self, ema: bool = False) -> dict[str, Tensor]:
-        """All trained parameters (or their average) at once, in the module's dtype: for one process without Ray."""
+        """All trained parameters (with `ema` their average) in the module's dtype, for a single process without Ray."""
         if not ema:
             return dict(self.shown)
         return {name: average.to(self.named[name].dtype) for name, average in self._masters(True).items()}

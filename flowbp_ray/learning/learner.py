@@ -1,4 +1,4 @@
-"""One optimizer step from cached states and cotangents. Knows no method: only the plans that the items carry."""
+"""The learner: one optimizer step from cached states and cotangents. It reads the items' plans, never the method."""
 
 from __future__ import annotations
 
@@ -31,10 +31,7 @@ from flowbp_ray.weights.packing import PackedTensors, Packer
 
 
 class Learner:
-    """One rank: the transformer, its engine, the prompt embeddings.
-
-    No decoder, no reward, and where the negative branch is detached not that either.
-    """
+    """One learner rank: the transformer, its engine and the prompt embeddings; neither decoder nor reward."""
 
     def __init__(
         self,
@@ -48,9 +45,9 @@ class Learner:
         seed: int = 0,
         rank: int = 0,
     ) -> None:
-        """steps: optimizer steps of the run, for the learning rate's schedule. batch: rows of the global batch.
+        """steps: optimizer steps of the run, for the learning rate schedule. batch: rows of the global batch.
 
-        seed: what adapters are initialised from. The process group must be there before, for an engine that needs one.
+        seed: initialises the adapters. An engine over several ranks needs the process group to be joined before.
         """
         self.model, self.config, self.steps, self.batch = backbone, learners, steps, batch
         self.rank, self.embeddings = rank, embeddings
@@ -73,11 +70,11 @@ class Learner:
         factors: Sequence[float],
         shares: Sequence[float] = (),
     ) -> StepReport:
-        """Sum one VJP per active node of this rank's items, then update.
+        """Sum one VJP per active node of this rank's items, then update the weights.
 
-        cotangents: dL/dtarget of each item, [rows, branches, ...] fp32. factors: what each row's cotangent is
-        multiplied by: 1, or 0 for a masked row and batch / kept for the others. shares: where the rewards are
-        balanced, what each one's is multiplied by; the cotangents are [terms, rows, branches, ...] then.
+        cotangents: dL/dtarget of each item, [rows, branches, ...] fp32. factors: multiply each row's cotangent, 0 for
+        a masked row and batch / kept for the others. shares: with balanced rewards, multiply each term's cotangent;
+        the cotangents are then [terms, rows, branches, ...].
         """
         started = time.perf_counter()
         learners, optimizer = self.config, self.config.optimizer
@@ -127,12 +124,12 @@ class Learner:
 
     @torch.no_grad()
     def drift(self, rollouts: Sequence[Rollout]) -> tuple[float, ...]:
-        """The drift of each row, from a pass over the active nodes without gradient."""
+        """Measure the drift of each row by a pass over the active nodes without gradient."""
         items = [r.item for r in rollouts]
         states = self._here(r.states for r in rollouts)
         observer = SweepObserver(items, self.sigmas, _stacked([r.velocities for r in rollouts]))
         velocity, places = self._velocity(items), torch.tensor(observer.places, device=states.device)
-        # ZeRO-3 needs as many forwards on every rank as on the one with the most states: repeat the last one.
+        # ZeRO-3 needs the same number of forwards on every rank, so repeat the last state up to the largest number.
         most = len(plans_of(items)) * (self.terms + 1)
         padded = torch.arange(most, device=states.device).clamp(max=len(places) - 1)
         for part in padded.split(self.config.micro_batch * self.config.fuse):
@@ -141,18 +138,18 @@ class Learner:
         return observer.drift()
 
     def _here(self, parts: Iterable[Packed]) -> Tensor:
-        """The rows of all parts, one below the other, on this learner's device."""
+        """Concatenate the rows of all parts on this learner's device."""
         return torch.cat([unpack(part) for part in parts]).to(self.config.device)
 
     def _cotangent(self, cotangents: Sequence[Packed], shares: Sequence[float]) -> Tensor:
-        """The cotangents of all rows [rows, branches, ...]; of several terms the sum, each times its share."""
+        """The cotangents of all rows [rows, branches, ...]; with `shares` the sum over terms, each times its share."""
         if not shares:
             return self._here(cotangents)
         whole = torch.cat([unpack(part) for part in cotangents], dim=1).to(self.config.device)
         return torch.tensordot(torch.tensor(shares, dtype=torch.float32, device=whole.device), whole, dims=1)
 
     def _velocity(self, items: Sequence[Item], module: nn.Module | None = None) -> Velocity:
-        """The velocity that is differentiated, at the prompts of these items."""
+        """The velocity that is differentiated, with the prompts of these items."""
         prompts = [prompt for item in items for prompt in item.prompt_ids]
         return trained_velocity(
             self.backbone,
@@ -167,7 +164,7 @@ class Learner:
     def _penalty(
         self, plans: Sequence[Plan], base: Tensor | None, scale: Tensor
     ) -> Callable[[Tensor, Tensor], Tensor] | None:
-        """The penalty's part of the cotangents, in the same unit as the reward's: per row times `scale`."""
+        """The `penalty` of the sweep, with each row multiplied by `scale` as the reward's cotangent is; or None."""
         settings = self.config.base_penalty
         if base is None or settings is None or settings.weight == 0:
             return None
@@ -180,9 +177,9 @@ class Learner:
         cotangents: Tensor,
         penalty: Callable[[Tensor, Tensor], Tensor] | None,
     ) -> tuple[Fault, ...]:
-        """After a norm that is not finite: which samples' gradients are to blame, one at a time. Nothing is kept."""
+        """Find the samples whose gradients are not finite, one at a time. No gradient is accumulated."""
         if self.config.engine == "deepspeed" and self.config.zero == 3:
-            return ()  # the parameters are apart; the driver names the step
+            return ()  # the parameters are partitioned; the driver's message names the step only
         observer, velocity = SweepObserver(items, self.sigmas), self._velocity(items, self.engine.bare)
         parameters = list(trainable.trained(self.engine.bare).values())
         bad: dict[tuple[int, int], Fault] = {}
@@ -194,22 +191,22 @@ class Learner:
                 cotangent = cotangent + penalty(torch.tensor([place], device=states.device), v.detach())[0]
             found = torch.autograd.grad((v.float() * cotangent).sum(), parameters, allow_unused=True)
             norm = torch.nn.utils.get_total_norm([g for g in found if g is not None])
-            if not torch.isfinite(norm):  # the norm's squares may overflow where the values do not
+            if not torch.isfinite(norm):  # not the values alone: the squares in the norm may overflow
                 bad.setdefault((b, node), observer.fault("gradient", b, node))
         return tuple(bad.values())
 
     def publish(self, ema: bool = False) -> Iterator[PackedTensors]:
-        """This rank's buckets of the trained weights (or of their average), for the samplers.
+        """Yield this rank's buckets of the trained weights (with `ema` their average), for the samplers.
 
-        All ranks go through all buckets. What is packed may be the weights' own memory: copy it before asking for the
-        next.
+        All ranks must iterate to the end. A yielded bucket may share the weights' memory: copy it before requesting
+        the next.
         """
         for bucket, tensors in zip(self.buckets, self.engine.parts(self.buckets, ema), strict=True):
             if bucket.rank == self.rank:
                 yield self.packer.pack(tensors)
 
     def checksums(self, ema: bool = False) -> dict[str, TensorChecksum]:
-        """This rank's part of the fingerprint of its fp32 masters, cast to what is published."""
+        """This rank's part of the weights' fingerprint, from its fp32 masters cast to the published dtype."""
         return self.engine.checksums(ema)
 
     def digest(self) -> str:
@@ -229,13 +226,13 @@ def plans_of(items: Sequence[Item]) -> list[Plan]:
 
 
 def _stacked(parts: Sequence[Packed | None]) -> Tensor | None:
-    """What the samplers sent beside the states [R, ...]; None where they were not asked for it."""
+    """Concatenate optional tensors of the rollouts [R, ...]; None if the samplers did not send any."""
     there = [unpack(part) for part in parts if part is not None]
     return torch.cat(there) if there else None
 
 
 def make_engine(module: nn.Module, config: LearnersConfig, dtype: torch.dtype) -> Engine:
-    """The engine that `learners.engine` names."""
+    """Build the engine that `learners.engine` names."""
     if config.engine == "torch":
         return TorchEngine(module, config)
     from flowbp_ray.learning.deepspeed import DeepSpeedEngine

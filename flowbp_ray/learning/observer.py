@@ -1,11 +1,10 @@
-"""What a learner sees in passing, forward by forward: how far the states have aged, how far the model is from its base,
-and values that are not finite.
+"""Measurements during a learner's sweep: the drift, the distance to the base model, and values that are not finite.
 
     drift[b] = mean over elements of |Σ_i h[i] · (v_theta(x[i]) − v_cached[i])|,  i over the active nodes of sample b
     base_distance[b] = mean over i and elements of (v_theta(x[i]) − v_base(x[i]))²
 
-The velocities compared are those of the branches that the learner runs (with a detached negative g·v_cond). At
-staleness 0 the drift is the noise floor: the same weights, other batches.
+The velocities compared are those of the branches that the learner runs (g·v_cond with a detached negative branch). At
+staleness 0 the drift is the noise floor: the same weights, but other batches in the forward.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from flowbp_ray.surrogate import Plan, places
 
 
 class SweepObserver:
-    """The `observe` of one sweep over some items. Each state counts once, however often it is evaluated."""
+    """The `observe` callback of one sweep over some items. A state counts once, however often it is evaluated."""
 
     def __init__(
         self, items: Sequence[Item], sigmas: Tensor, velocities: Tensor | None = None, base: Tensor | None = None
     ) -> None:
-        """velocities, base: cached and of the base at the states, [R, ...], sample-major; None: not measured."""
+        """velocities, base: cached ones and the base model's at the states [R, ...], sample-major; None: no metric."""
         self.rows = [(item, row) for item in items for row in range(item.rows)]
         self.velocities, self.base = velocities, base
         self.h = (sigmas[1:] - sigmas[:-1]).tolist()
@@ -38,7 +37,7 @@ class SweepObserver:
 
     @torch.no_grad()
     def __call__(self, position: Tensor, v: Tensor) -> None:
-        """position [r] int64 into the states, v [r, ...] as computed there."""
+        """Add the velocities v [r, ...] of the states `position` [r] int64."""
         finite = torch.isfinite(v).flatten(1).all(dim=1).tolist()
         for i, place in enumerate(position.tolist()):
             if place in self.seen:
@@ -55,18 +54,18 @@ class SweepObserver:
                 self.squares[b].append((v[i].float() - self.base[place].to(v.device).float()).square().mean())
 
     def fault(self, what: str, b: int, node: int | None) -> Fault:
-        """A fault of sample b, by the names that a person knows it by."""
+        """A fault of sample b, with its step, its sample index and its prompt id."""
         item, row = self.rows[b]
         return Fault(what, item.step, item.samples[row], item.prompt_ids[row], node)
 
     def drift(self) -> tuple[float, ...]:
-        """One number per sample; empty without the meter."""
+        """The drift of each sample; empty if it is not measured."""
         if self.velocities is None:
             return ()
         return tuple(0.0 if a is None else float(a.abs().mean()) for a in self.drift_sum)
 
     def base_distance(self) -> tuple[float, ...]:
-        """One number per sample; empty without the base's velocities."""
+        """The base distance of each sample; empty if it is not measured."""
         if self.base is None:
             return ()
         return tuple(float(torch.stack(squares).mean()) for squares in self.squares)

@@ -1,4 +1,4 @@
-"""The optimizer, the schedule of its learning rate, and the average of the weights."""
+"""The optimizer, the learning rate schedule, and the exponential moving average (EMA) of the weights."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 PIECE = 1 << 24
-"""Elements that are swapped at a time: more than that is never there twice."""
+"""Elements that `Ema` swaps at a time, which bounds the temporary copy."""
 
 
 class Ema:
-    """The average of one rank's shards. It starts as a copy of them."""
+    """The exponential moving average of one rank's shards. It starts as a copy of them."""
 
     def __init__(self, shards: Sequence[Tensor], decay: float) -> None:
-        """shards: the rank's fp32 masters, whole or flat partitions; the same list, in the same order, every time."""
+        """shards: the rank's fp32 masters, whole or flat partitions. Pass the same list in the same order each time."""
         self.decay = decay
         self.average = [shard.detach().clone() for shard in shards]
 
@@ -41,7 +41,7 @@ class Ema:
 
     @contextmanager
     def swapped(self, shards: Sequence[Tensor]) -> Iterator[None]:
-        """Inside, the shards hold the average and `average` the weights; whoever gathers then gathers the average."""
+        """Exchange shards and average inside the context, so that code that gathers the weights gathers the average."""
         self._swap(shards)
         try:
             yield
@@ -66,16 +66,16 @@ class Ema:
 
 
 def require_ema(ema: Ema | None) -> Ema:
-    """The average, where the config asked for one."""
+    """Return the average. Raises ValueError if the config keeps none."""
     if ema is None:
         raise ValueError("no average is kept: write learners.ema.decay, such as 0.999")
     return ema
 
 
 def lr_factor(schedule: ScheduleConfig, step: int, steps: int) -> float:
-    """What the base rate is multiplied by in `step` (from 0) of a run of `steps` optimizer steps.
+    """The factor of the base learning rate in `step` (from 0) of a run of `steps` optimizer steps.
 
-    Warm-up: (step + 1) / warmup, linear. After it, with t in [0, 1] over the steps that are left: constant 1;
+    Warm-up: (step + 1) / warmup, linear. After it, with t in [0, 1] over the remaining steps: constant 1;
     linear 1 − (1 − end)·t; cosine end + (1 − end)·(1 + cos(pi·t)) / 2 (arXiv 1608.03983, without restarts).
     """
     if step < schedule.warmup:

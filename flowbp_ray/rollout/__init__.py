@@ -1,1 +1,1 @@
-"""Rollouts without gradient: the items of a step, how one is done, and the sampler that holds the weights."""
+"""Rollouts without gradient: the items of a step, their execution, and the sampler that holds the weights."""

@@ -1,4 +1,4 @@
-"""What a sampler does with an `Item`, and how the items of a step are made. Pure functions of their arguments."""
+"""The execution of an `Item` by a sampler, as pure functions of their arguments."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from flowbp_ray.utils import random
 
 
 class VelocityRecorder:
-    """Keeps what the drift meter compares with: of each call of a velocity what a learner would differentiate there."""
+    """Records, for the drift meter, what a learner would differentiate at each evaluation of the sampler's velocity."""
 
     def __init__(self) -> None:
         self.velocities: list[Tensor] = []
@@ -37,7 +37,7 @@ class VelocityRecorder:
         self.velocities.append(v)
 
     def replaced(self, cache: Cache) -> Cache:
-        """The cache with these velocities, on the host: N of the rollout, then those of the fresh states."""
+        """Return the cache with the recorded velocities, on the host: N of the rollout, then the fresh states'."""
         steps = cache.num_steps
         path, fresh = self.velocities[:steps], self.velocities[steps:]
         return replace(cache, v=torch.stack(path).cpu(), v_y=torch.stack(fresh).cpu() if fresh else None)
@@ -51,13 +51,13 @@ def run_item(
     recorder: VelocityRecorder | None = None,
     base: Velocity | None = None,
 ) -> tuple[RolloutReport, Rollout, Packed]:
-    """Roll out a training item; keep what its plans name. Returns the report, the learner's part, and the targets.
+    """Roll out a training item; return the report, the states that its plans name, and the targets.
 
-    noise: x[0] [rows, ...] on the device and in the dtype of the model; what comes back is on the host.
-    recorder: which `velocity` calls each time (`full_velocity`'s `observe`), for the drift meter; None: no meter.
-    base: the velocity that a learner would differentiate before any training; None: not wanted.
-    targets: [rows, branches, ...]: what the reward sees. Rows with a value that is not finite become zeros, carry a
-    fault and are not kept.
+    noise: x[0] [rows, ...] on the device and in the dtype of the model. The results are on the host.
+    recorder: the `observe` of `velocity` (see `full_velocity`), for the drift meter; None: no meter.
+    base: the base model's velocity, as a learner would differentiate it; None: not computed.
+    The targets [rows, branches, ...] are the reward's input. A row with a value that is not finite becomes zeros, has
+    a fault in the report and is not kept.
     """
     started = time.perf_counter()
     cache = _cache(item, velocity, sigmas, noise)
@@ -93,15 +93,15 @@ def run_item(
 
 
 def finish_item(velocity: Velocity, sigmas: Tensor, noise: Tensor) -> Packed:
-    """The finished latents [rows, ...] of an evaluation item from its noise, without a cache."""
+    """Roll out an evaluation item from its noise and return its finished latents [rows, ...]."""
     return pack(rollout(velocity, noise, sigmas).x[-1])
 
 
 @torch.no_grad()
 def _cache(item: Item, velocity: Velocity, sigmas: Tensor, noise: Tensor) -> Cache:
-    """Roll out, and where the plans name fresh states (DRaFT-LV) draw those and evaluate the last velocity there.
+    """Roll out. If the plans name fresh states (DRaFT-LV), draw them and evaluate the last node's velocity there.
 
-    The model runs where the noise is; the cache is on the host, where it is cut up and sent from.
+    The model runs on the noise's device; the cache is on the host, from where its parts are sent.
     """
     path = rollout(velocity, noise, sigmas)
     cache = Cache(sigmas, path.x.cpu(), path.v.cpu())
@@ -117,7 +117,7 @@ def _cache(item: Item, velocity: Velocity, sigmas: Tensor, noise: Tensor) -> Cac
 
 @torch.no_grad()
 def _at_states(item: Item, base: Velocity, states: Tensor, device: torch.device) -> tuple[Tensor, tuple[Fault, ...]]:
-    """The base's velocities at the states [R, ...], `item.rows` at a time; zeros and a fault where not finite."""
+    """The base model's velocities at the states [R, ...], `item.rows` at a time; zeros and a fault if not finite."""
     found = places(item.plans)
     row, node = torch.tensor(found).unbind(1)
     parts = zip(states.split(item.rows), node.split(item.rows), row.split(item.rows), strict=True)
@@ -129,12 +129,12 @@ def _at_states(item: Item, base: Velocity, states: Tensor, device: torch.device)
 
 
 def _bad(item: Item, faults: Sequence[Fault]) -> Tensor:
-    """Which rows have a fault, [rows] bool."""
+    """The mask [rows] bool of the rows with a fault."""
     return torch.tensor([any(f.sample == sample for f in faults) for sample in item.samples])
 
 
 def _faults(item: Item, cache: Cache) -> tuple[Fault, ...]:
-    """Per row with a value that is not finite: the first node whose velocity is bad."""
+    """A fault for each row with a value that is not finite; it names the first node with such a velocity."""
     velocities = cache.v if cache.v_y is None else torch.cat([cache.v, cache.v_y])
     bad = ~torch.isfinite(velocities).flatten(2).all(dim=2)  # [N (+ fresh), rows]
     bad[-1] |= ~torch.isfinite(cache.x[-1]).flatten(1).all(dim=1)
@@ -146,7 +146,7 @@ def _faults(item: Item, cache: Cache) -> tuple[Fault, ...]:
 
 
 def _without(cache: Cache, bad: Tensor) -> Cache:
-    """Zeros in the bad rows, so that nothing that is not finite travels."""
+    """Set the bad rows to zero, so that only finite values are sent."""
 
     def clean(values: Tensor | None) -> Tensor | None:
         return None if values is None else values.masked_fill(append_dims(bad[None], values.dim()), 0.0)

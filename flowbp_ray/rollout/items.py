@@ -15,7 +15,10 @@ from flowbp_ray.utils import random
 
 
 def plans_of_step(method: Method, sigmas: Tensor, seed: int, step: int, rows: int) -> tuple[Plan, ...]:
-    """One plan per row of the batch: the same one drawn per step, or its own per sample. Keyed by (seed, step, row)."""
+    """One plan per row of the batch, drawn once per step or once per row (`method.draws`).
+
+    The random streams are keyed by (seed, step), or by (seed, step, row).
+    """
     if method.draws == "per_batch":
         return (method.plan(sigmas, random.stream(seed, "plan", step)),) * rows
     return tuple(method.plan(sigmas, random.stream(seed, "plan", step, row)) for row in range(rows))
@@ -25,8 +28,8 @@ def plans_of_step(method: Method, sigmas: Tensor, seed: int, step: int, rows: in
 class ItemSource:
     """The training items of a run, step by step.
 
-    sigmas: the grid [N+1] of the rollouts. prompt_count: of the training prompts. seed: of prompts and noise;
-    plan_seed: of what the method draws.
+    sigmas: the grid [N+1] of the rollouts. prompt_count: the number of training prompts. seed: for prompts and noise.
+    plan_seed: for the draws of the method.
     """
 
     data: DataConfig
@@ -38,7 +41,7 @@ class ItemSource:
     plan_seed: int
 
     def of_step(self, step: int, version: Version) -> list[Item]:
-        """The items of a step, in order. A prompt's images stand side by side."""
+        """The items of a step, in order. The images of one prompt are adjacent rows."""
         shape = self.data.shape
         ids = prompts.ids_of_step(self.prompt_count, shape.prompts_per_step, step, self.seed)
         rows = [prompt for prompt in ids for _ in range(shape.images_per_prompt)]
@@ -64,6 +67,6 @@ class ItemSource:
 
 
 def noise_of(item: Item, latent_shape: Sequence[int]) -> Tensor:
-    """The starting latents [rows, ...], fp32. An evaluation uses step 0 of its own seed: the same noise every time."""
+    """The initial noise [rows, ...], fp32. An evaluation uses step 0 of its own seed, so its noise never changes."""
     step = item.step if item.plans else 0
     return random.normal(tuple(latent_shape), item.seed, "noise", step, item.samples)

@@ -1,4 +1,4 @@
-"""The sampler's side as a plain object: a transformer without optimizer state, and the weights' version it holds."""
+"""The sampler as a plain object, without Ray: a transformer without optimizer state, and the version of its weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FetchWeights = Callable[[], Sequence[PackedTensors]]
 
 
 class Sampler:
-    """Rolls out items with exactly the version that they name."""
+    """Rolls out items with exactly the version of the weights that they name."""
 
     def __init__(
         self,
@@ -40,11 +40,11 @@ class Sampler:
         base_velocities: bool = False,
         embeddings: Embeddings | None = None,
     ) -> None:
-        """lora, seed: which weights are trained, and what adapters are initialised from; see `trainable.prepare`.
+        """lora, seed: which weights are trained, and the adapters' initialisation; see `trainable.prepare`.
 
-        drift_meter: keep the velocities that the drift is measured with. base_velocities: keep the base's velocities at
-        the active states; without adapters that takes a second copy of the weights. embeddings: may be set later,
-        before the first item.
+        drift_meter: return the velocities that the drift is measured with. base_velocities: return the base model's
+        velocities at the active states; without adapters this needs a second copy of the weights. embeddings: may be
+        set later, but before the first item.
         """
         self.config, self.device, self.embeddings = backbone, device, embeddings
         self.drift_meter, self.base_velocities = drift_meter, base_velocities
@@ -54,25 +54,25 @@ class Sampler:
         trainable.prepare(self.transformer, lora, seed, self.backbone.lora_targets)
         self.transformer.to(device)
         self.receiver = Receiver(self.transformer)
-        self.frozen: nn.Module | None = None  # the base, where turning adapters off does not give it
+        self.frozen: nn.Module | None = None  # the base model, if there are no adapters that could be turned off
         if base_velocities and lora is None:
             frozen = self.backbone.load_transformer(backbone.torch_dtype).requires_grad_(False)
             self.frozen = frozen.to(device)
         self.version: Version | None = None
         self.fingerprint = ""
-        self.weight_bytes = self.embedding_bytes = 0  # that arrived since the last report
+        self.weight_bytes = self.embedding_bytes = 0  # received since the last report
 
     def set_embeddings(self, embeddings: PackedEmbeddings) -> None:
-        """Take the embeddings of all prompts, once; items then name them by prompt id."""
+        """Set the embeddings of all prompts, once. Items refer to them by prompt id."""
         self.embeddings = embeddings.unpack()
         self.embedding_bytes += embeddings.nbytes
 
     def ensure_version(self, version: Version, fetch: FetchWeights) -> float:
-        """Hold `version`, fetching it only if another one is held; returns the seconds that took."""
+        """Make `version` the current weights; fetch it only if another one is held. Returns the seconds it took."""
         if self.version == version:
             return 0.0
         started = time.perf_counter()
-        self.version = None  # a half install is no version
+        self.version = None  # an installation that fails halfway leaves no valid version
         with span("load weights"):
             self.receiver.install(fetch())
             self.weight_bytes += self.receiver.nbytes
@@ -80,7 +80,7 @@ class Sampler:
         return time.perf_counter() - started
 
     def rollout(self, item: Item, fetch: FetchWeights) -> tuple[RolloutReport, Rollout, Packed]:
-        """Roll out a training item: the report, the learner's part, the targets [rows, branches, ...]."""
+        """Roll out a training item; return the report, the learner's part and the targets [rows, branches, ...]."""
         load_seconds = self.ensure_version(item.version, fetch)
         recorder = VelocityRecorder() if self.drift_meter else None
         velocity, sigmas = self._velocity(item, recorder)
@@ -92,7 +92,7 @@ class Sampler:
         return replace(report, load_seconds=load_seconds, fingerprint=self.fingerprint), kept, target
 
     def sample(self, item: Item, fetch: FetchWeights) -> Packed:
-        """Finished latents [rows, ...] of an evaluation item."""
+        """Roll out an evaluation item; return the finished latents [rows, ...]."""
         self.ensure_version(item.version, fetch)
         velocity, sigmas = self._velocity(item)
         with span("rollout"):
@@ -103,7 +103,7 @@ class Sampler:
         return digest(trainable.trained(self.transformer))
 
     def _noise(self, item: Item) -> Tensor:
-        """x[0] [rows, ...] in the model's dtype, where the transformer is."""
+        """x[0] [rows, ...] in the model's dtype, on the transformer's device."""
         return noise_of(item, self.latent_shape).to(self.device, self.config.torch_dtype)
 
     def _velocity(self, item: Item, observe: Callable[[Tensor], None] | None = None) -> tuple[Velocity, Tensor]:
@@ -122,7 +122,7 @@ class Sampler:
         return velocity, sigmas
 
     def _base_velocity(self, item: Item, sigmas: Tensor) -> Velocity:
-        """What a learner would differentiate before any training: the frozen copy's, or with the adapters off."""
+        """The base model's velocity as a learner would differentiate it: of the frozen copy, or with adapters off."""
         assert self.embeddings is not None
         velocity = trained_velocity(
             self.backbone,

@@ -1,4 +1,4 @@
-"""The grammar: a claim in words. 40 words, at most 12 of them in a caption, every sentence with its paraphrases."""
+"""The grammar of captions: 40 words, at most 12 of them in a caption; a claim can be written in several ways."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _noun(part: Part, article: str = "a") -> str:
 
 
 def captions(claim: Claim) -> list[str]:
-    """Every sentence of the grammar that makes this claim, in a fixed order."""
+    """Every sentence of the grammar that states this claim, in a fixed order."""
     first = claim.parts[0]
     if len(claim.parts) == 1:
         if first.count > 1:
@@ -51,6 +51,6 @@ def captions(claim: Claim) -> list[str]:
 
 
 def caption(rng: np.random.Generator, claim: Claim) -> str:
-    """One of the sentences that make this claim."""
+    """Draw one of the sentences that state this claim."""
     sentences = captions(claim)
     return sentences[rng.integers(len(sentences))]

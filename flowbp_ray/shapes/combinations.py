@@ -1,4 +1,4 @@
-"""Which combinations are held out: chosen by a stable hash, kept out of every training scene and caption.
+"""The held-out combinations: chosen by a stable hash, and absent from every training scene and caption.
 
 A combination is a tuple of words. There are five kinds, one for each compositional skill:
 
@@ -8,7 +8,7 @@ A combination is a tuple of words. There are five kinds, one for each compositio
     ("fact", axis, first, second)                first is left of / above second ("right of" and "below" mirrored)
     ("binding", shape, colour, shape, colour)    two coloured things together (sorted by shape)
 
-Six shapes alone cannot be held out, so for `single_object` it is the sentence that is held out: ("sentence", text).
+No single shape can be held out, so for `single_object` sentences are held out: ("sentence", text).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Combination = tuple[str, ...]
 
 
 def stable_hash(key: Combination) -> float:
-    """A number in [0, 1) that depends on the words of `key` alone, the same on every machine."""
+    """A number in [0, 1) that depends only on the words of `key`, the same on every machine."""
     digest = hashlib.sha256("|".join(key).encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
@@ -48,7 +48,7 @@ def _lowest(keys: Iterable[Combination], n: int) -> frozenset[Combination]:
 
 @lru_cache(maxsize=1)
 def held_out_colours() -> frozenset[Combination]:
-    """Ten of the 48 (shape, colour) pairs, at most two per shape and two per colour, so that each stays well known."""
+    """Ten of the 48 (shape, colour) pairs, at most two per shape and per colour, so that training shows each often."""
     chosen: list[Combination] = []
     for key in sorted((("colour", s, c) for s in SHAPES for c in COLOURS), key=stable_hash):
         if all(sum(other[i] == key[i] for other in chosen) < 2 for i in (1, 2)):
@@ -68,7 +68,7 @@ def held_out_pairs() -> frozenset[Combination]:
 
 @lru_cache(maxsize=1)
 def held_out_facts() -> frozenset[Combination]:
-    """A fifth of the spatial facts between shapes that training does show together."""
+    """A fifth of the spatial facts between shapes that training shows together."""
     keys = [
         ("fact", axis, a, b)
         for axis in ("left", "above")
@@ -81,7 +81,7 @@ def held_out_facts() -> frozenset[Combination]:
 
 @lru_cache(maxsize=65536)
 def is_held_out(key: Combination) -> bool:
-    """Whether training never shows or names this combination."""
+    """Whether this combination is held out: training never shows or names it."""
     kind = key[0]
     if kind == "colour":
         return key in held_out_colours()

@@ -17,7 +17,7 @@ def model_dir() -> Path:
 
 
 def prompt_file(split: str) -> Path:
-    """Where the prompts of "train", "dev" or "heldout" are."""
+    """The file with the prompts of "train", "dev" or "heldout". Raises ValueError for another split."""
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     return DATA / "prompts" / f"{split}.jsonl"

@@ -1,4 +1,4 @@
-"""From a scene to pixels: each shape is a signed distance, so its edge is anti-aliased over one pixel."""
+"""Rendering of scenes: each shape is a signed distance, so its edge is anti-aliased over one pixel."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STAR_INNER = 0.46
 
 
 def signed_distance(shape: str, dx: np.ndarray, dy: np.ndarray, size: float) -> np.ndarray:
-    """Distance to the outline in pixels, negative inside; dx and dy are pixel offsets from the centre."""
+    """The distance to the outline in pixels, negative inside. dx, dy: pixel offsets from the centre."""
     if shape == "circle":
         return np.hypot(dx, dy) - size
     if shape == "ring":
@@ -43,19 +43,19 @@ def signed_distance(shape: str, dx: np.ndarray, dy: np.ndarray, size: float) -> 
 
 
 def coverage(shape: str, x: float, y: float, size: float, rows: slice, columns: slice) -> np.ndarray:
-    """How much of each pixel in the window the shape covers: float [rows, columns] in [0, 1]."""
+    """The share of each pixel in the window that the shape covers: float [rows, columns] in [0, 1]."""
     dy = np.arange(rows.start, rows.stop)[:, None] + 0.5 - y
     dx = np.arange(columns.start, columns.stop)[None, :] + 0.5 - x
     return np.clip(0.5 - signed_distance(shape, dx, dy, size), 0.0, 1.0)
 
 
 def window(centre: float, size: float) -> slice:
-    """The pixels that a thing of this centre and radius can touch along one axis."""
+    """The range of pixels, along one axis, that a thing of this centre and radius can touch."""
     return slice(max(0, int(centre - size - 1)), min(CANVAS, int(centre + size + 3)))
 
 
 def render(scene: Scene) -> np.ndarray:
-    """The picture of a scene: uint8 [64, 64, 3]."""
+    """Render a scene to a picture: uint8 [64, 64, 3]."""
     image = np.empty((CANVAS, CANVAS, 3))
     image[:] = scene.background
     for thing in scene.things:

@@ -1,4 +1,4 @@
-"""Drawing scenes and prompts at random."""
+"""Random sampling of scenes and prompts."""
 
 from __future__ import annotations
 
@@ -57,7 +57,10 @@ HELD_OUT_KIND = {
 
 
 def in_split(prompt: Prompt, split: str) -> bool:
-    """Training prompts name no held-out combination; held-out ones name exactly one, of their skill's own kind."""
+    """Whether a prompt belongs to a split.
+
+    A training prompt names no held-out combination. A held-out prompt names exactly one, of the kind of its skill.
+    """
     novel = [key for key in claim_combinations(prompt) if is_held_out(key)]
     if split == "train":
         return not novel
@@ -65,7 +68,7 @@ def in_split(prompt: Prompt, split: str) -> bool:
 
 
 def sample_claim(rng: np.random.Generator, skill: str) -> Claim:
-    """Draw what a prompt of this skill states, held out or not."""
+    """Draw the claim of a prompt of this skill, held out or not."""
 
     def colour() -> str:
         return str(rng.choice(list(COLOURS)))
@@ -103,7 +106,10 @@ def sample_prompt(rng: np.random.Generator, split: str, skill: str | None = None
 
 
 def _place(rng: np.random.Generator, sizes: list[float], reach: list[float]) -> list[tuple[float, float]] | None:
-    """Centres at which things of this radius and reach keep GAP from each other and half of it from the border."""
+    """Draw centres so that things with these reaches keep GAP from each other and half of it from the border.
+
+    Returns None if it finds no place for a thing in 20 attempts.
+    """
     centres: list[tuple[float, float]] = []
     for i, size in enumerate(sizes):
         low, high = size + GAP / 2, CANVAS - size - GAP / 2

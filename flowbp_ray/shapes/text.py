@@ -1,7 +1,7 @@
-"""Captions to conditioning: a word-level tokenizer and a two-layer CLIP text model, and loaders for the whole folder.
+"""The text encoder of captions (a word-level tokenizer and a two-layer CLIP text model), and loaders for the models.
 
 The transformer is conditioned on `last_hidden_state` (not on the penultimate layer, as large SD3 models are) and on the
-projected `text_embeds`. The empty caption is the negative of guidance; training showed it one time in ten.
+projected `text_embeds`. The empty caption is the negative prompt of guidance; training used it one time in ten.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ShapesModels:
 
 
 def tokenize(prompts: list[str], tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """Token ids, int64 [B, 14]; a word outside the grammar or a caption that is too long is an error."""
+    """Token ids, int64 [B, 14]. Raises ValueError for a word outside the grammar or a caption that is too long."""
     batch = tokenizer(prompts, padding="max_length", max_length=TOKENS, return_tensors="pt")
     ids: Tensor = batch["input_ids"]
     if ids.shape[1] > TOKENS:
@@ -66,7 +66,7 @@ def encode_prompts(
 def load_text(
     folder: Path | None = None, dtype: torch.dtype = torch.float32
 ) -> tuple[PreTrainedTokenizerBase, CLIPTextModelWithProjection]:
-    """The tokenizer and the text encoder of a model folder (by default the committed one)."""
+    """Load the tokenizer and the text encoder of a model folder (default: the committed one)."""
     folder = folder or model_dir()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
     encoder = CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder", dtype=dtype)
@@ -74,7 +74,7 @@ def load_text(
 
 
 def load_models(folder: Path | None = None, dtype: torch.dtype = torch.float32) -> ShapesModels:
-    """All models of a model folder (by default the committed one); the stored weights are fp16."""
+    """Load all models of a model folder (default: the committed one). The stored weights are fp16."""
     folder = folder or model_dir()
     tokenizer, text_encoder = load_text(folder, dtype)
     transformer = SD3Transformer2DModel.from_pretrained(folder / "transformer", torch_dtype=dtype)
@@ -90,6 +90,6 @@ def load_models(folder: Path | None = None, dtype: torch.dtype = torch.float32) 
 
 
 def load_pipeline(folder: Path | None = None, dtype: torch.dtype = torch.float32) -> StableDiffusion3Pipeline:
-    """The stock diffusers pipeline on a model folder, without text encoders: call it with `prompt_embeds=`."""
+    """Load the diffusers pipeline of a model folder, without text encoders: call it with `prompt_embeds=`."""
     absent = dict.fromkeys(f"{kind}{i}" for kind in ("text_encoder", "tokenizer") for i in ("", "_2", "_3"))
     return StableDiffusion3Pipeline.from_pretrained(folder or model_dir(), torch_dtype=dtype, **absent)

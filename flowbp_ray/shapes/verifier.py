@@ -1,9 +1,9 @@
-"""The exact verifier: reads a picture back into a scene and answers a prompt yes or no.
+"""The exact verifier: it reads a picture back into a scene and decides whether the scene satisfies a prompt.
 
-Reading: estimate the background, take the connected components that differ from it, name each one's colour by the
-nearest palette entry and its shape by the template of equal area and centroid that overlaps best. A component that is
-no clear shape of one palette colour is read as `UNKNOWN`, which no claim allows. The count is strict: anything visible
-that a prompt does not state makes the answer no.
+Reading a picture: estimate the background and take the connected components that differ from it. A component's colour
+is the nearest palette entry; its shape is the template of equal area and centroid with the largest overlap. A component
+without a clear shape or a single palette colour is read as `UNKNOWN`, which no claim allows. The count is strict:
+anything visible that a prompt does not state makes the answer no.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _EIGHT = np.ones((3, 3), int)
 
 
 def _template_moments() -> dict[str, tuple[float, float]]:
-    """For each shape of radius 1: its area and how far its centroid lies below its centre."""
+    """For each shape of radius 1: its area, and the offset of its centroid below its centre."""
     moments = {}
     for shape in SHAPES:
         scale, side = 100.0, slice(0, 240)
@@ -50,7 +50,7 @@ _MOMENTS = _template_moments()
 
 
 def _background(image: np.ndarray) -> np.ndarray | None:
-    """The median of the light, grey pixels [3]; None where they are too few to be a background."""
+    """The median colour [3] of the light grey pixels; None if they are fewer than 30 % of the picture."""
     red, green, blue = image[..., 0], image[..., 1], image[..., 2]
     low = np.minimum(np.minimum(red, green), blue)
     high = np.maximum(np.maximum(red, green), blue)
@@ -76,7 +76,7 @@ def _colour(pixels: np.ndarray) -> str:
 
 
 def _shape(alpha: np.ndarray, rows: slice, columns: slice) -> tuple[str, float, float, float]:
-    """Best template for a component's coverage [rows, columns]: its name (or UNKNOWN), centre and radius."""
+    """The best template for a component's coverage [rows, columns]: (name or UNKNOWN, x, y, radius)."""
     area = alpha.sum()
     y = float((alpha.sum(1) * (np.arange(rows.start, rows.stop) + 0.5)).sum() / area)
     x = float((alpha.sum(0) * (np.arange(columns.start, columns.stop) + 0.5)).sum() / area)
@@ -91,7 +91,7 @@ def _shape(alpha: np.ndarray, rows: slice, columns: slice) -> tuple[str, float, 
 
 
 def read(image: np.ndarray) -> Scene | None:
-    """Read a picture (uint8 [64, 64, 3]) into a scene; None if it has no background to stand on."""
+    """Read a picture (uint8 [64, 64, 3]) into a scene; None if it has no background."""
     pixels = np.asarray(image, float)
     background = _background(pixels)
     if background is None:
@@ -145,7 +145,7 @@ def verify(image: np.ndarray, prompt: Prompt | Claim) -> bool:
 
 
 def colour_entropy(images: Iterable[np.ndarray], prompts: Iterable[Prompt]) -> float:
-    """Entropy in bits (at most 3) of the colours that appear where prompts state none; NaN if none appears."""
+    """Entropy in bits (at most 3) of the colours in pictures whose prompts state none; NaN if there are none."""
     counts: Counter[str] = Counter()
     for image, prompt in zip(images, prompts, strict=True):
         scene = read(image) if prompt.claim.colour_free else None

@@ -1,8 +1,7 @@
-"""The embedded domain: scenes of coloured shapes, what a prompt claims about them, and how both are drawn.
+"""The data types of the embedded domain: scenes of coloured shapes, and the claims that prompts make about them.
 
-Six skills after GenEval: single object, colour, counting, two objects, position, attribute binding. A claim states
-everything that is in the picture (shapes and how many), and some of the colours, sizes and relations; what it leaves
-open varies freely. Numpy only.
+Six skills after GenEval: single object, colour, counting, two objects, position, attribute binding. A claim states all
+shapes in the picture and their counts, and some of the colours, sizes and relations; the rest varies freely.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any
 from .combinations import Combination
 
 SKILLS = ("single_object", "colour", "counting", "two_objects", "position", "attribute_binding")
-SKILL_WEIGHTS = (0.10, 0.12, 0.18, 0.18, 0.21, 0.21)  # how often a sampled scene shows each
+SKILL_WEIGHTS = (0.10, 0.12, 0.18, 0.18, 0.21, 0.21)  # the probability of each skill in `sample_prompt`
 RELATIONS = ("left of", "right of", "above", "below")
 SIZES = {"small": (8.0, 10.0), "large": (13.0, 16.0)}  # radius in pixels
 SIZE_BOUNDARY = 11.5
@@ -38,7 +37,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What is in a picture; `background` is an RGB triple in [0, 255]."""
+    """The contents of a picture; `background` is an RGB triple in [0, 255]."""
 
     things: tuple[Thing, ...]
     background: tuple[int, int, int]
@@ -46,7 +45,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Part:
-    """`count` things of one shape; colour and size are free where they are None."""
+    """`count` things of one shape; a colour or size of None is free."""
 
     shape: str
     count: int = 1
@@ -56,7 +55,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Claim:
-    """What a prompt states: exactly these parts and nothing else; `relation` is between part 0 and part 1."""
+    """The claim of a prompt: exactly these parts and nothing else; `relation` is between part 0 and part 1."""
 
     parts: tuple[Part, ...]
     relation: str | None = None
@@ -76,7 +75,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A caption, the skill that it tests and the claim that it makes."""
+    """A caption, the skill that it tests and the claim that it states."""
 
     text: str
     skill: str
@@ -98,7 +97,7 @@ def holds(relation: str, first: Thing, second: Thing) -> bool:
 
 
 def fact(relation: str, first: str, second: str) -> Combination:
-    """The combination behind a relation; "a right of b" is "b left of a"."""
+    """The combination of a relation; "a right of b" is the same as "b left of a"."""
     if relation in ("right of", "below"):
         first, second = second, first
     return ("fact", "left" if relation in ("left of", "right of") else "above", first, second)
@@ -110,7 +109,7 @@ def binding(a: tuple[str, str], b: tuple[str, str]) -> Combination:
 
 
 def scene_combinations(scene: Scene) -> set[Combination]:
-    """Every combination that a scene shows, named by its caption or not."""
+    """Every combination that a scene shows, whether its caption names it or not."""
     things = scene.things
     keys: set[Combination] = {("colour", t.shape, t.colour) for t in things}
     if len(things) > 1 and len({(t.shape, t.colour) for t in things}) == 1:

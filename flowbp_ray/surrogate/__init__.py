@@ -1,7 +1,7 @@
 """Surrogate trajectories for reward backpropagation; torch only.
 
-Names are imported on first use: a `Plan` travels with every item, and who only reads it (the emulated actors of
-`bench`) needs no torch.
+Names are imported on first use, so that a process that only reads the `Plan` of an item (the emulated actors of
+`bench`) does not import torch.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ _MODULES = (
 
 
 def __getattr__(name: str) -> Any:
-    """All of the package's names, as soon as one of them is wanted."""
+    """Import all of the package's names when the first of them is accessed."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     for module in (importlib.import_module(f".{part}", __name__) for part in _MODULES):

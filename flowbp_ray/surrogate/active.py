@@ -1,7 +1,7 @@
-"""Who is active: draws of the active nodes and of the pair (k, j) (FlowBP, arXiv 2606.11075).
+"""The axis `active`: which nodes carry gradient, and how they are drawn (FlowBP, arXiv 2606.11075).
 
-Reversed indices (N − node) live here and nowhere else. All functions take the generator as an argument. `n` is the
-number of nodes of the grid, W = `window` the number of trainable ones at its end, s = n − W the first of them.
+All functions take the random generator as an argument. `n` is the number of nodes of the grid, W = `window` the number
+of trainable nodes at its end, s = n − W the first of them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class LateBiased:
         check_positive("active steps k", self.k)
 
     def pick(self, start: int, stop: int, k: int, origin: int, rng: np.random.Generator) -> tuple[int, ...]:
-        """k of [start, stop), sorted; i counts from `origin`. Exponential races are draws without replacement."""
+        """Draw k nodes of [start, stop), sorted; i counts from `origin`."""
+        # An exponential race: the k earliest arrivals at rates `weight` are a weighted draw without replacement.
         weight = (np.arange(start, stop) - origin + 1.0) ** self.bias
         arrival = -np.log1p(-rng.random(stop - start)) / weight
         return tuple(sorted(start + int(i) for i in np.argsort(arrival, kind="stable")[:k]))
@@ -43,7 +44,7 @@ class Strided:
         check_positive("active steps k", self.k)
 
     def pick(self, start: int, stop: int, k: int, origin: int, rng: np.random.Generator) -> tuple[int, ...]:
-        """k of [start, stop); `origin` plays no part."""
+        """Draw k nodes of [start, stop); `origin` is not used."""
         if k == 0:
             return ()
         stride = max(1, (stop - start) // k)
@@ -62,15 +63,16 @@ class LastNodes:
         check_positive("active steps k", self.k)
 
     def pick(self, start: int, stop: int, k: int, origin: int, rng: np.random.Generator) -> tuple[int, ...]:
-        """The last k of [start, stop); nothing is drawn."""
+        """Return the last k nodes of [start, stop); nothing is drawn."""
         return tuple(range(stop - k, stop))
 
 
 @axis
 class Supports:
-    """`order` supports per segment; of them the first / first two / all are active, at most max_active.
+    """`order` supports per segment, of which the first, the first two or all are active, but at most `max_active`.
 
-    Gain 1 for the first support, `scale` for the others (FlowBP-Lagrange; order 1 is LeapAlign, arXiv 2604.15311).
+    mode: "start", "midpoint" or "all". The first support has gain 1, the other active ones `scale` (FlowBP-Lagrange;
+    order 1 is LeapAlign, arXiv 2604.15311).
     """
 
     order: int = 3
@@ -87,11 +89,11 @@ class Supports:
 
     @property
     def count(self) -> int:
-        """How many supports of a segment are active, where there are that many."""
+        """The number of active supports of a segment that has at least so many."""
         return min(self.order, self.max_active, {"start": 1, "midpoint": 2, "all": self.order}[self.mode])
 
     def gains(self, supports: Sequence[int]) -> list[float | None]:
-        """1 for the first, `scale` for the other active ones, None for the cached ones."""
+        """The gain of each support: 1 for the first, `scale` for the other active ones, None for the cached ones."""
         return [None if i >= self.count else self.scale if i else 1.0 for i in range(len(supports))]
 
 
@@ -100,14 +102,14 @@ Active = LateBiased | Strided | LastNodes | Supports
 
 
 def pick_one(active: Picks, n: int, window: int, rng: np.random.Generator) -> tuple[int, ...]:
-    """The active nodes of a single segment, all of it if it is shorter than k; late bias counts from node 0."""
+    """Draw the active nodes of a single segment, all of them if it is shorter than k; late bias counts from node 0."""
     return active.pick(n - window, n, min(active.k, window), 0, rng)
 
 
 def pick_two(active: Picks, start: int, j: int, n: int, rng: np.random.Generator) -> tuple[int, ...]:
-    """Split k over [start, j) and [j, n) in proportion to length, at least one each; j is always active.
+    """Draw k active nodes, split over [start, j) and [j, n) in proportion to length, at least one each.
 
-    Late bias counts from each part's own start, after j for the last one (FlowBP-Bridge).
+    j is always active. Late bias counts from `start` in the first part and from j + 1 in the second (FlowBP-Bridge).
     """
     length = n - start
     k = min(active.k, length)

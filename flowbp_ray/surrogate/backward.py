@@ -1,7 +1,8 @@
-"""The gradient of a surrogate twice: `endpoint` states it by autograd, `sweep` computes it one forward at a time.
+"""The gradient of a surrogate (FlowBP, arXiv 2606.11075): `endpoint` defines it, `sweep` computes it.
 
-FlowBP (arXiv 2606.11075). A velocity is a callable v(x [R, …], node [R] int64, row [R] int64) -> [R, …]; `row` says
-which sample of the batch a state belongs to, for its conditioning. `plans` is one Plan per sample.
+`endpoint` builds one autograd graph of all forwards; `sweep` accumulates the same gradient one forward at a time.
+A velocity is a callable v(x [R, …], node [R] int64, row [R] int64) -> [R, …]; `row` is the sample of the batch that a
+state belongs to, for its conditioning. `plans` holds one Plan per sample.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Backward = Callable[[Tensor, bool], None]
 
 @dataclass(frozen=True)
 class SweepReport:
-    """Forwards run, rows in them, and how many of the rows were padding."""
+    """Counts of one sweep: forwards, rows in all forwards, and rows of these that were padding."""
 
     forwards: int
     rows: int
@@ -32,10 +33,10 @@ class SweepReport:
 
 
 def endpoint(velocity: Velocity, plans: Sequence[Plan], cache: Cache) -> Tensor:
-    """The surrogate's targets WITH gradient: [B, branches, …], values equal to `gather_targets(plans, cache)`.
+    """Compute the surrogate's targets WITH gradient: [B, branches, …], equal to `gather_targets(plans, cache)`.
 
-    Straight-through y + stopgrad(cached − y) at the junction and at the end; every active node is forwarded again at
-    its cached state, the junction at alpha·y + (1−alpha)·stopgrad(y). Autograd holds all of them at once.
+    Straight-through y + stopgrad(cached − y) at the junction and at the end. Every active node is evaluated again at
+    its cached state, the junction at alpha·y + (1−alpha)·stopgrad(y). Autograd holds all these forwards at once.
     """
     out: list[Tensor] = [torch.empty(0)] * len(plans)
     for plan, rows in groups(plans, cache.x.device):
@@ -92,22 +93,23 @@ def sweep(
     observe: Callable[[Tensor, Tensor], None] | None = None,
     penalty: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> SweepReport:
-    """Accumulate the parameter gradient of Σ_b ⟨u[b], target[b]⟩ with the activations of one forward alive.
+    """Accumulate the parameter gradient of Σ_b ⟨u[b], target[b]⟩, holding the activations of one forward at a time.
 
     With c = weight·gain, per active node:  last segment VJP_θ(v, c·u); junction also u' = u + alpha·VJP_x(v, c·u);
     first segment VJP_θ(v, c·u').
 
-    states: [R, …], sample-major, as `gather_states` gives them; cotangents: u [B, branches, …], fp32 (or fp64).
-    micro_batch: samples worked on together (default all); a forward has at most micro_batch·fuse rows.
+    states: [R, …], sample-major, in the order of `gather_states`. cotangents: u [B, branches, …], fp32 (or fp64).
+    micro_batch: samples per group (default all); a forward has at most micro_batch·fuse rows, except that a junction's
+        forward has all junction rows of the group.
     backward(loss, last): must add the gradient of the scalar `loss`, unscaled; `last` marks the final call.
     terms_per_sample: pad every sample with zero-cotangent rows to this many VJPs besides the junction's (see
         `Method.max_terms`), so that all ranks run the same number of forwards.
-    observe(position [r], v [r, …]): sees each forward's velocities, detached and without padding; `position` indexes
-        `states`.
-    penalty(position [r], v [r, …]) -> [r, …]: the gradient in v of a further loss on the velocities at the states, held
-        fixed. Asked once per state, and added to a cotangent that goes back anyway: as many forwards and backwards as
-        without. A junction's gradient at x belongs to the reward alone, so a state that only a junction evaluates has a
-        second row in that forward.
+    observe(position [r], v [r, …]): receives each forward's velocities, detached and without padding; `position`
+        indexes `states`.
+    penalty(position [r], v [r, …]) -> [r, …]: the gradient in v of a further loss on the velocities at the fixed
+        states. Each state is passed once, and the result is added to its row's cotangent, so this takes no further
+        forward or backward. A junction's gradient at x belongs to the reward alone, so a state that only a junction
+        evaluates gets a second row in that forward.
     """
     work = _Work(plans, states, cotangents, micro_batch or len(plans), fuse, terms_per_sample, penalty)
     forwards = rows = padding = 0
@@ -121,7 +123,7 @@ def sweep(
 
 @dataclass(frozen=True)
 class _Row:
-    """A forward of sample b at a term's state, and whose cotangents go back: padding rows carry none."""
+    """One row of a forward: a sample at a term's state. reward, penalty: which cotangents it carries; padding: none."""
 
     sample: int
     term: Term
@@ -131,7 +133,7 @@ class _Row:
 
 @dataclass(frozen=True)
 class _Call:
-    """The rows of one forward; of a junction call the gradient at x is kept too."""
+    """The rows of one forward. For a junction call the gradient at x is kept too."""
 
     rows: tuple[_Row, ...]
     junction: bool
@@ -171,7 +173,10 @@ class _Work:
             )
 
     def calls(self) -> Iterator[_Call]:
-        """Per group of micro_batch samples: its junction rows, then the other rows, slot after slot."""
+        """Yield, per group of micro_batch samples, a call with its junction rows, then calls with the other rows.
+
+        The other rows are ordered by slot: the first of each sample, then the second of each, and so on.
+        """
         for first in range(0, len(self.plans), self.micro_batch):
             group = range(first, min(first + self.micro_batch, len(self.plans)))
             joint = [row for b in group for row in self._joint(b)]
@@ -185,7 +190,7 @@ class _Work:
                 yield _Call(tuple(rows[i : i + size]), False)
 
     def _joint(self, b: int) -> list[_Row]:
-        """The junction rows of sample b, and with a penalty one more for each state that no other row evaluates."""
+        """The junction rows of sample b; with a penalty, one more row per state that only a junction evaluates."""
         rows = [_Row(b, term) for term in self.terms[b] if term.is_junction]
         if self.penalty is None:
             return rows
@@ -194,7 +199,7 @@ class _Work:
         return rows + [_Row(b, term, reward=False, penalty=True) for term in owed.values()]
 
     def _column(self, b: int) -> list[_Row]:
-        """The rows of sample b besides its junction's, padded to `slots`; a state's first row takes its penalty."""
+        """The rows of sample b without its junctions', padded to `slots`; a state's first row carries its penalty."""
         rows, seen = [], set()
         for term in self.terms[b]:
             if not term.is_junction:
@@ -216,7 +221,7 @@ class _Work:
         last: bool,
         observe: Callable[[Tensor, Tensor], None] | None,
     ) -> None:
-        """One forward and one backward."""
+        """Run one forward and one backward; keep alpha·VJP_x of a junction."""
         device = self.states.device
         position = torch.tensor([self.offset[row.sample] + row.term.state for row in call.rows], device=device)
         node = torch.tensor([row.term.node for row in call.rows], device=device)
@@ -238,7 +243,7 @@ class _Work:
                     self.nested[row.sample, row.term.branch] = row.term.alpha * grad
 
     def _cotangent(self, row: _Row) -> Tensor:
-        """c_last·u + c_first·u', at least fp32."""
+        """The reward's cotangent of a row, c_last·u + c_first·u', at least fp32."""
         u = self.u[row.sample, row.term.branch]
         u = u.to(torch.promote_types(u.dtype, torch.float32))
         if not row.reward:

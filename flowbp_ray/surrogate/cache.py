@@ -1,4 +1,4 @@
-"""The cached rollout, and the values that a plan reads from it."""
+"""The cached rollout, and functions that read a plan's values from it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .plan import Plan, PosteriorMean, Sample, Target
 
 @dataclass(frozen=True, eq=False)
 class Cache:
-    """A rollout: sigmas [N+1], x [N+1, B, …], v [N, B, …]; of DRaFT-LV also the fresh y and v_y, both [n, B, …]."""
+    """A rollout: sigmas [N+1], x [N+1, B, …], v [N, B, …]; for DRaFT-LV also the fresh y and v_y, both [n, B, …]."""
 
     sigmas: Tensor
     x: Tensor
@@ -23,12 +23,12 @@ class Cache:
 
     @property
     def num_steps(self) -> int:
-        """N."""
+        """N, the number of steps."""
         return len(self.sigmas) - 1
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """fp32, or fp64 where the states are."""
+        """fp32, or fp64 for fp64 states."""
         return torch.promote_types(self.x.dtype, torch.float32)
 
     def velocity(self, node: int, fresh: int | None, rows: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ def state_value(cache: Cache, node: int, fresh: int | None, rows: Tensor) -> Ten
 
 
 def target_value(cache: Cache, target: Target, rows: Tensor) -> Tensor:
-    """What the reward sees: x[N], x[i] − sigma[i]·v[i], or y − s·v(y, N−1) with s = sigma[N−1]: [len(rows), …]."""
+    """The reward's input: x[N], x[i] − sigma[i]·v[i], or y − s·v(y, N−1) with s = sigma[N−1]: [len(rows), …]."""
     if isinstance(target, Sample):
         return state_value(cache, cache.num_steps, None, rows)
     node, fresh = (target.node, None) if isinstance(target, PosteriorMean) else (cache.num_steps - 1, target.index)
@@ -52,7 +52,7 @@ def target_value(cache: Cache, target: Target, rows: Tensor) -> Tensor:
 
 
 def append_dims(x: Tensor, ndim: int) -> Tensor:
-    """x with axes of length 1 appended until it has `ndim` of them, to broadcast over the axes of a latent."""
+    """Append axes of length 1 until x has `ndim` axes, to broadcast over the axes of a latent."""
     return x.view(*x.shape, *(1,) * (ndim - x.dim()))
 
 
@@ -64,7 +64,7 @@ def renoise(cache: Cache, eps: Tensor) -> Tensor:
 
 
 def gather_targets(plans: Sequence[Plan], cache: Cache) -> Tensor:
-    """Values of all targets, from the cache alone: [B, branches, …], at least fp32."""
+    """Read the values of all targets from the cache: [B, branches, …], at least fp32."""
     branches = len(plans[0].branches)
     out = cache.x.new_empty((len(plans), branches, *cache.x.shape[2:]), dtype=cache.compute_dtype)
     for plan, rows in groups(plans, cache.x.device):
@@ -74,17 +74,17 @@ def gather_targets(plans: Sequence[Plan], cache: Cache) -> Tensor:
 
 
 def places(plans: Sequence[Plan]) -> list[tuple[int, int]]:
-    """(sample, node) of each state that `gather_states` gives, in its order."""
+    """(sample, node) of each state that `gather_states` returns, in the same order."""
     return [(b, node) for b, plan in enumerate(plans) for node, _ in plan.states]
 
 
 def gather_states(plans: Sequence[Plan], cache: Cache) -> Tensor:
-    """The states that the learner needs, sample-major: for each sample its `plan.states` in order [R, …]."""
+    """Gather the states that the learner needs [R, …], sample-major: for each sample its `plan.states` in order."""
     return _gather(plans, cache.x, cache.y, "y")
 
 
 def gather_velocities(plans: Sequence[Plan], cache: Cache) -> Tensor:
-    """The cached velocities at the same states and in the same order as `gather_states` [R, …]."""
+    """Gather the cached velocities [R, …] at the states of `gather_states`, in the same order."""
     return _gather(plans, cache.v, cache.v_y, "v_y")
 
 
@@ -98,7 +98,7 @@ def _gather(plans: Sequence[Plan], cached: Tensor, fresh: Tensor | None, name: s
 
 
 def groups(plans: Sequence[Plan], device: torch.device) -> Iterator[tuple[Plan, Tensor]]:
-    """Samples of equal plans together: (plan, their rows [r] int64)."""
+    """Group samples with equal plans; yields (plan, rows [r] int64)."""
     if len({len(plan.branches) for plan in plans}) > 1:
         raise ValueError("all plans of a batch must have the same number of branches")
     members: dict[Plan, list[int]] = {}

@@ -1,6 +1,6 @@
 """A method is a value: a point of the design space target × active set × weights × coupling (FlowBP, arXiv 2606.11075).
 
-Every axis value is a small frozen dataclass that names itself by `kind`, so Python and YAML spell a method alike.
+Every axis value is a small frozen dataclass with a `kind`, so a method is written alike in Python and in YAML.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from .quadrature import (
 
 @dataclass(frozen=True)
 class Draw:
-    """The nodes that a method drew, ints only: `end` of a posterior mean, the pair (k, j), the picked active nodes."""
+    """The nodes that a method drew: `end` of a posterior mean, the pair (k, j), and the active nodes."""
 
     end: int | None = None
     k: int | None = None
@@ -41,7 +41,7 @@ class Draw:
 
 
 class TermBudget(NamedTuple):
-    """What a method needs at most per sample: VJPs besides the junction's, and whether there is a junction."""
+    """The most VJPs that a sample can need besides the junction's, and whether there is a junction."""
 
     terms: int
     junction: bool
@@ -49,7 +49,7 @@ class TermBudget(NamedTuple):
 
 @axis
 class Method:
-    """The four axes and their modifiers. `plan` is a pure function of the sigma grid and the generator."""
+    """A training method: the four axes and their modifiers. `plan` depends on the sigma grid and the generator only."""
 
     target: Sample | LatePosterior | EarlyStop | WithRenoised = field(default=Sample())
     active: LateBiased | Strided | LastNodes | Supports = field(default=LateBiased())
@@ -84,21 +84,21 @@ class Method:
 
     @property
     def branches(self) -> int:
-        """Targets per sample: n + 1 with renoised ones, else 1."""
+        """The number of targets per sample: n + 1 with n renoised ones, else 1."""
         return 1 + self.renoised
 
     @property
     def renoised(self) -> int:
-        """Fresh states y per sample."""
+        """The number of fresh states y per sample."""
         return self.target.n if isinstance(self.target, WithRenoised) else 0
 
     def window(self, n: int) -> int:
-        """W = max(3, ceil(tail_ratio·n)) trainable nodes at the end of a grid of n nodes (1 for a single segment)."""
+        """W = min(n, max(3, ceil(tail_ratio·n))) trainable nodes of n, at the end; 1 instead of 3 for one segment."""
         least = 1 if isinstance(self.segments, OneSegment) else 3
         return min(n, max(least, int(np.ceil(self.tail_ratio * n - 1e-9))))
 
     def check(self, num_steps: int) -> None:
-        """Refuse, before anything starts, what some draw on `num_steps` steps could not satisfy."""
+        """Raises ValueError if some draw on `num_steps` steps would be impossible, so that it fails before a run."""
         if num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {num_steps}")
         shortest = self._shortest(num_steps)
@@ -119,7 +119,7 @@ class Method:
             )
 
     def draw(self, num_steps: int, rng: np.random.Generator) -> Draw:
-        """Draw the nodes; all randomness of a method is here."""
+        """Draw the nodes. All randomness of a method is here."""
         self.check(num_steps)
         end = None
         if isinstance(self.target, LatePosterior):
@@ -139,7 +139,7 @@ class Method:
         return Draw(end, k, j, pick_two(self.active, start, j, n, rng))
 
     def build(self, sigmas: Tensor | Sequence[float], draw: Draw) -> Plan:
-        """The plan of drawn nodes on a sigma grid [N+1]: deterministic, in fp64."""
+        """Build the plan of drawn nodes on a sigma grid [N+1], deterministically and in fp64."""
         sigma = [float(s) for s in sigmas]
         num_steps = len(sigma) - 1
         self.check(num_steps)
@@ -160,11 +160,11 @@ class Method:
         return Plan(num_steps, tuple(branches), self.similarity)
 
     def plan(self, sigmas: Tensor | Sequence[float], rng: np.random.Generator) -> Plan:
-        """Draw and build."""
+        """Draw the nodes and build their plan."""
         return self.build(sigmas, self.draw(len(sigmas) - 1, rng))
 
     def max_terms(self, num_steps: int) -> TermBudget:
-        """The largest number of VJPs of any draw, fixed in advance so that all ranks can pad to it."""
+        """The largest number of VJPs of any draw, known in advance so that all ranks can pad to it."""
         self.check(num_steps)
         window = self.window(num_steps)
         parts = 1 if isinstance(self.segments, OneSegment) else 2
@@ -173,7 +173,7 @@ class Method:
         return TermBudget(most - junction + self.renoised, junction)
 
     def _shortest(self, num_steps: int) -> int:
-        """Nodes of the shortest grid that the target can draw."""
+        """The number of nodes of the shortest grid that the target can draw."""
         if isinstance(self.target, LatePosterior):
             if self.target.last > num_steps:
                 raise ValueError(f"last must be in [1, {num_steps}], got {self.target.last}")
@@ -188,7 +188,7 @@ class Method:
         return num_steps
 
     def _target(self, sigma: list[float], draw: Draw) -> tuple[Target, list[float]]:
-        """A posterior mean at e is the sample of the grid cut after e: sigma[0…e], 0. So all targets share one path."""
+        """The target and its grid. A posterior mean at e is the sample of the grid cut after e: sigma[0…e], 0."""
         num_steps = len(sigma) - 1
         if isinstance(self.target, Sample):
             return self.target, sigma
@@ -208,7 +208,7 @@ class Method:
         return [(start, draw.j), (draw.j, n)]
 
     def _segment(self, grid: list[float], a: int, b: int, draw: Draw, anchored: bool) -> _Rows:
-        """Supports, weights and gains of [a, b)."""
+        """The supports, weights and gains of the segment [a, b)."""
         if isinstance(self.active, Supports):
             return self._spread(self.active, grid, a, b, anchored)
         nodes = tuple(node for node in draw.nodes if a <= node < b)
@@ -219,7 +219,7 @@ class Method:
         return supports, tuple(weigh(self.weights, grid, a, b, supports)), gains
 
     def _spread(self, active: Supports, grid: list[float], a: int, b: int, anchored: bool) -> _Rows:
-        """The segment of an active set that is given by its supports."""
+        """As `_segment`, for an active set that is given by its supports."""
         if isinstance(self.weights, AdamsBashforth):
             supports = backward_nodes(a, active.order)
         else:
@@ -240,7 +240,7 @@ _Rows = tuple[tuple[int, ...], tuple[float, ...], tuple[float | None, ...]]
 
 
 def _rescaled_together(rows: list[_Rows], rescale: float) -> list[_Rows]:
-    """Multiply all gains by f, its totals taken over all the rows given."""
+    """Multiply all gains by one `rescale_factor`, whose totals are taken over all given rows."""
     total = sum(abs(w) for _, weights, _ in rows for w in weights)
     chosen = sum(abs(w) for _, weights, gains in rows for w, g in zip(weights, gains, strict=True) if g is not None)
     f = rescale_factor(rescale, total, chosen)

@@ -1,12 +1,12 @@
-"""Staying near the base: the penalty on the distance to the base model's velocities, as a cotangent.
+"""The penalty on the distance to the base model's velocities, as a cotangent.
 
     P = weight · Σ_b factor[b] / B · 1/K_b · Σ_i mean over elements of (v_theta(x[i]) − v_base(x[i]))²
 
-b runs over the global batch of B rows and i over the K_b active states of row b, each once however many terms of the
-plan evaluate it. factor[b] is what the row's reward cotangent is multiplied by: 0 for a masked row, B / kept for the
+b runs over the global batch of B rows and i over the K_b active states of row b. A state counts once, however many
+terms of the plan evaluate it. factor[b] multiplies the row's reward cotangent: 0 for a masked row, B / kept for the
 others, so that P is a mean over the kept rows. The states x[i] are the cached ones, held fixed: only v_theta(x[i]) has
-a gradient. v is what a learner differentiates (with a detached negative g·v_cond), compared in fp32. The similarity
-weight omega belongs to the reward and does not enter.
+a gradient. v is the velocity that a learner differentiates (g·v_cond with a detached negative branch), compared in
+fp32. The similarity weight omega belongs to the reward and does not enter.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from .plan import Plan
 
 
 def base_penalty(plans: Sequence[Plan], base: Tensor, shares: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """`sweep`'s penalty: dP/dv at the states that it asks for.
+    """Return the `penalty` argument of `sweep`: a function that computes dP/dv at given states.
 
-    base: v_base at the states [R, ...], sample-major. shares: weight · factor / B of each plan's row [rows] (times what
-    the engine asks cotangents to be multiplied by).
+    base: v_base at the states [R, ...], sample-major. shares: weight · factor / B of each plan's row [rows], times the
+    engine's `scale`.
     """
     each = torch.stack([shares[b] / len(plans[b].states) for b, _ in places(plans)])
 
     def cotangent(position: Tensor, v: Tensor) -> Tensor:
-        """position [r] int64 into the states, v [r, ...] -> [r, ...] in fp32 (fp64 for fp64 velocities)."""
+        """dP/dv [r, ...] in fp32 (fp64 for fp64 velocities) for v [r, ...] at the states `position` [r] int64."""
         dtype = torch.promote_types(v.dtype, torch.float32)
         away = v.to(dtype) - base[position.to(base.device)].to(v.device, dtype)
         slope = 2.0 * each[position.to(each.device)].to(v.device, dtype) / away[0].numel()

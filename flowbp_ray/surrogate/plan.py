@@ -1,6 +1,6 @@
-"""What a surrogate trajectory is: numbers that say where the reward's gradient may flow (FlowBP, arXiv 2606.11075).
+"""The plan of a surrogate trajectory: numbers that say where the reward's gradient flows (FlowBP, arXiv 2606.11075).
 
-Node 0 is noise, node N the finished latent. A `Plan` knows no tensors; it is hashable, picklable and printable.
+Node 0 is noise, node N the finished latent. A `Plan` holds no tensors; it is hashable, picklable and printable.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ else:
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
 def axis(cls: type[T]) -> type[T]:
-    """A frozen dataclass that a method's configuration may spell out; pydantic then refuses unknown keys."""
+    """Make a class a frozen dataclass that a method's configuration can contain; pydantic refuses unknown keys."""
     cls.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
     return dataclass(frozen=True)(cls)
 
 
 def check_positive(name: str, value: int) -> None:
-    """Raises ValueError that names the argument unless it is at least 1."""
+    """Raise ValueError, with the argument's name, unless its value is at least 1."""
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
 
@@ -59,7 +59,7 @@ Target = Sample | PosteriorMean | Renoised
 
 @axis
 class Similarity:
-    """Weight a sample by 1/(max(d_j, tau) + max(d_0, tau)) (LeapAlign, 2604.15311); drop it beyond `max_distance`.
+    """Weight a sample by 1/(max(d_j, tau) + max(d_0, tau)) (LeapAlign, 2604.15311); mask it beyond `max_distance`.
 
     `tau: None` keeps the weight at 1, so that the mask can be used alone.
     """
@@ -78,8 +78,8 @@ class Similarity:
 class Segment:
     """One integration x[start] + Σ weights·v[supports]; a support with gain None is cached, any other is active.
 
-    `start <= node < stop` are the nodes that it spans. Supports may lie before `start` (Adams–Bashforth). The gradient
-    of support i is scaled by its gain: c[i] = weights[i]·gains[i]; the gain changes no value.
+    The segment spans the nodes start <= node < stop. Supports may lie before `start` (Adams–Bashforth). The gradient
+    of support i is scaled by its gain: c[i] = weights[i]·gains[i]; the gain does not change the value.
     """
 
     start: int
@@ -110,7 +110,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Branch:
-    """A target with the one or two segments that end in it; with two, `coupling` is the alpha of the nested term."""
+    """A target and the one or two segments that end in it; with two, `coupling` is the alpha of the nested term."""
 
     target: Target
     segments: tuple[Segment, ...]
@@ -132,14 +132,14 @@ class Branch:
 
     @property
     def junction(self) -> int | None:
-        """Node j whose velocity is evaluated at alpha·y + (1−alpha)·stopgrad(y), or None without such a node."""
+        """The node j whose velocity is evaluated at alpha·y + (1−alpha)·stopgrad(y); None if there is none."""
         last = self.segments[-1]
         return last.start if self.coupling > 0 and last.start in last.coefficients else None
 
 
 @dataclass(frozen=True)
 class Term:
-    """One vector–Jacobian product: the cotangent of v at state `state` is c_last·u + c_first·u'."""
+    """One vector–Jacobian product: the cotangent of v at `Plan.states[state]` is c_last·u + c_first·u'."""
 
     branch: int
     state: int
@@ -152,7 +152,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Plan:
-    """The surrogate of one batch or one sample: `branches` and the weight of the sample."""
+    """The surrogate of one sample: its branches, and how the sample is weighted."""
 
     num_steps: int
     branches: tuple[Branch, ...]
@@ -170,7 +170,7 @@ class Plan:
 
     @property
     def states(self) -> tuple[tuple[int, int | None], ...]:
-        """(node, None) for a cached x[node], (N−1, m) for the fresh state y[m]: what the learner needs, by node."""
+        """The states that the learner needs, sorted by node: (node, None) is x[node], (N−1, m) the fresh state y[m]."""
         found = {
             (node, branch.target.index if isinstance(branch.target, Renoised) else None)
             for branch in self.branches
@@ -181,7 +181,7 @@ class Plan:
 
     @property
     def renoised(self) -> int:
-        """How many fresh states y the plan needs."""
+        """The number of fresh states y that the plan needs."""
         return sum(isinstance(branch.target, Renoised) for branch in self.branches)
 
     def terms(self) -> tuple[Term, ...]:
@@ -200,7 +200,7 @@ class Plan:
         return tuple(rows)
 
     def describe(self) -> str:
-        """A table for people: per branch its target and segments, per support its weight, gain and c."""
+        """A readable table: per branch its target and segments, per support its weight, gain and c."""
         lines = [f"plan over {self.num_steps} steps, {len(self.states)} states, {len(self.terms())} VJPs"]
         for b, branch in enumerate(self.branches):
             target = " ".join(str(value) for value in reversed(asdict(branch.target).values()))
@@ -215,7 +215,7 @@ class Plan:
 
 
 def _rows(segment: Segment, junction: int | None) -> list[str]:
-    """The active supports line by line, the cached ones in one."""
+    """One line per active support, and one line for all cached supports."""
     rows = []
     for node, weight, gain in zip(segment.supports, segment.weights, segment.gains, strict=True):
         mark = "  <- junction" if node == junction and node == segment.start else ""
@@ -228,7 +228,7 @@ def _rows(segment: Segment, junction: int | None) -> list[str]:
 
 
 def _check_branch(branch: Branch, num_steps: int) -> None:
-    """Refuse what would have no meaning: targets outside the grid, segments that miss their target."""
+    """Raises ValueError for a target outside the grid, or segments that do not end in their target."""
     target, last = branch.target, branch.segments[-1]
     end = target.node + 1 if isinstance(target, PosteriorMean) else num_steps
     if not 1 <= end <= num_steps:

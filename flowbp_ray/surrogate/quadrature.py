@@ -1,6 +1,6 @@
-"""How a segment integrates velocities: Euler, Lagrange, uniform, Adams–Bashforth; anchor and rescale (2606.11075).
+"""The axis `weights`: Euler, Lagrange, uniform, Adams–Bashforth; anchor and rescale (FlowBP, arXiv 2606.11075).
 
-All weights are computed in fp64 from the sigma grid; sigma falls along the path, so weights are negative as h is.
+All weights are computed in fp64 from the sigma grid. sigma falls along the path, so h is negative.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from .plan import axis
 
 @axis
 class Euler:
-    """w[i] = sigma[i+1] − sigma[i] at every node of the segment: the surrogate is the cached trajectory itself."""
+    """w[i] = sigma[i+1] − sigma[i] at every node of the segment: the surrogate equals the cached trajectory."""
 
     kind: Literal["euler"] = "euler"
 
 
 @axis
 class _Anchored:
-    """`anchor` = lambda blends the first of two segments with its Euler leap; 1 is no blend."""
+    """Base of the rules with `anchor` = lambda, which blends the first of two segments with its Euler leap; 1: none."""
 
     anchor: float = 1.0
 
@@ -48,7 +48,7 @@ class Uniform(_Anchored):
 
 @dataclass(frozen=True)
 class AdamsBashforth(_Anchored):
-    """The same interpolant as Lagrange, through the nodes that END at the segment's first node."""
+    """The interpolant of Lagrange, but through the nodes that END at the segment's first node."""
 
     kind: Literal["adams_bashforth"] = "adams_bashforth"
 
@@ -86,7 +86,7 @@ def lagrange(points: Sequence[float], sigma_a: float, sigma_b: float) -> list[fl
 
 
 def spread(start: int, stop: int, order: int) -> tuple[int, ...]:
-    """`order` nodes spread evenly over [start, stop), all of them if it is shorter.
+    """Spread `order` nodes evenly over [start, stop); all its nodes if there are not more.
 
     Offsets from `start` are linspace(0, length − 1, order), halves rounded to even, as published.
     """
@@ -113,9 +113,9 @@ def weigh(rule: Weights, grid: Sequence[float], start: int, stop: int, supports:
 def anchor_weights(
     weights: Sequence[float], gains: Sequence[float | None], anchor: float, leap: float
 ) -> tuple[list[float], list[float | None]]:
-    """Blend with the Euler leap: c[i] ← anchor·c[i], then c[first] += (1 − anchor)·leap; values blend alike.
+    """Blend with the Euler leap: c[i] ← anchor·c[i], then c[first] += (1 − anchor)·leap; weights blend alike.
 
-    The first support's gain becomes c/w, because the leap itself is never scaled by a gain.
+    The first support's gain becomes c/w, because the leap is never scaled by a gain.
     """
     if anchor == 1.0:
         return list(weights), list(gains)
@@ -126,5 +126,5 @@ def anchor_weights(
 
 
 def rescale_factor(rescale: float, total: float, active: float) -> float:
-    """f = 1 + rescale·(total/active − 1): makes up for the part of the integral that is cached."""
+    """f = 1 + rescale·(total/active − 1), which compensates for the cached part of the integral."""
     return 1.0 if rescale == 0.0 else 1.0 + rescale * (total / active - 1.0)

@@ -21,9 +21,10 @@ class OneSegment:
 
 @axis
 class UniformPair:
-    """Two distinct reversed indices from [1, W], sorted; with `max_j_rev` first j_rev up to it, then k_rev above j_rev.
+    """Two distinct reversed indices, uniform in [1, W]; the larger is k_rev = n − k, the smaller j_rev = n − j.
 
-    The first segment starts at k, or at the trainable window's first node (FlowBP-Bridge).
+    With `max_j_rev`: j_rev uniform in [1, min(max_j_rev, W−1)], then k_rev uniform in [j_rev+1, W].
+    start: the first segment starts at k, or at the first node of the trainable window (FlowBP-Bridge).
     """
 
     max_j_rev: int | None = None
@@ -36,7 +37,7 @@ class UniformPair:
             check_positive("max_j_rev", self.max_j_rev)
 
     def draw(self, n: int, window: int, rng: np.random.Generator) -> tuple[int, int]:
-        """(k, j) with k < j."""
+        """Draw (k, j) with k < j."""
         if self.max_j_rev is None:
             first = int(rng.integers(1, window + 1))
             other = int(rng.integers(1, window))
@@ -48,7 +49,7 @@ class UniformPair:
 
 @axis
 class DirichletPair:
-    """Lengths (l0, l1, l2) ~ Dirichlet(a, b, c)·W rounded; j_rev = l0 + 1, k_rev = l0 + l1 + 1, as published."""
+    """Lengths (l0, l1, l2) ~ Dirichlet(a, b, c)·W, rounded; j_rev = l0 + 1, k_rev = l0 + l1 + 1, as published."""
 
     a: float = 2.5
     b: float = 6.0
@@ -67,12 +68,12 @@ class DirichletPair:
             raise ValueError(f"max_j_rev must be at least 2 with dirichlet, got {self.max_j_rev}")
 
     def draw(self, n: int, window: int, rng: np.random.Generator) -> tuple[int, int]:
-        """(k, j) with k < j < n − 1."""
+        """Draw (k, j) with k < j < n − 1."""
         l0, l1, _ = self.lengths(rng.dirichlet((self.a, self.b, self.c)).tolist(), window)
         return n - (l0 + l1 + 1), n - (l0 + 1)
 
     def lengths(self, shares: Sequence[float], window: int) -> tuple[int, int, int]:
-        """Round shares·W to integers >= 1 that sum to W; remainder and excess go to the largest."""
+        """Round shares·W to integers >= 1 that sum to W, correcting the largest; then cap l0 at max_j_rev − 1."""
         l = [round(share * window) for share in shares]
         l[int(np.argmax(shares))] += window - sum(l)
         l = [max(1, length) for length in l]
@@ -93,7 +94,7 @@ class MidpointPair:
     least: ClassVar[int] = 2
 
     def draw(self, n: int, window: int, rng: np.random.Generator) -> tuple[int, int]:
-        """(k, j) with k < j."""
+        """Draw (k, j) with k < j."""
         k = n - int(rng.integers(2, window + 1))
         return k, (k + n) // 2
 
@@ -107,7 +108,7 @@ class MidpointJPair:
     least: ClassVar[int] = 2
 
     def draw(self, n: int, window: int, rng: np.random.Generator) -> tuple[int, int]:
-        """(k, j) with k < j."""
+        """Draw (k, j) with k < j."""
         j = n - int(rng.integers(1, window))
         return (n - window + j) // 2, j
 

@@ -1,4 +1,4 @@
-"""The axis `target`: what the reward sees."""
+"""The axis `target`: the latent that the reward sees."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .plan import axis
 
 @axis
 class LatePosterior:
-    """Posterior mean at i, uniform over the last `last` nodes (ReFL, arXiv 2304.05977)."""
+    """The posterior mean at a node drawn uniformly from the last `last` ones (ReFL, arXiv 2304.05977)."""
 
     last: int = 11
     kind: Literal["late_posterior"] = "late_posterior"
@@ -21,7 +21,7 @@ class LatePosterior:
 
 @axis
 class EarlyStop:
-    """Posterior mean at e = N − r, r uniform in 1…round(ratio·N) (DRTune, arXiv 2405.00760)."""
+    """The posterior mean at e = N − r, r uniform in 1…round(ratio·N) (DRTune, arXiv 2405.00760)."""
 
     ratio: float = 0.4
     kind: Literal["early_stop"] = "early_stop"
@@ -33,7 +33,7 @@ class EarlyStop:
 
 @axis
 class WithRenoised:
-    """The last posterior mean, and for each of n fresh ε one at y = (1−s)·x[N] + s·ε (DRaFT-LV, arXiv 2309.17400)."""
+    """The last posterior mean, and one at y = (1−s)·x[N] + s·ε for each of n fresh ε (DRaFT-LV, arXiv 2309.17400)."""
 
     n: int = 2
     kind: Literal["renoised"] = "renoised"

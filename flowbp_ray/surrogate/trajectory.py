@@ -1,4 +1,4 @@
-"""The rollout without gradient, whose states and velocities are the cache of a surrogate."""
+"""The rollout without gradient. Its states and velocities are the cache of a surrogate."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 from .cache import Cache
 
 Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""v(x [R, …], node [R] int64, row [R] int64) -> [R, …]; `row` says which sample of the batch a state belongs to."""
+"""v(x [R, …], node [R] int64, row [R] int64) -> [R, …]; `row` is the sample of the batch that a state belongs to."""
 
 
 @torch.no_grad()
 def rollout(velocity: Velocity, noise: Tensor, sigmas: Tensor) -> Cache:
-    """x[i+1] = x[i] + h[i]·v(x[i], i), h[i] = sigma[i+1] − sigma[i].
+    """Roll out with Euler steps: x[i+1] = x[i] + h[i]·v(x[i], i), h[i] = sigma[i+1] − sigma[i].
 
     noise: x[0] [B, …] in the model's dtype, which the states keep; each update is done in fp32 (fp64 for fp64 states).
     velocity: v(x [B, …], node [B] int64, row [B] int64) -> [B, …].

@@ -1,4 +1,4 @@
-"""Similarity weights and masks: how far the surrogate's own values are from the cache (LeapAlign, arXiv 2604.15311)."""
+"""Similarity weights and masks from the distance between surrogate and cache (LeapAlign, arXiv 2604.15311)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def residuals(plans: Sequence[Plan], cache: Cache) -> Tensor:
 
 
 def integrate(cache: Cache, branch: Branch, segment: Segment, rows: Tensor) -> Tensor:
-    """x[start] + Σ w[i]·v[i] from cached velocities, all supports: [len(rows), …]."""
+    """x[start] + Σ w[i]·v[i] over all supports, with cached velocities: [len(rows), …]."""
     fresh = branch.target.index if isinstance(branch.target, Renoised) else None
     value = state_value(cache, segment.start, fresh, rows)
     for node, weight in zip(segment.supports, segment.weights, strict=True):
@@ -39,7 +39,7 @@ def integrate(cache: Cache, branch: Branch, segment: Segment, rows: Tensor) -> T
 
 
 def omega(plans: Sequence[Plan], cache: Cache) -> Tensor:
-    """ω = 1/(max(d_j, tau) + max(d_0, tau)) per sample [B], 1 for plans without a similarity; carries no gradient."""
+    """ω = 1/(max(d_j, tau) + max(d_0, tau)) per sample [B]; 1 for a plan without a `tau`. Carries no gradient."""
     d = residuals(plans, cache)
     tau = [plan.similarity.tau if plan.similarity is not None else None for plan in plans]
     floor = d.new_tensor([1.0 if t is None else t for t in tau])
@@ -49,7 +49,7 @@ def omega(plans: Sequence[Plan], cache: Cache) -> Tensor:
 
 
 def keep(plans: Sequence[Plan], distances: Tensor) -> Tensor:
-    """Bool mask [B] of the samples with d_j and d_0 [B, 2] within the plan's `max_distance`."""
+    """The mask [B] bool of samples whose distances (d_j, d_0) [B, 2] are within their plan's `max_distance`."""
     bounds = [plan.similarity.max_distance if plan.similarity is not None else None for plan in plans]
     bound = distances.new_tensor([float("inf") if value is None else value for value in bounds])
     return (distances <= bound[:, None]).all(dim=1)

@@ -1,1 +1,1 @@
-"""Small things that know nothing of training: errors, files, digests, random streams, tracing, signals."""
+"""Utilities that do not depend on training: errors, files, digests, random streams, tracing, signals."""

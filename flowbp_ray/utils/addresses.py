@@ -1,4 +1,4 @@
-"""What a configuration names outside itself: addresses of servers, and files that actors open from elsewhere."""
+"""Parsing of addresses and paths in a configuration."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from urllib.parse import urlsplit
 
 
 def parse_urls(value: Any) -> Any:
-    """One address or a list of them, as a list without trailing slashes. Raises ValueError for what is none."""
+    """Return one address or a list of them as a list without trailing slashes. Raises ValueError for a bad address."""
     values = [value] if isinstance(value, str) else value
     return [parse_url(v) for v in values] if isinstance(values, list) else values
 
 
 def parse_url(value: Any) -> Any:
-    """An address such as https://host:8000/prefix. Raises ValueError for another scheme, and for secrets within it."""
+    """Check an address such as https://host:8000/prefix. Raises ValueError for another scheme, or secrets within it."""
     if not isinstance(value, str):
         return value
     parts = urlsplit(value)
     try:
         known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # a port that is no number, or too large
+    except ValueError:  # a port that is not a number, or too large
         known = False
     if not known:
         raise ValueError(f"{value!r} is no address; write for example https://host:8000")
@@ -38,7 +38,7 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 def absolute(value: str | None) -> str | None:
-    """A path as seen from where the command runs. Raises ValueError for the home of a user who is not here."""
+    """Expand ~ and make a path absolute from the working directory. Raises ValueError for an unknown user's ~."""
     try:
         return None if value is None else str(Path(value).expanduser().absolute())
     except RuntimeError as error:
@@ -46,7 +46,7 @@ def absolute(value: str | None) -> str | None:
 
 
 def existing_path(path: str | Path) -> Path | None:
-    """The file or folder that this names, or None: a text may be too long for a name, or of a user who is not here."""
+    """Return the path if it exists, else None; also for a text that is no valid path or names an unknown user."""
     try:
         found = Path(path).expanduser()
         return found if found.exists() else None
@@ -55,5 +55,5 @@ def existing_path(path: str | Path) -> Path | None:
 
 
 def bearer(secret: str | None) -> dict[str, str]:
-    """The header that shows a token or an API key; none without one."""
+    """Return the HTTP header for a token or an API key; empty without one."""
     return {"Authorization": f"Bearer {secret}"} if secret else {}

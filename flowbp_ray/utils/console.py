@@ -1,4 +1,4 @@
-"""What every command does around its work: quiet libraries, and errors as lines with an exit code."""
+"""The frame of every command: quiet libraries, and errors as one line with an exit code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 def guarded(command: Callable[[], object]) -> None:
-    """Run a command: what a user must change becomes lines and exit code 2, a failed run exit code 1."""
+    """Run a command and print errors as lines.
+
+    Exit codes: 2 for ValueError and OSError, 1 for RunFailed, 130 after an interrupt.
+    """
     quieten()
     try:
         command()
@@ -39,9 +42,9 @@ def guarded(command: Callable[[], object]) -> None:
 
 
 def quieten() -> None:
-    """Let the libraries below us speak of errors only, so that what is printed is ours."""
+    """Make the libraries log errors only, so that the output is the command's own."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed warns whenever it has to find that out
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # without this DeepSpeed warns each time it detects that

@@ -1,4 +1,4 @@
-"""Where two nested mappings of plain values differ, for messages."""
+"""Differences between two nested mappings of plain values, for messages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def differing(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Dotted key, value in a, value in b, for each that is not the same; None stands for a key that is not there."""
+    """Yield (dotted key, value in a, value in b) for each difference; the value of a missing key is None."""
     for key in sorted(a.keys() | b.keys()):
         left, right = a.get(key), b.get(key)
         if isinstance(left, Mapping) and isinstance(right, Mapping):
@@ -18,6 +18,6 @@ def differing(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> I
 
 
 def shown(value: Any) -> str:
-    """As in YAML, on one line and not too long."""
+    """Format a value as JSON on one line of at most 60 characters."""
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -13,12 +13,12 @@ from flowbp_ray.utils.files import cached_file_fact
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 over names, dtypes and bytes, in the order of the names: equal digests mean equal weights, bit for bit."""
+    """sha256 over names, dtypes, shapes and bytes, in the order of the names; equal digests mean equal bits."""
     return digest_of_parts([tensors])
 
 
 def digest_of_parts(parts: Iterable[Mapping[str, Tensor]]) -> str:
-    """The digest of tensors that come a few at a time, the parts in the order of the names."""
+    """`digest` of tensors that come in parts; the parts must be in the order of the names."""
     seen = hashlib.sha256()
     for tensors in parts:
         for name in sorted(tensors):
@@ -29,7 +29,7 @@ def digest_of_parts(parts: Iterable[Mapping[str, Tensor]]) -> str:
 
 
 def sha256_of_file(file: Path) -> str:
-    """Hex sha256 of a file's contents, read a few megabytes at a time."""
+    """Hex sha256 of a file's contents, read 4 MiB at a time."""
     with file.open("rb") as stream:
         found = hashlib.sha256()
         while chunk := stream.read(1 << 22):
@@ -38,5 +38,5 @@ def sha256_of_file(file: Path) -> str:
 
 
 def file_digest(file: Path, memory: Path) -> str:
-    """sha256 of a file's contents. That of a large one is kept below the folder `memory`."""
+    """Hex sha256 of a file's contents; for a large file the result is cached in the folder `memory`."""
     return cached_file_fact(file, memory, "sha256", sha256_of_file)

@@ -1,4 +1,4 @@
-"""How a run fails after it began. What a user must change is a ValueError instead."""
+"""Exceptions. A mistake of the user is a ValueError (ConfigError); a run that fails later raises RunFailed."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 
 class RunFailed(RuntimeError):
-    """The run cannot go on; the message names the cause."""
+    """The run cannot continue; the message names the cause."""
 
 
 class Stalled(RunFailed):
-    """Work is left and nothing moves. state: every item and actor, for whoever looks into it."""
+    """The run makes no progress although work is left. state: every item and actor, as JSON, for debugging."""
 
     def __init__(self, message: str, state: dict[str, Any]) -> None:
         super().__init__(message)
@@ -19,7 +19,7 @@ class Stalled(RunFailed):
 
 
 class ConfigError(ValueError):
-    """Something a user wrote cannot be used; the message says what to write instead."""
+    """A user's input is invalid; the message says what to write instead."""
 
 
 def nearest(word: str, known: list[str], what: str) -> str:

@@ -1,4 +1,4 @@
-"""Random streams by key: (run seed, purpose, step, sample index). A stream depends on nothing but its key."""
+"""Random streams with the key (run seed, purpose, step, sample index). A stream depends only on its key."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _WORD = 0xFFFFFFFF
 
 
 def stream(seed: int, purpose: Purpose, step: int, index: int | None = None) -> np.random.Generator:
-    """The generator of a key; counter-based (Philox), so that any process can make any stream at once."""
+    """Return the generator of a key. It is counter-based (Philox), so any process can create any stream directly."""
     if purpose not in _PURPOSES:
         raise ValueError(f"purpose must be one of {', '.join(_PURPOSES)}, got {purpose}")
     if seed < 0 or step < 0 or (index is not None and index < 0):
         raise ValueError(f"seed, step and index must not be negative, got {seed}, {step}, {index}")
     words = [_PURPOSES[purpose]]
-    # Two words for each number: a fixed length, so that different keys are never the same entropy.
+    # Two words per number: with a fixed length, different keys always give different entropy.
     for number in (seed, step, 0 if index is None else index + 1):
         words += [number & _WORD, (number >> 32) & _WORD]
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(words)))
@@ -48,7 +48,7 @@ def stream_of_list(purpose: ListPurpose, *key: int) -> np.random.Generator:
 
 
 def normal(shape: Sequence[int], seed: int, purpose: Purpose, step: int, indices: Sequence[int]) -> Tensor:
-    """Standard normal fp32 [len(indices), *shape]: row i comes from the stream of indices[i] alone."""
+    """Standard normal noise, fp32 [len(indices), *shape]. Row i is drawn from the stream of indices[i] only."""
     import torch
 
     rows = [stream(seed, purpose, step, i).standard_normal(tuple(shape), dtype=np.float32) for i in indices]
@@ -56,7 +56,7 @@ def normal(shape: Sequence[int], seed: int, purpose: Purpose, step: int, indices
 
 
 def use_deterministic_kernels() -> None:
-    """Only those that give the same bits every time, or an error. Before anything is computed on a GPU."""
+    """Make torch use deterministic kernels, or raise. Call it before the first computation on a GPU."""
     import torch
 
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"

@@ -1,4 +1,4 @@
-"""Ctrl-C: once means finish the step, save and leave; twice means leave at once."""
+"""Handling of Ctrl-C and SIGTERM: the first one finishes the step, saves and stops; the second one stops at once."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from typing import Any
 
 
 class Interrupted(RuntimeError):
-    """The run was asked to stop, and did after saving; the message says where it can go on."""
+    """The run stopped on request, after saving; the message says how to resume it."""
 
     @classmethod
     def after(cls, step: int, folder: Path) -> Interrupted:
-        """What a run says whose checkpoint of `step` is in `folder`."""
+        """Build the exception of a run in `folder` with a checkpoint of `step`."""
         return cls(f"stopped after step {step}, saved in {folder}; name={folder.name} resume=auto goes on from there")
 
 
 class Interrupts:
-    """SIGINT and SIGTERM while it is entered. Outside the main thread nothing is caught: Python would not allow it."""
+    """Catches SIGINT and SIGTERM inside the context; `asked` is set by the first one.
+
+    Outside the main thread it catches nothing, because Python does not allow it.
+    """
 
     def __init__(self) -> None:
         self.asked = self.entered = False
@@ -32,7 +35,10 @@ class Interrupts:
         return self
 
     def arm(self) -> dict[int, Any]:
-        """Catch the signals again, if entered: Ray takes SIGTERM for itself when it starts, and would abort."""
+        """Install the handlers, if entered; return the previous ones. Call it again after Ray has started.
+
+        Ray installs its own handler of SIGTERM when it starts, which would abort.
+        """
         if not self.entered or threading.current_thread() is not threading.main_thread():
             return {}
         return {number: signal.signal(number, self._caught) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -45,4 +51,4 @@ class Interrupts:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        os.write(2, b"\nfinishing the step and saving; once more to stop at once\n")  # print may not be re-entered
+        os.write(2, b"\nfinishing the step and saving; once more to stop at once\n")  # print is not reentrant

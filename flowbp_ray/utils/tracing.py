@@ -1,4 +1,4 @@
-"""Names for spans of time within a process. Whoever runs it says what becomes of them: see `actors.process`."""
+"""Named spans of time within a process. `record_with` sets how they are recorded: see `actors.process`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _spans: list[Span] = []
 
 
 def span(name: str) -> AbstractContextManager[object]:
-    """A span called `name`, from entering to leaving it. Without `record_with` it costs nothing and leaves nothing."""
+    """A context manager that records a span called `name`. Without `record_with` it does nothing."""
     return _spans[-1](name) if _spans else nullcontext()
 
 
 def record_with(span: Span | None) -> None:
-    """From now on, in this process, marks are spans of this kind; of no kind with None."""
+    """Record this process's spans with `span` from now on; None records nothing."""
     _spans[:] = [] if span is None else [span]

@@ -1,1 +1,1 @@
-"""The trained weights on their way: which they are, in which buckets and arrays they travel, whether they arrived."""
+"""The trained weights: their selection, their buckets and packing for publication, their fingerprint."""

@@ -1,4 +1,4 @@
-"""The trained weights in buckets: whole tensors that are gathered, packed and published together, each by one rank."""
+"""Buckets of the trained weights: whole tensors that one rank gathers, packs and publishes together."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ import torch
 from torch import Tensor, nn
 
 BUCKET = 512 * 2**20
-"""Bytes of a bucket at most, unless one tensor alone has more: what a rank holds whole at a time while it publishes.
+"""The most bytes of a bucket, unless a single tensor has more. A rank holds one whole bucket while it publishes.
 
-Each object costs Ray about 5 ms beside its copy, which is 50 ms for this many bytes.
+Ray needs about 5 ms per object, and 50 ms to copy this many bytes.
 """
 ALIGNED = 64
-"""Bytes that tensors in one stretch of memory start at multiples of, as those by themselves do."""
+"""The alignment in bytes of tensors within contiguous memory, the same as torch's for separate tensors."""
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """Names of tensors that are published together, and the rank that does."""
+    """The names of tensors that are published together, and the rank that publishes them."""
 
     names: tuple[str, ...]
     rank: int
 
 
 def assign_buckets(nbytes: Mapping[str, int], ranks: int = 1, limit: int | None = None) -> list[Bucket]:
-    """Consecutive tensors together, up to `limit` bytes (BUCKET) or a rank's even share, whichever is less.
+    """Group consecutive tensors into buckets of at most `limit` bytes (BUCKET), or a rank's even share if that is less.
 
-    Each bucket goes to the rank that has the fewest bytes by then; a rank without any gets an empty one, so that every
-    rank answers. All processes that know the sizes find the same.
+    Each bucket goes to the rank that has the fewest bytes so far. A rank without a bucket gets an empty one, so that
+    every rank publishes. The result depends on the arguments only: all processes compute the same.
     """
     most = min(limit or BUCKET, -(-sum(nbytes.values()) // ranks))
     groups: list[list[str]] = []
@@ -52,7 +52,7 @@ def assign_buckets(nbytes: Mapping[str, int], ranks: int = 1, limit: int | None 
 def allocate_contiguous(
     tensors: Mapping[str, tuple[torch.Size, torch.dtype]], device: torch.device | str
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Zeros in one stretch of memory [bytes] uint8, and in it a tensor of each shape and dtype."""
+    """Allocate zeros [bytes] uint8 and, as views of this memory, a tensor of each shape and dtype; return both."""
     at, starts = 0, {}
     for name, (shape, dtype) in tensors.items():
         starts[name] = at
@@ -67,7 +67,7 @@ def allocate_contiguous(
 
 @torch.no_grad()
 def make_contiguous(parameters: Mapping[str, nn.Parameter]) -> None:
-    """Move the parameters of each bucket into one stretch of memory, from which they are published without a copy."""
+    """Move the parameters of each bucket into contiguous memory, from which they are published without a copy."""
     dense = {name: p for name, p in parameters.items() if p.is_contiguous()}
     for bucket in assign_buckets({name: p.nbytes for name, p in dense.items()}):
         own = {name: dense[name] for name in bucket.names}

@@ -1,8 +1,9 @@
-"""A checksum of weights that shards can add up, so that learners can state theirs without gathering anything.
+"""A checksum of weights that is additive over shards, so that learners compute theirs without gathering anything.
 
-Of a tensor with bits b[i] (its elements read as signed integers of their width): sum of b[i] · (2·i + 1) modulo 2^64.
+For a tensor with bits b[i] (its elements read as signed integers of their width): sum of b[i] · (2·i + 1) modulo 2^64.
 The sum over fragments, each with its own offset, is the sum over the whole. An element that is moved, missing, stale or
-averaged changes it. It guards against mistakes, not against an adversary; `weights.digest` is the sha256.
+averaged changes it. It protects against mistakes, not against an adversary; for a sha256 see
+`flowbp_ray.utils.digest`.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from torch import Tensor
 from flowbp_ray.messages import TensorChecksum, combine
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_CHUNKS = {"cpu": 1 << 16}  # as 64-bit integers a chunk stays in the cache: 16 times faster than 2^22 at once
+_CHUNKS = {"cpu": 1 << 16}  # such a chunk of 64-bit integers fits the CPU's cache: 16 times faster than 2^22
 _CHUNK = 1 << 22
 
 
 @torch.no_grad()
 def checksum(fragment: Tensor, start: int = 0) -> int:
-    """The sum over elements start, start + 1, ... of the flat whole that `fragment` is a piece of; 64 bits, signed."""
+    """The checksum (signed, 64 bits) of a fragment whose first element is number `start` of the whole flat tensor."""
     flat = fragment.detach().reshape(-1)
     bits = flat.view(_BITS[flat.element_size()])
     chunk = _CHUNKS.get(bits.device.type, _CHUNK)

@@ -1,8 +1,8 @@
-"""A bucket of tensors on its way: their bytes in as few arrays as their memory allows.
+"""Buckets of tensors as messages: the tensors' bytes in as few arrays as their memory layout allows.
 
-Ray copies an array's bytes into its store once, and starts threads for each array of a megabyte or more: half a
-millisecond, in which it copies megabytes. So tensors that lie one behind the other (`buckets.lay_out`, ZeRO's flat
-groups) travel as one array, without being copied before.
+Ray copies an array's bytes into its store once. For each array of a megabyte or more it starts threads, which takes
+half a millisecond, in which it could copy megabytes. So tensors that are adjacent in memory
+(`buckets.make_contiguous`, ZeRO's flat groups) are sent as one array, without a copy before.
 """
 
 from __future__ import annotations
@@ -21,38 +21,39 @@ from flowbp_ray.weights.buckets import ALIGNED
 from flowbp_ray.weights.trainable import check_names, trained
 
 Place = tuple[int, int, str, tuple[int, ...]]
-"""Where a tensor is: the number of its array, its first byte there, dtype, shape. Plain, to be pickled fast."""
+"""The position of a tensor: (array index, first byte in it, dtype name, shape). Plain types, which pickle fast."""
 
 
 @dataclass(frozen=True)
 class PackedTensors:
-    """arrays: bytes, [n] uint8 each. places: by name, in the order in which the tensors were given."""
+    """Tensors as bytes. arrays: [n] uint8 each. places: the position of each tensor by name, in the given order."""
 
     arrays: tuple[np.ndarray, ...]
     places: Mapping[str, Place]
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> PackedTensors:
-        """Tensors of any device and dtypes. What is on the host is not copied: its memory must stay until then."""
+        """Pack tensors of any device and dtype. Tensors on the host are not copied: keep them until this is sent."""
         dense = {name: t if t.is_contiguous() else t.contiguous() for name, t in tensors.items()}
         return Layout.of(dense).pack(dense)
 
     def bytes(self) -> list[Tensor]:
-        """The arrays as tensors [n] uint8; nothing is copied, and what came from the store is read-only."""
-        empty = torch.empty(0, dtype=torch.uint8)  # numpy's own has a stride that torch cannot view
+        """The arrays as tensors [n] uint8, without a copy; those from Ray's object store are read-only."""
+        empty = torch.empty(0, dtype=torch.uint8)  # torch cannot view an empty numpy array, because of its stride
         return [unpack(Packed(array, "uint8")) if len(array) else empty for array in self.arrays]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Each tensor by itself, as `bytes`."""
+        """The tensors by name, as views of `bytes()`."""
         arrays = self.bytes()
         return {name: tensor_at(arrays[place[0]], place) for name, place in self.places.items()}
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where dense tensors lie in memory. runs: the first name and the bytes of each stretch.
+    """The memory layout of dense tensors.
 
-    held: all their addresses, and address and size of the storage of each stretch: who finds them again has the same.
+    runs: (name of the first tensor, bytes) of each run of adjacent tensors. held: the addresses of all tensors, and
+    the address and size of each run's storage; the layout is valid as long as these are unchanged.
     """
 
     runs: tuple[tuple[str, int], ...]
@@ -73,7 +74,7 @@ class Layout:
         return cls(tuple(runs), places, _held(runs, tensors))
 
     def still(self, tensors: Mapping[str, Tensor]) -> bool:
-        """Whether these tensors, of the same names, shapes and dtypes, lie so."""
+        """Whether these tensors, with the same names, shapes and dtypes, still have this layout."""
         return _held(self.runs, tensors) == self.held
 
     def pack(self, tensors: Mapping[str, Tensor]) -> PackedTensors:
@@ -81,13 +82,13 @@ class Layout:
 
 
 class Packer:
-    """Packs of the same tensors again and again. Where they lie is found out once, unless they have moved."""
+    """Packs the same tensors repeatedly. Their layout is computed once, and again only if they have moved."""
 
     def __init__(self) -> None:
         self.layouts: dict[tuple[str, ...], Layout] = {}
 
     def pack(self, tensors: Mapping[str, Tensor]) -> PackedTensors:
-        """`PackedTensors.of` the trained parameters of a bucket."""
+        """Pack the trained parameters of a bucket, as `PackedTensors.of` does."""
         if not all(tensor.is_contiguous() for tensor in tensors.values()):
             return PackedTensors.of(tensors)
         names = tuple(tensors)
@@ -104,21 +105,21 @@ def _held(runs: Sequence[tuple[str, int]], tensors: Mapping[str, Tensor]) -> tup
 
 
 def tensor_at(array: Tensor, place: Place) -> Tensor:
-    """The tensor that lies at `place` of `array` [n] uint8; nothing is copied."""
+    """The tensor at `place` in `array` [n] uint8, as a view."""
     _, start, kind, shape = place
     dtype: torch.dtype = getattr(torch, kind)
     return array[start : start + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
 
 
 def merge_tensors(packed: Iterable[PackedTensors]) -> dict[str, Tensor]:
-    """The tensors of all packed buckets by name."""
+    """Return the tensors of all packed buckets by name."""
     return {name: tensor for bucket in packed for name, tensor in bucket.tensors().items()}
 
 
 def _runs(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
-    """Names of tensors that follow each other in one storage, with no more than alignment between them.
+    """Group tensors that follow each other in one storage with a gap below ALIGNED bytes; yields their names.
 
-    Each starts at a multiple of its elements' bytes, counted from the first.
+    Each tensor's offset from the first one is a multiple of its element size.
     """
     run: list[str] = []
     storage = first = end = 0
@@ -141,24 +142,24 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _bytes(first: Tensor, count: int) -> Tensor:
-    """`count` bytes of the storage from where `first` starts [count] uint8."""
+    """`count` bytes of the storage of `first`, from its first element on: [count] uint8."""
     start = first.data_ptr() - first.untyped_storage().data_ptr()
     whole = torch.empty(0, dtype=torch.uint8, device=first.device).set_(first.untyped_storage())  # type: ignore[call-overload]
     return whole[start : start + count]
 
 
 class Receiver:
-    """The trained parameters of a module, on the device where they are. nbytes: of a version."""
+    """Installs published weights into the trained parameters of a module. nbytes: the size of one version."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self.layout: list[Mapping[str, Place]] = []  # as they lie now: nearly always as all versions of a run come
+        self.layout: list[Mapping[str, Place]] = []  # of the own memory; nearly always that of every later version
         self.arrays: list[Tensor] = []
         self.nbytes = 0
 
     @torch.no_grad()
     def install(self, packed: Sequence[PackedTensors]) -> None:
-        """Copy a version into the module. Raises ValueError where its tensors are not those that are trained."""
+        """Copy a version into the module. Raises ValueError if its tensors are not exactly the trained parameters."""
         arrived = [array for bucket in packed for array in bucket.bytes()]
         layout = [bucket.places for bucket in packed]
         if layout != self.layout or [len(a) for a in arrived] != [len(a) for a in self.arrays]:
@@ -168,7 +169,7 @@ class Receiver:
             mine.copy_(array)
 
     def _adopt(self, packed: Sequence[PackedTensors]) -> None:
-        """Lay the parameters out in memory as these are."""
+        """Move the parameters into memory with the layout of `packed`, so that versions are copied array by array."""
         own = trained(self.module)
         check_names(own, [name for bucket in packed for name in bucket.places])
         self.layout, self.arrays = [], []

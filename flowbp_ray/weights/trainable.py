@@ -1,4 +1,4 @@
-"""Which parameters are trained and published: all of them, or low-rank adapters (peft)."""
+"""The parameters that are trained and published: all of them, or low-rank adapters (peft)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 def prepare(
     transformer: Any, lora: LoraConfig | None, seed: int, default_targets: Sequence[str] = ATTENTION
 ) -> nn.Module:
-    """Mark what is trained. With `lora` the base is frozen and adapters are added, initialised from `seed`.
+    """Set which parameters are trained. With `lora`, freeze the base and add adapters, initialised from `seed`.
 
-    default_targets: where adapters go if `lora.targets` does not say.
-
-    Raises ValueError where the targets match no module.
+    default_targets: the modules that get adapters if `lora.targets` is not set. Raises ValueError for a target that
+    matches no module.
     """
     if lora is None:
         return transformer.requires_grad_(True)
@@ -47,7 +46,7 @@ def _no_module(targets: Sequence[str]) -> str:
 
 @contextmanager
 def adapters_off(transformer: Any) -> Iterator[None]:
-    """The base that low-rank adapters were added to, as it was before them."""
+    """Turn off the adapters inside the context, so that the transformer computes as its base does."""
     transformer.disable_adapters()
     try:
         yield
@@ -61,7 +60,7 @@ def trained(transformer: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def describe(transformer: nn.Module, lora: LoraConfig | None) -> str:
-    """How much of a prepared module is trained, and where its adapters are."""
+    """Describe in a line how many parameters of a prepared module are trained, and where its adapters are."""
     total, count = (sum(p.numel() for p in ps) for ps in (transformer.parameters(), trained(transformer).values()))
     if lora is None:
         return f"all {total:,} parameters"
@@ -74,7 +73,7 @@ def describe(transformer: nn.Module, lora: LoraConfig | None) -> str:
 
 
 def adapted(transformer: nn.Module) -> list[str]:
-    """Names of the modules that carry an adapter."""
+    """The names of the modules that have an adapter."""
     return [name.split(".lora_A.")[0] for name in trained(transformer) if ".lora_A." in name]
 
 
@@ -83,7 +82,7 @@ def matched(target: str, places: Sequence[str]) -> bool:
 
 
 def install(transformer: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copy weights into the module in place; their names must be exactly those that are trained."""
+    """Copy weights into the module in place. Raises ValueError unless their names are exactly the trained ones."""
     own = trained(transformer)
     check_names(own, tensors)
     with torch.no_grad():
@@ -92,7 +91,7 @@ def install(transformer: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 
 def check_names(own: Collection[str], given: Collection[str]) -> None:
-    """Raises ValueError unless the names are those of the trained parameters, whatever their order."""
+    """Raise ValueError unless the given names are those of the trained parameters, in any order."""
     if set(own) != set(given):
         different = sorted(set(own) ^ set(given))[:3]
         raise ValueError(f"published weights do not fit: {len(given)} for {len(own)} parameters, e.g. {different}")
