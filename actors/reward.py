@@ -24,7 +24,7 @@ class RewardActor:
         """agreed: what `handshake.check` returned, where there are remote servers."""
         prepare(config, config.rewards.threads)
         self.scorer: Scores = open_scorer(config, agreed or {})
-        self.gated = config.gated  # not with remote servers, see `config.schema`
+        self.gated = config.has_gate  # not with remote servers, see `config.schema`
 
     def ready(self) -> str:
         """This host's name, once the rewards are there: built here, or at a server. Raises `Unavailable`."""

@@ -18,7 +18,7 @@ import aiohttp
 
 from flowbp_ray.judges.client import Refused, Unanswered, as_json
 from flowbp_ray.judges.config import ServerConfig
-from flowbp_ray.judges.templates import Unparsable
+from flowbp_ray.judges.parsing import Unparsable
 from flowbp_ray.utils.addresses import bearer
 from flowbp_ray.utils.errors import RunFailed
 

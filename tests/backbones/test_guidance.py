@@ -12,7 +12,7 @@ from flowbp_ray.backbones import Conditioning, encode_all
 from flowbp_ray.backbones.embeddings import encode
 from flowbp_ray.backbones.guidance import full_velocity, trained_velocity
 from flowbp_ray.backbones.registry import backbone_named
-from flowbp_ray.config.sections import LoraConfig
+from flowbp_ray.config.learners import LoraConfig
 from flowbp_ray.weights import trainable
 from tests.backbones import tiny
 from tests.backbones.conftest import Saved
