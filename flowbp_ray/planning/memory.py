@@ -20,7 +20,6 @@ from flowbp_ray.weights import buckets
 from flowbp_ray.weights.trainable import trained
 
 FP32 = 4
-GIB = 2**30
 WORKSPACE = 3 * 2**29
 """Bytes of a CUDA context with the workspaces of cuBLAS, cuDNN and NCCL: 1.5 GiB."""
 FRAGMENTATION = 0.05
@@ -264,8 +263,3 @@ def sharded(config: RunConfig, sizes: Sizes) -> list[Share]:
         Share("gathered weights", min(sizes.transformer, LIVE) * item, "backward"),
         Share("weights, a bucket gathered", 2 * bucket_bytes(config, sizes), "publishing"),
     ]
-
-
-def gib(nbytes: float) -> str:
-    """For people."""
-    return f"{nbytes / GIB:.1f} GiB"
