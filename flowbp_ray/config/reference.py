@@ -26,12 +26,13 @@ WORDS = {
 }
 BOUNDS = {"minimum": ">= {:g}", "exclusiveMinimum": "> {:g}", "maximum": "<= {:g}", "exclusiveMaximum": "< {:g}"}
 BOUNDS |= {"minLength": "length >= {}", "minItems": "entries >= {}", "minProperties": "entries >= {}"}
-BOUNDS |= {"pattern": "matches the regular expression {}"}
+BOUNDS |= {"pattern": "matches `{}`"}
 
 AXES = {
     "target": "What the reward sees.",
     "active": "Which nodes of the trajectory get a gradient.",
-    "weights": "How a segment integrates the velocities of its nodes.",
+    "weights": "How a segment integrates the velocities of its nodes. An anchor below 1 blends the first of two "
+    "segments with its Euler leap.",
     "segments": "Where the segments begin and end: one, or two that meet at a junction j.",
     "coupling": "Factor, 0 to 1, of the gradient that reaches the first of two segments through the junction. 0: none.",
     "rescale": "How much the active nodes' gains make up for the part of the integral that is cached. 0: nothing, "
@@ -41,6 +42,13 @@ AXES = {
     "draws": "per_batch: all samples of a step share the drawn nodes. per_sample: each sample has its own.",
 }
 """The fields of `Method`, which the surrogate states as types and equations."""
+
+NOTATION = (
+    "Arguments stand at their defaults, `...` has none. Of a named method alpha is the coupling, tail the tail_ratio, "
+    "late_bias the bias of active, stop the ratio of target and tau that of similarity; the others are called as in "
+    "the axes. Node 0 is noise and N the image; a reversed index (k_rev, j_rev) counts from N; n is the number of "
+    "nodes, W of those at the end that can be active, and s = n − W is the first of them."
+)
 
 HEAD = """# Configuration
 Every key of a run's YAML. The page is generated: `flowbp-ray config-reference --markdown > docs/configuration.md`.
@@ -93,6 +101,7 @@ def text(section: str = "") -> str:
     for key in found:
         blocks.append(f"{key.title}\n{_indented(key.facts)}\n{_indented(key.description)}\n")
         if key.name == "method":
+            blocks += [f"{_indented(NOTATION)}\n"]
             blocks += [f"{name}\n{_indented(what)}\n" for name, what in (*_named_methods(), *_axes())]
     return "\n".join(blocks)
 
@@ -207,15 +216,15 @@ def _spelled(first: dict[str, Any], arguments: Any) -> str:
 
 
 def _meaning(documented: Any) -> str:
-    """The first paragraph of a docstring, on one line."""
-    return " ".join((inspect.getdoc(documented) or "").split("\n\n")[0].split())
+    """A docstring on one line."""
+    return " ".join((inspect.getdoc(documented) or "").split())
 
 
 def _method_page() -> str:
-    lines = ["A named method, with its arguments at their defaults:\n", "| write | what it is |", "|---|---|"]
+    lines = ["A named method:\n", "| write | what it is |", "|---|---|"]
     lines += [f"| `{_cell(name)}` | {_cell(what)} |" for name, what in _named_methods()]
-    lines += ["\nBeside a name any axis may be replaced; without a name the axes spell a method out, and what is not"]
-    lines += ["written has its default ([adding a method](adding-a-method.md)). `...` has no default.\n"]
+    lines += ["\nBeside a name any axis may be replaced. Without a name the axes spell a method out, and what is not"]
+    lines += ["written has its default ([adding a method](adding-a-method.md)).\n", textwrap.fill(NOTATION, 120) + "\n"]
     lines += ["| axis, and the kinds of it | what it is |", "|---|---|"]
     lines += [f"| `{_cell(name)}` | {_cell(what)} |" for name, what in _axes()]
     return "\n".join(lines) + "\n"

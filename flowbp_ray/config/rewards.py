@@ -1,4 +1,4 @@
-"""The rewards' part of a configuration."""
+"""The `rewards:` section: terms of the loss, monitors, and the processes that score."""
 
 from __future__ import annotations
 
@@ -75,18 +75,18 @@ class RewardsConfig(ElasticPoolConfig):
     @field_validator("balance", mode="before")
     @classmethod
     def _none(cls, value: Any) -> Any:
-        """On the command line none is null, for all keys."""
+        """Take null for none: on the command line `none` is read as null, for all keys."""
         return "none" if value is None else value
 
     @field_validator("monitors", mode="before")
     @classmethod
     def _by_name(cls, value: Any) -> Any:
-        """A monitor without options may be written as its name alone."""
+        """Accept a monitor without options that is written as its name alone."""
         return [{"name": v} if isinstance(v, str) else v for v in value] if isinstance(value, list) else value
 
     @property
     def all(self) -> list[RewardConfig]:
-        """Terms, then monitors."""
+        """All rewards: terms, then monitors."""
         return [*self.terms, *self.monitors]
 
     @model_validator(mode="after")

@@ -120,11 +120,11 @@ class RunConfig(Strict):
         return Path(self.output) / self.name
 
 
-VERIFIED = ["verifier", "colour_entropy_bits"]  # what `evaluate.measure` adds where the prompts state the truth
+VERIFIED = ["verifier", "colour_entropy_bits"]  # metrics that an evaluation adds where the prompts state the truth
 
 
 def check_together(config: RunConfig) -> None:
-    """Raises ValueError for numbers that are good each by itself and not together."""
+    """Raises ValueError for values that are valid each by itself but not together."""
     _check_batch(config)
     _check_engine(config)
     _check_gpus(config)
@@ -134,7 +134,7 @@ def check_together(config: RunConfig) -> None:
 
 
 def share_a_gpu(plain: Any) -> Any:
-    """With cluster.colocate the `gpus` of samplers, rewards and learners, in a plain tree: equal parts of one GPU."""
+    """The plain tree; with cluster.colocate `gpus` of samplers, rewards and learners are equal parts of one GPU."""
     if (
         not isinstance(plain, dict)
         or not isinstance(plain.get("cluster"), dict)
@@ -152,7 +152,7 @@ def share_a_gpu(plain: Any) -> Any:
 
 
 def _check_batch(config: RunConfig) -> None:
-    """What must divide what; the message says which number to write."""
+    """Sizes that must be divisible by others; the message says which number to write."""
     data, learners = config.data, config.learners
     batch, ranks, size = data.shape.batch, learners.count, data.rollout_batch
     if batch % size:
@@ -177,7 +177,7 @@ def _check_batch(config: RunConfig) -> None:
 
 
 def _check_gpus(config: RunConfig) -> None:
-    """What Ray and NCCL can give out: whole GPUs, or a part of one."""
+    """What Ray can reserve (whole GPUs, or a part of one), and NCCL can connect."""
     pools = {"encoder": config.encoder, "samplers": config.samplers, "rewards": config.rewards}
     for name, pool in (pools | {"learners": config.learners}).items():
         if pool.gpus > 1 and not float(pool.gpus).is_integer():
@@ -199,7 +199,7 @@ def _check_gpus(config: RunConfig) -> None:
 
 
 def _check_scaling(config: RunConfig) -> None:
-    """A rule needs room, and roles that work side by side: in step with one another they all wait."""
+    """Scaling by rule needs pools that may change, and roles that overlap: in lockstep they all wait."""
     if config.cluster.scaling != "rule":
         return
     if config.staleness == 0:
@@ -209,7 +209,7 @@ def _check_scaling(config: RunConfig) -> None:
 
 
 def _check_guard(config: RunConfig) -> None:
-    """A guard needs something to look at: evaluations, and metrics that are not trained on."""
+    """A guard needs evaluations in the course of the run, and metrics that are measured but not trained on."""
     if config.guard is None:
         return
     if config.evaluation.prompts is None or not config.evaluation.every:
@@ -225,7 +225,7 @@ def _check_guard(config: RunConfig) -> None:
 
 
 def _check_judges(config: RunConfig) -> None:
-    """Names and ports of their own, and pictures for monitors to look at."""
+    """Judges need distinct names and ports, and monitors need evaluations whose pictures they can judge."""
     check_names_and_ports(config.judges, {"verifier", *(reward.name for reward in config.rewards.all)})
     if config.has_gate and config.rewards.url:
         raise ValueError("a gate looks at pictures, which remote reward servers keep; write rewards.url=null")
@@ -235,7 +235,7 @@ def _check_judges(config: RunConfig) -> None:
 
 
 def _check_engine(config: RunConfig) -> None:
-    """What the engine cannot do, and staleness without its meter."""
+    """Combinations that an engine cannot do, staleness without a bound on drift, and a warm-up that never ends."""
     learners = config.learners
     if learners.engine == "deepspeed" and learners.zero == 0 and config.backbone.dtype != "float32":
         raise ValueError(

@@ -48,7 +48,7 @@ class DataConfig(Strict):
     """The training prompts, and how many images a step draws."""
 
     prompts: str
-    """File with the training prompts: .txt (one per line), .jsonl or .parquet (field `prompt`); or shapes:<split>
+    """File with the training prompts: .txt (one per line), .jsonl or .parquet (field `prompt`); or `shapes:<split>`
     for those of the embedded world."""
     prompts_per_step: int = Field(ge=1)
     """Prompts of one optimizer step. The batch has prompts_per_step × images_per_prompt images (rows)."""
@@ -67,13 +67,14 @@ class EncoderConfig(ProcessConfig):
     """The process that encodes all prompts before training; it ends when it has done so."""
 
     cache: str | None = Field("auto", min_length=1)
-    """Folder in which embeddings are kept on disk, which runs may share. auto: `embeddings` in $FLOWBP_RAY_CACHE
-    where that is set, otherwise flowbp_ray/embeddings in $XDG_CACHE_HOME or ~/.cache. null: nothing is kept."""
+    """Folder in which embeddings are kept on disk, which runs may share. auto:
+    `$FLOWBP_RAY_CACHE/embeddings` where that variable is set, otherwise `flowbp_ray/embeddings` in `$XDG_CACHE_HOME` or
+    `~/.cache`. null: nothing is kept."""
 
     @field_validator("cache")
     @classmethod
     def _absolute(cls, value: str | None) -> str | None:
-        """Relative to where the command runs: actors run elsewhere."""
+        """Make it absolute, as seen from where the command runs: actors run elsewhere."""
         return value if value == "auto" else addresses.absolute(value)
 
 

@@ -11,7 +11,7 @@ from flowbp_ray.judges.templates import AnyTemplate
 from flowbp_ray.utils.addresses import parse_url
 from flowbp_ray.utils.settings import ProcessConfig, Strict
 
-OURS = {"--model", "--served-model-name", "--host", "--port"}  # vLLM's arguments that every start sets
+SET_BY_US = {"--model", "--served-model-name", "--host", "--port"}  # vLLM's arguments that every start sets
 
 
 class GateConfig(Strict):
@@ -43,10 +43,10 @@ class ServerConfig(Strict):
 
     @field_validator("args")
     @classmethod
-    def _not_ours(cls, value: list[str]) -> list[str]:
-        """vLLM takes the last of several, so these would lead it away from where it is looked for."""
+    def _not_set_by_us(cls, value: list[str]) -> list[str]:
+        """Refuse arguments that every start sets: vLLM takes the last of several, and would then not be found."""
         for argument in value:
-            if (name := argument.partition("=")[0].replace("_", "-")) in OURS:
+            if (name := argument.partition("=")[0].replace("_", "-")) in SET_BY_US:
                 instead = "server.port" if name == "--port" else "nothing there"
                 raise ValueError(f"server.args says {name}, which is set for every start; write {instead} instead")
         return value
@@ -96,7 +96,7 @@ class JudgeConfig(ProcessConfig):
     @field_validator("model")
     @classmethod
     def _absolute(cls, value: str | None) -> str | None:
-        """Relative to where the command runs: actors run elsewhere."""
+        """Make it absolute, as seen from where the command runs: actors run elsewhere."""
         return value and str(Path(value).expanduser().absolute())
 
     @field_validator("url")
@@ -106,13 +106,13 @@ class JudgeConfig(ProcessConfig):
 
     @property
     def metrics(self) -> dict[str, str]:
-        """Score of the template -> name of the metric."""
+        """Score of the template -> name of its metric."""
         scores = self.template.scores
         return {score: self.name if len(scores) == 1 else f"{self.name}.{score}" for score in scores}
 
     @property
     def gate_bounds(self) -> tuple[str, float, float]:
-        """The score that weighs, and where its weight is 0 and 1."""
+        """(score that weighs, its value at weight 0, its value at weight 1)."""
         low, high = self.template.range
         gate = self.gate
         return (

@@ -18,7 +18,7 @@ from flowbp_ray.planning.forecast import forecast
 
 
 def print_surrogate(config: RunConfig, step: int, console: Console) -> None:
-    """The plans of a step, spelled out."""
+    """Print the surrogate plans of a step."""
     console.print(show.planned(config, step, describe=True))
 
 
@@ -31,7 +31,7 @@ def print_plan(
     running: Sequence[Any] | None = None,
     as_json: bool = False,
 ) -> FitVerdict | None:
-    """Tables (or JSON) of what `config` needs; where a cluster is given also whether it fits, which is returned.
+    """Print tables (or JSON) of what `config` needs; return whether it fits, or None where no cluster is given.
 
     gpus, host_memory: as they are written, such as 8x80GB and 2TB. running: the nodes of a running Ray cluster.
     Raises ValueError for a size that is not understood.

@@ -1,4 +1,4 @@
-"""A forecast for people: three tables that fit in 100 columns."""
+"""What `flowbp-ray plan` and `flowbp-ray methods` print: tables of at most 100 columns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flowbp_ray.utils.units import format_bytes
 
 
 def tables(plan: Forecast) -> list[Table]:
-    """Parameters and bytes, memory of each role, work of each role."""
+    """Three tables: parameters and bytes, memory of each role, work of each role."""
     return [_sizes(plan), _memory(plan), _work(plan)]
 
 
@@ -92,13 +92,13 @@ NOTES = (
 )
 
 
-def planned(settings: RunConfig, step: int, describe: bool) -> str:
-    """How many samples, plans, products and states a step has; with `describe` the plans themselves."""
+def planned(config: RunConfig, step: int, describe: bool) -> str:
+    """How many samples, plans, VJPs and states a step has; with `describe` the first three plans themselves."""
     from flowbp_ray.rollout.items import plans_of_step
 
-    model, method = settings.backbone, settings.surrogate()
+    model, method = config.backbone, config.surrogate()
     sigmas = build_backbone(model).sigmas(model.num_steps, model.height, model.width)
-    plans = plans_of_step(method, sigmas, settings.plan_seed, step, settings.data.shape.batch)
+    plans = plans_of_step(method, sigmas, config.plan_seed, step, config.data.shape.batch)
     budget = method.max_terms(model.num_steps)
     lines = [
         f"step {step}: {len(plans)} samples, {len(set(plans))} different plan(s); per sample at most {budget.terms} "

@@ -1,4 +1,4 @@
-"""What a computation would hold and cost, found by running it on tensors that have shapes and no memory.
+"""The memory and operations of a computation, found by running it on tensors that have shapes and no memory.
 
 The tensors are PyTorch's fake ones: they say they are on the CPU, so that attention takes the CPU's flash kernel. It
 keeps what the GPU's flash kernels keep (q, k, v, the output, one number per row), linear in the tokens. A kernel that
