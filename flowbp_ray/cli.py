@@ -1,6 +1,6 @@
 """Command line. A user error prints one line and exits with 2; a run that failed exits with 1.
 
-train | encode | sample | export | plan | bench | scale | status | methods | serve-reward
+train | encode | sample | export | plan | bench | scale | status | methods | config-reference | serve-reward
 """
 
 from __future__ import annotations
@@ -267,6 +267,17 @@ def methods() -> None:
     """List the named methods with their arguments."""
     console.print(methods_table())
     console.print("Any other point of the four axes can be spelled out under `method:`; see docs/adding-a-method.md.")
+
+
+@app.command("config-reference")
+def config_reference(
+    section: Annotated[str, typer.Argument(help="Such as learners, or learners.optimizer.lr. Default: all.")] = "",
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the page docs/configuration.md.")] = False,
+) -> None:
+    """Say what each key of a configuration means, with its type and its default."""
+    from flowbp_ray.config import reference
+
+    print(reference.page() if markdown else reference.text(section), end="")
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from flowbp_ray.benching.profile import Profile
 from flowbp_ray.benching.simulate import DriverCosts, SimulatedPoint, simulate, sweep
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.planning.forecast import forecast
-from flowbp_ray.planning.show import size
+from flowbp_ray.utils.units import format_bytes
 
 FACTORS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
@@ -87,7 +87,7 @@ class Result:
             seconds_of = [f"{value:.3g}" for value in (p.wait_s, p.learn_s, p.publish_s, p.load_s)]
             share = "" if (found := self.extrapolated_driver_share(i)) is None else f"{found:.1%}"
             second.add_row(
-                str(p.ratio), *idle, *seconds_of, f"{p.driver_s / p.step_s:.1%}", share, size(p.bytes_per_image)
+                str(p.ratio), *idle, *seconds_of, f"{p.driver_s / p.step_s:.1%}", share, format_bytes(p.bytes_per_image)
             )
         return [first, second, *([self._simulated()] if self.simulated else [])]
 
@@ -138,7 +138,7 @@ class Result:
             table.add_column(name, justify="left" if name == "ratio" else "right", no_wrap=True)
         for s in self.simulated:
             rate = f"{s.images_per_s:.4g}", f"{s.driver_s / s.step_s:.1%}", f"{s.messages / s.step_s:.4g}"
-            table.add_row(str(s.ratio), str(s.batch), f"{s.step_s:.3g}", *rate, size(s.travel_bytes / s.step_s))
+            table.add_row(str(s.ratio), str(s.batch), f"{s.step_s:.3g}", *rate, format_bytes(s.travel_bytes / s.step_s))
         return table
 
     def to_dict(self) -> dict[str, Any]:

@@ -16,7 +16,8 @@ import aiohttp
 import numpy as np
 from PIL import Image
 
-from flowbp_ray.judges.templates import Template, Unparsable, YesNo, shortened
+from flowbp_ray.judges.parsing import Unparsable, shortened
+from flowbp_ray.judges.templates import Template, YesNo
 from flowbp_ray.utils.addresses import bearer
 from flowbp_ray.utils.errors import RunFailed
 from flowbp_ray.utils.http import TooLarge, exchange

@@ -43,7 +43,7 @@ class Judge:
             _, why = answers.missing[0]
             more = f" ({len(answers.missing)} of {len(images)} samples)" if len(images) > 1 else ""
             raise RunFailed(f"gate {self.config.name!r} has no answer{more}: {why}")
-        score, low, high = self.config.gated
+        score, low, high = self.config.gate_bounds
         return tuple(float(np.clip((value - low) / (high - low), 0.0, 1.0)) for value in answers.scores[score])
 
     def start(self) -> None:

@@ -19,7 +19,7 @@ import psutil
 
 from flowbp_ray.judges.client import JudgeRefused, Unanswered, as_json
 from flowbp_ray.judges.config import ServerConfig
-from flowbp_ray.judges.templates import Unparsable
+from flowbp_ray.judges.parsing import Unparsable
 from flowbp_ray.utils.addresses import bearer, free_port
 from flowbp_ray.utils.errors import RunFailed
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from flowbp_ray.backbones import Conditioning, encode_all
 from flowbp_ray.backbones.guidance import full_velocity, trained_velocity
 from flowbp_ray.backbones.registry import backbone_named
-from flowbp_ray.config.sections import LoraConfig
+from flowbp_ray.config.learners import LoraConfig
 from flowbp_ray.local import encode
 from flowbp_ray.weights import trainable
 from tests.backbones import tiny

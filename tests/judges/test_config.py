@@ -65,7 +65,7 @@ def test_names_and_places() -> None:
     assert judge(url="http://a:1", template={"kind": "yes_no"}).metrics == {"yes": "eye"}
     assert judge(model="here").model == str(Path("here").absolute())
     gate = judge(url="http://a:1", role="gate", gate={"score": "style", "low": 2})
-    assert gate.gated == ("style", 2.0, 5.0)
+    assert gate.gate_bounds == ("style", 2.0, 5.0)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flowbp_ray.config.sections import EmaConfig, LearnersConfig, OptimizerConfig, ScheduleConfig
+from flowbp_ray.config.learners import EmaConfig, LearnersConfig, OptimizerConfig, ScheduleConfig
 from flowbp_ray.evaluation.estimates import measure
 from flowbp_ray.evaluation.evaluator import Evaluator
 from flowbp_ray.learning.deepspeed import interface_to
