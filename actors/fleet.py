@@ -84,7 +84,7 @@ class Fleet:
             for ref in refs:
                 self.notify(f"building the {who}: {len(self.hosts[who])} of {len(refs)}")
                 self.hosts[who].append(_get(ref, f"the {who}", timeout))
-        tries, gated = config.cluster.tries, config.gated
+        tries, gated = config.cluster.tries, config.has_gate
         self.queues = QueueStats(self.notify)
         pools = (samplers, scorers)
         self.pipeline = self._pipeline = Pipeline(

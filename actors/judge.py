@@ -16,7 +16,7 @@ import ray
 from flowbp_ray.judges.client import Answers
 from flowbp_ray.judges.config import JudgeConfig
 from flowbp_ray.judges.judge import Judge
-from flowbp_ray.judges.tail import Mark, read_on
+from flowbp_ray.judges.tail import ReadOffset, read_on
 
 
 class JudgeActor:
@@ -46,7 +46,7 @@ class JudgeActor:
         return self.judge.weights([images[row] for row in rows], prompts, seeds)
 
     @ray.method(concurrency_group="log")
-    def said(self, mark: Mark) -> tuple[bytes, Mark]:
+    def said(self, mark: ReadOffset) -> tuple[bytes, ReadOffset]:
         """Return the server's log after the mark, and the new mark."""
         return read_on(self.log, mark)
 

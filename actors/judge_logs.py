@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from flowbp_ray.judges.tail import Mark
+from flowbp_ray.judges.tail import ReadOffset
 
 PATIENCE = 5.0  # seconds to wait for the last lines at the end of a run
 
@@ -20,7 +20,7 @@ class Logs:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.handles: dict[str, Any] = {}
-        self.marks: dict[str, Mark] = {}
+        self.marks: dict[str, ReadOffset] = {}
         self.calls: dict[str, Any] = {}
 
     def path(self, name: str) -> Path:
@@ -28,7 +28,7 @@ class Logs:
 
     def follow(self, name: str, handle: Any) -> None:
         """Start copying a judge's log. handle: of a `JudgeActor` that starts its own server."""
-        self.handles[name], self.marks[name] = handle, Mark()
+        self.handles[name], self.marks[name] = handle, ReadOffset()
         self._ask(name)
 
     def take(self) -> None:

@@ -25,9 +25,9 @@ from actors.process import actor_options
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.control.selection import Selection
 from flowbp_ray.evaluation.evaluator import Evaluator
-from flowbp_ray.judges.checks import api_key
 from flowbp_ray.judges.client import Answers
 from flowbp_ray.judges.config import JudgeConfig
+from flowbp_ray.judges.preflight import api_key
 from flowbp_ray.messages import ScoredItem
 from flowbp_ray.observability.tracker import Tracker
 from flowbp_ray.run.folder import Run
@@ -111,7 +111,7 @@ class Judges:
         """Send the pictures of the newest evaluation, after `step`, to the monitors that are due."""
         if step == 0:
             self.waiting = {}  # the run may have started again from step 0
-        for guidance, (images, drawn) in self.evaluator.shown.items():
+        for guidance, (images, drawn) in self.evaluator.pictures.items():
             self._send((step, guidance), images, drawn, self._due(step))
 
     def _send(self, key: Key, images: np.ndarray, drawn: np.ndarray, names: Sequence[str]) -> None:
@@ -146,7 +146,7 @@ class Judges:
         """Wait for all answers and add them to the last checkpoint; it is saved already, so no judge can prevent it."""
         if self.waiting:
             self.collect(wait=True)
-            self.run.checkpoints.judged(step, self.evaluator.state())
+            self.run.checkpoints.replace_evaluations(step, self.evaluator.state())
 
     def _take(self, key: Key, name: str, pictures: Pictures) -> None:
         """Read an answer. If the process died, ask again; after a final failure all its scores are NaN."""

@@ -14,6 +14,7 @@ import ray
 from flowbp_ray.backbones.embeddings import PackedEmbeddings
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.messages import Packed, Rollout, StepReport, TensorChecksum
+from flowbp_ray.utils.addresses import free_port
 from flowbp_ray.utils.tracing import span
 from flowbp_ray.weights.packing import PackedTensors
 
@@ -23,9 +24,7 @@ class LearnerActor:
 
     def rendezvous(self) -> tuple[str, int]:
         """Return this host's address and a free port."""
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+        return ray.util.get_node_ip_address(), free_port("")
 
     def build(self, config: RunConfig, embeddings: PackedEmbeddings, rank: int, address: str, port: int) -> str:
         """Join the process group, build the learner, and return this host's name."""

@@ -24,7 +24,7 @@ class RewardActor:
         """agreed: the result of `handshake.check`, for remote reward servers."""
         prepare(config, config.rewards.threads)
         self.scorer: Scores = open_scorer(config, agreed or {})
-        self.gated = config.gated  # never with remote servers, see `flowbp_ray.config.schema`
+        self.gated = config.has_gate  # never with remote servers, see `flowbp_ray.config.schema`
 
     def ready(self) -> str:
         """Return this host's name. Raises `Unavailable` if a remote reward server does not answer."""

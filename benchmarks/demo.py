@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from flowbp_ray.artifacts.report import show
+from flowbp_ray.artifacts.report import print_summary
 from flowbp_ray.cli import console
 from flowbp_ray.config import loading
 from flowbp_ray.driver import train
@@ -18,7 +18,7 @@ from flowbp_ray.utils.console import guarded
 def main() -> None:
     config = loading.load("shapes_demo", sys.argv[1:])
     run, summary = train(config, Progress(config.steps, console=console))
-    show(console, run.folder, summary)
+    print_summary(console, run.folder, summary)
     plain, guided = (summary["guidance"][f"{g:g}"] for g in (1.0, 3.0))
     change, tuned = plain["change"]["verifier"], plain["after"]["verifier"]["mean"]
     console.print(

@@ -38,7 +38,7 @@ NOTHING = Emulation(0, 0, 0, 0, 0, 0, (1,), 2, 1, 8, 8, ("reward",), False, Fals
 
 
 class Counting(Pipeline):
-    """Counts its looks, and sums the calls that are in flight at each: what `simulate.Loop.settle` pays `scan` for."""
+    """Counts its looks and sums the calls in flight at each: what `SimulatedLoop.settle` pays `scan` for."""
 
     looks = scanned = 0
 

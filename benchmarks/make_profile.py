@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.sizes import SIZES
-from flowbp_ray.benching.profile import Profile, decisive, shipped
+from flowbp_ray.benching.profile import Profile, cost_settings, shipped
 from flowbp_ray.config import loading
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.planning.costs import Costs
@@ -40,7 +40,7 @@ def profile_of(config: RunConfig, title: str, peak: float, utilisation: float) -
             f"{peak / 1e12:.0f} TFLOP/s, fp32 decoding at half of that; weights at {PUBLISH / 1e9:.0f} GB/s from the "
             f"card and {LOAD / 1e9:.0f} GB/s to it. Not counted: the rewards' own models, ZeRO's communication"
         ),
-        made_for=decisive(config),
+        made_for=cost_settings(config),
         sampler_s=samplers,
         reward_s=rewards / config.surrogate().branches,
         learner_s=learners,

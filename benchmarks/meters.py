@@ -5,14 +5,13 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from flowbp_ray.utils.memory_meter import LiveBytes
 
 T = TypeVar("T")
 
@@ -45,50 +44,6 @@ class SavedBytes:
                     meter.live -= self.tensor.untyped_storage().nbytes()
 
         with torch.autograd.graph.saved_tensors_hooks(Box, lambda box: box.tensor):
-            work()
-        return self.peak
-
-
-class LiveBytes(TorchDispatchMode):
-    """Bytes of all tensors alive, and their peak: what `torch.cuda.max_memory_allocated` says, on a CPU.
-
-    Every operator's outputs are counted while their storage lives, recomputed ones and gradients included; what an
-    operator needs only inside is not.
-    """
-
-    def __init__(self, held: Iterable[Tensor]) -> None:
-        super().__init__()
-        self.live = self.peak = 0
-        self.known: set[int] = set()
-        for tensor in held:
-            self.note(tensor)
-
-    def note(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        if key in self.known:
-            return
-        self.known.add(key)
-        weakref.finalize(storage, self.freed, key, size).atexit = False
-        self.live += size
-        self.peak = max(self.peak, self.live)
-
-    def freed(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.live -= size
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                self.note(leaf)
-        return out
-
-    def measure(self, work: Callable[[], object]) -> int:
-        """The peak while `work` runs, what was held before included."""
-        with self:
             work()
         return self.peak
 

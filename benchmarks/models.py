@@ -15,9 +15,7 @@ from benchmarks.sizes import Size
 from flowbp_ray.backbones.base import unit_images
 from flowbp_ray.backbones.pipeline import PipelineBackbone, diffusers_class
 from flowbp_ray.rewards.objective import RewardTerm, score_and_cotangent
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+from flowbp_ray.rewards.preprocess import normalise
 
 
 @contextmanager
@@ -49,8 +47,7 @@ class ClipReward:
         """Images [B, 3, H, W] in 0..1 -> [B] fp32, all against the same text."""
         weight, side = self.tower.visual_projection.weight, self.tower.config.image_size
         small = F.interpolate(images.float(), (side, side), mode="bicubic", antialias=True, align_corners=False)
-        mean, std = (small.new_tensor(values).view(1, 3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
-        embedding = self.tower(pixel_values=((small - mean) / std).to(weight.dtype)).image_embeds.float()
+        embedding = self.tower(pixel_values=normalise(small).to(weight.dtype)).image_embeds.float()
         return F.cosine_similarity(embedding, self.text.to(embedding.device)[None], dim=1)
 
 

@@ -35,7 +35,7 @@ from torch import nn
 from actors import transport
 from actors.learner import LearnerActor
 from actors.process import thread_env
-from flowbp_ray.config.sections import LearnersConfig
+from flowbp_ray.config.learners import LearnersConfig
 from flowbp_ray.learning.engine import TorchEngine
 from flowbp_ray.learning.learner import Learner
 from flowbp_ray.messages import Version

@@ -1,6 +1,6 @@
 """Command line. A user error prints one line and exits with 2; a run that failed exits with 1.
 
-train | encode | sample | export | plan | bench | scale | status | methods | serve-reward
+train | encode | sample | export | plan | bench | scale | status | methods | config-reference | serve-reward
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from flowbp_ray.artifacts.report import show
+from flowbp_ray.artifacts.report import print_summary
 from flowbp_ray.config import loading
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.planning.show import methods_table
@@ -50,7 +50,7 @@ def train(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     except KeyboardInterrupt:  # here, because click would answer it without a word
         print("flowbp-ray: stopped at once; resume=auto goes on from the last checkpoint", file=sys.stderr)
         raise typer.Exit(130) from None
-    show(console, run.folder, summary)
+    print_summary(console, run.folder, summary)
 
 
 @app.command()
@@ -86,10 +86,10 @@ def sample(
     """Draw prompts with a run's checkpoint, in this process."""
     from flowbp_ray.local import draw
     from flowbp_ray.run.folder import Run
-    from flowbp_ray.run.pictures import grid
+    from flowbp_ray.run.pictures import save_grid
 
     used, images = draw(Run.open(run), prompt, step, guidance, seed)
-    grid(images, prompt, output, columns=min(6, len(prompt)))
+    save_grid(images, prompt, output, columns=min(6, len(prompt)))
     console.print(f"step {used}: {output}")
 
 
@@ -108,7 +108,7 @@ def export(
     opened = Run.open(run)
     done = write(opened, to, step, ema, merge)
     console.print(f"step {done.step}, {done.kind}: {to}; {to / 'README.md'} says how to load it")
-    if opened.config().learners.ema is not None and not ema:
+    if opened.config.learners.ema is not None and not ema:
         console.print("evaluations and `sample` use the average of the weights, which --ema exports; this is not it")
 
 
@@ -151,9 +151,9 @@ def scale(
     from flowbp_ray.observability.reader import Reader
 
     reader = Reader(run)
-    opened, seen = reader.run, reader.look()
-    wished = scaling.parse(seen.status.bounds or scaling.bounds(opened.config()), sizes)
-    if seen.stage == "over":
+    opened, seen = reader.run, reader.snapshot()
+    wished = scaling.parse(seen.status.bounds or scaling.bounds(opened.config), sizes)
+    if seen.stage == "ended":
         raise ValueError(f"{opened.folder} is over ({seen.state}); samplers.count and rewards.count are for the next")
     scaling.request(opened, wished)
     shown = " ".join(f"{role}={size}" for role, size in wished.items())
@@ -168,10 +168,10 @@ def status(
     ] = None,
 ) -> None:
     """Say what a run is doing, from its files alone: it may go on, have ended or have been killed."""
-    from flowbp_ray.observability.status_view import show as look
+    from flowbp_ray.observability.status_view import print_status
 
     wide = Console(highlight=False, width=None if console.is_terminal else 160)
-    look(run, console.is_terminal if watch is None else watch, wide)
+    print_status(run, console.is_terminal if watch is None else watch, wide)
 
 
 @app.command()
@@ -216,7 +216,7 @@ def open_loops(configs: Sequence[RunConfig], profile: Profile | None) -> Iterato
     from actors.cluster import start_ray
     from actors.emulated import emulated_roles
     from actors.process import REAL
-    from flowbp_ray.benching.request import room
+    from flowbp_ray.benching.request import resources_needed
     from flowbp_ray.driver import session
     from flowbp_ray.observability.progress import Progress
     from flowbp_ray.preflight import Checked, check
@@ -225,7 +225,7 @@ def open_loops(configs: Sequence[RunConfig], profile: Profile | None) -> Iterato
 
     options: dict[str, Any] = {}
     if profile is not None:  # a private Ray is told that it has all that the roles ask for
-        needed = room(configs)
+        needed = resources_needed(configs)
         options = {"num_cpus": needed.pop("CPU", 0) + 2, "num_gpus": needed.pop("GPU", 0) + 1}
         options |= {"resources": needed, "object_store_memory": EMULATED_STORE}
     agreed = check(configs[0]).agreed if profile is None else {}
@@ -267,6 +267,17 @@ def methods() -> None:
     """List the named methods with their arguments."""
     console.print(methods_table())
     console.print("Any other point of the four axes can be spelled out under `method:`; see docs/adding-a-method.md.")
+
+
+@app.command("config-reference")
+def config_reference(
+    section: Annotated[str, typer.Argument(help="Such as learners, or learners.optimizer.lr. Default: all.")] = "",
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the page docs/configuration.md.")] = False,
+) -> None:
+    """Say what each key of a configuration means, with its type and its default."""
+    from flowbp_ray.config import reference
+
+    print(reference.page() if markdown else reference.text(section), end="")
 
 
 def main() -> None:

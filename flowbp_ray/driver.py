@@ -16,19 +16,20 @@ from actors.learner_group import LearnersLost
 from actors.process import REAL, Roles
 from actors.ray_metrics import RayMetrics
 from actors.scaler import Scaler
-from actors.transport import Published
-from flowbp_ray.artifacts.report import curves, summarise
+from flowbp_ray.artifacts.curves import plot_curves
+from flowbp_ray.artifacts.report import summarise
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.control import scaling
 from flowbp_ray.control.guard import Guard, HackingVerdict, clear_overruled_verdict
 from flowbp_ray.control.selection import check_updated, select
-from flowbp_ray.evaluation.evaluator import Evaluator, flat
+from flowbp_ray.evaluation.evaluator import Evaluator
 from flowbp_ray.local import build_items
 from flowbp_ray.messages import StepReport, Version
 from flowbp_ray.observability.progress import Progress
 from flowbp_ray.observability.step_metrics import phases, step_metrics
 from flowbp_ray.observability.tracker import Export, Tracker
 from flowbp_ray.preflight import Checked, check
+from flowbp_ray.run.checkpoint import Snapshot
 from flowbp_ray.run.folder import Run
 from flowbp_ray.utils.errors import RunFailed, Stalled
 from flowbp_ray.utils.signals import Interrupted, Interrupts
@@ -112,7 +113,7 @@ class Loop:
         self.scaler = Scaler(config, run, fleet.pools)
         self.source = build_items(config, self.evaluator.offset)
         self.guard = Guard.of(config.guard, config.rewards, config.evaluation)
-        self.published: dict[int, Published] = {}
+        self.published: dict[int, transport.Published] = {}
         self.incarnation = self.done = self.issued = self.skipped = 0
         self.verdict: HackingVerdict | None = None  # the guard's, once it has ended the run
         self.started = time.perf_counter()
@@ -250,8 +251,7 @@ class Loop:
         self.progress.note(f"guard: {verdict.describe()}")
         if verdict.action == "warn":
             return
-        if verdict.action == "rollback":
-            assert self.guard is not None
+        if verdict.action == "rollback" and self.guard:
             verdict = self.guard.reachable(verdict, self.evaluator.results, self.run)
             self.fleet.learners.load(str(self.run.checkpoints.path(verdict.best).resolve()))
             self.run.checkpoints.drop_after(verdict.best)
@@ -268,7 +268,7 @@ class Loop:
         published = self.fleet.learners.publish(self.version(step, True)) if ema else self.published[step]
         results = self.evaluator.evaluate(published.version, lambda items: self.fleet.pipeline.draw(items, published))
         for guidance, result in results.items():
-            self.tracker.log(step, "evaluation", {"guidance": guidance, **flat(result)})
+            self.tracker.log(step, "evaluation", {"guidance": guidance, **result.means()})
         self.judges.watch(step)
         self.progress.evaluation(step, results)
         return self.evaluator.faults
@@ -286,8 +286,8 @@ class Loop:
             average = transport.tensors(published.weights)
         among = [*checkpoints.steps(), step] if self.config.rolls_back else []
         spare = self.guard.best(self.evaluator.results, among) if self.guard else None
-        keep, (state, unjudged) = self.config.checkpoint.keep, self.judges.state()
-        checkpoints.finish(step, keep, current, held, state, average, spare, unjudged)
+        state, unjudged = self.judges.state()
+        checkpoints.finish(Snapshot(step, current, held, state, average, unjudged), self.config.checkpoint.keep, spare)
 
     def finish(self) -> dict[str, Any]:
         """Wait for the judges; write curves.png and summary.json."""
@@ -296,5 +296,5 @@ class Loop:
         seconds, digest = time.perf_counter() - self.started, self.fleet.learners.digest()
         summary = summarise(self.config, self.run, self.evaluator.results, seconds, digest, self.verdict)
         self.run.write_summary(summary)
-        curves(self.run)
+        plot_curves(self.run)
         return summary

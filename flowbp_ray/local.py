@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from flowbp_ray import prompts
+from flowbp_ray.backbones.base import uint8_images
 from flowbp_ray.backbones.embeddings import Embeddings, Encoded, Encoder, distinct, encode_all
 from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.config.schema import RunConfig
@@ -136,7 +137,7 @@ def draw(
     run: Run, texts: Sequence[str], step: int | None, guidance: float | None, seed: int
 ) -> tuple[int, list[np.ndarray]]:
     """Sample pictures [H, W, 3] uint8 of `texts` with a run's checkpoint; return its step and the pictures."""
-    config = without_gpus(run.config())
+    config = without_gpus(run.config)
     used, tensors = run.checkpoints.weights(step, average=True)
     sampler = Sampler(
         config.backbone,
@@ -162,7 +163,7 @@ def draw(
     latents = sampler.sample(item, _no_fetch)
     with torch.no_grad():
         images = sampler.backbone.load_decoder()(unpack(latents))
-    return used, list((images.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy())
+    return used, list(uint8_images(images))
 
 
 def _no_fetch() -> list[PackedTensors]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flowbp_ray.surrogate.plan import Plan
+from flowbp_ray.utils.units import format_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -260,7 +261,7 @@ class Encoded:
         """One line, for the log."""
         again = f" ({len(self.broken)} of them in place of a broken file)" if self.broken else ""
         where = "no cache" if self.folder is None else f"cache {self.folder}"
-        texts = f"{self.found + self.encoded} distinct prompts, {self.nbytes / 2**20:.1f} MiB"
+        texts = f"{self.found + self.encoded} distinct prompts, {format_bytes(self.nbytes, 'MiB')}"
         return f"{texts}: {self.found} were there, {self.encoded} encoded{again}; {where}"
 
 

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.config.schema import RunConfig
-from flowbp_ray.judges import checks as judges
+from flowbp_ray.judges import preflight as judges
 from flowbp_ray.prompts import PromptRecord, read_prompts
 from flowbp_ray.rewards.remote import handshake
 from flowbp_ray.rewards.scorer import check_rewards

@@ -12,9 +12,10 @@ from transformers import PreTrainedTokenizerBase
 
 from flowbp_ray.shapes import Prompt, render, sample
 from flowbp_ray.shapes.captions import caption
-from flowbp_ray.shapes.pixels import to_pixels
 from flowbp_ray.shapes.sampling import in_split
 from flowbp_ray.shapes.text import tokenize
+
+from .vae import to_pixels
 
 SEED = 41
 SCENES = 36000

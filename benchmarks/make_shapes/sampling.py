@@ -11,8 +11,8 @@ import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
 from torch import Tensor
 
+from flowbp_ray.backbones.base import uint8_images, unit_images
 from flowbp_ray.shapes import Prompt, colour_entropy, verify
-from flowbp_ray.shapes.pixels import to_uint8
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def sample_latents(
 def decode(vae: AutoencoderKL, latents: Tensor) -> np.ndarray:
     """Standardised latents [B, 8, 8, 8] -> uint8 [B, 64, 64, 3]."""
     raw = latents / vae.config.scaling_factor + vae.config.shift_factor
-    return np.concatenate([to_uint8(vae.decode(z).sample) for z in raw.split(50)])
+    return np.concatenate([uint8_images(unit_images(vae.decode(z).sample)) for z in raw.split(50)])
 
 
 def score(images: np.ndarray, prompts: list[Prompt]) -> Score:

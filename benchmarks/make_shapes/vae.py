@@ -11,8 +11,8 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from flowbp_ray.backbones.base import uint8_images, unit_images
 from flowbp_ray.shapes import model_dir, render, sample, verify
-from flowbp_ray.shapes.pixels import to_pixels, to_uint8
 
 from .facts import record
 
@@ -40,6 +40,11 @@ def build() -> AutoencoderKL:
     )
 
 
+def to_pixels(images: np.ndarray) -> Tensor:
+    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
 def draw(rng: np.random.Generator, n: int) -> Tensor:
     """n rendered training scenes: float32 [n, 3, 64, 64] in [-1, 1]."""
     return to_pixels(np.stack([render(sample(rng, "train")[0]) for _ in range(n)]))
@@ -65,7 +70,9 @@ def evaluate(vae: AutoencoderKL, seed: int = 99, n: int = 500) -> tuple[float, f
     images = to_pixels(np.stack([render(scene) for scene, _ in pairs]))
     output = torch.cat([vae.decode(vae.encode(x).latent_dist.mode()).sample for x in images.split(50)])
     mse = ((output.clamp(-1, 1) - images) / 2).square().mean((1, 2, 3))
-    passed = [verify(image, prompt) for image, (_, prompt) in zip(to_uint8(output), pairs, strict=True)]
+    passed = [
+        verify(image, prompt) for image, (_, prompt) in zip(uint8_images(unit_images(output)), pairs, strict=True)
+    ]
     return float((-10 * mse.log10()).mean()), float(np.mean(passed))
 
 

@@ -1,1 +1,1 @@
-"""What a run leaves for people: summary, curves and tables, exports and their model card."""
+"""What a run leaves for people: summary, tables and curves; exports with their model card."""

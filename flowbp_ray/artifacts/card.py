@@ -1,41 +1,37 @@
-"""The model card of an export: how to load it, what was measured, how it was trained: what the run recorded."""
+"""The model card of an export: how to load it, what was measured and how it was trained, as the run recorded it."""
 
 from __future__ import annotations
 
 import inspect
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
+from huggingface_hub import EvalResult, ModelCardData
 
 from flowbp_ray import __version__
-from flowbp_ray.artifacts.report import compared, rows
+from flowbp_ray.artifacts.report import compare, table_rows
 from flowbp_ray.backbones import Backbone
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.evaluation.evaluator import Evaluator
 from flowbp_ray.judges.config import JudgeConfig
 from flowbp_ray.prompts import PromptRecord, read_prompts
-from flowbp_ray.run.folder import Run, digest_of
+from flowbp_ray.run.folder import Run, prompts_digest
 from flowbp_ray.surrogate.methods import METHODS
 
 Kind = Literal["lora", "full", "merged"]
-Prompts = tuple[list[PromptRecord], list[PromptRecord]]  # for training, and held out
+Prompts = tuple[list[PromptRecord], list[PromptRecord]]  # for training, and held-out
 RELATION = {"lora": "adapter", "full": "finetune", "merged": "finetune"}
-PROMPT = "a red circle"  # any base knows it, the embedded one included
+PROMPT = "a red circle"  # any base can draw it, the embedded one too
 
 
-def card(run: Run, backbone: Backbone, kind: Kind, step: int, average: bool, digest: str) -> str:
-    """Markdown with YAML front matter. digest: of the trained weights that were exported (`weights.digest`)."""
-    config, known = run.config(), _prompts(run)
-    base = base_name(backbone)
-    front = {
-        "library_name": "diffusers",
-        "pipeline_tag": "text-to-image",
-        "base_model": base,
-        "base_model_relation": RELATION[kind],
-        "tags": ["flowbp_ray", "text-to-image", "flow-matching", "reward-backpropagation"]
-        + (["lora"] if kind == "lora" else []),
-    }
+def model_card(run: Run, backbone: Backbone, kind: Kind, step: int, average: bool, digest: str) -> str:
+    """Markdown with YAML front matter. digest: of the trained weights that were exported (`utils.digest.digest`)."""
+    config, known = run.config, _prompts(run)
+    base, name = base_name(backbone), run.folder.resolve().name
+    evaluator = Evaluator(config, run, known[1] if known else [], offset=0)
+    evaluator.load(run.checkpoints.evaluations(step))
+    front = _front_matter(name, base, kind, _eval_results(evaluator, step, average))
     what = {
         "lora": f"Low-rank adapters for the transformer of {base}",
         "full": f"The transformer of {base} with all weights trained",
@@ -43,18 +39,60 @@ def card(run: Run, backbone: Backbone, kind: Kind, step: int, average: bool, dig
     }[kind]
     sections = {
         "Use": f"In this folder, with diffusers:\n\n```python\n{_code(config, backbone, kind)}\n```",
-        "Scores": _scores(run, known, step, average),
+        "Scores": _scores(evaluator, step, average),
         "Training": _table(_training(run, backbone, step, average) | {"sha256 of the trained weights": f"`{digest}`"}),
         "Data": _data(config, run, known),
         "Limits": _limits(config),
     }
     intro = f"{what}, post-trained by reward backpropagation with flowbp_ray {__version__}."
-    head = f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n# {run.folder.resolve().name}\n\n{intro}\n"
+    head = f"---\n{front.to_yaml()}\n---\n# {name}\n\n{intro}\n"
     return head + "".join(f"\n## {title}\n{text}\n" for title, text in sections.items())
 
 
+def _front_matter(name: str, base: str, kind: Kind, results: list[EvalResult]) -> ModelCardData:
+    """What the Hub reads of a card; with results it shows a table of them."""
+    tags = ["flowbp_ray", "text-to-image", "flow-matching", "reward-backpropagation"]
+    # without results the key `model_name` would stand in the card by itself
+    measured: dict[str, Any] = {"model_name": name, "eval_results": results} if results else {}
+    return ModelCardData(
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        base_model=base,
+        base_model_relation=RELATION[kind],
+        tags=tags + (["lora"] if kind == "lora" else []),
+        **measured,
+    )
+
+
+def _eval_results(evaluator: Evaluator, step: int, average: bool) -> list[EvalResult]:
+    """What was measured of the exported weights, by guidance and metric; nothing where it was of other weights."""
+    config = evaluator.config
+    if step == 0 or step not in evaluator.results or _evaluates_other_weights(config, average):
+        return []
+    prompts, trained = str(config.evaluation.prompts), {term.name for term in config.rewards.terms}
+    return [
+        EvalResult(
+            task_type="text-to-image",
+            dataset_type=prompts,
+            dataset_name=prompts,
+            metric_type=metric,
+            metric_name=f"{metric}{' (trained on)' if metric in trained else ''}, guidance {guidance:g}",
+            metric_args={"guidance": guidance},
+            metric_value=value,
+        )
+        for guidance, evaluation in evaluator.results[step].items()
+        for metric, value in evaluation.means().items()
+        if value is not None and isfinite(value)
+    ]
+
+
+def _evaluates_other_weights(config: RunConfig, average: bool) -> bool:
+    """Whether the run evaluates the average of its weights, and the weights themselves are exported."""
+    return config.learners.ema is not None and not average
+
+
 def base_name(backbone: Backbone) -> str:
-    """The base's folder, by name: organisation/model where it lies in the hub's cache."""
+    """The name of the base's folder; organisation/model where it lies in the Hub's cache."""
     if backbone.path is None:
         return f"flowbp_ray-{backbone.name}"
     folder = backbone.base_folder.resolve()
@@ -62,14 +100,14 @@ def base_name(backbone: Backbone) -> str:
 
 
 def _hub_name(folder: Path) -> str | None:
-    """organisation/model of a folder in the hub's cache."""
+    """organisation/model of a folder in the Hub's cache; None for any other folder."""
     if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
         return folder.parent.parent.name.removeprefix("models--").replace("--", "/")
     return None
 
 
 def _code(config: RunConfig, backbone: Backbone, kind: Kind) -> str:
-    """What loads the export and draws a picture as the run sampled."""
+    """Python code that loads the export and draws a picture as the run sampled."""
     model, pipeline, transformer = config.backbone, backbone.pipeline_class, backbone.transformer_class
     dtype = f"torch_dtype={model.torch_dtype}"
     parts = "".join(f"{name}=None, " for name in backbone.absent) + dtype
@@ -92,22 +130,19 @@ def _code(config: RunConfig, backbone: Backbone, kind: Kind) -> str:
 
 
 def _prompts(run: Run) -> Prompts | None:
-    """The training and the held-out prompts that the run began with; None where they are gone or have changed."""
-    config, file = run.config(), run.folder / "prompts.sha256"
+    """The training and the held-out prompts that the run began with; None where the files are gone or have changed."""
+    config, file = run.config, run.folder / "prompts.sha256"
     try:
         train, held_out = read_prompts(config)
     except (ValueError, OSError):
         return None
-    same = file.is_file() and file.read_text().strip() == digest_of([r.text for r in (*train, *held_out)])
+    same = file.is_file() and file.read_text().strip() == prompts_digest([r.text for r in (*train, *held_out)])
     return (train, held_out) if same else None
 
 
-def _scores(run: Run, known: Prompts | None, step: int, average: bool) -> str:
+def _scores(evaluator: Evaluator, step: int, average: bool) -> str:
     """Before → after by guidance, from the evaluations that the checkpoint holds."""
-    config = run.config()
-    held_out = known[1] if known else []
-    evaluator = Evaluator(config, run, held_out, offset=0)
-    evaluator.load(run.checkpoints.evaluations(step))
+    config = evaluator.config
     if not evaluator.results or max(evaluator.results) == 0:
         return "Not measured: the run made no evaluation between its first step and this checkpoint."
     first, last = min(evaluator.results), max(evaluator.results)
@@ -118,30 +153,30 @@ def _scores(run: Run, known: Prompts | None, step: int, average: bool) -> str:
     ]
     if last != step:
         notes.append(f"**They are of step {last}, not of the exported weights: step {step} was not evaluated.**")
-    if config.learners.ema is not None and not average:
+    if _evaluates_other_weights(config, average):
         notes.append("**The run evaluates the average of its weights; exported are the weights themselves.**")
     tables = []
     for guidance, after in evaluator.results[last].items():
         if before := evaluator.results[first].get(guidance):
             lines = [f"| guidance {guidance:g} | before | after | change |", "|---|---|---|---|"]
-            for name, *numbers in rows(compared(before, after)):
+            for name, *numbers in table_rows(compare(before, after)):
                 lines.append(f"| {name}{' (trained on)' if name in trained else ''} | {' | '.join(numbers)} |")
             tables.append("\n".join(lines))
     return "\n\n".join([" ".join(notes), *tables])
 
 
 def _training(run: Run, backbone: Backbone, step: int, average: bool) -> dict[str, str]:
-    """What a reader wants to know of the configuration; the rest is in flowbp_ray.yaml."""
-    config = run.config()
+    """The rows of the card's table of the configuration, by name; the rest is in flowbp_ray.yaml."""
+    config = run.config
     model, learners, optimizer = config.backbone, config.learners, config.learners.optimizer
     lora, batch = learners.lora, config.data.shape.batch
     lines = [line for line in run.metrics() if line["kind"] == "train" and line["step"] < step]
-    idle = sum(line["updated"] == 0 for line in lines)
+    unchanged = sum(line["updated"] == 0 for line in lines)
     terms = [f"{t.name} (weight {t.weight:g}, clip {t.clip:g}, scale {t.scale:g})" for t in config.rewards.terms]
-    changed = f"; {idle} of them changed nothing" if idle else ""
+    changed = f"; {unchanged} of them changed nothing" if unchanged else ""
     averaged = f"their average (decay {learners.ema.decay:g})" if average and learners.ema else "as trained"
     jitter, penalty, limit = config.rewards.jitter, learners.base_penalty, config.drift.max
-    aged = "drift not limited" if limit is None else f"samples of drift above {limit:g} masked"
+    drift = "drift not limited" if limit is None else f"samples of drift above {limit:g} masked"
     branch = "detached" if model.detach_negative else "differentiated"
     return {
         "base": f"{base_name(backbone)}, family `{backbone.name}`",
@@ -161,7 +196,7 @@ def _training(run: Run, backbone: Backbone, step: int, average: bool) -> dict[st
         "judges": "; ".join(_judge(judge) for judge in config.judges) or "none",
         "sampling": f"{model.height}x{model.width} pixels, {model.num_steps} steps, sigmas {model.sigmas}, guidance "
         f"{model.guidance:g}",
-        "staleness": f"{config.staleness}; {aged}",
+        "staleness": f"{config.staleness}; {drift}",
         "negative branch": "none" if backbone.embedded_guidance or model.guidance == 1 else branch,
         "optimizer": f"AdamW, learning rate {optimizer.lr:g}, betas {optimizer.betas[0]:g} and {optimizer.betas[1]:g}, "
         f"weight decay {optimizer.weight_decay:g}, gradient norm at most {optimizer.max_grad_norm:g}",
@@ -182,19 +217,19 @@ def _method(spec: dict[str, Any]) -> str:
 
 
 def _measured(config: RunConfig) -> list[str]:
-    """What nothing was trained on: monitors, and judges of evaluations."""
+    """Names of what was measured and not trained on: monitors, and judges of evaluations."""
     return [*(monitor.name for monitor in config.rewards.monitors), *config.judged]
 
 
 def _judge(judge: JudgeConfig) -> str:
-    """Name, which model as far as it is known, what it was asked, what its answers did."""
+    """A judge's name, its model as far as it is known, what it was asked, and what its answers were used for."""
     known = Path(judge.model).name if judge.model else judge.served_as or "the model of a running server"
     what = "weighed each sample's loss" if judge.role == "gate" else "measured only"
     return f"{judge.name} ({known}, asked by {judge.template.kind}, {what})"
 
 
 def _data(config: RunConfig, run: Run, known: Prompts | None) -> str:
-    """Where the prompts came from, how many, and the digest that the run was bound to."""
+    """Where the prompts came from, how many there are, and the digest that the run was bound to."""
     file = run.folder / "prompts.sha256"
     gone = "not known: the file is gone or has changed since"
     entries = {
@@ -210,7 +245,7 @@ def _data(config: RunConfig, run: Run, known: Prompts | None) -> str:
 
 
 def _limits(config: RunConfig) -> str:
-    """What the numbers do not say."""
+    """What the numbers of the card do not say."""
     monitors = ", ".join(_measured(config))
     others = f"what was measured only ({monitors})" if monitors else "another reward or by eye"
     return (

@@ -1,4 +1,4 @@
-"""Take a run's result along: adapters that diffusers' pipelines load, or a transformer folder, with a model card.
+"""Export a checkpoint: adapters that diffusers' pipelines load, or a transformer folder, with a model card.
 
 README.md                            the model card
 flowbp_ray.yaml                      the run's configuration, which `train` takes again
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from flowbp_ray.artifacts.card import Kind, card
+from flowbp_ray.artifacts.card import Kind, model_card
 from flowbp_ray.backbones import Backbone
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.rollout.sampler import Sampler
@@ -41,7 +41,7 @@ def export(run: Run, to: Path, step: int | None = None, average: bool = False, m
     average: the average of the weights instead of the weights. merge: adapters added into the base's weights.
     The folder gets its name when it is complete. Raises ConfigError for what the user must change.
     """
-    config, target = run.config(), to.resolve()
+    config, target = run.config, to.resolve()
     kind = _kind(config, merge)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise ConfigError(f"{to} is there already and is not an empty folder; write another --to")
@@ -57,7 +57,7 @@ def export(run: Run, to: Path, step: int | None = None, average: bool = False, m
     try:
         _save(sampler.transformer, sampler.backbone, kind, partial)
         shutil.copyfile(run.folder / "config.yaml", partial / "flowbp_ray.yaml")
-        text = card(run, sampler.backbone, kind, used, average, digest(tensors))
+        text = model_card(run, sampler.backbone, kind, used, average, digest(tensors))
         (partial / "README.md").write_text(text, encoding="utf-8")
         partial.rename(target)
     finally:

@@ -1,4 +1,4 @@
-"""What a run leaves for a person: picture grids, curves, and the table before → after."""
+"""summary.json and the table before → after: what a run reports at its end."""
 
 from __future__ import annotations
 
@@ -13,69 +13,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from flowbp_ray.config.schema import RunConfig
-from flowbp_ray.control import guard
 from flowbp_ray.control.guard import HackingVerdict
-from flowbp_ray.evaluation.estimates import NONE, Evaluation, paired
+from flowbp_ray.evaluation.estimates import NONE, Evaluation, paired_difference
 from flowbp_ray.run.folder import Run
 
 Evaluations = Mapping[int, Mapping[float, Evaluation]]
-
-
-def curves(run: Run) -> Path | None:
-    """curves.png: the training reward per step, what evaluations measured, and what judges said of their pictures."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import MaxNLocator
-
-    lines = run.metrics()
-    train = [line for line in lines if line["kind"] == "train"]
-    if not train:
-        return None
-    config = run.config()
-    panels = [
-        ("evaluation", "rewards on held-out prompts", [reward.name for reward in config.rewards.all]),
-        ("evaluation", "share that the exact verifier accepts", ["verifier"]),
-        ("judge", "judges on held-out prompts", config.judged),
-    ]
-    panels = [(kind, title, names) for kind, title, names in panels if _have(lines, kind, names)]
-    width = 4.4 * (1 + len(panels))
-    figure, axes = plt.subplots(1, 1 + len(panels), figsize=(width, 3.6), layout="constrained", squeeze=False)
-    left, *others = axes[0]
-    for key in (k for k in train[0] if k.startswith("reward/")):
-        left.plot([t["step"] + 1 for t in train], [t[key] for t in train], lw=1, label=key.removeprefix("reward/"))
-    left.set(title="reward of the training batches", xlabel="step")
-    left.legend()
-    stopped = guard.read(run)
-    for axis in axes[0]:
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    for axis, (kind, title, names) in zip(others, panels, strict=True):
-        _held_out(axis, [line for line in lines if line["kind"] == kind], names)
-        axis.set(title=title, xlabel="step")
-        if stopped:
-            axis.axvline(stopped["step"], color="red", ls=":", label="ended by the guard")
-            axis.axvline(stopped["best"], color="grey", ls=":", label="best by what is guarded")
-        if axis.lines:
-            axis.legend(fontsize=8)
-    path = run.folder / "curves.png"
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    return path
-
-
-def _have(lines: Sequence[Mapping[str, Any]], kind: str, names: Sequence[str]) -> bool:
-    return any(line["kind"] == kind and name in line for line in lines for name in names)
-
-
-def _held_out(axis: Any, lines: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
-    """One curve per metric and guidance; what has no finite value at a step is a gap."""
-    for guidance in sorted({line["guidance"] for line in lines}):
-        for name in names:
-            mine = [line for line in lines if line["guidance"] == guidance and name in line]
-            values = [np.nan if line[name] is None else line[name] for line in mine]
-            if mine:
-                axis.plot([m["step"] for m in mine], values, marker="o", label=f"{name}, guidance {guidance:g}")
 
 
 def summarise(
@@ -86,9 +28,10 @@ def summarise(
     digest: str,
     verdict: HackingVerdict | None = None,
 ) -> dict[str, Any]:
-    """summary.json: before, after and the paired change per guidance; throughput; bytes; the digest of the weights.
+    """What summary.json holds: before, after and paired change per guidance; throughput; bytes; the weights' digest.
 
-    verdict: of a guard that ended the run; after it went back, "after" is the evaluation of the step it went back to.
+    verdict: of a guard that ended the run. Where the guard rolled back, "after" is the evaluation of the step that it
+    went back to.
     """
     train = [line for line in run.metrics() if line["kind"] == "train"]
     summary: dict[str, Any] = {
@@ -113,7 +56,7 @@ def summarise(
         if verdict is not None and verdict.action == "rollback":
             last = verdict.best
         summary["guidance"] = {
-            f"{g:g}": compared(evaluations[first][g], evaluations[last][g]) for g in evaluations[first]
+            f"{g:g}": compare(evaluations[first][g], evaluations[last][g]) for g in evaluations[first]
         }
     return summary
 
@@ -122,31 +65,32 @@ def _mean(values: Sequence[float]) -> float:
     return round(float(np.mean(values)), 4)
 
 
-def compared(before: Evaluation, after: Evaluation) -> dict[str, Any]:
-    """before, after and the paired change by metric, with their intervals. Only what both have: a judge may be late."""
+def compare(before: Evaluation, after: Evaluation) -> dict[str, Any]:
+    """before, after and the paired change by metric, with intervals, of the metrics that both evaluations have."""
+    # a judge's answers may be missing in one of them
     both = before.values.keys() & after.values.keys()
     before, after = (replace(e, values={n: v for n, v in e.values.items() if n in both}) for e in (before, after))
     change = {
-        name: asdict(paired(v, after.values[name]))
+        name: asdict(paired_difference(v, after.values[name]))
         for name, v in before.values.items()
         if np.isfinite(v - after.values[name]).any()
     }
     return {"before": before.as_dict(), "after": after.as_dict(), "change": change}
 
 
-def table(summary: Mapping[str, Any], guidance: str) -> Table:
-    """before → after with 95 % intervals, one row per metric."""
+def results_table(summary: Mapping[str, Any], guidance: str) -> Table:
+    """A table of before → after with 95 % intervals, one row per metric."""
     result = Table(title=f"held-out prompts, guidance {guidance} (95 % intervals)")
     for column in ("metric", "before", "after", "change"):
         first = column == "metric"
         result.add_column(column, justify="left" if first else "right", min_width=26 if first else None)
-    for row in rows(summary["guidance"][guidance]):
+    for row in table_rows(summary["guidance"][guidance]):
         result.add_row(*row)
     return result
 
 
-def rows(part: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """(metric, before, after, change) as text, of what `compared` gives."""
+def table_rows(part: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """(metric, before, after, change) as text, of what `compare` returns."""
     result = []
     for name, before in part["before"].items():
         after, change = part["after"][name], part["change"].get(name)
@@ -177,17 +121,15 @@ def _plain(e: Mapping[str, Any], sign: bool = False) -> str:
     return mean + (f" [{e['low']:.4f}, {e['high']:.4f}]" if e.get("low") is not None else "")
 
 
-def show(console: Console, folder: Path, summary: dict[str, object]) -> None:
-    """The tables of a finished run, and where its pictures are."""
-    from flowbp_ray.artifacts.report import table
-
-    for guidance in summary.get("guidance", {}):  # type: ignore[attr-defined]
-        console.print(table(summary, guidance))
+def print_summary(console: Console, folder: Path, summary: Mapping[str, Any]) -> None:
+    """Print the tables of a finished run, and where its pictures are. summary: what `summarise` returns."""
+    for guidance in summary.get("guidance", {}):
+        console.print(results_table(summary, guidance))
     if "guard" in summary:
-        console.print(escape(f"ended by the guard at {summary['guard']['line']}"))  # type: ignore[index]
+        console.print(escape(f"ended by the guard at {summary['guard']['line']}"))
     satisfied = summary.get("without_gradient", {})
-    if any(satisfied.values()):  # type: ignore[attr-defined]
-        shares = ", ".join(f"{share:.0%} of {name}" for name, share in satisfied.items())  # type: ignore[attr-defined]
+    if any(satisfied.values()):
+        shares = ", ".join(f"{share:.0%} of {name}" for name, share in satisfied.items())
         console.print(f"samples at or above the clip at the end, which give no gradient: {shares}")
     console.print(f"{summary['steps']} steps in {summary['seconds']} s; summary: {folder / 'summary.json'}")
     for picture in [*sorted((folder / "images").glob("*.png")), folder / "curves.png"]:

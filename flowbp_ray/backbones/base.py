@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -129,3 +130,9 @@ def unit_images(decoded: Tensor) -> Tensor:
     gradient. This is intended: with a gradient there, a sample could gain reward that no saved picture can show.
     """
     return (decoded * 0.5 + 0.5).clamp(0.0, 1.0)
+
+
+def uint8_images(images: Tensor) -> np.ndarray:
+    """Images [B, 3, H, W] in 0..1 as saved pictures: uint8 [B, H, W, 3] in one piece of memory, without gradient."""
+    pixels = (images.detach().permute(0, 2, 3, 1) * 255).round().to(torch.uint8).cpu().numpy()
+    return np.ascontiguousarray(pixels)

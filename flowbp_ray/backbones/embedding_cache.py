@@ -67,6 +67,7 @@ class EmbeddingCache:
         """Add a prompt. Raises ValueError if the folder cannot be written."""
         whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             if not (self.folder / "encoder.json").is_file():
                 write_atomically(self.folder / "encoder.json", lambda path: path.write_text(self.stated))
             write_atomically(self.path(prompt), lambda path: save_file(whole, path, _statement(prompt, whole)))

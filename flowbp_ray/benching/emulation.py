@@ -1,4 +1,4 @@
-"""What an emulated actor is given instead of a configuration: seconds to wait, sizes to send. No torch, no pydantic."""
+"""What an emulated actor gets instead of a configuration: seconds to wait, sizes to send. No torch, no pydantic."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Emulation:
-    """Seconds are as they are waited, after `time_scale`; bytes as they are sent: those of weights after `bytes_scale`.
+    """Seconds to wait and bytes to send of each role; `time_scale` and `bytes_scale` of the profile are applied.
 
     sampler_s, reward_s, learner_s: per image. publish_s, load_s: per version. node_s: of a pass over the active nodes
-    without gradient, per image. latent: shape of one; itemsize: of states and targets (cotangents are fp32). copies:
-    cotangents per branch (one per reward where they are balanced).
+    without gradient, per image. latent: shape of one latent; itemsize: bytes of an element of states and targets
+    (cotangents are fp32). copies: cotangents per branch, one per reward where they are balanced. drift, base: whether
+    the drift meter's velocities and the base's are sent.
     """
 
     sampler_s: float
@@ -32,13 +33,13 @@ class Emulation:
 
 
 class Wait:
-    """Started where a piece of work would start; `until(seconds)` sleeps for what is left of it."""
+    """Stands for a piece of work: made where the work would start, `until` sleeps for what is left of it."""
 
     def __init__(self) -> None:
         self.began = time.perf_counter()
 
     def until(self, seconds: float) -> float:
-        """Seconds since the start, once `seconds` have passed."""
+        """Sleep until `seconds` have passed since the start; return the seconds since the start."""
         left = seconds - (time.perf_counter() - self.began)
         if left > 0:
             time.sleep(left)

@@ -13,9 +13,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from flowbp_ray.benching.points import ClockReading, Point, point
+from flowbp_ray.benching.points import ClockReading, Point, measured_point
 from flowbp_ray.benching.profile import Profile
-from flowbp_ray.benching.request import ratios
+from flowbp_ray.benching.request import ratio_overrides
 from flowbp_ray.benching.result import Result
 from flowbp_ray.config import loading
 from flowbp_ray.config.schema import RunConfig
@@ -42,10 +42,10 @@ def run(
     note: Callable[[str], None],
 ) -> Result:
     """The whole command: counts of samplers, learners, rewards and staleness as they were written."""
-    asked = ratios(loading.load(name, overrides), *counts)
+    asked = ratio_overrides(loading.load(name, overrides), *counts)
     points, config = bench(name, overrides, asked, seconds, open_all, profile, note)
     result = Result.of(name, config, profile, points)
-    return result.beyond(simulated) if simulated else result
+    return result.with_simulation(simulated) if simulated else result
 
 
 def bench(
@@ -89,7 +89,7 @@ def measure(
             loop.done += 1
             if loop.done >= warm:
                 readings.append(ClockReading(time.perf_counter(), time.process_time(), time.thread_time()))
-    return point(config, [line for line in run.metrics() if line["kind"] == "train"][warm:], readings)
+    return measured_point(config, [line for line in run.metrics() if line["kind"] == "train"][warm:], readings)
 
 
 def _emulated(profile: Profile, folder: Path, config: RunConfig) -> list[str]:

@@ -1,4 +1,4 @@
-"""Throughput against samplers: measured, ideal and predicted."""
+"""bench.png: throughput over the number of samplers; measured, ideal and predicted."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from flowbp_ray.benching.points import Point, Ratio
 from flowbp_ray.benching.predict import Seconds
 
 
-def plot(points: Sequence[Point], seconds: Seconds, ideal: Callable[[Ratio], float], title: str, path: Path) -> Path:
-    """One colour for each (learners, reward servers, staleness); lines run over all numbers of samplers between."""
+def plot_throughput(
+    points: Sequence[Point], seconds: Seconds, ideal: Callable[[Ratio], float], title: str, path: Path
+) -> Path:
+    """Draw one colour for each (learners, reward servers, staleness); lines run over all numbers of samplers."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""What was measured at one ratio: a point, from the lines that a run writes and the driver's own clock."""
+"""What was measured at one ratio: a point, from the lines that a run logs and the driver's clocks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flowbp_ray.control.scaling import idle
 
 @dataclass(frozen=True, order=True)
 class Ratio:
-    """How many of each role, and how far ahead samplers may be."""
+    """The number of processes of each role, and the staleness: how many versions the samplers may lag behind."""
 
     samplers: int
     learners: int
@@ -26,6 +26,7 @@ class Ratio:
 
     @classmethod
     def of(cls, config: RunConfig) -> Ratio:
+        """The ratio of a configuration."""
         return cls(config.samplers.count, config.learners.count, config.rewards.count, config.staleness)
 
 
@@ -40,11 +41,13 @@ class ClockReading:
 
 @dataclass(frozen=True)
 class Point:
-    """Means over `steps` steps. devices: processes, or GPUs where roles ask for them, of all roles together.
+    """Means over `steps` steps at one ratio; times in seconds.
 
-    sampler_s, reward_s: of an item; load_s: of a sampler that loads, in a step; learner_s: of the slowest rank in a
-    step; learn_s, publish_s, wait_s: what the driver waited for. idle: per role, the share of the time in which it did
-    not compute. driver_s, driver_thread_s: CPU seconds of a step.
+    batch, items: images and items of a step. devices: of all roles together, GPUs where roles ask for them, else
+    processes. sampler_s, reward_s: of an item; load_s: of a sampler that loads a version, in a step; learner_s: of the
+    slowest rank in a step; wait_s, learn_s, publish_s: of the driver's phases. driver_s, driver_thread_s: CPU of the
+    driver's process and of its thread, in a step. idle: by role, the share of the time in which it did not compute.
+    weight_bytes: that samplers loaded in a step. retries: calls done again since the run began.
     """
 
     ratio: Ratio
@@ -69,11 +72,12 @@ class Point:
 
     @property
     def loading(self) -> int:
-        """Samplers that load a version: a batch has work for no more of them than it has items."""
+        """Samplers that load a version in a step: no more of them get work than a batch has items."""
         return min(self.ratio.samplers, self.items)
 
     @property
     def images_per_s(self) -> float:
+        """Training images per second."""
         return self.batch / self.step_s
 
     @property
@@ -82,26 +86,27 @@ class Point:
         return self.images_per_s / self.devices
 
     def to_dict(self) -> dict[str, Any]:
+        """For bench.json."""
         plain = {**self.__dict__, "ratio": self.ratio.__dict__}
         return plain | {"images_per_s": self.images_per_s, "images_per_s_per_device": self.per_device}
 
 
 def devices(config: RunConfig) -> float:
-    """GPUs that all roles ask for together; where none asks, processes."""
+    """The GPUs that all roles ask for together; where none asks for any, the number of processes."""
     pools = (config.samplers, config.learners, config.rewards)
     return sum(pool.count * pool.gpus for pool in pools) or sum(pool.count for pool in pools)
 
 
-def point(config: RunConfig, lines: Sequence[Mapping[str, Any]], marks: Sequence[ClockReading]) -> Point:
-    """lines: of the steps that count, from metrics.jsonl. marks: one more, the first before those steps."""
+def measured_point(config: RunConfig, lines: Sequence[Mapping[str, Any]], readings: Sequence[ClockReading]) -> Point:
+    """The point of a run's steps. lines: of those steps, from metrics.jsonl. readings: before them and after each."""
     ratio, steps, items = Ratio.of(config), len(lines), config.data.shape.items
-    assert steps == len(marks) - 1 > 0
+    assert steps == len(readings) - 1 > 0
 
     def mean(key: str) -> float:
         return float(np.mean([line[key] for line in lines]))
 
     def per_step(clock: str) -> float:
-        return float((getattr(marks[-1], clock) - getattr(marks[0], clock)) / steps)
+        return float((getattr(readings[-1], clock) - getattr(readings[0], clock)) / steps)
 
     step_s = per_step("wall")
     work = {key: mean(key) for key in ("sampler_s", "load_s", "reward_s", "learner_s", "publish_s")}

@@ -1,14 +1,14 @@
-"""How long a step takes at a ratio, in closed form, and the seconds that go into it: from a profile or from one point.
+"""How long a step takes at a ratio, in closed form, and its parameters: from a profile or fitted on one point.
 
-A step cannot be faster than any role's share of the work, nor than what one batch must go through one after the other,
-of which staleness S lets S + 1 batches overlap:
+A step takes at least as long as each role's share of the work, and as the chain that one batch goes through, one stage
+after the other; staleness S lets S + 1 batches overlap:
 
     T = max(items·s/m + load,  items·r/q,  L/n + fixed,  chain/(S + 1))
     chain = load + ceil(items/m)·s + ceil(last/q)·r + L/n + fixed
 
-s, r: seconds of an item in a sampler and in a reward server; L: seconds of a step's learning on one rank; load: of a
-new version in a sampler; fixed: of publishing and of the driver, which no count divides; m, q, n: samplers, reward
-servers, learners; last: the items of the last round of samplers. At S = 0 the chain is the sum and always the largest.
+s, r: seconds of an item in a sampler and in a reward server; L: seconds of a step's learning on one rank; load: seconds
+of loading a new version in a sampler; fixed: seconds of publishing and of the driver, which no count divides; m, q, n:
+samplers, reward servers, learners; last: items of the samplers' last round. At S = 0 the chain is the largest.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ROLES = ("samplers", "learners", "rewards")
 
 @dataclass(frozen=True)
 class Seconds:
-    """What goes into the formula above: of `items` items with `batch` images."""
+    """The parameters of the formula above: s, r, L, load and fixed, of a step of `items` items with `batch` images."""
 
     batch: int
     items: int
@@ -39,7 +39,7 @@ class Seconds:
 
     @classmethod
     def of(cls, emulation: Emulation, config: RunConfig) -> Seconds:
-        """What a profile says of a run; the driver's part is not in it."""
+        """Those of an emulated run, from its profile. The driver's seconds are not in it."""
         shape, branches = config.data.shape, config.surrogate().branches
         return cls(
             batch=shape.batch,
@@ -52,7 +52,7 @@ class Seconds:
         )
 
     def bounds(self, ratio: Ratio) -> dict[str, float]:
-        """Seconds by what would hold a step up: a role, or the chain of one batch."""
+        """The four terms of the maximum by name, in seconds: each role, and the chain of one batch."""
         m, n, q = ratio.samplers, ratio.learners, ratio.rewards
         rounds = math.ceil(self.items / m)
         last = self.items - (rounds - 1) * m
@@ -71,28 +71,28 @@ class Seconds:
         return max(self.bounds(ratio).values())
 
     def ideal(self, ratio: Ratio) -> float:
-        """Seconds of a step if loading, publishing and the driver cost nothing and nobody waited for an item's end.
+        """Seconds of a step if loading, publishing and the driver cost nothing and items could be divided at will.
 
-        Scoring goes on beside sampling, learning at staleness 0 after both.
+        Scoring overlaps with sampling; learning overlaps with both, and at staleness 0 follows them.
         """
         m, n, q = ratio.samplers, ratio.learners, ratio.rewards
         drawn, learned = max(self.items * self.sampler / m, self.items * self.reward / q), self.learner / n
         return drawn + learned if ratio.staleness == 0 else max(drawn, learned)
 
     def bottleneck(self, ratio: Ratio) -> str:
-        """What holds a step up; at staleness 0 the slowest of the roles, as all wait for one another."""
+        """The largest of `bounds`, by name; at staleness 0, where the chain always is, the largest of the roles."""
         bounds = self.bounds(ratio)
         if ratio.staleness == 0:
             del bounds["chain"]
         return max(bounds, key=lambda name: bounds[name])
 
     def recommended(self) -> tuple[int, ...]:
-        """The smallest counts of samplers, learners and reward servers that keep each other busy (see `work.ratio`)."""
+        """The smallest numbers of samplers, learners, reward servers that keep each other busy (see `work.ratio`)."""
         return balanced((self.items * self.sampler + self.load, self.learner, self.items * self.reward))
 
 
 def fit(point: Point) -> Seconds:
-    """Seconds from one measured point. What its step took beyond the formula is the driver's, where it can be seen."""
+    """Fit on one measured point. What its step took beyond the formula counts as the driver's, where it is visible."""
     found = Seconds(
         batch=point.batch,
         items=point.items,
@@ -108,7 +108,7 @@ def fit(point: Point) -> Seconds:
 
 
 def from_work(times: Sequence[float], point: Point) -> Seconds:
-    """Seconds from the work that `plan` counts (samplers, learners, rewards; of one step), at the speed of `point`.
+    """Seconds from the work of a step that `plan` counts (samplers, learners, rewards), at the speed of `point`.
 
     One number is taken from the measurement: seconds per operation, the same for all roles.
     """
@@ -119,23 +119,24 @@ def from_work(times: Sequence[float], point: Point) -> Seconds:
 
 
 def driver_share(points: Sequence[Point], ratio: Ratio, items: int, step_s: float) -> float:
-    """The driver's CPU share at another ratio: its CPU of a step, a + b·items + c·processes, over that step's seconds.
+    """Extrapolate the driver's CPU share to another ratio, from measured points.
 
-    Least squares over `points`, whose shares must be known; with one point its CPU per item is taken along.
+    Its CPU seconds of a step are fitted as a + b·items + c·processes·step_s by least squares; below three points, the
+    last point's CPU per item is taken.
     """
     import numpy as np
 
-    rows = [(1.0, p.items, count(p.ratio) * p.step_s) for p in points]
+    rows = [(1.0, p.items, _processes(p.ratio) * p.step_s) for p in points]
     if len(points) < 3:
         return points[-1].driver_s / points[-1].items * items / step_s
     found, *_ = np.linalg.lstsq(np.array(rows), np.array([p.driver_s for p in points]), rcond=None)
-    return float(found @ np.array((1.0, items, count(ratio) * step_s)) / step_s)
+    return float(found @ np.array((1.0, items, _processes(ratio) * step_s)) / step_s)
 
 
-def count(ratio: Ratio) -> int:
+def _processes(ratio: Ratio) -> int:
     return ratio.samplers + ratio.learners + ratio.rewards
 
 
-def errors(points: Sequence[Point], seconds: Seconds) -> Mapping[Ratio, float]:
-    """Predicted over measured seconds of a step, minus one."""
+def relative_errors(points: Sequence[Point], seconds: Seconds) -> Mapping[Ratio, float]:
+    """Predicted over measured seconds of a step, minus one, by ratio."""
     return {p.ratio: seconds.step(p.ratio) / p.step_s - 1 for p in points}

@@ -1,4 +1,4 @@
-"""A profile: what each role of a run takes on a device, so that a machine without one can wait as long."""
+"""A profile: how long each role of a run takes on a device, so that a machine without one can emulate it by waiting."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ FORWARD_SHARE = 0.25  # of a checkpointed node (forward, forward again, twice a 
 
 
 class Profile(Strict):
-    """Seconds per image of one process, seconds per byte, bytes; `source` says how they were found.
+    """Seconds per image of one process, seconds per byte, and bytes. source: how they were found, as text.
 
-    made_for: what a configuration must have for the numbers to be its own (see `decisive`). model: the configuration
-    files of the model's folder, by their path in it, so that a run is emulated without the model.
+    made_for: the settings that a configuration must have for the numbers to hold (see `cost_settings`). model: the
+    configuration files of the model's folder, by path in it, so that a run can be emulated without the model.
     """
 
     title: str
@@ -42,13 +42,13 @@ class Profile(Strict):
     bytes_scale: float = Field(1 / 64, gt=0, le=1)
 
     def scaled(self, time_scale: float | None, bytes_scale: float | None) -> Profile:
-        """With other factors; None keeps the profile's. Raises ConfigError outside (0, 1]."""
+        """The profile with other factors; None keeps its own. Raises ConfigError for factors outside (0, 1]."""
         given = {"time_scale": time_scale, "bytes_scale": bytes_scale}
-        return validated({**self.model_dump(), **{k: v for k, v in given.items() if v is not None}}, self.title)
+        return _validate({**self.model_dump(), **{k: v for k, v in given.items() if v is not None}}, self.title)
 
     def emulation(self, config: RunConfig) -> Emulation:
-        """What the emulated actors of a run are given. Raises ConfigError where the profile is another run's."""
-        if different := list(differing(self.made_for, decisive(config))):
+        """What the emulated actors of a run get. Raises ConfigError where the profile was made for other settings."""
+        if different := list(differing(self.made_for, cost_settings(config))):
             key, old, new = different[0]
             raise ConfigError(
                 f"profile {self.title!r} was computed with {key}={old}, this run has {new}; write {key}={old}, or make "
@@ -73,7 +73,7 @@ class Profile(Strict):
         )
 
     def write_model(self, folder: Path) -> Path:
-        """The model's folder with its configurations and no weights, for what the driver reads of it."""
+        """Write the model's folder with its configurations and no weights: the driver reads no more of it."""
         for name, content in self.model.items():
             file = folder / name
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -81,8 +81,8 @@ class Profile(Strict):
         return folder
 
 
-def decisive(config: RunConfig) -> dict[str, Any]:
-    """The keys that decide what an image costs, and their values."""
+def cost_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings that decide what an image costs, nested as in the configuration."""
     plain = config.model_dump(mode="json")
     backbone = ("name", "height", "width", "num_steps", "guidance", "detach_negative", "dtype")
     learners = ("fuse", "gradient_checkpointing", "lora", "base_penalty")
@@ -94,7 +94,7 @@ def decisive(config: RunConfig) -> dict[str, Any]:
 
 
 def load(name: str) -> Profile:
-    """The profile in the file `name`, or the shipped one of that name. Raises ConfigError for what is none."""
+    """The profile in the file `name`, or the shipped one of that name. Raises ConfigError where there is none."""
     path = Path(name)
     found = path if path.is_file() else shipped() / Path(name).with_suffix(".json").name
     if not found.is_file():
@@ -104,11 +104,11 @@ def load(name: str) -> Profile:
         plain = json.loads(found.read_text())
     except ValueError as error:
         raise ConfigError(f"profile {name} is not JSON: {error}") from error
-    return validated(plain, name)
+    return _validate(plain, name)
 
 
-def validated(plain: Any, name: str) -> Profile:
-    """Raises ConfigError that names the first wrong key."""
+def _validate(plain: Any, name: str) -> Profile:
+    """A profile of what JSON held. Raises ConfigError that names the first wrong key."""
     try:
         return Profile.model_validate(plain)
     except ValidationError as error:

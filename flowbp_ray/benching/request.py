@@ -1,4 +1,4 @@
-"""What the command line asks for, checked before anything starts."""
+"""Which ratios the command line asks for and what they need, checked before anything starts."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.utils.errors import ConfigError
 
 
-def numbers(text: str, option: str, least: int = 1) -> list[int]:
-    """ "1,2,4" as numbers, each once. Raises ConfigError for anything else."""
+def parse_numbers(text: str, option: str, least: int = 1) -> list[int]:
+    """Parse a list such as "1,2,4"; each number is kept once. Raises ConfigError for anything else.
+
+    option: of the command line, for the message. least: the smallest number that is allowed.
+    """
     try:
         found = [int(part) for part in text.split(",")]
     except ValueError:
@@ -21,17 +24,19 @@ def numbers(text: str, option: str, least: int = 1) -> list[int]:
     return list(dict.fromkeys(found))
 
 
-def ratios(
+def ratio_overrides(
     config: RunConfig, samplers: str | None, learners: str | None, rewards: str | None, staleness: str | None
 ) -> list[list[str]]:
-    """Overrides of each ratio, in the order in which they are measured; what is not given stays as configured."""
+    """The overrides of each ratio, in the order in which they are measured. What is None stays as configured."""
     asked = {
         "samplers.count": (samplers, "--samplers", 1, config.samplers.count),
         "learners.count": (learners, "--learners", 1, config.learners.count),
         "rewards.count": (rewards, "--rewards", 1, config.rewards.count),
         "staleness": (staleness, "--staleness", 0, config.staleness),
     }
-    lists = {key: numbers(text, name, least) if text else [now] for key, (text, name, least, now) in asked.items()}
+    lists = {
+        key: parse_numbers(text, name, least) if text else [now] for key, (text, name, least, now) in asked.items()
+    }
     order = ("staleness", "learners.count", "rewards.count", "samplers.count")
     return [
         [f"{key}={value}" for key, value in zip(order, values, strict=True)]
@@ -39,8 +44,8 @@ def ratios(
     ]
 
 
-def room(configs: Sequence[RunConfig]) -> dict[str, int]:
-    """What a node must have, by Ray's names, to hold all roles of any one of `configs` and its encoder."""
+def resources_needed(configs: Sequence[RunConfig]) -> dict[str, int]:
+    """What a node must have to hold all roles and the encoder of any one of `configs`: amounts by Ray's names."""
     most: dict[str, int] = {}
     for config in configs:
         needed = dict(config.encoder.bundle)

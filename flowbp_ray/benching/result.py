@@ -1,4 +1,4 @@
-"""Everything that a bench found, for people and for programs."""
+"""The result of a bench: tables, bench.json and bench.png."""
 
 from __future__ import annotations
 
@@ -10,21 +10,25 @@ from typing import Any
 
 from rich.table import Table
 
-from flowbp_ray.benching.plot import plot
+from flowbp_ray.benching.plot import plot_throughput
 from flowbp_ray.benching.points import Point, Ratio
 from flowbp_ray.benching.predict import Seconds, driver_share, fit, from_work
 from flowbp_ray.benching.profile import Profile
-from flowbp_ray.benching.simulate import DriverCosts, Simulated, simulate, sweep
+from flowbp_ray.benching.simulate import DriverCosts, SimulatedPoint, simulate, sweep
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.planning.forecast import forecast
-from flowbp_ray.planning.show import size
+from flowbp_ray.utils.units import format_bytes
 
-GROWN = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+FACTORS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
 @dataclass(frozen=True)
 class Result:
-    """planned: before anything ran, from a profile; or from `plan`'s work at one measured speed. fitted: on a point."""
+    """Measured points and what predicts them.
+
+    planned: from the profile of an emulation, else from the work that `plan` counts, at one measured speed. fitted: on
+    the point at `fitted_at`. costs: the driver's, for the simulation. simulated: of larger ratios.
+    """
 
     name: str
     profile: Profile | None
@@ -33,11 +37,11 @@ class Result:
     fitted: Seconds
     fitted_at: Ratio
     costs: DriverCosts
-    simulated: tuple[Simulated, ...] = ()
+    simulated: tuple[SimulatedPoint, ...] = ()
 
     @classmethod
     def of(cls, name: str, config: RunConfig, profile: Profile | None, points: Sequence[Point]) -> Result:
-        """The prediction is fitted on the first synchronous point, or the first."""
+        """The result of `points`. The prediction is fitted on the first synchronous point, or on the first."""
         at = next((p for p in points if p.ratio.staleness == 0), points[0])
         if profile is None:
             planned = from_work([work.time for work in forecast(config).work], at)
@@ -46,22 +50,22 @@ class Result:
         return cls(name, profile, tuple(points), planned, fit(at), at.ratio, DriverCosts.shipped())
 
     def lines(self) -> list[str]:
-        """What the tables do not say."""
+        """Lines for below the tables: the recommended ratio and, of an emulation, its profile."""
         best = max(self.points, key=lambda p: p.per_device)
         counts = ":".join(str(count) for count in self.fitted.recommended())
-        said = [
+        lines = [
             f"recommended samplers : learners : reward servers = {counts} (from the seconds measured at "
             f"{self.fitted_at}); most images per second and device of those measured: {best.ratio}"
         ]
         if self.profile is not None:
             p = self.profile
-            said.insert(
+            lines.insert(
                 0, f"EMULATED: {p.title}, {p.source}. Waits x {p.time_scale:g}, bytes of weights x {p.bytes_scale:g}"
             )
-        return said
+        return lines
 
     def tables(self) -> list[Table]:
-        """Throughput beside the predictions; where the time goes."""
+        """Throughput beside the predictions; where the time goes; the simulation, where there is one."""
         first = Table(title="throughput (samplers:learners:rewards; err: predicted seconds / measured - 1)")
         columns = ("ratio", "images/s", "of ideal", "per device", "s/step", "plan", "err", "fitted", "err")
         for name in (*columns, "simulated", "err"):
@@ -81,33 +85,33 @@ class Result:
         for i, p in enumerate(self.points):
             idle = [f"{p.idle[role]:.0%}" for role in ("samplers", "learners", "rewards")]
             seconds_of = [f"{value:.3g}" for value in (p.wait_s, p.learn_s, p.publish_s, p.load_s)]
-            share = "" if (guess := self.extrapolated(i)) is None else f"{guess:.1%}"
+            share = "" if (found := self.extrapolated_driver_share(i)) is None else f"{found:.1%}"
             second.add_row(
-                str(p.ratio), *idle, *seconds_of, f"{p.driver_s / p.step_s:.1%}", share, size(p.bytes_per_image)
+                str(p.ratio), *idle, *seconds_of, f"{p.driver_s / p.step_s:.1%}", share, format_bytes(p.bytes_per_image)
             )
         return [first, second, *([self._simulated()] if self.simulated else [])]
 
     def ideal(self, ratio: Ratio) -> float:
-        """Seconds of a step where only computing takes time: a profile's, or what was measured at the fitted point."""
+        """Seconds of a step if only computing took time: from the profile, or as measured at the fitted point."""
         return (self.fitted if self.profile is None else self.planned).ideal(ratio)
 
     def predictions(self, ratio: Ratio) -> dict[str, float]:
-        """Seconds of a step: planned, fitted on one point, and by the simulation with what was planned."""
+        """Seconds of a step by method: planned, fitted on one point, and simulated with what was planned."""
         simulated = simulate(self.planned, ratio, self.costs, steps=12).step_s
         return {"plan": self.planned.step(ratio), "fitted": self.fitted.step(ratio), "simulated": simulated}
 
-    def extrapolated(self, number: int) -> float | None:
-        """The driver's share at a point from those before it."""
+    def extrapolated_driver_share(self, number: int) -> float | None:
+        """The driver's CPU share at the point `number`, from those before it; None for the first."""
         point = self.points[number]
         if number == 0:
             return None
         return driver_share(self.points[:number], point.ratio, point.items, point.step_s)
 
-    def beyond(self, most: int) -> Result:
+    def with_simulation(self, most: int) -> Result:
         """Add the simulation of the recommended ratio, multiplied until there are `most` samplers.
 
-        An emulation's waits and weights have their true length and size there. Of `fixed` only publishing is taken
-        along: the rest was the driver's, which the simulation spends by itself.
+        An emulation's waits and weights have their unscaled length and size there. Of `fixed` only publishing is kept:
+        the rest was the driver's, whose costs the simulation adds itself.
         """
         samplers, learners, rewards = self.fitted.recommended()
         items = max(2 * samplers, learners * -(-self.fitted.items // learners))
@@ -123,7 +127,7 @@ class Result:
             load=self.fitted.load / times,
             fixed=publishing,
         )
-        factors = [factor for factor in GROWN if factor * samplers <= most] or [1]
+        factors = [factor for factor in FACTORS if factor * samplers <= most] or [1]
         ratio = Ratio(samplers, learners, rewards, max(p.ratio.staleness for p in self.points))
         update = at.weight_bytes / at.loading / sizes
         return replace(self, simulated=tuple(sweep(one, ratio, factors, self.costs, at.bytes_per_image, update)))
@@ -134,17 +138,21 @@ class Result:
             table.add_column(name, justify="left" if name == "ratio" else "right", no_wrap=True)
         for s in self.simulated:
             rate = f"{s.images_per_s:.4g}", f"{s.driver_s / s.step_s:.1%}", f"{s.messages / s.step_s:.4g}"
-            table.add_row(str(s.ratio), str(s.batch), f"{s.step_s:.3g}", *rate, size(s.travel_bytes / s.step_s))
+            table.add_row(str(s.ratio), str(s.batch), f"{s.step_s:.3g}", *rate, format_bytes(s.travel_bytes / s.step_s))
         return table
 
     def to_dict(self) -> dict[str, Any]:
+        """For bench.json."""
         rows = []
         for i, p in enumerate(self.points):
             predicted = {f"{name}_step_s": step_s for name, step_s in self.predictions(p.ratio).items()}
             rows.append(
                 p.to_dict()
                 | {"ideal_step_s": self.ideal(p.ratio), **predicted}
-                | {"driver_share": p.driver_s / p.step_s, "driver_share_extrapolated": self.extrapolated(i)}
+                | {
+                    "driver_share": p.driver_s / p.step_s,
+                    "driver_share_extrapolated": self.extrapolated_driver_share(i),
+                }
             )
         keys = ("title", "source", "time_scale", "bytes_scale")
         emulated = None if self.profile is None else {key: getattr(self.profile, key) for key in keys}
@@ -159,9 +167,9 @@ class Result:
         }
 
     def write(self, folder: Path) -> list[Path]:
-        """bench.json and bench.png."""
+        """Write bench.json and bench.png into `folder`; return their paths."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "bench.json").write_text(json.dumps(self.to_dict(), indent=1) + "\n")
         title = self.name if self.profile is None else f"{self.name}, emulated: {self.profile.title}"
-        picture = plot(self.points, self.fitted, self.ideal, title, folder / "bench.png")
+        picture = plot_throughput(self.points, self.fitted, self.ideal, title, folder / "bench.png")
         return [folder / "bench.json", picture]

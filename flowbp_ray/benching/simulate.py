@@ -1,9 +1,9 @@
-"""The loop without actors: who waits for whom when there are thousands of samplers, and what the driver costs then.
+"""Simulate the loop without actors: how long a step takes with thousands of samplers, and how busy the driver is.
 
 A discrete-event simulation of `driver.Loop`, `Pipeline` (two calls in flight per worker, first come first served, the
-least loaded first), `Meanwhile` and `Gang`. Workers take their seconds from a profile or a measured point; the driver
-is one thread whose every call and answer costs what `benchmarks.driver_costs` measured. Bytes are counted, their
-transfer is not timed: the network is taken to be wide enough.
+least loaded worker first) and `LearnerGroup`. Workers take their seconds from a profile or a measured point; the driver
+is one thread that pays for every call and answer what `benchmarks.driver_costs` measured. Bytes are counted, but their
+transfer takes no time: the network is assumed to be wide enough.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from flowbp_ray.utils.settings import MAX_CALLS_IN_FLIGHT, Strict
 
 
 class DriverCosts(Strict):
-    """CPU seconds of the driver's thread: of a step; of an item, with its two calls and answers; of every look at what
-    is there for each call that is in flight then; of a learner rank in a step. `source` says where they were measured.
+    """CPU seconds of the driver's thread. source: where they were measured, as text.
+
+    step: of a step. item: of an item, with its two calls and two answers. scan: of a poll for answers, for each call
+    that is in flight then. rank: of a learner rank in a step.
     """
 
     source: str = ""
@@ -33,13 +35,17 @@ class DriverCosts(Strict):
 
     @classmethod
     def shipped(cls) -> DriverCosts:
-        """Those that were measured."""
+        """The measured costs that come with the package."""
         return cls.model_validate_json((loading.shipped() / "driver_costs.json").read_text())
 
 
 @dataclass(frozen=True)
-class Simulated:
-    """Means over the steps that count. driver: seconds of a step in which the driver's thread is busy."""
+class SimulatedPoint:
+    """Means over the simulated steps at one ratio.
+
+    batch: images of a step. driver_s: seconds of a step in which the driver's thread is busy. messages, travel_bytes:
+    of a step.
+    """
 
     ratio: Ratio
     batch: int
@@ -50,52 +56,62 @@ class Simulated:
 
     @property
     def images_per_s(self) -> float:
+        """Training images per second."""
         return self.batch / self.step_s
 
     def to_dict(self) -> dict[str, Any]:
+        """For bench.json."""
         share = self.driver_s / self.step_s
         plain = {**self.__dict__, "ratio": self.ratio.__dict__}
         return plain | {"images_per_s": self.images_per_s, "driver_share": share}
 
 
 class Workers:
-    """A pool: each worker does its calls one after the other; an answer's moment is known when the call is made."""
+    """A pool of workers, each of which does its calls one after the other.
+
+    free: when each worker will have done its calls; load: its calls in flight; version: the one that it has loaded.
+    """
 
     def __init__(self, count: int) -> None:
         self.free = [0.0] * count
         self.load = [0] * count
         self.version = [-1] * count
-        self.idle = [
-            list(range(count)),
-            *([] for _ in range(MAX_CALLS_IN_FLIGHT - 1)),
-        ]  # heaps by load
+        # for each load below the limit a heap of workers; an entry whose worker has another load by now is skipped
+        self.with_room = [list(range(count)), *([] for _ in range(MAX_CALLS_IN_FLIGHT - 1))]
 
     def acquire(self) -> int | None:
-        """The least loaded worker with room, by number among equals."""
-        for load, heap in enumerate(self.idle):
+        """Reserve a call at the least loaded worker, the first among equals; None where all have as many as allowed."""
+        for load, heap in enumerate(self.with_room):
             while heap:
                 number = heapq.heappop(heap)
                 if self.load[number] == load:
-                    self._now(number, load + 1)
+                    self._set_load(number, load + 1)
                     return number
         return None
 
     def release(self, number: int) -> None:
-        self._now(number, self.load[number] - 1)
+        """The worker has answered a call."""
+        self._set_load(number, self.load[number] - 1)
 
-    def _now(self, number: int, load: int) -> None:
+    def _set_load(self, number: int, load: int) -> None:
         self.load[number] = load
         if load < MAX_CALLS_IN_FLIGHT:
-            heapq.heappush(self.idle[load], number)
+            heapq.heappush(self.with_room[load], number)
 
     def call(self, number: int, now: float, seconds: float) -> float:
+        """Call the worker at the moment `now` with work of `seconds`; return the moment of its answer."""
         self.free[number] = max(now, self.free[number]) + seconds
         return self.free[number]
 
 
 @dataclass
-class Loop:
-    """The state of a simulated run; `now` is the driver's clock."""
+class SimulatedLoop:
+    """The state of a simulated run.
+
+    now: the driver's clock; busy: seconds of it in which the driver's thread computed. issued: batches whose items were
+    submitted. events: answers to come, as (moment, order, stage, batch, worker). queued, rolled: batches of the items
+    that wait for a sampler and for a reward server. done: items that are scored, by batch.
+    """
 
     seconds: Seconds
     ratio: Ratio
@@ -103,8 +119,8 @@ class Loop:
     now: float = 0.0
     busy: float = 0.0
     issued: int = 0
-    events: list[tuple[float, int, str, int, int]] = field(default_factory=list)  # moment, order, stage, batch, worker
-    queued: deque[int] = field(default_factory=deque)  # batches of the items that wait for a sampler
+    events: list[tuple[float, int, str, int, int]] = field(default_factory=list)
+    queued: deque[int] = field(default_factory=deque)
     rolled: deque[int] = field(default_factory=deque)
     done: dict[int, int] = field(default_factory=dict)
     order: int = 0
@@ -113,18 +129,19 @@ class Loop:
         self.samplers, self.scorers = Workers(self.ratio.samplers), Workers(self.ratio.rewards)
 
     def spend(self, seconds: float) -> None:
-        """The driver's thread is at work."""
+        """The driver's thread computes for `seconds`."""
         self.now += seconds
         self.busy += seconds
 
     def issue(self, batch: int) -> None:
+        """Submit the items of all batches up to `batch`."""
         while self.issued <= batch:
             self.queued.extend([self.issued] * self.seconds.items)
             self.issued += 1
         self.dispatch()
 
     def dispatch(self) -> None:
-        """Give out what can be given out; a call costs a quarter of an item, as does an answer."""
+        """Make all calls for which a worker has room. A call costs a quarter of `costs.item`, as does an answer."""
         for waiting, pool, stage in ((self.queued, self.samplers, "roll"), (self.rolled, self.scorers, "score")):
             while waiting and (worker := pool.acquire()) is not None:
                 batch = waiting.popleft()
@@ -138,10 +155,10 @@ class Loop:
                 heapq.heappush(self.events, (moment, self.order, stage, batch, worker))
 
     def settle(self) -> None:
-        """Take the next answer and all that came meanwhile, and give out what they make possible."""
-        looked = self.now = max(self.now, self.events[0][0])
+        """Wait for the next answer, take all that have come by then, and make the calls that they allow."""
+        polled = self.now = max(self.now, self.events[0][0])
         self.spend(self.costs.scan * len(self.events))
-        while self.events and self.events[0][0] <= looked:
+        while self.events and self.events[0][0] <= polled:
             _, _, stage, batch, worker = heapq.heappop(self.events)
             self.spend(self.costs.item / 4)
             if stage == "roll":
@@ -153,7 +170,7 @@ class Loop:
         self.dispatch()
 
     def step(self, step: int) -> None:
-        """As `driver.Loop.step`: issue, collect, learn and publish; items go on while the learners are at work."""
+        """As `driver.Loop.step`: issue, collect, learn and publish. Items go on while the learners compute."""
         self.issue(step + self.ratio.staleness)
         while self.done.get(step, 0) < self.seconds.items:
             self.settle()
@@ -172,16 +189,19 @@ def simulate(
     steps: int = 6,
     bytes_per_image: float = 0.0,
     weight_bytes: float = 0.0,
-) -> Simulated:
-    """`steps` steps after as many as staleness + 2 that do not count. weight_bytes: of a version, once per sampler."""
-    loop = Loop(seconds, ratio, costs or DriverCosts())
+) -> SimulatedPoint:
+    """Simulate `steps` steps, after staleness + 2 steps that do not count.
+
+    bytes_per_image: that travel with an image. weight_bytes: of a version, which each sampler loads once a step.
+    """
+    loop = SimulatedLoop(seconds, ratio, costs or DriverCosts())
     warm = ratio.staleness + 2
     for step in range(warm):
         loop.step(step)
     began, busy = loop.now, loop.busy
     for step in range(warm, warm + steps):
         loop.step(step)
-    return Simulated(
+    return SimulatedPoint(
         ratio=ratio,
         batch=seconds.batch,
         step_s=(loop.now - began) / steps,
@@ -191,8 +211,8 @@ def simulate(
     )
 
 
-def grown(seconds: Seconds, ratio: Ratio, factor: int) -> tuple[Seconds, Ratio]:
-    """The same work for each process on `factor` times as many of them: a batch as many times as large."""
+def scale_up(seconds: Seconds, ratio: Ratio, factor: int) -> tuple[Seconds, Ratio]:
+    """`factor` times as many processes with a batch `factor` times as large: the same work for each process."""
     larger = Seconds(
         batch=seconds.batch * factor,
         items=seconds.items * factor,
@@ -213,7 +233,7 @@ def sweep(
     costs: DriverCosts,
     bytes_per_image: float,
     weight_bytes: float,
-) -> list[Simulated]:
-    """`ratio` times each of the factors."""
-    pairs = [grown(seconds, ratio, factor) for factor in factors]
+) -> list[SimulatedPoint]:
+    """Simulate `ratio` multiplied by each of the factors, the batch growing with it."""
+    pairs = [scale_up(seconds, ratio, factor) for factor in factors]
     return [simulate(s, r, costs, 4, bytes_per_image, weight_bytes) for s, r in pairs]

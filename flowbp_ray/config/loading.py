@@ -1,4 +1,4 @@
-"""YAML to `RunConfig`: `extends`, dotted overrides, and messages that name the key and what to write instead."""
+"""Read a `RunConfig` from YAML, with `extends` and dotted overrides; each problem names its key and what to write."""
 
 from __future__ import annotations
 
@@ -88,14 +88,14 @@ def _read(path: Path, seen: tuple[Path, ...]) -> Any:
 
 
 def _override_method(merged: Any, tree: Any) -> Any:
-    """What names another method replaces the inherited one: the arguments of two methods do not mix."""
+    """A tree that names a method replaces the inherited one, since arguments of two methods do not mix."""
     if isinstance(tree.get("method"), DictConfig) and "name" in tree.method:
         merged.method = tree.method
     return merged
 
 
 def _change(tree: Any, override: str) -> Any:
-    """`key=value` as a tree; rewards.terms[0].weight=2 gives the whole list that is there with one entry changed."""
+    """`key=value` as a tree; rewards.terms[0].weight=2 gives the whole list of `tree` with one entry changed."""
     key, value = override.split("=", 1)
     value = "null" if value.lower() == "none" else value
     key = re.sub(r"\.(\d+)(?=\.|\[|$)", r"[\1]", key)  # rewards.terms.0.weight is the same

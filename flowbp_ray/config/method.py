@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
-import types
 import typing
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from flowbp_ray.surrogate import METHODS, Method
 from flowbp_ray.utils.errors import nearest
@@ -20,8 +20,7 @@ def build_method(spec: dict[str, Any]) -> Method:
 
     {name: flowbp_sparse, k: 3, draws: per_sample}   or   {target: {kind: early_stop}, active: {kind: strided, k: 3}}
     """
-    hints = typing.get_type_hints(Method)
-    fields = {name: hints[name] for name in _names(Method)}
+    fields = _names(Method)
     name = spec.get("name")
     base: Callable[..., Method]
     arguments: dict[str, Any] = {}
@@ -36,7 +35,7 @@ def build_method(spec: dict[str, Any]) -> Method:
     for key in rest:
         if key not in arguments and key not in fields:
             raise ValueError(nearest(key, sorted({*arguments, *fields}), what))
-    axes = {key: _axis(key, value, fields[key]) for key, value in rest.items() if key not in arguments}
+    axes = {key: _axis(key, value) for key, value in rest.items() if key not in arguments}
     given = {key: value for key, value in rest.items() if key in arguments}
     try:
         return dataclasses.replace(base(**given), **axes)
@@ -44,36 +43,42 @@ def build_method(spec: dict[str, Any]) -> Method:
         raise ValueError(f"method {name}: {error}; write a value of the right type") from error
 
 
-def _axis(key: str, value: Any, hint: Any) -> Any:
+def _axis(key: str, value: Any) -> Any:
     """One axis: a plain value, or a mapping that says by `kind` which of the axis's classes it is."""
-    classes = [c for c in _members(hint) if dataclasses.is_dataclass(c)]
-    if isinstance(value, dict) and any("kind" in _names(c) for c in classes):
-        kinds = {typing.get_type_hints(c)["kind"].__args__[0]: c for c in classes}
-        if "kind" not in value:
-            raise ValueError(f"method.{key} needs a kind, one of: {', '.join(sorted(kinds))}")
-        if value["kind"] not in kinds:
-            raise ValueError(nearest(str(value["kind"]), list(kinds), f"kind of method.{key}"))
-        hint = kinds[value["kind"]]
-        for name in value:
-            if name not in _names(hint):
-                raise ValueError(nearest(name, _names(hint), f"key in method.{key}"))
     try:
-        return TypeAdapter(hint).validate_python(value)
+        return _adapter(key).validate_python(value)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(["method", key, *(str(part) for part in first["loc"] if str(part) in _all_names(classes))])
-        raise ValueError(f"{place}: {first['msg'].removeprefix('Value error, ')}") from error
+        raise ValueError(_message(key, error)) from error
 
 
-def _members(hint: Any) -> list[Any]:
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return list(typing.get_args(hint))
-    return [hint]
+@functools.cache
+def _adapter(key: str) -> TypeAdapter[Any]:
+    """How pydantic reads an axis; where it has kinds, they decide which class it is."""
+    hint: Any = typing.get_type_hints(Method)[key]
+    if any(_classes(key)):
+        hint = Annotated[hint, Field(discriminator="kind")]
+    return TypeAdapter(hint)
+
+
+def _classes(key: str) -> dict[str, Any]:
+    """The classes of an axis by `kind`, "" for one that has none."""
+    options = typing.get_args(typing.get_type_hints(Method)[key])
+    return {getattr(option, "kind", ""): option for option in options if dataclasses.is_dataclass(option)}
+
+
+def _message(key: str, error: ValidationError) -> str:
+    """One problem as one line; of several an unknown key, which may have caused the others."""
+    problems, classes = error.errors(include_url=False), _classes(key)
+    first = next((e for e in problems if e["type"] == "unexpected_keyword_argument"), problems[0])
+    if first["type"] in ("union_tag_not_found", "model_attributes_type"):
+        return f"method.{key} needs a kind, one of: {', '.join(sorted(classes))}"
+    if first["type"] == "union_tag_invalid":
+        return nearest(first["ctx"]["tag"], list(classes), f"kind of method.{key}")
+    kind, *where = (str(part) for part in (first["loc"] if any(classes) else ("", *first["loc"])))
+    if first["type"] == "unexpected_keyword_argument":
+        return nearest(where[-1], _names(classes[kind]), f"key in method.{key}")
+    return f"{'.'.join(['method', key, *where])}: {first['msg'].removeprefix('Value error, ')}"
 
 
 def _names(cls: Any) -> list[str]:
     return [f.name for f in dataclasses.fields(cls)]
-
-
-def _all_names(classes: list[Any]) -> set[str]:
-    return {name for cls in classes for name in _names(cls)}

@@ -1,4 +1,4 @@
-"""The rewards' part of a configuration."""
+"""The `rewards:` section: terms of the loss, monitors, and the processes that score."""
 
 from __future__ import annotations
 
@@ -11,52 +11,63 @@ from flowbp_ray.utils.settings import ElasticPoolConfig, Strict
 
 
 class RewardConfig(Strict):
-    """A reward, or what is only measured like one. kind: the entry of `rewards.REWARDS`, where `name` is your own.
-
-    options: what its factory takes, such as the path of its weights; docs/rewards.md lists them.
-    """
+    """A reward, or a metric that is only measured. docs/rewards.md lists those that come with the package."""
 
     name: str
+    """Name under which the scores are reported. It is also the kind where `kind` is null."""
     kind: str | None = None
+    """Which reward: a name from docs/rewards.md, or `module:Class` for your own. null: the same as `name`."""
     options: dict[str, Any] = Field({})
+    """Keyword arguments of the reward, such as the path of its weights. docs/rewards.md lists them for each kind."""
 
     @property
     def factory(self) -> str:
-        """What `rewards.build` finds it by."""
+        """The name by which `rewards.build` finds it."""
         return self.kind or self.name
 
 
 class TermConfig(RewardConfig):
-    """One summand of the loss: weight · scale · relu(clip − r)."""
+    """One summand of the loss: weight · scale · relu(clip − score), the mean over the batch."""
 
     weight: float = 1.0
+    """Factor of this term in the loss. With rewards.balance=grad_norm: its share of the gradient, relative to the
+    other terms' weights."""
     clip: float = 1.0
+    """Score, in the reward's own unit, from which on an image is good enough and gives no gradient."""
     scale: float = 1.0
+    """Second factor of this term, which brings the reward's unit to the size of the others."""
 
 
 class JitterConfig(Strict):
-    """Noise (standard deviation up to this) and shifts (pixels, up to this) on what a reward sees in training."""
+    """Random changes of the images that the rewards see in training. Evaluations see the images as they are."""
 
     noise: float = Field(0.0, ge=0)
+    """Largest standard deviation of Gaussian noise on the pixels (0 to 1); each image draws its own between 0 and
+    this. 0: no noise."""
     shift: int = Field(0, ge=0)
+    """Largest shift in pixels, in each direction; each image draws its own. 0: no shift."""
 
 
 class RewardsConfig(ElasticPoolConfig):
-    """terms are trained on; monitors are only measured, in evaluations.
-
-    balance: grad_norm gives each term the share of the gradient that its weight says, whatever its unit (see
-    `rewards.balance`); it costs a cotangent and a walk back through the decoder per term. url: of `flowbp-ray
-    serve-reward`, one or several, which score in place of this cluster: actor i asks url i mod n. token_file: holds
-    their token, where $FLOWBP_RAY_REWARD_TOKEN does not (docs/remote-rewards.md).
-    """
+    """The reward servers: what is trained on, what is only measured, and the processes that compute it."""
 
     terms: list[TermConfig] = Field(min_length=1)
+    """Rewards that are trained on; the loss is the sum of these terms. They need a gradient at the pixels."""
     monitors: list[RewardConfig] = Field([])
+    """Rewards and metrics that are only measured, in evaluations. One without options may be its name alone."""
     balance: Literal["none", "grad_norm"] = "none"
+    """none: the terms' gradients are added as they are. grad_norm: each term is multiplied by a factor that gives it
+    the share of the gradient norm that its weight says, whatever its unit; this costs one backward pass through the
+    decoder per term."""
     jitter: JitterConfig = JitterConfig()
+    """Noise and shifts on the images that the rewards see in training."""
     micro_batch: int | None = Field(None, ge=1)
+    """Images that are decoded and scored at a time in training; fewer take less memory. null: all rows of an item."""
     url: Annotated[list[str], Field(min_length=1)] | None = None
+    """Address of a `flowbp-ray serve-reward`, or a list of them, which then score in place of this cluster: process i
+    of the pool asks address i modulo their number. null: the rewards are computed by the pool itself."""
     token_file: str | None = Field(None, min_length=1)
+    """File with the token of the servers at `url`. null: the environment variable FLOWBP_RAY_REWARD_TOKEN has it."""
 
     _url = field_validator("url", mode="before")(addresses.parse_urls)
     _token_file = field_validator("token_file")(addresses.absolute)
@@ -64,18 +75,18 @@ class RewardsConfig(ElasticPoolConfig):
     @field_validator("balance", mode="before")
     @classmethod
     def _none(cls, value: Any) -> Any:
-        """On the command line none is null, for all keys."""
+        """Take null for none: on the command line `none` is read as null, for all keys."""
         return "none" if value is None else value
 
     @field_validator("monitors", mode="before")
     @classmethod
     def _by_name(cls, value: Any) -> Any:
-        """A monitor without options may be written as its name alone."""
+        """Accept a monitor without options that is written as its name alone."""
         return [{"name": v} if isinstance(v, str) else v for v in value] if isinstance(value, list) else value
 
     @property
     def all(self) -> list[RewardConfig]:
-        """Terms, then monitors."""
+        """All rewards: terms, then monitors."""
         return [*self.terms, *self.monitors]
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from flowbp_ray.config.learners import LearnersConfig
 from flowbp_ray.config.method import build_method
 from flowbp_ray.config.rewards import RewardsConfig
 from flowbp_ray.config.sections import (
@@ -19,7 +20,6 @@ from flowbp_ray.config.sections import (
     EncoderConfig,
     EvaluationConfig,
     GuardConfig,
-    LearnersConfig,
     TrackingConfig,
 )
 from flowbp_ray.judges.config import JudgeConfig, check_names_and_ports
@@ -28,34 +28,56 @@ from flowbp_ray.utils.settings import ElasticPoolConfig, Strict
 
 
 class RunConfig(Strict):
-    """Everything a run is. `flowbp-ray train` takes one of these as YAML.
-
-    resume: auto goes on from the newest checkpoint of output/name where there is one. nonfinite: what happens to a
-    sample, or the step, with a NaN or an infinity in it (a bad gradient always costs the whole step).
-    """
+    """Everything a run is. `flowbp-ray train` takes one of these as YAML."""
 
     name: str = Field(pattern=r"^[\w.+-]*\w[\w.+-]*$")
+    """Name of the run, and of its folder below `output`."""
     seed: int = Field(42, ge=0)
+    """Seed of noise, order of the prompts and jitter."""
     plan_seed: int = Field(114, ge=0)
+    """Seed of the method's draws: which nodes are active in each step."""
     steps: int = Field(ge=1)
+    """Number of optimizer steps."""
     staleness: int = Field(0, ge=0)
+    """Steps by which the weights that draw a batch are older than those that learn from it. 0: sampling and learning
+    take turns. 1 or more: they overlap. Above 1 drift.max is needed."""
     output: str = "runs"
+    """Folder in which the run's folder is made. On a cluster all nodes must see it at this path."""
     resume: Literal["never", "auto"] = "never"
+    """auto: go on from the newest checkpoint of output/name where there is one. never: start anew; a taken name gets
+    a number."""
     nonfinite: Literal["skip_sample", "skip_step", "stop"] = "stop"
+    """What happens where a sample holds a NaN or an infinity. stop: the run ends and names it. skip_sample: the sample
+    is left out. skip_step: the whole step changes nothing, which a bad gradient always costs."""
     backbone: BackboneConfig
+    """Which model is trained, and how it is sampled."""
     method: dict[str, Any]
+    """How the gradient is found: one of the named methods with its arguments, any axis of it replaced, or all axes
+    spelled out."""
     data: DataConfig
+    """The training prompts and the size of a batch."""
     encoder: EncoderConfig = EncoderConfig()
+    """The process that encodes the prompts."""
     samplers: ElasticPoolConfig = ElasticPoolConfig()
+    """The processes that draw images and keep their trajectories."""
     rewards: RewardsConfig
+    """What is trained on, what is measured, and the processes that score."""
     judges: list[JudgeConfig] = Field([])
+    """Vision-language models that look at finished pictures (docs/judges.md)."""
     learners: LearnersConfig
+    """The ranks that train, and the optimizer."""
     evaluation: EvaluationConfig = EvaluationConfig()
+    """Measurements on held-out prompts."""
     guard: GuardConfig | None = None
+    """Ends the run when the reward is being hacked. null: nothing does."""
     checkpoint: CheckpointConfig = CheckpointConfig()
+    """When the run is saved."""
     drift: DriftConfig = DriftConfig()
+    """How far sampled trajectories may be behind the weights."""
     tracking: TrackingConfig = TrackingConfig()
+    """Weights & Biases."""
     cluster: ClusterConfig = ClusterConfig()
+    """The Ray cluster, time limits and retries."""
 
     @model_validator(mode="before")
     @classmethod
@@ -79,7 +101,7 @@ class RunConfig(Strict):
         return build_method(self.method)
 
     @property
-    def gated(self) -> bool:
+    def has_gate(self) -> bool:
         """Whether a judge weighs the training samples."""
         return any(judge.role == "gate" for judge in self.judges)
 
@@ -98,22 +120,21 @@ class RunConfig(Strict):
         return Path(self.output) / self.name
 
 
-VERIFIED = ["verifier", "colour_entropy_bits"]  # what `evaluate.measure` adds where the prompts state the truth
+VERIFIED = ["verifier", "colour_entropy_bits"]  # metrics that an evaluation adds where the prompts state the truth
 
 
 def check_together(config: RunConfig) -> None:
-    """Raises ValueError for numbers that are good each by itself and not together."""
+    """Raises ValueError for values that are valid each by itself but not together."""
     _check_batch(config)
     _check_engine(config)
     _check_gpus(config)
     _check_scaling(config)
-    _check_transport(config)
     _check_guard(config)
     _check_judges(config)
 
 
 def share_a_gpu(plain: Any) -> Any:
-    """With cluster.colocate the `gpus` of samplers, rewards and learners, in a plain tree: equal parts of one GPU."""
+    """The plain tree; with cluster.colocate `gpus` of samplers, rewards and learners are equal parts of one GPU."""
     if (
         not isinstance(plain, dict)
         or not isinstance(plain.get("cluster"), dict)
@@ -131,7 +152,7 @@ def share_a_gpu(plain: Any) -> Any:
 
 
 def _check_batch(config: RunConfig) -> None:
-    """What must divide what; the message says which number to write."""
+    """Sizes that must be divisible by others; the message says which number to write."""
     data, learners = config.data, config.learners
     batch, ranks, size = data.shape.batch, learners.count, data.rollout_batch
     if batch % size:
@@ -156,7 +177,7 @@ def _check_batch(config: RunConfig) -> None:
 
 
 def _check_gpus(config: RunConfig) -> None:
-    """What Ray and NCCL can give out: whole GPUs, or a part of one."""
+    """What Ray can reserve (whole GPUs, or a part of one), and NCCL can connect."""
     pools = {"encoder": config.encoder, "samplers": config.samplers, "rewards": config.rewards}
     for name, pool in (pools | {"learners": config.learners}).items():
         if pool.gpus > 1 and not float(pool.gpus).is_integer():
@@ -178,7 +199,7 @@ def _check_gpus(config: RunConfig) -> None:
 
 
 def _check_scaling(config: RunConfig) -> None:
-    """A rule needs room, and roles that work side by side: in step with one another they all wait."""
+    """Scaling by rule needs pools that may change, and roles that overlap: in lockstep they all wait."""
     if config.cluster.scaling != "rule":
         return
     if config.staleness == 0:
@@ -187,22 +208,8 @@ def _check_scaling(config: RunConfig) -> None:
         raise ValueError("cluster.scaling=rule has nothing to change; write samplers.min and samplers.max")
 
 
-def _check_transport(config: RunConfig) -> None:
-    """Weights go through Ray's object store, which every device has. `actors.transport` says what another would be."""
-    asked = config.cluster.transport
-    if asked == "object_store":
-        return
-    lacking = [role for role in ("learners", "samplers") if not getattr(config, role).gpus]
-    if asked in ("nccl", "nixl") and lacking:
-        raise ValueError(
-            f"cluster.transport={asked} moves weights between GPUs, and {' and '.join(lacking)} have none; "
-            "write cluster.transport=object_store"
-        )
-    raise ValueError(f"cluster.transport={asked} is not there; write cluster.transport=object_store")
-
-
 def _check_guard(config: RunConfig) -> None:
-    """A guard needs something to look at: evaluations, and metrics that are not trained on."""
+    """A guard needs evaluations in the course of the run, and metrics that are measured but not trained on."""
     if config.guard is None:
         return
     if config.evaluation.prompts is None or not config.evaluation.every:
@@ -218,9 +225,9 @@ def _check_guard(config: RunConfig) -> None:
 
 
 def _check_judges(config: RunConfig) -> None:
-    """Names and ports of their own, and pictures for monitors to look at."""
+    """Judges need distinct names and ports, and monitors need evaluations whose pictures they can judge."""
     check_names_and_ports(config.judges, {"verifier", *(reward.name for reward in config.rewards.all)})
-    if config.gated and config.rewards.url:
+    if config.has_gate and config.rewards.url:
         raise ValueError("a gate looks at pictures, which remote reward servers keep; write rewards.url=null")
     for judge in config.judges:
         if judge.role == "monitor" and config.evaluation.prompts is None:
@@ -228,7 +235,7 @@ def _check_judges(config: RunConfig) -> None:
 
 
 def _check_engine(config: RunConfig) -> None:
-    """What the engine cannot do, and staleness without its meter."""
+    """Combinations that an engine cannot do, staleness without a bound on drift, and a warm-up that never ends."""
     learners = config.learners
     if learners.engine == "deepspeed" and learners.zero == 0 and config.backbone.dtype != "float32":
         raise ValueError(

@@ -3,40 +3,41 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-import torch
-
-if TYPE_CHECKING:
-    pass
-
 from typing import Annotated, Literal
 
+import torch
 from pydantic import Field, field_validator
 
 from flowbp_ray.utils import addresses
-from flowbp_ray.utils.settings import PoolConfig, ProcessConfig, Strict
+from flowbp_ray.utils.settings import ProcessConfig, Strict
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class BackboneConfig(Strict):
-    """Which model, and how it is sampled. guidance 1 means none; detach_negative: no gradient through v_neg.
-
-    dtype: of the weights that compute; the masters are fp32. There is no float16: gradients would need loss scaling.
-    sigmas: `pipeline` is the grid of the family's pipeline in diffusers, `even` steps evenly before the shift. They
-    differ for sd35 only, whose published runs are even.
-    """
+    """Which model is trained, and how images are sampled from it."""
 
     name: str
+    """Model family: shapes (embedded, for tests and the demo), sd35, flux1, flux2 or qwen_image."""
     path: str | None = None
+    """Folder of the model as diffusers saves it. null: the weights that come with the package (shapes only)."""
     height: int = Field(64, gt=0)
+    """Height of the images in pixels."""
     width: int = Field(64, gt=0)
+    """Width of the images in pixels."""
     num_steps: int = Field(25, ge=1)
+    """Sampling steps from noise to image in training. Evaluations take as many unless evaluation.num_steps is set."""
     guidance: float = Field(1.0, ge=1.0)
+    """Guidance scale in training: of classifier-free guidance, or the one that the model embeds. 1: no guidance."""
     detach_negative: bool = True
+    """true: with classifier-free guidance the unconditional branch gets no gradient. false: both branches do, which
+    doubles the rows of a learner's forward."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the weights that compute: float32 or bfloat16. The optimizer's own copies are always float32. float16 is
+    not offered, since its gradients would need loss scaling."""
     sigmas: Literal["pipeline", "even"] = "pipeline"
+    """Noise levels of the sampling steps. pipeline: those of the family's pipeline in diffusers. even: evenly spaced
+    before the shift. They differ for sd35 only, whose published runs are even."""
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -44,12 +45,18 @@ class BackboneConfig(Strict):
 
 
 class DataConfig(Strict):
-    """prompts: a .txt, .jsonl or .parquet file, or shapes:<split>."""
+    """The training prompts, and how many images a step draws."""
 
     prompts: str
+    """File with the training prompts: .txt (one per line), .jsonl or .parquet (field `prompt`); or `shapes:<split>`
+    for those of the embedded world."""
     prompts_per_step: int = Field(ge=1)
+    """Prompts of one optimizer step. The batch has prompts_per_step × images_per_prompt images (rows)."""
     images_per_prompt: int = Field(1, ge=1)
+    """Images that are drawn for each prompt of a step."""
     rollout_batch: int = Field(ge=1)
+    """Rows that a sampler draws at a time. The batch is cut into items of this many rows and must be divisible by
+    it."""
 
     @property
     def shape(self) -> BatchShape:
@@ -57,123 +64,80 @@ class DataConfig(Strict):
 
 
 class EncoderConfig(ProcessConfig):
-    """Encodes the prompts before anything else, and ends.
-
-    cache: the folder of embeddings on disk that runs share, or null for none. auto: `embeddings` below
-    $FLOWBP_RAY_CACHE, where that is set, else below flowbp_ray in $XDG_CACHE_HOME or ~/.cache.
-    """
+    """The process that encodes all prompts before training; it ends when it has done so."""
 
     cache: str | None = Field("auto", min_length=1)
+    """Folder in which embeddings are kept on disk, which runs may share. auto:
+    `$FLOWBP_RAY_CACHE/embeddings` where that variable is set, otherwise `flowbp_ray/embeddings` in `$XDG_CACHE_HOME` or
+    `~/.cache`. null: nothing is kept."""
 
     @field_validator("cache")
     @classmethod
     def _absolute(cls, value: str | None) -> str | None:
-        """Relative to where the command runs: actors run elsewhere."""
+        """Make it absolute, as seen from where the command runs: actors run elsewhere."""
         return value if value == "auto" else addresses.absolute(value)
 
 
-class LoraConfig(Strict):
-    """Train low-rank adapters instead of all weights (peft). targets: None means the backbone's own choice."""
-
-    rank: int = Field(16, ge=1)
-    alpha: int = Field(16, ge=1)
-    targets: list[str] | None = None
-
-
-class ScheduleConfig(Strict):
-    """The learning rate over the run's steps: linear warm-up, then constant, or falling to `end` times the rate."""
-
-    name: Literal["constant", "linear", "cosine"] = "constant"
-    warmup: int = Field(0, ge=0)
-    end: float = Field(0.0, ge=0, le=1)
-
-
-class EmaConfig(Strict):
-    """An fp32 average of the trained weights, one update per optimizer step; evaluations and pictures use it."""
-
-    decay: float = Field(0.999, gt=0, lt=1)
-
-
-class BasePenaltyConfig(Strict):
-    """weight · mean square of v_theta − v_base at the active nodes, added to the loss; 0 only measures the distance."""
-
-    weight: float = Field(ge=0)
-
-
-class OptimizerConfig(Strict):
-    """AdamW, clipping by the global gradient norm."""
-
-    lr: float = Field(1e-5, gt=0)
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(1e-4, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    schedule: ScheduleConfig = ScheduleConfig()
-
-
-class LearnersConfig(PoolConfig):
-    """engine `torch` is plain AdamW on one rank; `deepspeed` shards over `count` ranks at ZeRO stage `zero`.
-
-    offload: masters and moments stay in host memory and AdamW runs there: slower, 12 bytes a parameter less on the GPU.
-    """
-
-    engine: Literal["torch", "deepspeed"] = "deepspeed"
-    zero: Literal[0, 1, 2, 3] = 2
-    offload: bool = False
-    micro_batch: int = Field(ge=1)
-    fuse: int = Field(1, ge=1)
-    gradient_checkpointing: bool = False
-    lora: LoraConfig | None = None
-    ema: EmaConfig | None = None
-    base_penalty: BasePenaltyConfig | None = None
-    optimizer: OptimizerConfig = OptimizerConfig()
-
-
 class EvaluationConfig(Strict):
-    """Every `every` steps (0: only before and after), the same noise and prompts each time, once per guidance.
-
-    `guidance` is measured every time, `guidance_ends` only before and after. num_steps: None means backbone.num_steps.
-    """
+    """Measurements on held-out prompts, always with the same noise: before and after training, and during it."""
 
     prompts: str | None = None
+    """File with the held-out prompts, of the same kinds as data.prompts. null: nothing is evaluated."""
     every: int = Field(0, ge=0)
+    """Steps between two evaluations. 0: only before and after training."""
     limit: int | None = Field(None, ge=1)
+    """Number of prompts that are used, from the beginning of the file. null: all."""
     batch: int = Field(30, ge=1)
+    """Images that a sampler draws and a reward server scores at a time."""
     num_steps: int | None = Field(None, ge=1)
+    """Sampling steps of an evaluation. null: backbone.num_steps."""
     guidance: list[float] = Field([1.0])
+    """Guidance scales that every evaluation measures, one after the other. 1 means no guidance."""
     guidance_ends: list[float] = Field([])
+    """Further guidance scales, which are measured before and after training only."""
     pictures: int = Field(36, ge=1)
+    """Images in the picture sheet of an evaluation, spread over the held-out prompts."""
     seed: int = 7
+    """Seed of the noise from which evaluations draw."""
 
 
 class GuardConfig(Strict):
-    """Ends a run whose reward is being hacked; needs evaluations in its course.
+    """Ends a run whose reward is being hacked: the trained reward rises while what is only measured falls.
 
-    metrics: name -> margin, in the metric's unit: monitors, the verifier, judges. Where one is more than its margin
-    below its start for `patience` evaluations in a row, while a reward that is trained on is above its start, then
-    warn; stop: end the run there; rollback: end it with the weights of the evaluation that was best.
+    It looks at evaluations, so it needs evaluation.prompts and evaluation.every. See docs/rewards.md.
     """
 
     metrics: dict[str, Annotated[float, Field(gt=0)]] = Field(min_length=1)
+    """Metric name -> how far it may fall below its first value, in its own unit. Monitors, judges and the verifier
+    can be named, but no reward that is trained on."""
     patience: int = Field(2, ge=1)
+    """Evaluations in a row in which a metric must have fallen by more than that, while a trained reward is above its
+    first value, before the guard acts."""
     action: Literal["warn", "stop", "rollback"] = "stop"
+    """warn: a line in the log. stop: end the run there. rollback: end it with the weights of the evaluation at which
+    the guarded metrics were best."""
 
 
 class CheckpointConfig(Strict):
-    """Every `every` steps (0: only at the end); the newest `keep` stay."""
+    """When the run is saved, so that it can be resumed."""
 
     every: int = Field(0, ge=0)
+    """Steps between two checkpoints. 0: only at the end."""
     keep: int = Field(2, ge=1)
+    """Number of checkpoints that are kept; older ones are deleted."""
 
 
 class DriftConfig(Strict):
-    """How far the states have aged: the meter costs K velocities per image on the way to the learner.
+    """How far the learner's velocities are from those of the sampler, which may have used older weights.
 
-    max: samples above it are masked, and the mean is taken over the others; costs a pass without gradient.
+    It is the mean |Σ h[i]·(v_learner(x[i]) − v_sampler[i])| over the active nodes, in units of the latents.
     """
 
     meter: bool = False
+    """true: report the drift of every step. The K velocities of each image then travel to the learner as well."""
     max: float | None = Field(None, gt=0)
+    """Samples whose drift is above this are masked, and the mean is over the others; this costs a forward without
+    gradient in the learner. null: none is masked. Needed where staleness is above 1."""
 
     @property
     def on(self) -> bool:
@@ -181,36 +145,42 @@ class DriftConfig(Strict):
 
 
 class TrackingConfig(Strict):
-    """wandb: log there too; offline unless an API key is set."""
+    """Where numbers are sent besides the run's folder."""
 
     wandb: bool = False
+    """true: log to Weights & Biases too; offline unless an API key is set."""
     project: str = "flowbp_ray"
+    """Project at Weights & Biases."""
 
 
 class ClusterConfig(Strict):
-    """address: local starts a private Ray; auto joins a running one (what a submitted job does by itself).
-
-    tries: of an item before the run stops, and of the learners without a step in between. stall_timeout: seconds
-    without an answer. placement_timeout: seconds to find room for a pool, or for the cluster to grow. deterministic:
-    only deterministic GPU kernels (slower; CPUs are deterministic anyway). scaling: who changes the sizes of samplers
-    and rewards within their min and max: a hand, by `flowbp-ray scale`, or also the rule of `control.scaling`.
-    colocate: samplers, reward servers and the one learner share a GPU, whatever their gpus are: each process gets an
-    equal part, with room for as many as there may be. transport: how weights reach the samplers; there is one so far.
-    """
+    """The Ray cluster, and what happens when something on it fails."""
 
     address: str = "local"
+    """Ray to use. local: a private one on this machine. auto: the cluster that runs here, as for a submitted job.
+    host:port: that cluster. The environment variable RAY_ADDRESS goes before this key."""
     tries: int = Field(3, ge=1)
+    """How often an item is tried before the run stops, and how often in a row the learners are built again without
+    completing a step."""
     stall_timeout: float = Field(600.0, gt=0)
+    """Seconds without an answer after which a process counts as lost, or the run as stalled."""
     placement_timeout: float = Field(30.0, gt=0)
+    """Seconds to find room for a pool. Where the cluster must start nodes first, write the minutes that this takes."""
     deterministic: bool = False
+    """true: only deterministic GPU kernels, which are slower. On CPUs kernels are deterministic anyway."""
     scaling: Literal["hand", "rule"] = "hand"
+    """Who changes the number of samplers and reward servers, within their min and max. hand: only
+    `flowbp-ray scale`. rule: also the run itself, from how busy they are; it needs staleness of at least 1."""
     colocate: bool = False
-    transport: str = "object_store"
+    """true: samplers, reward servers and the one learner share a GPU: each process gets an equal part of it,
+    whatever its `gpus` says."""
+    transport: Literal["object_store"] = "object_store"
+    """How weights travel from learners to samplers. Ray's object store is the only way so far."""
 
 
 @dataclass(frozen=True)
 class BatchShape:
-    """The batch words: batch = prompts_per_step × images_per_prompt, cut into items of rollout_batch rows."""
+    """The sizes of a step: batch = prompts_per_step × images_per_prompt, cut into items of rollout_batch rows."""
 
     prompts_per_step: int
     images_per_prompt: int

@@ -13,14 +13,15 @@ starting. The results of a run do not depend on these numbers.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.run.folder import Run
 from flowbp_ray.utils.errors import ConfigError
+from flowbp_ray.utils.files import write_atomically
 
 ROLES = ("samplers", "rewards")
 """The roles whose numbers of processes can change."""
@@ -85,9 +86,7 @@ def parse(limits: Bounds, sizes: Sequence[str]) -> dict[str, int]:
 def request(run: Run, sizes: Counts) -> None:
     """Write one file per role, which the run reads between two steps; a later request replaces an earlier one."""
     for role, size in sizes.items():
-        partial = request_file(run, role).with_suffix(f".{os.getpid()}")
-        partial.write_text(f"{size}\n")
-        partial.rename(request_file(run, role))
+        write_atomically(request_file(run, role), partial(Path.write_text, data=f"{size}\n"))
 
 
 def pending_requests(run: Run) -> dict[str, int]:

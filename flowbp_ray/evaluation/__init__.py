@@ -1,1 +1,1 @@
-"""What held-out pictures are worth: means with intervals, and the evaluations in a run's course."""
+"""Evaluations on held-out prompts: when a run makes them, and means with intervals of what they measure."""

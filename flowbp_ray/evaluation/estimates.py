@@ -1,4 +1,7 @@
-"""What a set of pictures is worth: rewards, monitors, and the truth where the prompts state it. With 95 % intervals."""
+"""Estimates of an evaluation: means of each metric over a set of pictures, with 95 % intervals.
+
+The metrics are the rewards, the monitors, and the exact verifier where the prompts carry claims (the shapes domain).
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,12 @@ import numpy as np
 from flowbp_ray.prompts import PromptRecord
 
 Z = 1.959963984540054  # two-sided 95 %
+NONE = "none finite"  # what is printed in the place of a mean over no finite value
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over `count` pictures with its 95 % interval, which a single picture does not have; of none, no mean."""
+    """A mean over `count` pictures with its 95 % interval. One picture has no interval, no picture has no mean."""
 
     mean: float | None
     low: float | None
@@ -25,17 +29,21 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """values: per-picture numbers by metric, in the order of the prompts; scalars: numbers of the whole set."""
+    """What was measured of a set of pictures.
+
+    values: [pictures] fp64 by metric, in the order of the prompts; NaN where there is none. scalars: numbers of the
+    whole set. skills: of each prompt, "" where it names none.
+    """
 
     values: Mapping[str, np.ndarray]
     scalars: Mapping[str, float]
     skills: tuple[str, ...]
 
     def estimates(self) -> dict[str, Estimate]:
-        """Every metric over all pictures; where prompts name skills, verdicts (0 or 1) also as `<metric>/<skill>`.
+        """Estimates by name: each metric over all pictures, and by skill where prompts name skills.
 
-        `<metric>/overall` is then the mean over the skills' means: the published value of GenEval, whose six tags have
-        80 to 100 prompts each.
+        A metric of verdicts (0 or 1) is then also there as `<metric>/<skill>`, and `<metric>/overall` is the mean over
+        the skills' means: the published value of GenEval, whose six tags have 80 to 100 prompts each.
         """
         result = {name: estimate(v) for name, v in self.values.items()}
         skills = [skill for skill in dict.fromkeys(self.skills) if skill]
@@ -44,34 +52,40 @@ class Evaluation:
                 continue
             parts = {skill: estimate(values[[s == skill for s in self.skills]]) for skill in skills}
             result |= {f"{name}/{skill}": part for skill, part in parts.items()}
-            result[f"{name}/overall"] = balanced(list(parts.values()))
+            result[f"{name}/overall"] = mean_of_means(list(parts.values()))
         return result
 
+    def means(self) -> dict[str, float | None]:
+        """The estimates' means and the scalars by name; None for a mean over no finite value."""
+        return {name: e.mean for name, e in self.estimates().items()} | dict(self.scalars)
+
     def as_dict(self) -> dict[str, Any]:
+        """For JSON: the estimates as dictionaries and the scalars, None where a number is not finite."""
         scalars = {name: value if np.isfinite(value) else None for name, value in self.scalars.items()}
         return {name: asdict(e) for name, e in self.estimates().items()} | scalars
 
 
 def estimate(values: np.ndarray) -> Estimate:
-    """Mean and 95 % interval of the finite ones: Wilson's for zeros and ones (1927), the normal one otherwise."""
+    """Mean and 95 % interval of the finite values: Wilson's (1927) for zeros and ones, the normal one otherwise."""
     values = values[np.isfinite(values)]
     if not len(values):
         return Estimate(None, None, None, 0)
     n, mean = len(values), float(np.mean(values))
     if set(np.unique(values)) <= {0.0, 1.0}:
-        centre = (mean + Z * Z / (2 * n)) / (1 + Z * Z / n)
-        half = Z / (1 + Z * Z / n) * float(np.sqrt(mean * (1 - mean) / n + Z * Z / (4 * n * n)))
-        return Estimate(mean, centre - half, centre + half, n)
+        from scipy.stats import binomtest  # takes a second to import, which other commands need not wait for
+
+        interval = binomtest(int(values.sum()), n).proportion_ci(confidence_level=0.95, method="wilson")
+        return Estimate(mean, float(interval.low), float(interval.high), n)
     return _normal(values)
 
 
-def balanced(parts: Sequence[Estimate]) -> Estimate:
-    """The mean of k means with its 95 % interval, each part weighing the same; of parts without a mean, no mean.
+def mean_of_means(parts: Sequence[Estimate]) -> Estimate:
+    """The mean of k means m_i with its 95 % interval; each part weighs the same. No mean where a part has none.
 
         m − √Σ((m_i − low_i) / k)²  to  m + √Σ((high_i − m_i) / k)²
 
-    (MOVER, Zou and Donner 2008: it keeps Wilson's asymmetry where the parts are shares, and is the stratified
-    normal interval where they are normal.) A part with a single picture has no interval, nor has the whole then.
+    This is MOVER (Zou and Donner 2008). It keeps Wilson's asymmetry where the parts are shares, and is the stratified
+    normal interval where the parts' intervals are normal. Where a part has no interval, the whole has none either.
     """
     k, count = len(parts), sum(part.count for part in parts)
     means = [part.mean for part in parts if part.mean is not None]
@@ -85,8 +99,8 @@ def balanced(parts: Sequence[Estimate]) -> Estimate:
     return Estimate(mean, mean - float(np.linalg.norm(below)) / k, mean + float(np.linalg.norm(above)) / k, count)
 
 
-def paired(before: np.ndarray, after: np.ndarray) -> Estimate:
-    """The mean difference of the same prompts with the same noise, with its 95 % interval (paired, normal)."""
+def paired_difference(before: np.ndarray, after: np.ndarray) -> Estimate:
+    """Mean and 95 % interval of after − before, of the same prompts with the same noise (paired, normal)."""
     delta = np.asarray(after, float) - np.asarray(before, float)
     return _normal(delta[np.isfinite(delta)])
 
@@ -103,11 +117,11 @@ def measure(
     images: np.ndarray,  # [n, H, W, 3] uint8
     records: Sequence[PromptRecord],
     scores: Mapping[str, Sequence[float]],
-    drawn: np.ndarray,
+    drawn: np.ndarray,  # [n] bool
 ) -> Evaluation:
     """Collect the scores, and ask the exact verifier where the prompts carry claims (the shapes domain).
 
-    drawn [n] bool: which pictures are one, their latents being finite; the verifier has no answer for the others.
+    drawn: False where a picture's latents were not finite; the verifier's value is NaN there.
     """
     values = {name: np.asarray(v, float) for name, v in scores.items()}
     scalars: dict[str, float] = {}
@@ -117,10 +131,7 @@ def measure(
         prompts = [Prompt.from_json({"prompt": r.text, **r.extra}) for r in records]
         answers = np.array([verify(i, p) for i, p in zip(images, prompts, strict=True)], float)
         values["verifier"] = np.where(drawn, answers, np.nan)
-        seen = [p for p, there in zip(prompts, drawn, strict=True) if there]
-        scalars["colour_entropy_bits"] = float(colour_entropy(images[drawn], seen))
+        verified = [p for p, finite in zip(prompts, drawn, strict=True) if finite]
+        scalars["colour_entropy_bits"] = float(colour_entropy(images[drawn], verified))
     skills = tuple(r.skill for r in records)
     return Evaluation(values, scalars, skills)
-
-
-NONE = "none finite"

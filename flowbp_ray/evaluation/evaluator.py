@@ -12,51 +12,55 @@ from flowbp_ray.evaluation.estimates import Evaluation, measure
 from flowbp_ray.messages import Evaluated, Fault, Item, Version
 from flowbp_ray.prompts import PromptRecord
 from flowbp_ray.run.folder import Run
-from flowbp_ray.run.pictures import grid
+from flowbp_ray.run.pictures import save_grid
 
-Draw = Callable[[list[Item]], list[Evaluated]]  # items of an evaluation through samplers and reward servers, in order
+Draw = Callable[[list[Item]], list[Evaluated]]
+"""Sends an evaluation's items through samplers and reward servers, and returns the results in the items' order."""
 
 
 class Evaluator:
-    """All evaluations of a run so far, and the first pictures, for before above after."""
+    """Makes a run's evaluations, and keeps their results and the first pictures.
+
+    results: evaluations by step and guidance. faults: of the last evaluation, a line for each score that is not finite.
+    """
 
     def __init__(self, config: RunConfig, run: Run, held_out: Sequence[PromptRecord], offset: int) -> None:
         """offset: id of the first held-out prompt, which is the number of training prompts: they come first."""
         self.config, self.run, self.held_out, self.offset = config, run, held_out, offset
         self.results: dict[int, dict[float, Evaluation]] = {}
         self.faults: list[str] = []
-        self.shown: dict[float, tuple[np.ndarray, np.ndarray]] = {}  # of the last: pictures, and which are drawn
+        self.pictures: dict[float, tuple[np.ndarray, np.ndarray]] = {}  # of the last: images, and which are drawn
         self.first_pictures: dict[float, np.ndarray] = {}  # [n, H, W, 3] uint8
 
     def evaluate(self, version: Version, draw: Draw) -> dict[float, Evaluation]:
-        """Once per guidance, with the weights of `version`; before and after the run also at `guidance_ends`.
+        """Evaluate the weights of `version` at each guidance, before and after the run also at `guidance_ends`.
 
-        `faults` then names the scores that are not finite; the means are over the others.
+        `faults` then has a line for each score that is not finite; the means are over the others.
         """
         settings, step = self.config.evaluation, version.step
         ends = settings.guidance_ends if step in (0, self.config.steps) else []
-        results, self.faults, self.shown = {}, list[str](), {}
+        results, self.faults, self.pictures = {}, list[str](), {}
         for guidance in dict.fromkeys([*settings.guidance, *ends]):
             parts = draw(self._items(version, guidance))
             images = np.concatenate([part.images for part in parts])
             scores = {name: [v for part in parts for v in part.scores[name]] for name in parts[0].scores}
             self.faults += self._faults(scores, step, guidance)
-            drawn = np.array([there for part in parts for there in part.drawn])
+            drawn = np.array([finite for part in parts for finite in part.drawn])
             results[guidance] = measure(images, self.held_out, scores, drawn)
-            self.shown[guidance] = images, drawn
-            self._pictures(images, step, guidance)
+            self.pictures[guidance] = images, drawn
+            self._save_pictures(images, step, guidance)
         self.results[step] = results
         return results
 
     def add(self, step: int, guidance: float, values: dict[str, np.ndarray]) -> None:
-        """Metrics of an evaluation that come later: a judge's. Their order is that of the configuration."""
+        """Add metrics that come later, a judge's, to an evaluation. Their order is that of the configuration."""
         evaluation = self.results[step][guidance]
         known = {**evaluation.values, **values}
         late = {name: known.pop(name) for name in self.config.judged if name in known}
         self.results[step][guidance] = replace(evaluation, values=known | late)
 
     def faults_at(self, step: int) -> list[str]:
-        """What was not finite in the evaluation after `step`, where there was one; not what a judge did not answer."""
+        """A line for each score that is not finite in the evaluation after `step`; answers of judges do not count."""
         lines = []
         for guidance, evaluation in self.results.get(step, {}).items():
             values = {name: v.tolist() for name, v in evaluation.values.items() if name not in self.config.judged}
@@ -64,7 +68,7 @@ class Evaluator:
         return lines
 
     def _faults(self, scores: dict[str, list[float]], step: int, guidance: float) -> list[str]:
-        """The scores that are not finite, one line each; a reward without any finite one in one line."""
+        """A line for each score that is not finite; one line for a reward none of whose scores is finite."""
         texts, found = [record.text for record in self.held_out], []
         for name, values in scores.items():
             bad = [i for i, value in enumerate(values) if not np.isfinite(value)]
@@ -96,21 +100,24 @@ class Evaluator:
             )
         return items
 
-    def _pictures(self, images: np.ndarray, step: int, guidance: float) -> None:
-        """The same prompts with the same noise at every step: a spread over the whole list, and before above now."""
+    def _save_pictures(self, images: np.ndarray, step: int, guidance: float) -> None:
+        """Save a sheet of pictures of prompts from all over the list, and one with the first pictures above these.
+
+        Prompts and noise are the same at every step.
+        """
         count = min(self.config.evaluation.pictures, len(images))
         chosen = [i * len(images) // count for i in range(count)]
         shown, captions = images[chosen], [self.held_out[i].text for i in chosen]
-        grid(list(shown), captions, self.run.images / f"step_{step:06d}_guidance_{guidance:g}.png")
+        save_grid(list(shown), captions, self.run.images / f"step_{step:06d}_guidance_{guidance:g}.png")
         before = self.first_pictures.setdefault(guidance, shown)
         if step > 0:
             few = list(range(0, count, max(1, count // 9)))[:9]
             pairs = [*before[few], *shown[few]]
             path = self.run.images / f"before_above_after_guidance_{guidance:g}.png"
-            grid(pairs, [captions[i] for i in few] * 2, path, columns=len(few))
+            save_grid(pairs, [captions[i] for i in few] * 2, path, columns=len(few))
 
     def state(self) -> dict[str, np.ndarray]:
-        """Everything as arrays by name, for a checkpoint."""
+        """Results and first pictures as arrays by name, for a checkpoint."""
         arrays: dict[str, np.ndarray] = {f"picture|{g!r}": shown for g, shown in self.first_pictures.items()}
         for step, results in self.results.items():
             for guidance, evaluation in results.items():
@@ -136,8 +143,3 @@ class Evaluator:
                 scalars[rest[2]] = float(array)
         for (step, guidance), (values, scalars) in found.items():
             self.results.setdefault(step, {})[guidance] = Evaluation(values, scalars, skills)
-
-
-def flat(evaluation: Evaluation) -> dict[str, float | None]:
-    """Means and scalars of an evaluation by name; None where nothing was finite."""
-    return {name: e.mean for name, e in evaluation.estimates().items()} | dict(evaluation.scalars)

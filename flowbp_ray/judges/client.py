@@ -16,28 +16,30 @@ import aiohttp
 import numpy as np
 from PIL import Image
 
-from flowbp_ray.judges.templates import Template, Unparsable, YesNo, shortened
+from flowbp_ray.judges.parsing import Unparsable, shortened
+from flowbp_ray.judges.templates import Template, YesNo
 from flowbp_ray.utils.addresses import bearer
 from flowbp_ray.utils.errors import RunFailed
+from flowbp_ray.utils.http import TooLarge, exchange
+from flowbp_ray.utils.random import stream_of_list
 
 log = logging.getLogger(__name__)
 
-PURPOSE = 0x6A756467  # "judg": keeps the seeds and the jitter apart from other streams with the same key
-LONGEST = 60.0  # seconds between two tries
+LONGEST_WAIT = 60.0  # seconds between two tries
 AGAIN = {408, 409, 425, 429}  # and every 5xx: the server may answer later
-WARMER = 0.7  # temperature after an unparsable answer: the same question at 0 would get the same answer
+RETRY_TEMPERATURE = 0.7  # after an unparsable answer: the same question at 0 would get the same answer
 LARGEST = 4 << 20  # bytes of an answer
-ODD = (
+MALFORMED = (
     ArithmeticError,
     AttributeError,
     LookupError,
     RecursionError,
     TypeError,
     ValueError,
-)  # what reading one may raise
+)  # what reading an answer of another form may raise
 
 
-class Refused(RuntimeError):
+class JudgeRefused(RuntimeError):
     """The server will never answer this: the request is wrong."""
 
 
@@ -46,7 +48,7 @@ class Unanswered(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Limits:
+class RequestPolicy:
     """How hard to try: see `JudgeConfig`."""
 
     concurrency: int = 8
@@ -66,10 +68,10 @@ class Answers:
 
 @dataclass
 class Call:
-    """What the questions of one call of `ask` share, and when they stop: a silent server must not cost them all.
+    """What the questions of one `Client.ask` share, and when they stop: a silent server must not cost the time of all.
 
-    silent: how many questions in a row got no answer in all their tries (an answer is also one that cannot be read, and
-    a refusal). given_up: why the rest is not asked; set when they are max(2, concurrency).
+    silent: how many questions in a row got no answer in all their tries (a refusal is an answer, and so is one that
+    cannot be read). given_up: why the rest is not asked; set when `silent` reaches max(2, concurrency).
     """
 
     session: aiohttp.ClientSession
@@ -97,16 +99,16 @@ class Place:
 
 @dataclass
 class Client:
-    """Asks one judge. locate: says where it is; with True it sees to the server first, since a try failed.
+    """Asks one judge.
 
-    Where the server is ours it waits until it is up, and raises RunFailed where that is in vain.
-
+    locate: returns where its server is; given True, after a try that failed, it first checks that the server still
+    runs. A server of our own is waited for; raises RunFailed where it does not come up.
     request: more fields of every request.
     """
 
     locate: Callable[[bool], Awaitable[Place]]
     template: Template
-    limits: Limits = Limits()
+    limits: RequestPolicy = RequestPolicy()
     key: str | None = None
     request: dict[str, Any] = field(default_factory=dict)
     known: tuple[Place, str, Template] | None = None  # the model's name at a place, the template with its token ids
@@ -114,7 +116,7 @@ class Client:
     async def ask(
         self, images: Sequence[np.ndarray], prompts: Sequence[str], seeds: Sequence[Sequence[int]]
     ) -> Answers:
-        """Scores of images [H, W, 3] uint8. seeds: what keys each picture's seed and the jitter of its retries."""
+        """Scores of images [H, W, 3] uint8. seeds: per picture the key of its random streams (see `utils.random`)."""
         if not len(images) == len(prompts) == len(seeds):
             raise ValueError(f"{len(images)} images need as many prompts and seeds, got {len(prompts)}, {len(seeds)}")
         connector = aiohttp.TCPConnector(limit=0)
@@ -130,7 +132,7 @@ class Client:
         )
 
     async def _one(self, call: Call, image: np.ndarray, prompt: str, seed: Sequence[int]) -> dict[str, float] | str:
-        """The scores of a picture, or why there are none. Keeps its turn until it is through with all its tries."""
+        """The scores of a picture, or why there are none. Holds its place among `concurrency` for all of its tries."""
         async with call.turns:
             picture, why, warm = "", "", False
             for attempt in range(self.limits.tries):
@@ -144,7 +146,7 @@ class Client:
                     place = await self.locate(attempt > 0 or call.silent > 0)
                     question = self._try(call.session, place, picture, prompt, seed, attempt if warm else 0)
                     scores = await asyncio.wait_for(question, self.limits.timeout)
-                except Refused as error:
+                except JudgeRefused as error:
                     call.silent = 0
                     return str(error)
                 except RunFailed as error:
@@ -165,30 +167,30 @@ class Client:
     async def _try(
         self, session: aiohttp.ClientSession, place: Place, picture: str, prompt: str, seed: Sequence[int], warmed: int
     ) -> dict[str, float]:
-        """One question. warmed: the number of the try, where an unparsable answer came before it."""
+        """Ask once. warmed: the number of the try if an unparsable answer came before it, else 0."""
         name, template = await self._known(session, place)
         content = [
             {"type": "image_url", "image_url": {"url": picture}},
             {"type": "text", "text": template.text(prompt)},
         ]
         body = {"model": name, "messages": [{"role": "user", "content": content}], **template.fields()}
-        body["seed"] = int(np.random.default_rng([PURPOSE, *seed, warmed]).integers(2**31))
+        body["seed"] = int(stream_of_list("judge_seed", *seed, warmed).integers(2**31))
         if warmed:
-            body["temperature"] = WARMER
+            body["temperature"] = RETRY_TEMPERATURE
         url = f"{place.root}/v1/chat/completions"
         return read(await as_json(session, "POST", url, body | self.request), template)
 
     async def _known(self, session: aiohttp.ClientSession, place: Place) -> tuple[str, Template]:
-        """What must be asked once per place: the model's name, and the ids of Yes and No."""
+        """The model's name and the template with the token ids of Yes and No; asked of the server once per place."""
         if self.known is None or self.known[0] != place:
             root, name, template = place.root, place.model, self.template
             if name is None:
                 listed = (await as_json(session, "GET", f"{root}/v1/models")).get("data")
                 if not isinstance(listed, list) or not listed or not isinstance(listed[0], dict):
-                    raise Refused(f"{root}/v1/models lists no model")
+                    raise JudgeRefused(f"{root}/v1/models lists no model")
                 name = listed[0].get("id")
                 if not isinstance(name, str):
-                    raise Refused(f"{root}/v1/models lists a model without a name")
+                    raise JudgeRefused(f"{root}/v1/models lists a model without a name")
             if isinstance(template, YesNo):
                 template = template.model_copy(
                     update={
@@ -206,7 +208,7 @@ class Client:
         tokens = (await as_json(session, "POST", f"{root}/tokenize", body)).get("tokens")
         if not isinstance(tokens, list) or [type(token) for token in tokens] != [int]:
             count = f"{len(tokens)} tokens" if isinstance(tokens, list) else "none that /tokenize knows"
-            raise Refused(f"{word!r} is not one token of {model} but {count}; write another word, or its id")
+            raise JudgeRefused(f"{word!r} is not one token of {model} but {count}; write another word, or its id")
         return tokens[0]
 
 
@@ -225,7 +227,7 @@ async def all_of(parts: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
 
 
 def read(answer: Mapping[str, Any], template: Template) -> dict[str, float]:
-    """The scores in an answer. Raises Unparsable, however odd it is: it costs its own picture and no other."""
+    """The scores in an answer. Raises Unparsable for whatever form it has: that costs its own picture and no other."""
     try:
         choices = answer.get("choices")
         if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
@@ -233,23 +235,22 @@ def read(answer: Mapping[str, Any], template: Template) -> dict[str, float]:
         return template.parse(choices[0])
     except Unparsable:
         raise
-    except ODD as error:
+    except MALFORMED as error:
         raise Unparsable(f"the answer is odd ({type(error).__name__}: {shortened(str(error))})") from error
 
 
 async def as_json(session: aiohttp.ClientSession, method: str, url: str, body: Any = None) -> dict[str, Any]:
-    """The answer's object. Raises Refused, Unanswered or Unparsable, by status."""
-    async with session.request(method, url, json=body, allow_redirects=False) as response:
-        raw = b""
-        async for part in response.content.iter_chunked(1 << 16):
-            raw += part
-            if len(raw) > LARGEST:
-                raise Unparsable(f"the answer is longer than {LARGEST} bytes")
-        if 300 <= response.status < 400:  # not followed: the key would go along
-            raise Refused(f"{url} said {response.status} and sends elsewhere; write the url where the server is")
-        if response.status != 200:
-            said = f"{url} said {response.status}: {shortened(raw.decode(errors='replace').strip())}"
-            raise (Unanswered if response.status >= 500 or response.status in AGAIN else Refused)(said)
+    """The answer's object. Raises JudgeRefused, Unanswered or Unparsable, by status."""
+    try:
+        response = await exchange(session, method, url, LARGEST, json=body)
+    except TooLarge as error:
+        raise Unparsable(f"the answer is longer than {LARGEST} bytes") from error
+    status, raw = response.status, response.content
+    if 300 <= status < 400:
+        raise JudgeRefused(f"{url} said {status} and sends elsewhere; write the url where the server is")
+    if status != 200:
+        said = f"{url} said {status}: {shortened(raw.decode(errors='replace').strip())}"
+        raise (Unanswered if status >= 500 or status in AGAIN else JudgeRefused)(said)
     try:
         answer = json.loads(raw)
     except (ValueError, RecursionError) as error:
@@ -260,7 +261,7 @@ async def as_json(session: aiohttp.ClientSession, method: str, url: str, body: A
 
 
 def data_url(image: np.ndarray) -> str:
-    """A PNG, which keeps every bit of image [H, W, 3] uint8; compressed lightly, since it goes next door."""
+    """A PNG of image [H, W, 3] uint8, which keeps every bit; compressed lightly, since the server is near."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"a picture must be [H, W, 3] uint8, got {list(image.shape)} {image.dtype}")
     buffer = io.BytesIO()
@@ -273,8 +274,8 @@ def wait(backoff: float, seed: Sequence[int], attempt: int) -> float:
 
     The jitter keeps those that failed together from coming back together.
     """
-    u = np.random.default_rng([PURPOSE + 1, *seed, attempt]).uniform(0.5, 1.0)
-    return float(min(LONGEST, backoff * 2.0 ** (attempt - 1)) * u)
+    u = stream_of_list("judge_retry", *seed, attempt).uniform(0.5, 1.0)
+    return float(min(LONGEST_WAIT, backoff * 2.0 ** (attempt - 1)) * u)
 
 
 def described(error: BaseException) -> str:

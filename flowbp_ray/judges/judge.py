@@ -1,4 +1,4 @@
-"""A judge as a plain object: its server where that is ours, its client, and what is made of a missing answer."""
+"""A judge without Ray: its server where that is ours, its client, and how a missing answer is treated."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from pathlib import Path
 
 import numpy as np
 
-from flowbp_ray.judges.client import Answers, Client, Limits, Place
+from flowbp_ray.judges.client import Answers, Client, Place, RequestPolicy
 from flowbp_ray.judges.config import JudgeConfig
 from flowbp_ray.judges.server import Server
 from flowbp_ray.utils.errors import RunFailed
 
 
 class Judge:
-    """Scores pictures. Use `close` at the end: a server of our own ends with it (and with this process anyway)."""
+    """Scores pictures. `close` ends a server of our own (which also ends with this process)."""
 
     def __init__(self, config: JudgeConfig, log: Path, key: str | None = None, shown: Path | None = None) -> None:
         """log: where a server of our own writes. key: the server's API key. shown: where people find the log."""
         self.config = config
         self.loop = asyncio.new_event_loop()
         self.server = None if config.model is None else Server(config.model, config.server, log, key, shown)
-        limits = Limits(config.concurrency, config.timeout, config.tries, config.backoff)
+        limits = RequestPolicy(config.concurrency, config.timeout, config.tries, config.backoff)
         self.client = Client(self._locate, config.template, limits, key, config.request)
 
     def score(self, images: Sequence[np.ndarray], prompts: Sequence[str], seeds: Sequence[Sequence[int]]) -> Answers:
@@ -43,7 +43,7 @@ class Judge:
             _, why = answers.missing[0]
             more = f" ({len(answers.missing)} of {len(images)} samples)" if len(images) > 1 else ""
             raise RunFailed(f"gate {self.config.name!r} has no answer{more}: {why}")
-        score, low, high = self.config.gated
+        score, low, high = self.config.gate_bounds
         return tuple(float(np.clip((value - low) / (high - low), 0.0, 1.0)) for value in answers.scores[score])
 
     def start(self) -> None:

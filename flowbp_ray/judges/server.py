@@ -1,4 +1,4 @@
-"""A vLLM server of our own: started, waited for, started again when it ends, ended with whoever asked for it."""
+"""A vLLM server of our own: started, waited for, started again when it ends, ended with the process that started it."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from contextlib import suppress
 from pathlib import Path
 
 import aiohttp
+import psutil
 
-from flowbp_ray.judges.client import Refused, Unanswered, as_json
+from flowbp_ray.judges.client import JudgeRefused, Unanswered, as_json
 from flowbp_ray.judges.config import ServerConfig
-from flowbp_ray.judges.templates import Unparsable
-from flowbp_ray.utils.addresses import bearer
+from flowbp_ray.judges.parsing import Unparsable
+from flowbp_ray.utils.addresses import bearer, free_port
 from flowbp_ray.utils.errors import RunFailed
 
 LEASH = Path(__file__).with_name("leash.py")
-POLL = 0.5  # seconds between two looks at /health
-SICK = 30.0  # seconds that a server which once was healthy may fail /health before it is ended
-HANDOVER = 10.0  # seconds that a configured port may still be taken before a start: by a server that is ending, say
+POLL = 0.5  # seconds between two requests of /health
+SICK = 30.0  # seconds for which a server that was healthy may fail /health before it is ended
+HANDOVER = 10.0  # seconds for which a configured port may still be taken before a start, by a server that is ending
 
 
 class ServerFailed(RunFailed):
@@ -40,9 +41,9 @@ def command(model: str, served_as: str, port: int, settings: ServerConfig) -> li
 
 
 class Server:
-    """Any exit of the process is a death, also with code 0: a server whose engine died ends like that.
+    """A vLLM server process. Any exit is a failure, also with code 0: a server whose engine died ends like that.
 
-    served_as: the model's name at this start and no other: who answers at the port without knowing it is a stranger.
+    served_as: the model's name at this start only: a server at the port that does not list it is not ours.
     """
 
     def __init__(
@@ -65,13 +66,13 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     async def ensure(self, doubt: bool = False) -> str:
-        """The root of a server that is up; starts it where there is none. Raises ServerFailed, and then at once.
+        """The root URL of a server that is up; starts it where there is none. Raises ServerFailed.
 
-        doubt: ask /health whether it still is.
+        After a failure each call raises at once, until `given_up` is cleared. doubt: ask /health first.
         """
         if self.healthy and not doubt and self._runs():
             return self.root
-        async with self.lock:  # one looks, and the others wait for what it finds
+        async with self.lock:  # one call looks after the server, the others wait for the result
             if self.given_up is not None:
                 raise self.given_up
             limit = aiohttp.ClientTimeout(total=10)
@@ -131,7 +132,7 @@ class Server:
         return False
 
     async def _stays(self, session: aiohttp.ClientSession) -> bool:
-        """Whether the server that was healthy is so still; one that is not is counted as a death and ended."""
+        """Whether a server that was healthy still is; otherwise it is counted in `deaths` and ended."""
         until = time.monotonic() + SICK
         while time.monotonic() < until and self._runs():
             if await _serves(session, self.root, self.served_as):
@@ -198,30 +199,23 @@ class Leashed:
 
 
 def of_session(session: int) -> list[int]:
-    """Processes of a session: what a killed leash may leave behind."""
+    """Process ids of a session: what a killed leash may leave behind."""
     found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            with suppress(OSError), open(f"/proc/{entry}/stat") as file:
-                if int(file.read().rpartition(")")[2].split()[3]) == session:
-                    found.append(int(entry))
+    for pid in psutil.pids():
+        with suppress(ProcessLookupError, PermissionError):  # gone since, or another user's
+            if os.getsid(pid) == session:
+                found.append(pid)
     return found
 
 
 def environment(settings: ServerConfig) -> dict[str, str]:
-    """Ours, without what would lead another interpreter to our packages, and with what the configuration adds."""
+    """Our environment variables without those that lead another interpreter to our packages, and `server.env`."""
     ours = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
     return ours | settings.env
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
 async def left_free(port: int) -> int:
-    """The configured port, once nobody takes connections there. Raises ServerFailed where somebody goes on to."""
+    """The configured port, once nothing accepts connections there. Raises ServerFailed after `HANDOVER` seconds."""
     until = time.monotonic() + HANDOVER
     while taken(port):
         if time.monotonic() > until:
@@ -234,7 +228,7 @@ async def left_free(port: int) -> int:
 
 
 def taken(port: int) -> bool:
-    """Whether somebody takes connections at the port of this machine."""
+    """Whether something accepts connections at the port of this machine."""
     with socket.socket() as s:
         s.settimeout(1.0)
         return s.connect_ex(("127.0.0.1", port)) == 0
@@ -242,7 +236,7 @@ def taken(port: int) -> bool:
 
 async def _serves(session: aiohttp.ClientSession, root: str, model: str) -> bool:
     """Whether /health says 200 and /v1/models knows the model."""
-    with suppress(aiohttp.ClientError, asyncio.TimeoutError, OSError, Refused, Unanswered, Unparsable):
+    with suppress(aiohttp.ClientError, asyncio.TimeoutError, OSError, JudgeRefused, Unanswered, Unparsable):
         async with session.get(f"{root}/health", allow_redirects=False) as response:
             if response.status != 200:
                 return False

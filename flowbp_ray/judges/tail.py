@@ -1,4 +1,4 @@
-"""Read a growing file part by part, also where another process, or one on another machine, goes on with it."""
+"""Read a growing file part by part; another process, also on another machine, may take over."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ MOST = 1 << 20  # bytes at a time
 
 
 @dataclass(frozen=True)
-class Mark:
-    """How far a file was read. file: which one it was, whatever its name; another one is read from its start."""
+class ReadOffset:
+    """How far a file was read. file: its host, device and inode; where they differ the file is read from its start."""
 
     file: str = ""
     offset: int = 0
 
 
-def read_on(path: Path, mark: Mark, most: int = MOST) -> tuple[bytes, Mark]:
-    """What stands behind the mark, at most so many bytes, and the mark behind that. Nothing where there is no file."""
+def read_on(path: Path, since: ReadOffset, most: int = MOST) -> tuple[bytes, ReadOffset]:
+    """The bytes after `since`, at most `most`, and the offset after them. No bytes where there is no file."""
     with suppress(FileNotFoundError), path.open("rb") as file:
         found = os.fstat(file.fileno())
         which = f"{socket.gethostname()}:{found.st_dev}:{found.st_ino}"
-        start = mark.offset if mark.file == which else 0
+        start = since.offset if since.file == which else 0
         file.seek(start)
         part = file.read(most)
-        return part, Mark(which, start + len(part))
-    return b"", mark
+        return part, ReadOffset(which, start + len(part))
+    return b"", since

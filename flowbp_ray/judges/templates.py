@@ -7,7 +7,6 @@ numbers write the text that a model was tuned on as `instruction`, with {prompt}
 from __future__ import annotations
 
 import math
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -15,25 +14,18 @@ from typing import Annotated, Any, Literal
 import regex
 from pydantic import Field, field_validator, model_validator
 
+from flowbp_ray.judges.parsing import Unparsable, content, labelled, number, shortened
 from flowbp_ray.utils.settings import Strict
 
-LONGEST = 100_000  # characters of an answer that is read
 PATIENCE = 1.0  # seconds for a pattern to match; nothing else happens in the meantime
-SCALE = r"(?:\s*\(1\s*[-–]\s*5\))?"  # behind a label, as in "Style Score (1-5):"
-GOES_ON = re.compile(r"[*_ \t]*(?:[-–—~]|\.\.+|to|or|and|through)[*_ \t]*\d|[.,]\d|e[+-]?\d", re.IGNORECASE)
-
-
-class Unparsable(ValueError):
-    """An answer that holds no score."""
 
 
 class Template(Strict, ABC):
-    """One question about one picture. instruction: the text, with {prompt} for the picture's own; None: ours.
-
-    Only {prompt} is replaced; other braces stay as they are.
-    """
+    """One question about one picture."""
 
     instruction: str | None = None
+    """Text of the question, in which {prompt} is replaced by the picture's prompt; other braces stay as they are.
+    null: our own words."""
 
     @property
     @abstractmethod
@@ -73,6 +65,7 @@ class Written(Template):
     """Answered in words, by the likeliest token each time."""
 
     max_tokens: int = Field(512, ge=1)
+    """Longest answer, in tokens. One that is cut off there counts as unparsable."""
 
     def fields(self) -> dict[str, Any]:
         return {"max_tokens": self.max_tokens, "temperature": 0}
@@ -82,6 +75,7 @@ class UnifiedReward(Written):
     """Scores from 1 to 5 after their labels."""
 
     max_tokens: int = Field(512, ge=8)
+    """Longest answer, in tokens. One that is cut off there counts as unparsable."""
 
     @property
     def range(self) -> tuple[float, float]:
@@ -97,13 +91,13 @@ ASPECTS = {
 
 
 class UnifiedReward15(UnifiedReward):
-    """UnifiedReward 1.5 (arXiv 2503.05236; LLaVA-OneVision-7B, MIT): "Final Score: s", s in 1..5.
-
-    ask: overall, or one of the two criteria by itself: alignment (UR-Align) and quality (UR-IQ).
-    """
+    """UnifiedReward 1.5 (arXiv 2503.05236; LLaVA-OneVision-7B, MIT): "Final Score: s", s in 1..5."""
 
     kind: Literal["unified_reward_1_5"]
+    """UnifiedReward 1.5: one score from 1 to 5."""
     ask: Literal["overall", "alignment", "quality"] = "overall"
+    """What is rated. overall: everything. alignment: only whether it shows what the caption says (UR-Align).
+    quality: only how good a picture it is (UR-IQ)."""
 
     @property
     def scores(self) -> tuple[str, ...]:
@@ -124,6 +118,7 @@ class UnifiedReward20(UnifiedReward):
     """UnifiedReward 2.0 (arXiv 2503.05236; Qwen2.5-VL and Qwen3-VL, MIT): three lines "<Axis> Score (1-5): s"."""
 
     kind: Literal["unified_reward_2_0"]
+    """UnifiedReward 2.0: three scores from 1 to 5, called alignment, coherence and style."""
 
     @property
     def scores(self) -> tuple[str, ...]:
@@ -149,14 +144,18 @@ class YesNo(Template):
     """P(Yes) / (P(Yes) + P(No)) of the answer's first token: sigma(log P(Yes) − log P(No)).
 
     The two log probabilities are asked for by token id (vLLM's `logprob_token_ids`), so they are there however small.
-    yes, no: one token each. yes_id, no_id: their ids; None: the server's /tokenize is asked.
     """
 
     kind: Literal["yes_no"]
+    """One score from 0 to 1: how likely the model's first token is Yes rather than No."""
     yes: str = Field("Yes", min_length=1)
+    """Word that affirms; it must be one token of the model."""
     no: str = Field("No", min_length=1)
+    """Word that denies; it must be one token of the model."""
     yes_id: int | None = Field(None, ge=0)
+    """Token id of `yes`. null: the server is asked for it, at /tokenize."""
     no_id: int | None = Field(None, ge=0)
+    """Token id of `no`. null: the server is asked for it, at /tokenize."""
 
     @property
     def scores(self) -> tuple[str, ...]:
@@ -196,17 +195,19 @@ class YesNo(Template):
 
 
 class Free(Written):
-    """An instruction and a regular expression of one's own, one of the package regex, which can be given up.
-
-    pattern: its named groups are the scores; one without a name is called `score`. The last match counts, since models
-    think before they conclude. low, high: worst and best; a number outside is unparsable.
-    """
+    """An instruction of your own, and a regular expression that finds the scores in the answer."""
 
     kind: Literal["free"]
+    """Any model: the scores are the groups of `pattern`."""
     instruction: str = Field(min_length=1)
+    """Text of the question, in which {prompt} is replaced by the picture's prompt; other braces stay as they are."""
     pattern: str
+    """Regular expression of the PyPI package regex, whose named groups are the scores; a single group without a name
+    is called `score`. The last match counts, since models think before they conclude."""
     low: float
+    """Worst score. A number below it is unparsable."""
     high: float
+    """Best score. A number above it is unparsable."""
 
     @property
     def scores(self) -> tuple[str, ...]:
@@ -248,46 +249,3 @@ class Free(Written):
 
 
 AnyTemplate = Annotated[UnifiedReward15 | UnifiedReward20 | YesNo | Free, Field(discriminator="kind")]
-
-
-def content(choice: Mapping[str, Any]) -> str:
-    """The text of an answer. Raises Unparsable where it is none, or not all of it."""
-    try:
-        text = choice["message"]["content"]
-    except (KeyError, TypeError) as error:
-        raise Unparsable("the answer has no message") from error
-    if not isinstance(text, str) or not text.strip():
-        raise Unparsable(f"the answer is empty (finish_reason {choice.get('finish_reason')})")
-    if choice.get("finish_reason") == "length":  # what looks like a conclusion may be a thought on the way to it
-        raise Unparsable(f"the answer was cut off ({shortened(text)}); a larger max_tokens lets it end")
-    if len(text) > LONGEST:
-        raise Unparsable(f"the answer has {len(text)} characters, more than {LONGEST}")
-    return text
-
-
-def labelled(text: str, label: str, low: float, high: float) -> float:
-    """The number after the last "<label>:" or "<label> (1-5):", however it is decorated (**Final Score:** 4)."""
-    words = label.replace(" ", r"\s+")
-    matches = list(re.finditer(rf"(?i){words}{SCALE}[*_\s]*:[*_\s\[]*(-?\d+(?:\.\d+)?)", text))
-    if not matches:
-        raise Unparsable(f"no {label!r} with a number in {shortened(text)}")
-    last = matches[-1]
-    if GOES_ON.match(text, last.end()):
-        raise Unparsable(f"{label!r} is more than one number: {shortened(text[last.start() :][:60])}")
-    return number(last[1], label, low, high)
-
-
-def number(text: str | None, name: str, low: float, high: float) -> float:
-    """A finite number in low..high."""
-    try:
-        value = float(text)  # type: ignore[arg-type]
-    except (TypeError, ValueError) as error:
-        raise Unparsable(f"{name} is {text!r}, which is no number") from error
-    if not low <= value <= high:  # also refuses NaN
-        raise Unparsable(f"{name} is {value:g}, outside {low:g}..{high:g}")
-    return value
-
-
-def shortened(text: str) -> str:
-    """Quoted, on one line, its end kept: a conclusion is there."""
-    return repr(text if len(text) <= 120 else f"...{text[-117:]}")

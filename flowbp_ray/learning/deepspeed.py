@@ -15,7 +15,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from flowbp_ray.config.sections import LearnersConfig
+from flowbp_ray.config.learners import LearnersConfig
 from flowbp_ray.learning.optim import Ema, adamw, require_ema, set_rate
 from flowbp_ray.messages import TensorChecksum
 from flowbp_ray.weights.buckets import Bucket, allocate_contiguous, make_contiguous

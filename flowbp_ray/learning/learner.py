@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from flowbp_ray.backbones import Embeddings
 from flowbp_ray.backbones.guidance import trained_velocity
 from flowbp_ray.backbones.registry import build_backbone
-from flowbp_ray.config.sections import BackboneConfig, LearnersConfig
+from flowbp_ray.config.learners import LearnersConfig
+from flowbp_ray.config.sections import BackboneConfig
 from flowbp_ray.learning.engine import Engine, TorchEngine
 from flowbp_ray.learning.observer import SweepObserver
 from flowbp_ray.learning.optim import lr_factor

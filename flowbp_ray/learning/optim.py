@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from flowbp_ray.config.sections import OptimizerConfig, ScheduleConfig
+from flowbp_ray.config.learners import OptimizerConfig, ScheduleConfig
 
 
 def adamw(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:

@@ -1,1 +1,1 @@
-"""A run seen from outside: its numbers' meaning, status.json, the table of `flowbp-ray status`, Grafana's dashboard."""
+"""Watching a run: metrics and their catalog, progress, status.json and `flowbp-ray status`, Grafana's dashboard."""

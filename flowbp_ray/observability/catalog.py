@@ -1,6 +1,7 @@
-"""Every number of a run, once: wandb's groups, the names for Prometheus, the dashboard and docs/observing.md follow.
+"""The catalog of a run's metrics: each one's key, group, unit and meaning.
 
-All are gauges. A counter of Ray's cannot say 0, and what is cumulative here (`retries`) starts there.
+From it follow wandb's groups, the names for Prometheus, Grafana's dashboard and the table of docs/observing.md. All are
+gauges: a counter of Ray's is not exported while it is 0, where what is cumulative here (`retries`) begins.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 PREFIX = "flowbp_ray_"
-SPELLED = ("seconds", "bytes", "share", "items", "processes")  # units that are part of a name
+UNITS_IN_NAMES = ("seconds", "bytes", "share", "items", "processes")
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A number of metrics.jsonl. A key that ends in /* is a family: what stands there becomes the tag, not a name."""
+    """A number of metrics.jsonl. A key that ends in /* is a family: what stands for * becomes a tag, not a name."""
 
     key: str
     group: str
@@ -25,13 +26,14 @@ class Metric:
 
     @property
     def stem(self) -> str:
+        """The key without /*."""
         return self.key.removesuffix("/*")
 
     @property
     def exported(self) -> str:
-        """Its name for Ray, which puts `ray_` before it: `wait_s` in seconds is flowbp_ray_wait_seconds."""
+        """Its name for Ray, which puts `ray_` before it: `wait_s` becomes flowbp_ray_wait_seconds."""
         stem = self.stem.removesuffix("_s") if self.unit == "seconds" else self.stem
-        return PREFIX + (f"{stem}_{self.unit}" if self.unit in SPELLED and self.unit not in stem else stem)
+        return PREFIX + (f"{stem}_{self.unit}" if self.unit in UNITS_IN_NAMES and self.unit not in stem else stem)
 
     @property
     def scraped(self) -> str:
@@ -93,7 +95,7 @@ TABLE = (
     Metric("evaluation/*", "evaluation", "", "held-out prompts: means, those of judges too", ("metric", "guidance")),
 )  # fmt: skip
 
-ABOUT = {"guidance", "judge", "pictures", "missing"}  # of an evaluation: what it is of, and no metric
+ABOUT = {"guidance", "judge", "pictures", "missing"}  # keys of an evaluation's line that are no metrics
 EVALUATED = TABLE[-1]
 _PLAIN = {metric.key: metric for metric in TABLE if not metric.tags}
 _FAMILY = {metric.stem: metric for metric in TABLE if len(metric.tags) == 1}
@@ -101,7 +103,7 @@ _FAMILY = {metric.stem: metric for metric in TABLE if len(metric.tags) == 1}
 
 @dataclass(frozen=True)
 class Reading:
-    """A number with what the table says of it."""
+    """A number with its metric and the values of the metric's tags."""
 
     metric: Metric
     tags: Mapping[str, str]
@@ -109,13 +111,13 @@ class Reading:
 
 
 def find(key: str) -> Metric | None:
-    """The row of a key of a training step's line; None where the table has none."""
+    """The metric of a key in a training step's line; None where the catalog has none."""
     stem, of, _ = key.partition("/")
     return _FAMILY.get(stem) if of else _PLAIN.get(key)
 
 
 def readings(kind: str, values: Mapping[str, Any]) -> Iterator[Reading]:
-    """The numbers of a line of metrics.jsonl that are exported; of evaluations the metrics over all prompts."""
+    """The numbers of a line of metrics.jsonl that are exported; of an evaluation, the metrics over all prompts."""
     for key, value in values.items():
         if not isinstance(value, int | float):
             continue
@@ -127,7 +129,7 @@ def readings(kind: str, values: Mapping[str, Any]) -> Iterator[Reading]:
 
 
 def grouped(kind: str, values: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a line by wandb's names: time/wait_s, idle/samplers, reward/shapes_clip, evaluation/verifier."""
+    """The numbers of a line by their names in wandb: time/wait_s, idle/samplers, evaluation/verifier."""
     found = {}
     for key, value in values.items():
         if isinstance(value, int | float):

@@ -1,6 +1,8 @@
-"""Grafana's dashboard from the table: `python -m flowbp_ray.observability.dashboard > deploy/grafana-dashboard.json`.
+"""Grafana's dashboard, made from the catalog. To write it anew:
 
-To be imported as it is: it asks for nothing but a Prometheus data source, and its variable `run` lists the runs there.
+    python -m flowbp_ray.observability.dashboard > deploy/grafana-dashboard.json
+
+It can be imported as it is: it needs only a Prometheus data source, and its variable `run` lists the runs there.
 """
 
 from __future__ import annotations
@@ -20,13 +22,17 @@ HEIGHT, WIDTH = 8, 12  # of a panel; the screen is 24 wide
 
 @dataclass(frozen=True)
 class Panel:
-    """Keys of the table that are drawn into one picture, all of one unit."""
+    """Metrics of the catalog, by key, that are drawn into one picture; all have one unit.
+
+    stacked: draw them on top of each other. about: the description that Grafana shows. among: a matcher for the tag,
+    where not all of its values are drawn.
+    """
 
     title: str
     keys: Sequence[str]
     stacked: bool = False
     about: str = ""
-    among: str = ""  # a matcher for the tag, where not all of its values are drawn
+    among: str = ""
 
 
 PANELS = (
@@ -59,6 +65,7 @@ PANELS = (
 
 
 def dashboard() -> dict[str, Any]:
+    """The dashboard as Grafana imports it."""
     return {
         "title": "flowbp_ray",
         "uid": "flowbp-ray",
@@ -81,7 +88,7 @@ def _datasource() -> dict[str, Any]:
 
 
 def _run() -> dict[str, Any]:
-    """The runs that Prometheus knows; several may be looked at side by side."""
+    """The variable `run`: the runs that Prometheus knows, of which several may be chosen."""
     query = f"label_values({_metric('step').scraped}, run)"
     return {
         "name": "run",
@@ -128,7 +135,7 @@ def _panel(number: int, panel: Panel) -> dict[str, Any]:
 
 
 def _target(panel: Panel, key: str, letter: str) -> dict[str, Any]:
-    """One series per run and tag: max over what else a node's agent says of the driver, which may have moved."""
+    """One series per run and tag. max: over the driver's other tags, which change where it moves to another node."""
     metric = _metric(key)
     chosen = "".join(f", {tag}{panel.among}" for tag in metric.tags) if panel.among else ""
     legend = " ".join(["{{run}}", *(f"{{{{{tag}}}}}" for tag in metric.tags)])

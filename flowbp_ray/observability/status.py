@@ -1,4 +1,4 @@
-"""status.json: what a run is doing at this moment, for whoever sees its folder. The driver writes it, nobody else."""
+"""status.json: what a run is doing at this moment, for any machine that sees its folder. Only the driver writes it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,22 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
+from flowbp_ray.observability.phases import PhaseTimer
+from flowbp_ray.utils.files import write_atomically
+from flowbp_ray.utils.signals import Interrupted
+
 FILE = "status.json"
-BEAT = 5.0  # seconds after which it is written again though nothing has changed: silence means that the driver is gone
+BEAT = 5.0  # seconds after which the file is written again without a change, to show that the driver is alive
 
 
 @dataclass
 class Status:
-    """state: running, finished, stopped (on request) or failed. Times are seconds since 1970; seconds: per phase.
+    """The contents of status.json.
 
-    bounds: of the pools that may grow and shrink, fewest and most.
+    state: running, finished, stopped (on request) or failed; why: the first line of the error of the last two. phase:
+    what the driver does; waiting: what it waits for. step: steps that are done, of `steps`; step_s: mean seconds of the
+    last ones. seconds: by phase. since (the phase began), began (the run did), written: seconds since 1970. bounds: the
+    fewest and most processes of each role that may grow and shrink.
     """
 
     state: str = "running"
@@ -37,7 +44,7 @@ class Status:
 
 
 def read(folder: Path) -> Status | None:
-    """What the file says; None where there is none, or nothing that could be understood."""
+    """The status in a run's folder; None where there is no status.json or it is not valid."""
     try:
         found = json.loads((folder / FILE).read_text())
         status = Status(**{f.name: found[f.name] for f in fields(Status)})
@@ -51,21 +58,52 @@ def read(folder: Path) -> Status | None:
 
 
 class StatusFile:
-    """Written under another name and renamed, so that nobody reads half of it."""
+    """Writes a run's status.json, atomically and only as often as needed."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE
         self.last: dict[str, object] = {}
         self.written = 0.0
 
-    def write(self, status: Status, now: bool = True) -> None:
-        """Unless `now`, only where something changed or it is time. A disk that refuses does not end a run."""
+    def write(self, status: Status, force: bool = False) -> None:
+        """Write when something changed, when BEAT seconds have passed, or when `force`.
+
+        A disk that refuses is ignored: it must not end a run.
+        """
         plain = asdict(status) | {"written": time.time()}
-        told = {key: value for key, value in plain.items() if key not in ("written", "seconds")}
-        if not now and told == self.last and time.time() - self.written < BEAT:
+        news = {key: value for key, value in plain.items() if key not in ("written", "seconds")}
+        if not force and news == self.last and time.time() - self.written < BEAT:
             return
-        partial = self.path.with_suffix(".partial")
         with suppress(OSError):
-            partial.write_text(json.dumps(plain, indent=1) + "\n")
-            partial.rename(self.path)
-            self.last, self.written = told, time.time()
+            write_atomically(self.path, lambda path: path.write_text(json.dumps(plain, indent=1) + "\n"))
+            self.last, self.written = news, time.time()
+
+
+class StatusWriter:
+    """Keeps a run's status.json current: how far the run is, with the phase and the times at the moment of a write."""
+
+    def __init__(self, phases: PhaseTimer, steps: int) -> None:
+        self.phases = phases
+        self.status = Status(steps=steps, began=time.time())
+        self.file: StatusFile | None = None
+
+    def open(self, folder: Path, bounds: Mapping[str, tuple[int, int]]) -> None:
+        """Write to `folder` from now on. bounds: see `Status`."""
+        self.file, self.status.bounds = StatusFile(folder), bounds
+
+    def write(self, force: bool = False) -> None:
+        """As `StatusFile.write`. Must not be called before `open`."""
+        assert self.file is not None
+        phases, status = self.phases, self.status
+        status.phase, status.waiting, status.since = phases.name, phases.waiting, phases.since
+        seconds = {**phases.seconds}
+        seconds[phases.name] = seconds.get(phases.name, 0.0) + phases.elapsed()
+        status.seconds = {name: round(value, 1) for name, value in seconds.items() if name}
+        self.file.write(status, force)
+
+    def close(self, error: BaseException | None) -> None:
+        """Write how the run ended: finished, stopped on request, or failed with `error`."""
+        stopped = isinstance(error, Interrupted | KeyboardInterrupt)
+        self.status.state = "finished" if error is None else "stopped" if stopped else "failed"
+        self.status.why = "" if error is None else (str(error) or type(error).__name__).splitlines()[0]
+        self.write(force=True)

@@ -1,4 +1,4 @@
-"""`flowbp-ray status`: a table of what the files of a run say, once or while the run goes on."""
+"""`flowbp-ray status`: a table of a run's state, once or live while the run goes on."""
 
 from __future__ import annotations
 
@@ -14,69 +14,74 @@ from rich.table import Table
 from flowbp_ray.observability.catalog import ABOUT, TABLE, find
 from flowbp_ray.observability.reader import Line, Reader, RunSnapshot, format_duration
 
-EVERY = 1.0  # seconds between two looks
-MEAN = 5  # steps whose mean is compared with that of as many at the start
+REFRESH = 1.0  # seconds between two tables of a live one
+MEAN = 5  # steps whose mean reward is compared with that of as many at the start
 
 
-def show(folder: str, watch: bool, console: Console) -> None:
-    """Print the table; with `watch` a live one, until the run ends or says nothing any more, or Ctrl-C."""
+def print_status(folder: str, watch: bool, console: Console) -> None:
+    """Print the table; with `watch` a live one, until the run has ended or is silent, or until Ctrl-C."""
     reader = Reader(folder)
-    seen = reader.look()
+    snapshot = reader.snapshot()
     if not watch:
-        console.print(table(seen))
+        console.print(table(snapshot))
         return
-    with Live(table(seen), console=console, auto_refresh=False) as live:
+    with Live(table(snapshot), console=console, auto_refresh=False) as live:
         try:
-            while seen.stage == "going":
-                time.sleep(EVERY)
-                seen = reader.look()
-                live.update(table(seen), refresh=True)
+            while snapshot.stage == "running":
+                time.sleep(REFRESH)
+                snapshot = reader.snapshot()
+                live.update(table(snapshot), refresh=True)
         except KeyboardInterrupt:
             return
 
 
-def table(seen: RunSnapshot) -> Table:
+def table(snapshot: RunSnapshot) -> Table:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True)
     grid.add_column()
-    for name, value in rows(seen):
+    for name, value in rows(snapshot):
         grid.add_row(name, escape(value))
     return grid
 
 
-def rows(seen: RunSnapshot) -> Iterator[tuple[str, str]]:
-    """(name, value) as text, of what is known."""
-    last = seen.train[-1] if seen.train else {}
-    yield "run", str(seen.folder)
-    yield "state", seen.state
-    yield "step", _step(seen, last)
-    if seen.status.seconds:
-        yield "phases", _shares(seen.status.seconds)
+def rows(snapshot: RunSnapshot) -> Iterator[tuple[str, str]]:
+    """The rows of the table, (name, value) as text, of what is known."""
+    last = snapshot.train[-1] if snapshot.train else {}
+    yield "run", str(snapshot.folder)
+    yield "state", snapshot.state
+    yield "step", _step(snapshot, last)
+    if snapshot.status.seconds:
+        yield "phases", _shares(snapshot.status.seconds)
     if last:
         yield "last step", _family(last, "time", "{:.2f} s")
         for group, form in (("idle", "{:.0%}"), ("queue", "{:.1f}")):
             if text := _family(last, group, form):
                 yield group, text
-        yield "processes", _processes(seen, last)
-        yield "rewards", _rewards(seen.train)
+        yield "processes", _processes(snapshot, last)
+        yield "rewards", _rewards(snapshot.train)
         yield "loss", _numbers(last, ("loss", "base_distance", "grad_norm", "kept"))
         if "drift" in last:
             yield "drift", _numbers(last, ("drift", "drift_max"))
-    yield "evaluated", "; ".join(_evaluation(line) for line in seen.evaluations) or "not yet"
-    yield "checkpoint", f"step {seen.saved[0]}, {format_duration(seen.saved[1])} ago" if seen.saved else "none yet"
+    yield "evaluated", "; ".join(_evaluation(line) for line in snapshot.evaluations) or "not yet"
+    yield (
+        "checkpoint",
+        f"step {snapshot.checkpoint[0]}, {format_duration(snapshot.checkpoint[1])} ago"
+        if snapshot.checkpoint
+        else "none yet",
+    )
     if last:
-        yield "trouble", _trouble(seen.train)
-    for number, line in enumerate(seen.warnings):
+        yield "trouble", _trouble(snapshot.train)
+    for number, line in enumerate(snapshot.warnings):
         yield ("" if number else "log.txt"), line
 
 
-def _step(seen: RunSnapshot, last: Line) -> str:
-    text = f"{seen.done} of {seen.steps}"
+def _step(snapshot: RunSnapshot, last: Line) -> str:
+    text = f"{snapshot.done} of {snapshot.steps}"
     if last:
         text += f", {_plain(last.get('images_per_s'))} images/s"
-    if seen.status.step_s and seen.stage == "going":
-        left = seen.status.step_s * (seen.steps - seen.done)
-        text += f", {seen.status.step_s:.2f} s a step, about {format_duration(left)} left without evaluations"
+    if snapshot.status.step_s and snapshot.stage == "running":
+        left = snapshot.status.step_s * (snapshot.steps - snapshot.done)
+        text += f", {snapshot.status.step_s:.2f} s a step, about {format_duration(left)} left without evaluations"
     return text
 
 
@@ -86,22 +91,22 @@ def _shares(seconds: Mapping[str, float]) -> str:
 
 
 def _family(last: Line, group: str, form: str) -> str:
-    """The numbers of a group that the line has: of families by their tag, of others by their key."""
+    """The numbers of one of the catalog's groups in a line, as text: families by their tag, others by their key."""
     order = [metric.key for metric in TABLE if metric.group == group and metric.key != "retries"]
-    mine = [(metric.key, key) for key in last if (metric := find(key)) is not None and metric.key in order]
-    mine.sort(key=lambda pair: order.index(pair[0]))
-    shown = [(key.removeprefix(f"{group}/").removesuffix("_s"), last[key]) for _, key in mine]
+    found = [(metric.key, key) for key in last if (metric := find(key)) is not None and metric.key in order]
+    found.sort(key=lambda pair: order.index(pair[0]))
+    shown = [(key.removeprefix(f"{group}/").removesuffix("_s"), last[key]) for _, key in found]
     return ", ".join(f"{name} {form.format(value)}" for name, value in shown if isinstance(value, int | float))
 
 
-def _processes(seen: RunSnapshot, last: Line) -> str:
+def _processes(snapshot: RunSnapshot, last: Line) -> str:
     counts = _family(last, "count", "{:.0f}")
-    asked = ", ".join(f"{role} {size}" for role, size in seen.asked.items())
-    return counts + (f"; asked for: {asked}" if asked else "")
+    requested = ", ".join(f"{role} {size}" for role, size in snapshot.requested.items())
+    return counts + (f"; asked for: {requested}" if requested else "")
 
 
 def _rewards(train: Sequence[Line]) -> str:
-    """Each reward's mean over the last steps, and what it is against as many steps at the start."""
+    """Each reward's mean over the last steps, and its change since as many steps at the start."""
     count, parts = min(MEAN, max(1, len(train) // 2)), []
     for key in (key for key in train[-1] if key.startswith("reward/")):
         now, then = (_mean(part, key) for part in (train[-count:], train[:count]))
@@ -122,10 +127,10 @@ def _evaluation(line: Line) -> str:
 
 def _trouble(train: Sequence[Line]) -> str:
     last = train[-1]
-    still = sum(line.get("updated") == 0 for line in train)
+    unchanged = sum(line.get("updated") == 0 for line in train)
     return (
         f"{last.get('retries', 0)} calls done again, learners built again {last.get('incarnation', 0)} times, "
-        f"{still} steps that changed nothing"
+        f"{unchanged} steps that changed nothing"
     )
 
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from flowbp_ray.backbones.registry import build_backbone
-from flowbp_ray.config.sections import BackboneConfig, LearnersConfig
+from flowbp_ray.config.learners import LearnersConfig
+from flowbp_ray.config.sections import BackboneConfig
 from flowbp_ray.control.selection import Selection
 from flowbp_ray.messages import RolloutReport, Scored, ScoredItem, StepReport
 from flowbp_ray.rewards.balance import strengths

@@ -1,4 +1,4 @@
-"""metrics.jsonl, and the same numbers to wandb."""
+"""Writes metrics.jsonl, and sends the same numbers to wandb."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ import numpy as np
 
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.observability.catalog import grouped
+from flowbp_ray.utils.files import write_atomically
 
-Export = Callable[[int, str, Mapping[str, Any]], None]  # takes a line: step, kind, numbers
+Export = Callable[[int, str, Mapping[str, Any]], None]
+"""Takes a line of metrics.jsonl: its step, its kind and its numbers."""
 
 
 class Tracker:
-    """One line per step in metrics.jsonl; the same numbers to wandb, in groups, where `tracking.wandb` is on."""
+    """Logs to metrics.jsonl a line per step, evaluation and judge; and to wandb, where `tracking.wandb` is on."""
 
     def __init__(self, folder: Path, config: RunConfig, export: Export | None = None) -> None:
-        """export: takes every line as well."""
+        """folder: the run's. export: takes every line as well."""
         self.export = export
         self.path = folder / "metrics.jsonl"
         self.file = self.path.open("a", buffering=1)
@@ -42,7 +44,7 @@ class Tracker:
             )
 
     def log(self, step: int, kind: str, values: dict[str, Any]) -> None:
-        """kind: train, evaluation or judge (which comes late). What is not finite is written as null."""
+        """Log a line. kind: train, evaluation or judge (which comes late). What is not finite is written as null."""
         clean = {k: (None if isinstance(v, float) and not np.isfinite(v) else v) for k, v in values.items()}
         self.file.write(json.dumps({"step": step, "kind": kind, **clean}) + "\n")
         if self.export is not None:
@@ -53,9 +55,9 @@ class Tracker:
             self.wandb.log({**numbers, "judge/step": step} if late else numbers, step=None if late else step)
 
     def rewind(self, step: int) -> None:
-        """Forget what was logged after the checkpoint of `step` (-1: everything); a line torn by a kill goes too.
+        """Remove the lines that were logged after the checkpoint of `step` (-1: all lines), and torn ones.
 
-        And all lines of judges, which know by the checkpoint what to write anew.
+        The lines of judges are removed too: restored from the checkpoint, the judges write them again.
         """
         kept = []
         for line in self.path.read_text().splitlines():
@@ -67,12 +69,11 @@ class Tracker:
             if before and entry["kind"] != "judge":
                 kept.append(line + "\n")
         self.file.close()
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(kept))
-        partial.rename(self.path)
+        write_atomically(self.path, lambda path: path.write_text("".join(kept)), fsync=True)
         self.file = self.path.open("a", buffering=1)
 
     def close(self) -> None:
+        """Close the file and end wandb's run."""
         self.file.close()
         if self.wandb is not None:
             self.wandb.finish()

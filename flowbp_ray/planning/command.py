@@ -11,13 +11,14 @@ from rich.console import Console
 
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.planning import show
-from flowbp_ray.planning.cluster import FitVerdict, given, judge
+from flowbp_ray.planning.advice import FitVerdict, check_fit
+from flowbp_ray.planning.cluster import read_cluster
 from flowbp_ray.planning.costs import Costs
 from flowbp_ray.planning.forecast import forecast
 
 
 def print_surrogate(config: RunConfig, step: int, console: Console) -> None:
-    """The plans of a step, spelled out."""
+    """Print the surrogate plans of a step."""
     console.print(show.planned(config, step, describe=True))
 
 
@@ -30,15 +31,15 @@ def print_plan(
     running: Sequence[Any] | None = None,
     as_json: bool = False,
 ) -> FitVerdict | None:
-    """Tables (or JSON) of what `config` needs; where a cluster is given also whether it fits, which is returned.
+    """Print tables (or JSON) of what `config` needs; return whether it fits, or None where no cluster is given.
 
     gpus, host_memory: as they are written, such as 8x80GB and 2TB. running: the nodes of a running Ray cluster.
     Raises ValueError for a size that is not understood.
     """
-    there = given(gpus, host_memory, running)
+    cluster = read_cluster(gpus, host_memory, running)
     costs = Costs(config)
     found = forecast(config, costs)
-    verdict = judge(config, there, costs) if there else None
+    verdict = check_fit(config, cluster, costs) if cluster else None
     if as_json:
         print(json.dumps(found.to_dict() | {"verdict": asdict(verdict) if verdict else None}, indent=1))
         return verdict

@@ -1,4 +1,4 @@
-"""The three computations of a step, each traced once per configuration: a rollout's forward, a node, a decoding."""
+"""Traces of the three computations of a step: a rollout's forward, a learner's node, a decoding."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ T = TypeVar("T")
 
 
 class Costs:
-    """Traces of one model folder, remembered: advice asks for the same ones again and again."""
+    """Traces of one model folder. Each is made once, since advice asks for the same ones many times."""
 
     def __init__(self, config: RunConfig) -> None:
-        """Raises ValueError where the folder is none of the family's, or the size cannot be drawn."""
+        """Raises ValueError where the folder holds no model of the family, or the image size is not possible."""
         model = config.backbone
         self.backbone: Backbone = backbone_named(model.name, model.path)
         self.latent_shape = self.backbone.latent_shape(model.height, model.width)
@@ -59,7 +59,7 @@ class Costs:
         return self.once(("decoding", rows, differentiate), trace)
 
     def once(self, key: tuple[Any, ...], find: Callable[[], T]) -> T:
-        """What `find` finds, remembered under `key`."""
+        """The result of `find`, which is called only for a key that is new."""
         if key not in self.known:
             self.known[key] = find()
         found: T = self.known[key]
@@ -101,7 +101,7 @@ def penalised_junctions(config: RunConfig) -> int:
 
 
 class Untraced(Costs):
-    """The same model with activations taken for nothing: a lower bound that costs no time."""
+    """The same model without activations: a lower bound of its memory, which needs no trace."""
 
     def __init__(self, costs: Costs) -> None:
         self.backbone, self.latent_shape, self.known = costs.backbone, costs.latent_shape, {}

@@ -19,18 +19,20 @@ PROCESS = 2**30
 
 @dataclass(frozen=True)
 class Forecast:
-    """Sizes, the three roles' memory, traffic, work and host memory (bytes, over all nodes, the store included).
-
-    judges: those that the run serves itself.
-    """
+    """What a run needs. Samplers, learners and reward servers stand in this order."""
 
     sizes: Sizes
     roles: tuple[Role, Role, Role]
+    """Memory of one process of each role."""
     traffic: Traffic
     work: tuple[Work, Work, Work]
+    """Work of each role in one optimizer step."""
     ratio: tuple[int, ...]
+    """Suggested number of processes of each role."""
     host: int
+    """Bytes of host memory, all nodes together, the object store included."""
     judges: tuple[Role, ...] = ()
+    """The judges that the run serves itself."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and numbers, for JSON; a role also says its total and its fullest phase."""
@@ -47,9 +49,9 @@ class Forecast:
 
 
 def forecast(config: RunConfig, costs: Costs | None = None) -> Forecast:
-    """Raises ValueError where a config.json that is needed is not there.
+    """What `config` needs. costs: traces of the same model that were made before.
 
-    costs: traces of the same model that were made before.
+    Raises ValueError where a config.json that is needed does not exist.
     """
     costs = costs or Costs(config)
     sizes = Sizes.of(config, costs)
@@ -65,7 +67,7 @@ def forecast(config: RunConfig, costs: Costs | None = None) -> Forecast:
 
 
 def count_prompts(config: RunConfig) -> int | None:
-    """Prompts that are encoded, where their files are here."""
+    """Number of prompts that are encoded; None where their files are not on this machine."""
     try:
         return sum(len(records) for records in read_prompts(config))
     except ValueError:
@@ -73,14 +75,14 @@ def count_prompts(config: RunConfig) -> int | None:
 
 
 def host(config: RunConfig, roles: tuple[Role, ...], sizes: Sizes, moved: Traffic) -> int:
-    """Host memory while everything is built: each process reads its weights there first.
+    """Bytes of host memory while everything is built: each process first reads its weights there.
 
-    A role without GPUs stays there. The encoder's process ends once the prompts are encoded.
+    A role without GPUs keeps them there. The encoder's process ends once the prompts are encoded.
     """
     loaded = sizes.transformer * config.backbone.torch_dtype.itemsize
     total = PROCESS + sizes.encoder_bytes + moved.in_flight
     for role, weights in zip(roles, (loaded, loaded, sizes.vae * memory.FP32), strict=True):
         each = weights if role.gpus else max(role.nbytes, weights)
-        each += max(role.held(phase, "host") for phase in memory.PHASES) + PROCESS
+        each += max(role.held(phase, "host") for phase in memory.MEMORY_PHASES) + PROCESS
         total += role.count * each
     return total

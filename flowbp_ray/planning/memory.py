@@ -1,7 +1,7 @@
-"""What each process holds at its fullest: bytes by name, from the configuration, the engine's rules and traces.
+"""The memory of each process: bytes by name, from the configuration, the engine's rules and traces.
 
-A process goes through phases (a learner: building, backward, optimizer, publishing). What it holds always is there in
-each of them; what belongs to one phase is gone in the next. The fullest phase decides whether it fits.
+A process goes through phases (a learner: building, backward, optimizer, publishing). Some of what it holds is there in
+all of them, the rest in one phase only. The phase that holds most decides whether it fits.
 """
 
 from __future__ import annotations
@@ -20,39 +20,42 @@ from flowbp_ray.weights import buckets
 from flowbp_ray.weights.trainable import trained
 
 FP32 = 4
-GIB = 2**30
 WORKSPACE = 3 * 2**29
 """Bytes of a CUDA context with the workspaces of cuBLAS, cuDNN and NCCL: 1.5 GiB."""
 FRAGMENTATION = 0.05
 """Share of what is held that the caching allocator loses."""
 BUCKET = 500_000_000
-"""Elements of DeepSpeed's buffer for gradients on their way (reduce_bucket_size), whatever the model's size."""
+"""Elements of DeepSpeed's buffer in which gradients are reduced (reduce_bucket_size), whatever the model's size."""
 LIVE = 1_000_000_000
 """Elements that DeepSpeed gathers at most at a time at stage 3 (max_live_parameters), and the optimizer's share."""
 
-PHASES = ("", "building", "rollout", "backward", "optimizer", "publishing", "scoring", "evaluation")
-"""In the order in which they are shown; the first is always."""
+MEMORY_PHASES = ("", "building", "rollout", "backward", "optimizer", "publishing", "scoring", "evaluation")
+"""The phases in the order in which they are shown; "" is what is held in all of them."""
 
 Place = Literal["device", "host"]
 
 
 @dataclass(frozen=True)
 class Share:
-    """Bytes that a process holds under one name. phase "": always. place: where; an offloaded optimizer's is "host"."""
+    """Bytes that a process holds for one purpose."""
 
     name: str
     nbytes: int
     phase: str = ""
+    """The phase in which they are held; "": in all phases."""
     place: Place = "device"
+    """Where they are held; those of an offloaded optimizer are on the "host"."""
 
 
 @dataclass(frozen=True)
 class Role:
-    """A pool of identical processes and what one of them holds. gpus: what each asks of Ray; 0 runs on CPUs."""
+    """A pool of identical processes, and what each of them holds."""
 
     name: str
     count: int
+    """Number of processes."""
     gpus: float
+    """GPUs that each process asks of Ray; 0 runs on CPUs."""
     shares: tuple[Share, ...]
 
     def held(self, phase: str, place: Place = "device") -> int:
@@ -61,33 +64,34 @@ class Role:
 
     @property
     def fullest(self) -> str:
-        """The phase that holds most."""
+        """The phase in which most is held."""
         return max((s.phase for s in self.shares), key=self.held, default="")
 
     @property
     def overhead(self) -> int:
-        """Workspace and fragmentation on a GPU."""
+        """Bytes of workspace and fragmentation on a GPU; 0 on CPUs."""
         return WORKSPACE + int(FRAGMENTATION * self.held(self.fullest)) if self.gpus else 0
 
     @property
     def nbytes(self) -> int:
-        """What one process needs at its fullest, overhead included: on its GPU, or in host memory without one."""
+        """Bytes that one process needs at most, overhead included: on its GPU, or in host memory without one."""
         return self.held(self.fullest) + self.overhead
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Elements of the transformer, of what is trained of it (all, and the largest tensor), and of the VAE.
-
-    encoder_bytes: of all text encoders.
-    """
+    """Numbers of parameters of the model's parts."""
 
     transformer: int
     trained: int
+    """Parameters of the transformer that are trained, adapters included."""
     vae: int
     encoders: dict[str, int]
+    """Text encoder -> parameters."""
     encoder_bytes: int
+    """Bytes of all text encoders, as they are stored."""
     largest: int = 0
+    """Elements of the largest trained tensor."""
 
     @staticmethod
     def of(config: RunConfig, costs: Costs) -> Sizes:
@@ -108,13 +112,13 @@ class Sizes:
 
 
 def elements(module: nn.Module) -> int:
-    """Parameters of a module; shared ones count once."""
+    """Number of parameters of a module; shared ones count once."""
     return sum(p.numel() for p in module.parameters())
 
 
 def role(name: str, pool: PoolConfig, shares: list[Share]) -> Role:
-    """The pool's role; its shares phase by phase, those of no bytes left out."""
-    held = sorted((share for share in shares if share.nbytes), key=lambda share: PHASES.index(share.phase))
+    """The pool's role, with its shares phase by phase; those of no bytes are left out."""
+    held = sorted((share for share in shares if share.nbytes), key=lambda share: MEMORY_PHASES.index(share.phase))
     return Role(name, pool.count, pool.gpus, tuple(held))
 
 
@@ -145,9 +149,9 @@ def samplers(config: RunConfig, costs: Costs, sizes: Sizes) -> Role:
 
 
 def rewards(config: RunConfig, costs: Costs, sizes: Sizes) -> Role:
-    """The VAE in fp32 and one decoding with its backward. The rewards' own models are not counted.
+    """The VAE in fp32 and one decoding with its backward; the rewards' own models are not counted.
 
-    Nothing where `rewards.url` says that all this is elsewhere.
+    With `rewards.url` all of this is on another cluster, and nothing is held here.
     """
     if config.rewards.url:
         return role("reward servers", config.rewards, [])
@@ -163,9 +167,9 @@ def rewards(config: RunConfig, costs: Costs, sizes: Sizes) -> Role:
 
 
 def judges(config: RunConfig) -> tuple[Role, ...]:
-    """The judges that the run serves itself: the files of their weights, shared out where one takes several GPUs.
+    """The judges that the run serves itself: the files of their weights, divided by the GPUs of each.
 
-    What vLLM holds besides (caches, as many as fit) is its own to fit.
+    vLLM fits its caches into what is left, so they are not counted.
     """
     found = []
     for judge in config.judges:
@@ -196,11 +200,11 @@ def latent_bytes(costs: Costs, itemsize: int) -> int:
 
 
 def learners(config: RunConfig, costs: Costs, sizes: Sizes) -> Role:
-    """The engine's state, one node's activations, and what the optimizer and publishing need for a moment."""
+    """The engine's state, one node's activations, and what the optimizer and publishing need for a short time."""
     node = Share("activations of one node", costs.node(config).peak, "backward")
     rows = config.data.shape.batch // config.learners.count
     prompts = Share("embeddings of the batch", rows * prompt_bytes(costs), "backward")
-    engine = plain(config, sizes) if config.learners.engine == "torch" else sharded(config, sizes)
+    engine = torch_shares(config, sizes) if config.learners.engine == "torch" else deepspeed_shares(config, sizes)
     return role("learners", config.learners, [*engine, node, prompts])
 
 
@@ -215,8 +219,8 @@ def bucket_bytes(config: RunConfig, sizes: Sizes) -> int:
     return max(min(buckets.BUCKET, -(-sizes.trained // config.learners.count) * item), sizes.largest * item)
 
 
-def plain(config: RunConfig, sizes: Sizes) -> list[Share]:
-    """`engine.TorchEngine`, on one rank. AdamW over a list of tensors makes one more of them (the denominators)."""
+def torch_shares(config: RunConfig, sizes: Sizes) -> list[Share]:
+    """What `TorchEngine` holds on its one rank; AdamW over a list of tensors makes one more of each (denominators)."""
     item, t = config.backbone.torch_dtype.itemsize, sizes.trained
     half = item < FP32
     return [
@@ -231,12 +235,12 @@ def plain(config: RunConfig, sizes: Sizes) -> list[Share]:
     ]
 
 
-def sharded(config: RunConfig, sizes: Sizes) -> list[Share]:
-    """`zero.DeepSpeedEngine`: what stage 0–3 keeps on each of `count` ranks (DeepSpeed's defaults, bf16 or fp32).
+def deepspeed_shares(config: RunConfig, sizes: Sizes) -> list[Share]:
+    """What `DeepSpeedEngine` holds on each of `count` ranks at ZeRO stage 0 to 3 (DeepSpeed's defaults, bf16 or fp32).
 
-    Stage 0 trains the weights themselves. A bucket that stage 3 gathers is there twice, as it arrives and put together.
-    From stage 1 masters and moments are sharded, from 2 the gradients, at 3 the
-    weights too; DeepSpeed keeps fp32 masters also of fp32 weights.
+    Stage 0 trains the weights themselves. From stage 1 masters and moments are sharded, from 2 the gradients, at 3 the
+    weights too; DeepSpeed keeps fp32 masters also of fp32 weights. A bucket that stage 3 gathers is held twice: as it
+    arrives, and put together.
     """
     learners, item = config.learners, config.backbone.torch_dtype.itemsize
     stage, t, ema = learners.zero, sizes.trained, learners.ema is not None
@@ -264,8 +268,3 @@ def sharded(config: RunConfig, sizes: Sizes) -> list[Share]:
         Share("gathered weights", min(sizes.transformer, LIVE) * item, "backward"),
         Share("weights, a bucket gathered", 2 * bucket_bytes(config, sizes), "publishing"),
     ]
-
-
-def gib(nbytes: float) -> str:
-    """For people."""
-    return f"{nbytes / GIB:.1f} GiB"

@@ -1,4 +1,4 @@
-"""A forecast for people: three tables that fit in 100 columns."""
+"""What `flowbp-ray plan` and `flowbp-ray methods` print: tables of at most 100 columns."""
 
 from __future__ import annotations
 
@@ -12,22 +12,12 @@ from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.planning.forecast import Forecast
 from flowbp_ray.planning.memory import Role
 from flowbp_ray.surrogate.methods import METHODS
-
-UNITS = (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
+from flowbp_ray.utils.units import format_bytes
 
 
 def tables(plan: Forecast) -> list[Table]:
-    """Parameters and bytes, memory of each role, work of each role."""
+    """Three tables: parameters and bytes, memory of each role, work of each role."""
     return [_sizes(plan), _memory(plan), _work(plan)]
-
-
-def size(nbytes: float) -> str:
-    """Bytes with three digits that count."""
-    for unit, one in UNITS:
-        if nbytes >= one:
-            value = nbytes / one
-            return f"{value:.2f} {unit}" if value < 10 else f"{value:.1f} {unit}"
-    return f"{nbytes:.0f} B"
 
 
 def _sizes(plan: Forecast) -> Table:
@@ -40,16 +30,17 @@ def _sizes(plan: Forecast) -> Table:
     table.add_row("VAE", f"{sizes.vae:,}", "parameters, encoder included")
     for name, count in sizes.encoders.items():
         table.add_row(name, f"{count:,}", "parameters, while prompts are encoded")
-    parts = f"states {size(moved.states)}, targets {size(moved.targets)}, cotangents {size(moved.cotangents)}"
-    meter = f", velocities {size(moved.velocities)}" if moved.velocities else ""
-    meter += f", the base's {size(moved.base)}" if moved.base else ""
-    table.add_row("bytes per image", size(moved.per_image), f"at most: {parts}{meter}")
-    table.add_row("bytes per weight update", size(moved.per_update), "once to each node with samplers")
+    parts = {"states": moved.states, "targets": moved.targets, "cotangents": moved.cotangents}
+    optional = {"velocities": moved.velocities, "the base's": moved.base}
+    parts |= {name: nbytes for name, nbytes in optional.items() if nbytes}
+    listed = ", ".join(f"{name} {format_bytes(nbytes)}" for name, nbytes in parts.items())
+    table.add_row("bytes per image", format_bytes(moved.per_image), f"at most: {listed}")
+    table.add_row("bytes per weight update", format_bytes(moved.per_update), "once to each node with samplers")
     texts = "of unknown number" if moved.prompts is None else f"of {moved.prompts:,}"
-    table.add_row("bytes per prompt", size(moved.per_prompt), f"{texts}, the longest text, encoded once")
+    table.add_row("bytes per prompt", format_bytes(moved.per_prompt), f"{texts}, the longest text, encoded once")
     held = f"{moved.images} images, {moved.versions} versions of the weights, the prompts"
-    table.add_row("object store in flight", size(moved.in_flight), held)
-    table.add_row("host memory", size(plan.host), "all nodes together, while everything is built")
+    table.add_row("object store in flight", format_bytes(moved.in_flight), held)
+    table.add_row("host memory", format_bytes(plan.host), "all nodes together, while everything is built")
     return table
 
 
@@ -65,11 +56,11 @@ def _memory(plan: Forecast) -> Table:
                 "",
                 share.name,
                 (share.phase or "always") + (", on the host" if share.place == "host" else ""),
-                size(share.nbytes),
+                format_bytes(share.nbytes),
             )
         if role.overhead:
-            table.add_row("", "workspace and fragmentation", "always", size(role.overhead))
-        table.add_row(f"{role.count} {role.name}", _where(role), role.fullest, size(role.nbytes), style="bold")
+            table.add_row("", "workspace and fragmentation", "always", format_bytes(role.overhead))
+        table.add_row(f"{role.count} {role.name}", _where(role), role.fullest, format_bytes(role.nbytes), style="bold")
         table.add_section()
     return table
 
@@ -101,13 +92,13 @@ NOTES = (
 )
 
 
-def planned(settings: RunConfig, step: int, describe: bool) -> str:
-    """How many samples, plans, products and states a step has; with `describe` the plans themselves."""
+def planned(config: RunConfig, step: int, describe: bool) -> str:
+    """How many samples, plans, VJPs and states a step has; with `describe` the first three plans themselves."""
     from flowbp_ray.rollout.items import plans_of_step
 
-    model, method = settings.backbone, settings.surrogate()
+    model, method = config.backbone, config.surrogate()
     sigmas = build_backbone(model).sigmas(model.num_steps, model.height, model.width)
-    plans = plans_of_step(method, sigmas, settings.plan_seed, step, settings.data.shape.batch)
+    plans = plans_of_step(method, sigmas, config.plan_seed, step, config.data.shape.batch)
     budget = method.max_terms(model.num_steps)
     lines = [
         f"step {step}: {len(plans)} samples, {len(set(plans))} different plan(s); per sample at most {budget.terms} "

@@ -1,4 +1,4 @@
-"""What a computation would hold and cost, found by running it on tensors that have shapes and no memory.
+"""The memory and operations of a computation, found by running it on tensors that have shapes and no memory.
 
 The tensors are PyTorch's fake ones: they say they are on the CPU, so that attention takes the CPU's flash kernel. It
 keeps what the GPU's flash kernels keep (q, k, v, the output, one number per row), linear in the tokens. A kernel that
@@ -7,7 +7,6 @@ keeps the matrix of attention instead is asked for with `sdpa_kernel(SDPBackend.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -15,57 +14,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from flowbp_ray.utils.memory_meter import LiveBytes
 from flowbp_ray.weights.trainable import trained
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one forward (and its backward), without parameters, their gradients and the inputs.
-
-    saved: bytes held between forward and backward. peak: the most bytes held at any moment. flops: of matrix products,
-    convolutions and attention, a multiply-add counting two.
-    """
+    """What one forward (and its backward) takes, without parameters, their gradients and the inputs."""
 
     saved: int
+    """Bytes held between forward and backward."""
     peak: int
+    """The most bytes held at any moment."""
     flops: int
+    """Operations of matrix products, convolutions and attention; a multiply-add counts two."""
 
 
-class Ledger(TorchDispatchMode):
-    """Counts the bytes of storages made inside it that are still alive, each once, and the work done."""
+class _Meter(LiveBytes):
+    """Counts operations beside bytes. FlopCounterMode itself tracks modules too, and fails in checkpointed ones."""
 
-    def __init__(self, held: Iterable[Tensor] = ()) -> None:
-        """held: tensors that exist already and are not to be counted when an operation returns a view of them."""
-        super().__init__()
-        self.live = self.peak = self.flops = 0
-        self.known = {tensor.untyped_storage()._cdata for tensor in held}
+    flops = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for value in tree_leaves(result):
-            if isinstance(value, Tensor):
-                self._note(value)
+        result = super().__torch_dispatch__(func, types, args, kwargs)
         count = FLOPS.get(func._overloadpacket)
         if count is not None:
             self.flops += count(*args, **(kwargs or {}), out_val=result)
         return result
-
-    def _note(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        if storage._cdata in self.known:
-            return
-        self.known.add(storage._cdata)
-        self.live += storage.nbytes()
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._forget, storage._cdata, storage.nbytes())
-
-    def _forget(self, key: int, nbytes: int) -> None:
-        self.known.discard(key)
-        self.live -= nbytes
 
 
 def _flash(query: Tensor, key: Tensor, value: Tensor, *args: Any, out_val: Any, **kwargs: Any) -> int:
@@ -101,14 +78,17 @@ def hollow(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def cost_of(forward: Callable[[], Tensor], held: Iterable[Tensor], differentiate: bool) -> Cost:
-    """Run `forward` and, where asked, the backward of the sum of what it returns. Inside a `fake_mode` only."""
-    ledger = Ledger(held)
-    with ledger, torch.set_grad_enabled(differentiate):
+    """The cost of `forward` and, where asked, of the backward of the sum of what it returns. Inside a `fake_mode` only.
+
+    held: tensors that exist before and do not count.
+    """
+    meter = _Meter(ignored=held)
+    with meter, torch.set_grad_enabled(differentiate):
         out = forward()
-        saved = ledger.live
+        saved = meter.live
         if differentiate:
             (out.float() * torch.empty(out.shape)).sum().backward()
-    return Cost(saved, ledger.peak, ledger.flops)
+    return Cost(saved, meter.peak, meter.flops)
 
 
 def held_by(module: nn.Module) -> list[Tensor]:

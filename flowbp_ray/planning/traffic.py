@@ -1,4 +1,4 @@
-"""What travels and what waits in the object store: the bytes of docs/architecture.md, before anything runs."""
+"""Bytes that travel between processes and wait in the object store (docs/architecture.md), before anything runs."""
 
 from __future__ import annotations
 
@@ -11,30 +11,38 @@ from flowbp_ray.planning.memory import FP32, Sizes, latent_bytes, prompt_bytes
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes. Those of an image are at most, over the method's draws; `in_flight` is the store's largest content.
-
-    per_prompt: one encoded prompt; prompts: how many there are, None where the file is not here. per_update: trained
-    weights in the backbone's dtype, all ranks' buckets together. versions: of the weights that are kept at a time.
-    """
+    """Bytes that travel and wait. Those of an image are the most that any draw of the method gives."""
 
     states: int
+    """Bytes of an image's active states, from sampler to learner."""
     targets: int
+    """Bytes of an image's targets, from sampler to reward server."""
     cotangents: int
+    """Bytes of an image's cotangents, from reward server to learner."""
     velocities: int
+    """Bytes of an image's velocities for the drift meter."""
     base: int
+    """Bytes of an image's velocities of the base model."""
     per_image: int
+    """Bytes of all of these together."""
     images: int
+    """Images in flight at a time."""
     per_update: int
+    """Bytes of the trained weights in the backbone's dtype, the buckets of all ranks together."""
     versions: int
+    """Versions of the weights that are kept at a time."""
     per_prompt: int
+    """Bytes of one encoded prompt, the longest."""
     prompts: int | None
+    """Number of prompts; None where their file is not on this machine."""
     in_flight: int
+    """Largest number of bytes in the object store."""
 
 
 def traffic(config: RunConfig, costs: Costs, sizes: Sizes, prompts: int | None) -> Traffic:
-    """States, targets and cotangents of staleness + 1 batches, the versions they name, and the embeddings.
+    """The traffic of a run: staleness + 1 batches are in flight, with the versions they use and the embeddings.
 
-    While an evaluation runs, the average is one version more.
+    While an evaluation runs, the average of the weights is one version more.
     """
     model, method = config.backbone, config.surrogate()
     item, budget = model.torch_dtype.itemsize, method.max_terms(model.num_steps)

@@ -12,25 +12,26 @@ from flowbp_ray.planning.costs import Costs, largest, penalised_junctions
 from flowbp_ray.planning.memory import decoded_at_once
 
 CLOSE = 0.9
-"""A ratio of small numbers is good enough where no role has to wait for more than a tenth of the time."""
+"""Small counts are good enough where they reach this share of the throughput of perfectly divided work."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """Of one role for one optimizer step, the whole pool together.
-
-    what: what one call is. calls: how often it runs; rows: in how many rows altogether. forwards: the same work in
-    single rows of a forward without gradient (of the transformer, or of the decoder). flops: floating-point operations;
-    time: flops, those in fp32 counted twice where others run in bf16.
-    """
+    """The work of one role in one optimizer step, the whole pool together."""
 
     role: str
     what: str
+    """What one call does."""
     calls: int
+    """How often it is called."""
     rows: int
+    """Rows of all calls together."""
     forwards: float
+    """The same work in single rows of a forward without gradient (of the transformer, or of the decoder)."""
     flops: int
+    """Floating-point operations."""
     time: float
+    """Relative time: flops, where those in fp32 count twice beside others in bf16."""
 
 
 def work(config: RunConfig, costs: Costs) -> tuple[Work, Work, Work]:
@@ -71,7 +72,7 @@ def _learning(config: RunConfig, costs: Costs) -> Work:
 
 
 def swept(config: RunConfig) -> tuple[int, int]:
-    """Calls of the learners' sweep in a step and the rows in them, on all ranks; the rows that pad are computed too."""
+    """(calls, rows) of the learners' forwards in a step, on all ranks; rows that only pad are computed and count."""
     learners, batch = config.learners, config.data.shape.batch
     budget = config.surrogate().max_terms(config.backbone.num_steps)
     per_group = math.ceil(budget.terms / learners.fuse) + budget.junction
@@ -98,7 +99,7 @@ def _scoring(config: RunConfig, costs: Costs) -> Work:
 
 
 def ratio(times: Sequence[float]) -> tuple[int, ...]:
-    """The smallest counts of the roles that are close to their shares of the work: samplers, learners, rewards."""
+    """The smallest counts (samplers, learners, reward servers) that keep the roles busy, by their relative times."""
     least = len(times)
     for total in range(least, 8 * least + 1):
         counts = split(times, total)
@@ -108,7 +109,7 @@ def ratio(times: Sequence[float]) -> tuple[int, ...]:
 
 
 def split(times: Sequence[float], total: int) -> tuple[int, ...]:
-    """`total` processes over the roles, one at least each, so that the slowest is as fast as can be."""
+    """`total` processes divided over the roles, at least one each, so that the slowest role is as fast as possible."""
     counts = [1] * len(times)
     for _ in range(total - len(times)):
         slowest = max(range(len(times)), key=lambda i: times[i] / counts[i])
@@ -117,5 +118,5 @@ def split(times: Sequence[float], total: int) -> tuple[int, ...]:
 
 
 def balance(times: Sequence[float], counts: Sequence[int]) -> float:
-    """Throughput over what the same number of processes would reach if work could be cut at will, in 0..1."""
+    """Throughput relative to that of as many processes which share all work perfectly, in 0..1."""
     return sum(times) / sum(counts) / max(time / count for time, count in zip(times, counts, strict=True))

@@ -18,7 +18,7 @@ WHAT = "LAION's head sac+logos+ava1-l14-linearMSE.pth, from improved-aesthetic-p
 CLIP = "the folder of openai/clip-vit-large-patch14 from Hugging Face"
 
 
-class Head(nn.Module):
+class AestheticHead(nn.Module):
     """Unit features [B, D] -> scores [B, 1]: D-1024-128-64-16-1. No activation between the layers: it is linear.
 
     The dropouts do nothing in eval mode; they keep the layers at the numbers that the published names have.
@@ -57,14 +57,14 @@ class Aesthetic:
         folder, kind = check_model(self.name, "clip", clip, CLIP), tower_dtype(self.name, dtype)
         file = check_file(self.name, "path", path, WHAT)
         model = load_clip(self.name, folder, device, kind)
-        self.head = Head(model.config.projection_dim)
+        self.head = AestheticHead(model.config.projection_dim)
         fill(self.head, read_checkpoint(self.name, file, WHAT), self.name, file, WHAT)
         self.tower = image_embedder(self.name, model, device, kind, middle="even")
         self.head.to(device, self.tower.wide).eval().requires_grad_(False)
 
     @staticmethod
     def check(path: str | Path | None, clip: str | Path | None, dtype: str) -> None:
-        """Raise ValueError for what `Aesthetic(...)` would stumble over, without loading anything."""
+        """Raise ValueError for what `Aesthetic(...)` would refuse, without loading anything."""
         check_file("aesthetic", "path", path, WHAT)
         check_model("aesthetic", "clip", clip, CLIP)
         tower_dtype("aesthetic", dtype)

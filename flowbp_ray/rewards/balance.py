@@ -1,8 +1,8 @@
-"""How strongly each reward pulls at the images, how far they agree, and giving each its share of the pull.
+"""Norms and cosines of the rewards' gradients at the images, and factors that balance the norms.
 
-g_m is the gradient of term m's part of the loss (METHODS §5) at the images that all rewards see: what they have in
-common, and where each is known before the decoder is walked back (the same place as in Sener & Koltun 2018, §3.3, for
-tasks that share an encoder). Over the rows of the global batch that are kept, each with its factor:
+g_m is the gradient of term m's part of the loss (see `objective`) at the images, which all rewards read: there each is
+known before the backward through the decoder (as in Sener & Koltun, arXiv 1810.04650, §3.3, for tasks that share an
+encoder). Over the rows of the global batch that are kept, each with its factor:
 
     G[m, n] = sum_rows factor² <g_m, g_n>,    norm_m = sqrt(G[m, m]),    cosine_mn = G[m, n] / (norm_m norm_n)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from flowbp_ray.utils.addresses import existing_path
+from flowbp_ray.utils.errors import nearest
 
 
 @runtime_checkable
@@ -40,7 +40,7 @@ REWARDS: dict[str, str] = {
     "shapes_clip": "flowbp_ray.rewards.shapes_clip:ShapesClip",
     "shapes_clip_heldout": "flowbp_ray.rewards.shapes_clip:ShapesClipHeldout",
 }
-"""Name -> "module:factory". Strings, so that the packages one reward needs are imported only by who asks for it."""
+"""Name -> "module:factory". Strings, so that the packages that one reward needs are imported only where it is used."""
 
 
 def build(name: str, device: str = "cpu", /, **options: Any) -> Reward:
@@ -57,11 +57,11 @@ def build(name: str, device: str = "cpu", /, **options: Any) -> Reward:
 
 
 def check(name: str, options: Mapping[str, Any]) -> None:
-    """Raise ValueError for what `build(name, **options)` would stumble over, without building it.
+    """Raise ValueError for what `build(name, **options)` would refuse, without building it.
 
-    That is an unknown name (the nearest known one is offered), a package that is not there, an option the factory does
-    not take, and what the factory's own `check` refuses where it has one: a missing file, say. Its parameters are some
-    of the factory's, which has their defaults.
+    That is an unknown name (the message offers the nearest known one), a package that is not installed, an option that
+    the factory does not take, and whatever the factory's own `check`, if it has one, refuses: a missing file, say. The
+    parameters of that `check` are some of the factory's, whose defaults they have.
     """
     given = _arguments(name, options)
     own = getattr(factory(name), "check", None)
@@ -101,9 +101,7 @@ def check_prompts(name: str, options: Mapping[str, Any], texts: Sequence[str]) -
 def factory(name: str) -> Callable[..., Any]:
     """The class or function that builds the reward registered as `name`."""
     if ":" not in name and name not in REWARDS:
-        near = difflib.get_close_matches(name, REWARDS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known rewards: {', '.join(sorted(REWARDS))}"
-        raise ValueError(f"unknown reward {name!r}; {hint}")
+        raise ValueError(nearest(name, list(REWARDS), "reward"))
     module, _, attribute = REWARDS.get(name, name).partition(":")
     if not module.strip(".") or module.startswith(".") or not attribute:
         raise ValueError(f"reward {name!r} is not understood; write package.module:Class")

@@ -19,7 +19,7 @@ HEAD = 64
 
 
 @dataclass(frozen=True)
-class Sizes:
+class BlipSizes:
     """What the shapes of a checkpoint say. BLIP-L: 1024, 4096, 24, 16, 224; 768, 3072, 12, 30524, 512."""
 
     vision_width: int
@@ -34,7 +34,7 @@ class Sizes:
     positions: int
 
     @classmethod
-    def of(cls, shapes: Mapping[str, tuple[int, ...]], prefix: str) -> Sizes:
+    def of(cls, shapes: Mapping[str, tuple[int, ...]], prefix: str) -> BlipSizes:
         """Read them from name -> shape; KeyError where the names are not those of BLIP."""
         vision, text = f"{prefix}visual_encoder.", f"{prefix}text_encoder."
         patch = shapes[f"{vision}patch_embed.proj.weight"][-1]
@@ -61,7 +61,7 @@ def _layers(names: Mapping[str, tuple[int, ...]], prefix: str) -> int:
 class Blip(nn.Module):
     """Text hidden states that have looked at the image: (pixels, ids, mask) -> [B, L, text width]."""
 
-    def __init__(self, sizes: Sizes) -> None:
+    def __init__(self, sizes: BlipSizes) -> None:
         super().__init__()
         self.visual_encoder = VisionEncoder(sizes)
         self.text_encoder = TextEncoder(sizes)
@@ -85,7 +85,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
 class VisionEncoder(nn.Module):
     """A pre-norm ViT with a class token: [B, 3, S, S] -> [B, 1 + (S / patch)², D]."""
 
-    def __init__(self, sizes: Sizes) -> None:
+    def __init__(self, sizes: BlipSizes) -> None:
         super().__init__()
         width = sizes.vision_width
         self.cls_token = _empty(1, 1, width)
@@ -123,7 +123,7 @@ class VisionBlock(nn.Module):
 class TextEncoder(nn.Module):
     """A post-norm BERT without token types and pooler, with cross-attention in every layer."""
 
-    def __init__(self, sizes: Sizes) -> None:
+    def __init__(self, sizes: BlipSizes) -> None:
         super().__init__()
         width = sizes.text_width
         self.embeddings = nn.ModuleDict(
@@ -145,7 +145,7 @@ class TextEncoder(nn.Module):
 class TextLayers(nn.Module):
     """The layers one after the other; a module of its own for the sake of its name, `layer`."""
 
-    def __init__(self, sizes: Sizes) -> None:
+    def __init__(self, sizes: BlipSizes) -> None:
         super().__init__()
         widths = sizes.text_width, sizes.vision_width, sizes.text_hidden
         self.layer = nn.ModuleList(TextLayer(*widths) for _ in range(sizes.text_layers))

@@ -1,8 +1,9 @@
-"""A CLIP model of transformers, with its tokenizer, from a folder: what three of the rewards are made of."""
+"""A CLIP model of transformers, with its tokenizer, from a folder: for the rewards and metrics that are made of one."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,9 @@ def load_clip(reward: str, folder: Path, device: str, dtype: torch.dtype) -> Any
 def image_embedder(reward: str, model: Any, device: str, dtype: torch.dtype, middle: Middle = "down") -> ImageEmbedder:
     """Unit features of images through `clip_pixels` and the model's image tower."""
     size = model.config.vision_config.image_size
-    return ImageEmbedder(reward, device, dtype, partial(clip_pixels, size=size, middle=middle), partial(_see, model))
+    return ImageEmbedder(
+        reward, device, dtype, partial(clip_pixels, size=size, middle=middle), partial(image_features, model)
+    )
 
 
 def embedder(reward: str, model: Any, words: Path, device: str, dtype: torch.dtype) -> Embedder:
@@ -81,16 +84,24 @@ def embedder(reward: str, model: Any, words: Path, device: str, dtype: torch.dty
 
     words: the folder of the tokenizer.
     """
-    size, length = model.config.vision_config.image_size, model.config.text_config.max_position_embeddings
+    read, size = text_reader(model, words, device), model.config.vision_config.image_size
+    pixels = partial(clip_pixels, size=size)
+    return Embedder(reward, device, dtype, pixels, partial(image_features, model), lambda text: read([text])[0])
+
+
+def text_reader(model: Any, words: Path, device: str) -> Callable[[list[str]], Tensor]:
+    """A function from texts to their features [B, D], padded and cut to the model's length. words: see `embedder`."""
     tokenizer = CLIPTokenizer.from_pretrained(words, local_files_only=True)
+    length = model.config.text_config.max_position_embeddings
 
-    def read(text: str) -> Tensor:
-        ids = tokenizer(text, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
-        return model.text_projection(model.text_model(**ids.to(device)).pooler_output)[0]
+    def read(texts: list[str]) -> Tensor:
+        ids = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        return model.text_projection(model.text_model(**ids.to(device)).pooler_output)
 
-    return Embedder(reward, device, dtype, partial(clip_pixels, size=size), partial(_see, model), read)
+    return read
 
 
-def _see(model: Any, pixels: Tensor) -> Tensor:
-    """The image features of `get_image_features`, which transformers 4 and 5 return in different wrappings."""
+def image_features(model: Any, pixels: Tensor) -> Tensor:
+    """Features [B, D] of pixels [B, 3, S, S], not normalised."""
+    # not `get_image_features`: transformers 4 and 5 return that in different wrappings
     return model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)

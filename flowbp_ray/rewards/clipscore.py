@@ -30,7 +30,7 @@ class CLIPScore:
 
     @staticmethod
     def check(path: str | Path | None, dtype: str) -> None:
-        """Raise ValueError for what `CLIPScore(...)` would stumble over, without loading anything."""
+        """Raise ValueError for what `CLIPScore(...)` would refuse, without loading anything."""
         check_model("clipscore", "path", path, WHAT)
         check_tokenizer("clipscore", "path", path, WHAT)
         tower_dtype("clipscore", dtype)

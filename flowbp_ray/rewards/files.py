@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from flowbp_ray.rewards.base import needed
+
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 def check_file(reward: str, option: str, path: str | Path | None, what: str) -> Path:
@@ -46,7 +50,39 @@ def unpickled(file: Path, device: str = "cpu") -> Any:
         raise ValueError(f"{file} cannot be read as weights ({one_line(error)})") from error
 
 
-def finite(reward: str, file: Path, loaded: Mapping[str, Tensor]) -> None:
+def read_shapes(file: Path) -> Shapes:
+    """Name -> shape of every tensor in a .safetensors or torch.save file; reads no values. Raises ValueError."""
+    if file.suffix == ".safetensors":
+        try:
+            with safe_open(file, "pt") as tensors:
+                return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{file} cannot be read as safetensors ({error}); download it again") from error
+    return {name: tuple(tensor.shape) for name, tensor in _pickled_tensors(file, "meta").items()}
+
+
+def read_tensors(file: Path, device: str = "cpu") -> dict[str, Tensor]:
+    """Name -> tensor of a .safetensors or torch.save file, in the dtype of the file. Raises ValueError."""
+    if file.suffix == ".safetensors":
+        read_shapes(file)  # for its message
+        return load_file(file, device=device)
+    return _pickled_tensors(file, device)
+
+
+def _pickled_tensors(file: Path, device: str) -> dict[str, Tensor]:
+    """What torch.save wrote: a mapping of tensors, or one under "model". Runs no code from the file."""
+    try:
+        loaded = unpickled(file, device)
+    except ValueError as error:
+        raise ValueError(f"{error}; download it again") from error
+    if isinstance(loaded, dict) and isinstance(loaded.get("model"), dict):
+        loaded = loaded["model"]
+    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise ValueError(f"{file} holds no mapping of names to tensors; give the published file")
+    return dict(loaded)
+
+
+def check_finite(reward: str, file: Path, loaded: Mapping[str, Tensor]) -> None:
     """Raise ValueError where a value is not finite: one such weight makes every score NaN."""
     for name, tensor in loaded.items():
         # The sum is finite unless a value is not (or the sum overflows, hence fp32); it needs no copy of the tensor.
@@ -62,22 +98,25 @@ def fill(model: nn.Module, state: Mapping[str, Any], reward: str, file: Path, wh
     """
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     given = {name: tuple(value.shape) for name, value in state.items() if isinstance(value, Tensor)}
-    if problem := misfit(wanted, given):
-        raise ValueError(f"reward {reward!r}: {file} does not fit the model: {problem}; it should be {what}")
+    check_fit(reward, file, given, wanted, what)
     found = {name: state[name] for name in wanted}
-    finite(reward, file, found)
+    check_finite(reward, file, found)
     model.load_state_dict(found)
 
 
-def misfit(wanted: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]]) -> str:
-    """What differs between the shapes that a model has and those in a file, in words; empty if nothing does."""
+def check_fit(reward: str, file: Path, given: Shapes, wanted: Shapes, what: str) -> None:
+    """Raise ValueError, one line, where tensors are missing, others are there, or a shape is not the model's.
+
+    given, wanted: the shapes in the file and in the model. what: which file belongs here, for the message.
+    """
     missing = sorted(wanted.keys() - given.keys())
     unknown = sorted(given.keys() - wanted.keys())
     reshaped = sorted(name for name in wanted.keys() & given.keys() if wanted[name] != given[name])
     said = [f"it lacks {len(missing)} of {len(wanted)} tensors ({missing[0]}, …)"] if missing else []
     said += [f"it has {len(unknown)} others ({unknown[0]}, …)"] if unknown else []
     said += [f"{name} is {given[name]}, not {wanted[name]}" for name in reshaped[:1]]
-    return ", ".join(said)
+    if said:
+        raise ValueError(f"reward {reward!r}: {file} does not fit the model: {', '.join(said)}; it should be {what}")
 
 
 def one_line(error: Exception) -> str:

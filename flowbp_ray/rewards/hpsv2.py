@@ -5,7 +5,6 @@ Human Preference Score v2 (Wu et al., arXiv 2306.09341) and its released scorer,
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 from collections.abc import Sequence
 from functools import partial
@@ -17,6 +16,7 @@ from torch import Tensor
 from flowbp_ray.rewards.embedding import Embedder, tower_dtype
 from flowbp_ray.rewards.files import check_file, fill, read_checkpoint
 from flowbp_ray.rewards.preprocess import padded_pixels
+from flowbp_ray.utils.errors import nearest
 
 WHAT = "HPSv2.1's checkpoint HPS_v2.1_compressed.pt, from xswu/HPSv2 on Hugging Face"
 
@@ -43,8 +43,8 @@ class HPSv2:
         import open_clip
 
         if architecture not in open_clip.list_models():
-            near = difflib.get_close_matches(architecture, open_clip.list_models(), n=1, cutoff=0.0)[0]
-            raise ValueError(f"reward 'hpsv2': options.architecture is {architecture!r}; did you mean {near!r}?")
+            hint = nearest(architecture, open_clip.list_models(), "options.architecture")
+            raise ValueError(f"reward {self.name!r}: {hint}")
         model: Any = open_clip.create_model(architecture, load_weights=False)
         file, kind = check_file(self.name, "path", path, WHAT), tower_dtype(self.name, dtype)
         fill(model, self._state(file), self.name, file, WHAT)
@@ -59,7 +59,7 @@ class HPSv2:
 
     @staticmethod
     def check(path: str | Path | None, dtype: str) -> None:
-        """Raise ValueError for what `HPSv2(...)` would stumble over, without loading anything."""
+        """Raise ValueError for what `HPSv2(...)` would refuse, without loading anything."""
         check_file("hpsv2", "path", path, WHAT)
         tower_dtype("hpsv2", dtype)
         if importlib.util.find_spec("open_clip") is None:

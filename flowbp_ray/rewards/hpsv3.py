@@ -27,10 +27,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, Qwen2VLConfig
 
-from flowbp_ray.rewards import published
 from flowbp_ray.rewards.base import needed
 from flowbp_ray.rewards.embedding import check_pairs, tower_dtype
-from flowbp_ray.rewards.files import finite
+from flowbp_ray.rewards.files import Shapes, check_finite, check_fit, read_shapes, read_tensors
 from flowbp_ray.rewards.preprocess import precise
 from flowbp_ray.rewards.qwen2vl import MERGE, older_name, patches, skeleton
 from flowbp_ray.rewards.rows import score_rows
@@ -74,8 +73,8 @@ class HPSv3:
         self.name = NAME
         self.device, self.dtype = torch.device(device), tower_dtype(NAME, dtype)
         self.model, self.head = skeleton(config), head(config.text_config.hidden_size, "meta")
-        loaded = published.tensors(file, device)
-        finite(NAME, file, loaded)
+        loaded = read_tensors(file, device)
+        check_finite(NAME, file, loaded)
         wanted = self.model.state_dict()
         self.model.load_state_dict({name: loaded[older_name(name)] for name in wanted}, assign=True)
         self.head.load_state_dict({name: loaded[f"rm_head.{name}"] for name in self.head.state_dict()}, assign=True)
@@ -140,7 +139,7 @@ def head(width: int, device: str) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(16, 2)).to(device)
 
 
-def wanted(config: Any) -> published.Shapes:
+def wanted(config: Any) -> Shapes:
     """Name -> shape of what the file of a model of this configuration holds; reads and allocates nothing."""
     model = skeleton(config).state_dict()
     shapes = {older_name(name): tuple(tensor.shape) for name, tensor in model.items()}
@@ -190,8 +189,8 @@ def _opened(
             f"reward {NAME!r}: the tokenizer in {folder} is not Qwen2-VL's; options.backbone is {BACKBONE}"
         )
     # lm_head.weight writes text; a score does not need it
-    found = {name: shape for name, shape in published.shapes(file).items() if name != "lm_head.weight"}
-    published.compare(NAME, file, found, wanted(config))
+    found = {name: shape for name, shape in read_shapes(file).items() if name != "lm_head.weight"}
+    check_fit(NAME, file, found, wanted(config), WEIGHTS)
     return file, tokenizer, config, text
 
 

@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 from transformers import BertTokenizer
 
-from flowbp_ray.rewards import published
 from flowbp_ray.rewards.base import needed
-from flowbp_ray.rewards.blip import Blip, Sizes
+from flowbp_ray.rewards.blip import Blip, BlipSizes
 from flowbp_ray.rewards.embedding import check_pairs, tower_dtype
-from flowbp_ray.rewards.files import finite
+from flowbp_ray.rewards.files import check_finite, check_fit, read_shapes, read_tensors
 from flowbp_ray.rewards.preprocess import clip_pixels
 
 NAME = "image_reward"
@@ -40,10 +39,10 @@ UNUSED = (
 class Model(nn.Module):
     """BLIP and the head, with the published names: (pixels, ids, mask) -> scores [B]."""
 
-    def __init__(self, sizes: Sizes) -> None:
+    def __init__(self, sizes: BlipSizes) -> None:
         super().__init__()
         self.blip = Blip(sizes)
-        self.mlp = Head(sizes.text_width)
+        self.mlp = ImageRewardHead(sizes.text_width)
 
     def forward(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """pixels [B, 3, S, S] normalised; ids [B, L]; mask [B, L] bool."""
@@ -51,7 +50,7 @@ class Model(nn.Module):
         return (judged - MEAN) / DEVIATION
 
 
-class Head(nn.Module):
+class ImageRewardHead(nn.Module):
     """The published mlp, [B, D] -> [B], in fp32 at least; the dropouts hold its linear layers at 0, 2, 4, 6, 7."""
 
     def __init__(self, width: int) -> None:
@@ -92,8 +91,8 @@ class ImageReward:
         self.device, self.dtype = torch.device(device), tower_dtype(NAME, dtype)
         self.tokenizer = _tokenizer(needed(NAME, "tokenizer", tokenizer, WORDS), sizes.vocabulary)
         self.size = sizes.image
-        loaded = {name: value for name, value in published.tensors(file).items() if name not in UNUSED}
-        finite(NAME, file, loaded)
+        loaded = {name: value for name, value in read_tensors(file).items() if name not in UNUSED}
+        check_finite(NAME, file, loaded)
         with torch.device("meta"):
             self.model = Model(sizes)
         self.model.load_state_dict(loaded, assign=True)
@@ -125,18 +124,18 @@ class ImageReward:
         return ids, mask.bool()
 
 
-def _files(path: str | Path | None, tokenizer: str | Path | None) -> tuple[Path, Sizes]:
+def _files(path: str | Path | None, tokenizer: str | Path | None) -> tuple[Path, BlipSizes]:
     """The weights' file and what its shapes say, after all names and shapes were compared."""
     file = needed(NAME, "path", path, WEIGHTS)
     needed(NAME, "tokenizer", tokenizer, WORDS)
-    found = {name: shape for name, shape in published.shapes(file).items() if name not in UNUSED}
+    found = {name: shape for name, shape in read_shapes(file).items() if name not in UNUSED}
     try:
-        sizes = Sizes.of(found, "blip.")
+        sizes = BlipSizes.of(found, "blip.")
     except (KeyError, ValueError, IndexError) as error:
         raise ValueError(f"reward {NAME!r}: {file} has no {error}; options.path must be {WEIGHTS}") from error
     with torch.device("meta"):
         wanted = {name: tuple(value.shape) for name, value in Model(sizes).state_dict().items()}
-    published.compare(NAME, file, found, wanted)
+    check_fit(NAME, file, found, wanted, WEIGHTS)
     return file, sizes
 
 

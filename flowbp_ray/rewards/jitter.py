@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PURPOSE = 0x6A697474  # "jitt": keeps these streams apart from noise, prompts and plans with the same key
+from flowbp_ray.utils.random import stream_of_list
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class KeyedJitter:
         rows = []
         for image, (row, branch) in zip(padded, where, strict=True):
             sample = row if self.samples is None else self.samples[row]
-            rng = np.random.default_rng([self.seed, PURPOSE, self.step, sample, branch])
+            rng = stream_of_list("jitter", self.seed, self.step, sample, branch)
             top, left = rng.integers(0, 2 * self.shift + 1, size=2)
             level = rng.uniform(0.0, self.noise)
             grain = rng.standard_normal((images.shape[1], height, width), dtype=np.float32) * np.float32(level)

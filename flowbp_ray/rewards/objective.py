@@ -1,6 +1,10 @@
-"""The loss over rewards and its gradient at the target (METHODS §5): one decode, one backward through the decoder.
+"""The loss over rewards and its gradient at the target: one decode, one backward through the decoder.
 
     L = mean over the GLOBAL batch of  omega * sum_m weight_m * scale_m * relu(clip_m - r_m)
+
+The hinge is the map from reward to loss of ReFL's published code (arXiv 2304.05977); omega is LeapAlign's similarity
+weight (arXiv 2604.15311), 1 for methods without one. dL/dtarget is what FlowBP (arXiv 2606.11075) sends back through
+the surrogate trajectory.
 
 A row with several branches (DRaFT-LV) counts the mean over them. What this file returns for a row depends on that row
 and the size of the global batch, not on the other rows in the call, so micro-batches and reward servers may split the
@@ -67,7 +71,7 @@ def score_and_cotangent(
     jitter: Jitter | None = None,
     separate: bool = False,
 ) -> Objective:
-    """Score target [B, branches, C, h, w] and return dL/dtarget (METHODS §2: u), L being the loss of METHODS §5.
+    """Score target [B, branches, C, h, w] and return dL/dtarget, L being the loss of the module docstring.
 
     prompts: B texts. omega: [B], no gradient. micro_batch: decoded images held at once (None: all of them).
     jitter: see `flowbp_ray.rewards.jitter`; None scores the images as they are.
@@ -131,13 +135,13 @@ def _part(
             loss = (factor * term.weight * term.scale * torch.relu(term.clip - score)).sum()
             scores.append(score.detach())
             gradients.append(torch.autograd.grad(loss, seen)[0])
-        pulls = gradients if separate else [torch.stack(gradients).sum(0)]
+        at_images = gradients if separate else [torch.stack(gradients).sum(0)]
         cotangents = [
-            torch.autograd.grad(images, latents, pull.to(images.dtype), retain_graph=i + 1 < len(pulls))[0]
-            for i, pull in enumerate(pulls)
+            torch.autograd.grad(images, latents, cotangent.to(images.dtype), retain_graph=i + 1 < len(at_images))[0]
+            for i, cotangent in enumerate(at_images)
         ]
-    pulled = torch.stack(gradients, dim=1).flatten(2).double()  # [R, M, 3 H W]
-    return torch.stack(scores), torch.stack(cotangents).float(), pulled @ pulled.transpose(1, 2)
+    flat = torch.stack(gradients, dim=1).flatten(2).double()  # [R, M, 3 H W]
+    return torch.stack(scores), torch.stack(cotangents).float(), flat @ flat.transpose(1, 2)
 
 
 def _scored(name: str, reward: Reward, images: Tensor, texts: list[str]) -> Tensor:

@@ -1,16 +1,23 @@
-"""From images to what a CLIP-like tower reads, on tensors: resize, crop or pad, normalise. All of it differentiable.
+"""From images to what an image tower or a detector reads, as tensors: resize, crop or pad, blur, normalise.
 
-Pillow's bicubic resize is linear in the pixels and separable, so it is two small matrix products here, 3e-7 from Pillow
-in fp32. `torch.nn.functional.interpolate(mode="bicubic", antialias=True)` is the same map, but its weights are rounded
-(1e-5 from Pillow) and its backward has no deterministic kernel on GPUs (`cluster.deterministic` would refuse it).
-Nothing is clamped: an overshoot of the cubic stays outside 0..1, as in Pillow's mode F; pictures that went through 8
-bits differ by their rounding.
+There are two ways to resize. Both are Pillow's filters, and they differ on purpose:
+
+- `resize`, for rewards that are trained on. Pillow's bicubic resize is linear in the pixels and separable, so it is two
+  small matrix products, 3e-7 from Pillow in fp32, with a backward that is deterministic. Nothing is clamped: an
+  overshoot of the cubic stays outside 0..1, as in Pillow's mode F, since a clamp would stop its gradient.
+- `resize_clamped`, for metrics without a gradient. `torch.nn.functional.interpolate` with antialiasing also knows the
+  bilinear filter, and clamping gives what Pillow makes of 8-bit pictures, up to their rounding. Its weights are rounded
+  (1e-5 from Pillow), and its backward has no deterministic kernel on GPUs (`cluster.deterministic` would refuse it).
 """
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +27,17 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """Per channel, of what OpenAI's CLIP was trained on (its released code); all rewards of this kind use them."""
 
+FILTERS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, as preprocessor_config.json has them
 Middle = Literal["down", "even"]
+
+
+def preprocessor_config(folder: Path) -> dict[str, Any]:
+    """A model's preprocessor_config.json. Raises ValueError where there is none."""
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} has no preprocessor_config.json; download it beside the model's config.json")
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
 
 
 def clip_pixels(images: Tensor, size: int, middle: Middle = "down") -> Tensor:
@@ -32,12 +49,29 @@ def clip_pixels(images: Tensor, size: int, middle: Middle = "down") -> Tensor:
     only for images that are not square.
     """
     images = precise(images)
+    return normalise(_middle(resize(images, *_shorter_side(images, size)), size, middle))
+
+
+def clip_square(image: Tensor, size: int) -> Tensor:
+    """The same square of image [3, H, W] as 8-bit CLIP code sees it, not normalised: [3, size, size] in 0..1.
+
+    That is `clip_pixels` with middle="even" and `resize_clamped`.
+    """
+    return _middle(resize_clamped(image, *_shorter_side(image, size), "bicubic"), size, "even")
+
+
+def _shorter_side(images: Tensor, size: int) -> tuple[int, int]:
+    """Height and width of images [..., H, W] scaled to `size` at the shorter side, the other one rounded down."""
     height, width = images.shape[-2:]
     short = min(height, width)
-    tall, wide = int(size * height / short), int(size * width / short)
-    images = resize(images, tall, wide)
-    top, left = (d // 2 if middle == "down" else round(d / 2) for d in (tall - size, wide - size))
-    return normalise(images[..., top : top + size, left : left + size])
+    return int(size * height / short), int(size * width / short)
+
+
+def _middle(images: Tensor, size: int, middle: Middle) -> Tensor:
+    """The middle [..., size, size] of images [..., H, W]; `middle` as in `clip_pixels`."""
+    over = (side - size for side in images.shape[-2:])
+    top, left = (d // 2 if middle == "down" else round(d / 2) for d in over)
+    return images[..., top : top + size, left : left + size]
 
 
 def padded_pixels(images: Tensor, size: int) -> Tensor:
@@ -56,7 +90,7 @@ def padded_pixels(images: Tensor, size: int) -> Tensor:
 
 
 def resize(images: Tensor, height: int, width: int) -> Tensor:
-    """Pillow's bicubic resize of images [..., H, W] to [..., height, width]; fp32 or fp64, no clamp."""
+    """Pillow's bicubic resize of images [..., H, W] to [..., height, width]; fp32 or fp64, differentiable, no clamp."""
     if images.shape[-1] != width:
         images = images @ _weights(images.shape[-1], width).to(images).mT
     if images.shape[-2] != height:
@@ -64,10 +98,54 @@ def resize(images: Tensor, height: int, width: int) -> Tensor:
     return images
 
 
-def normalise(images: Tensor) -> Tensor:
-    """(images - mean) / std per channel, of images [B, 3, H, W]."""
-    mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
-    return (images - mean) / std
+def resize_clamped(image: Tensor, height: int, width: int, how: str = "bilinear") -> Tensor:
+    """image [3, H, W] in 0..1 -> [3, height, width] in 0..1, as Pillow resizes 8-bit pictures. how: see `FILTERS`."""
+    if image.shape[-2:] == (height, width):
+        return image
+    # Not `resize`: that has no bilinear filter, and nothing here is differentiated (see the module docstring).
+    out = F.interpolate(image[None], (height, width), mode=how, align_corners=False, antialias=True)[0]
+    return out.clamp(0.0, 1.0)
+
+
+def normalise(images: Tensor, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD) -> Tensor:
+    """(images - mean) / std per channel, of images [..., 3, H, W]."""
+    return (images - images.new_tensor(mean).view(3, 1, 1)) / images.new_tensor(std).view(3, 1, 1)
+
+
+def shortest_edge(height: int, width: int, shortest: int, longest: int | None) -> tuple[int, int]:
+    """(height, width) with the shorter side at `shortest`, or less where the longer one would pass `longest`."""
+    short, long = min(height, width), max(height, width)
+    exact = float(shortest)
+    if longest is not None and long / short * shortest > longest:
+        exact = longest * short / long
+        shortest = round(exact)
+    other = int(exact * long / short)
+    if short == shortest:
+        other = long
+    return (shortest, other) if height <= width else (other, shortest)
+
+
+def divisible(height: int, width: int, divisor: int) -> tuple[int, int]:
+    """Both sides rounded up to a multiple of `divisor`; 0 leaves them."""
+    if not divisor:
+        return height, width
+    return math.ceil(height / divisor) * divisor, math.ceil(width / divisor) * divisor
+
+
+def blur(image: Tensor, sigma: tuple[float, float]) -> Tensor:
+    """Gaussian blur of [3, H, W] with a standard deviation per axis (down, across), cut at 4 of them, mirrored."""
+    out = image[None]
+    for axis, deviation in enumerate(sigma):
+        if deviation <= 0:
+            continue
+        radius = int(4 * deviation + 0.5)
+        steps = torch.arange(-radius, radius + 1, device=image.device, dtype=image.dtype)
+        weights = torch.exp(-0.5 * (steps / deviation) ** 2)
+        weights = weights / weights.sum()
+        kernel = weights.view((1, 1, -1, 1) if axis == 0 else (1, 1, 1, -1)).repeat(3, 1, 1, 1)
+        edges = (0, 0, radius, radius) if axis == 0 else (radius, radius, 0, 0)
+        out = F.conv2d(F.pad(out, edges, mode="reflect"), kernel, groups=3)
+    return out[0]
 
 
 def precise(images: Tensor) -> Tensor:

@@ -9,12 +9,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from accelerate import init_empty_weights
 from torch import Tensor
 from transformers import Qwen2VLModel
 
-from flowbp_ray.rewards.preprocess import CLIP_MEAN, CLIP_STD, resize
+from flowbp_ray.rewards.preprocess import normalise, resize
 
 PATCH, MERGE, FRAMES = 14, 2, 2
 CELL = PATCH * MERGE  # pixels of one token, each way
@@ -45,10 +44,9 @@ def patches(image: Tensor, pixels: int) -> tuple[Tensor, tuple[int, int]]:
     merges them; within a patch: channel, frame, row, column.
     """
     size = fitted(image.shape[-2], image.shape[-1], pixels)
-    image = resize(image, *size)
-    mean, std = (torch.tensor(v, device=image.device, dtype=image.dtype).view(3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
+    image = normalise(resize(image, *size))
     rows, columns = size[0] // PATCH, size[1] // PATCH
-    cells = ((image - mean) / std).reshape(3, rows // MERGE, MERGE, PATCH, columns // MERGE, MERGE, PATCH)
+    cells = image.reshape(3, rows // MERGE, MERGE, PATCH, columns // MERGE, MERGE, PATCH)
     cells = cells.permute(1, 4, 2, 5, 0, 3, 6).unsqueeze(5)  # [cell row, cell column, 2, 2, 3, frame, 14, 14]
     return cells.expand(*(-1,) * 5, FRAMES, -1, -1).reshape(rows * columns, -1), (rows, columns)
 

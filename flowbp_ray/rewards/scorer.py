@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from flowbp_ray.backbones.base import uint8_images
 from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.config.rewards import RewardsConfig
 from flowbp_ray.config.sections import BackboneConfig
@@ -74,7 +75,7 @@ class Scorer:
         """
         latents = unpack(target)[:, 0].to(self.device)
         with torch.no_grad():
-            return _bytes(self.decode(torch.nan_to_num(latents, 0.0, 0.0, 0.0)))
+            return uint8_images(self.decode(torch.nan_to_num(latents, 0.0, 0.0, 0.0)))
 
     def evaluate(self, item: Item, prompts: Sequence[str], latents: Packed) -> Evaluated:
         """Scores of finished latents by every reward and monitor, and the pictures as uint8; no gradient.
@@ -91,13 +92,7 @@ class Scorer:
                 for name, reward in self.rewards.items()
             }
         drawn = tuple(good.tolist())
-        return Evaluated(item.index, scores, drawn, _bytes(images), time.perf_counter() - started)
-
-
-def _bytes(images: torch.Tensor) -> np.ndarray:
-    """Images [n, 3, H, W] in 0..1 as [n, H, W, 3] uint8."""
-    pixels = (images.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).cpu().numpy()
-    return np.ascontiguousarray(pixels)
+        return Evaluated(item.index, scores, drawn, uint8_images(images), time.perf_counter() - started)
 
 
 def check_rewards(rewards: RewardsConfig, evaluated: Sequence[str] = ()) -> None:

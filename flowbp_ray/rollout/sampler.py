@@ -12,7 +12,8 @@ from flowbp_ray.backbones import Embeddings
 from flowbp_ray.backbones.embeddings import PackedEmbeddings
 from flowbp_ray.backbones.guidance import full_velocity, trained_velocity
 from flowbp_ray.backbones.registry import build_backbone
-from flowbp_ray.config.sections import BackboneConfig, LoraConfig
+from flowbp_ray.config.learners import LoraConfig
+from flowbp_ray.config.sections import BackboneConfig
 from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport, Version
 from flowbp_ray.rollout.execute import VelocityRecorder, finish_item, run_item
 from flowbp_ray.rollout.items import noise_of

@@ -1,1 +1,1 @@
-"""A run's folder: its files, its checkpoints, its sheets of pictures."""
+"""A run's folder: its files, its checkpoints and its sheets of pictures."""

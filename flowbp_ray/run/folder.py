@@ -1,4 +1,8 @@
-"""A run's folder: config.yaml, metrics.jsonl, log.txt, checkpoints/, images/, curves.png, summary.json."""
+"""A run's folder, and whether a run may go on with a configuration.
+
+The folder holds config.yaml, prompts.sha256, metrics.jsonl, log.txt, status.json, checkpoints/, images/, and at the end
+curves.png and summary.json.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +20,11 @@ from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.run.checkpoint import Checkpoints
 from flowbp_ray.utils.diff import differing, shown
 from flowbp_ray.utils.errors import ConfigError
+from flowbp_ray.utils.files import write_atomically
 
-# What may differ between a run and its continuation: where and with how many processes, not what is computed. (Torch
-# gives the same bits for one and for several threads only where its kernels do.) On a CPU or on a GPU: that may not.
+# What may differ between a run and its continuation: where and with how many processes it runs, not what it computes.
+# Whether a role computes on a CPU or on a GPU may not differ. (With another number of threads the bits are the same
+# only where torch's kernels give the same bits.)
 FREE = {"output", "resume", "cluster", "samplers", "tracking", "checkpoint", "encoder", "nonfinite", "guard"}
 WHERE = {"threads", "cpus", "gpus", "resources"}
 FREE_IN = {
@@ -29,44 +36,47 @@ FREE_IN_JUDGES = {"url", "server", "concurrency", "timeout", "tries", "backoff",
 
 
 class Run:
-    """Paths and the few formats of a run's folder."""
+    """The folder of a run: its paths, and the files that it reads and writes."""
 
     def __init__(self, folder: Path) -> None:
+        """The folder need not exist; `create`, `resume` and `open` check or make it."""
         self.folder = folder
         self.images = folder / "images"
         self.checkpoints = Checkpoints(folder / "checkpoints")
 
     @classmethod
     def create(cls, config: RunConfig) -> Run:
-        """Make a new folder; where the name is taken, a number is added, so that nothing is overwritten."""
+        """Make a new folder. Where the name is taken a number is added to it, so that nothing is overwritten."""
         folder, number = config.run_dir, 2
         while folder.exists():
             folder, number = config.run_dir.with_name(f"{config.name}-{number}"), number + 1
         return cls(folder)._begin(config)
 
     def _begin(self, config: RunConfig) -> Run:
-        """Write the folder, config.yaml last and at once: a folder without it is no run."""
+        """Make the folder, config.yaml last: a folder without it is no run."""
         self.images.mkdir(parents=True, exist_ok=True)
         self.checkpoints.folder.mkdir(exist_ok=True)
-        partial = self.folder / "config.partial"
-        partial.write_text(dump(config.model_copy(update={"name": self.folder.name})))
-        partial.rename(self.folder / "config.yaml")
+        text = dump(config.model_copy(update={"name": self.folder.name}))
+        write_atomically(self.folder / "config.yaml", lambda path: path.write_text(text), fsync=True)
         return self
 
     def bind_prompts(self, texts: Sequence[str]) -> None:
-        """Raises ConfigError where the prompts are not those that the run began with; their digest is kept."""
-        file, digest = self.folder / "prompts.sha256", digest_of(texts)
+        """Store the digest of the run's prompts. Raises ConfigError where it began with other prompts."""
+        file, digest = self.folder / "prompts.sha256", prompts_digest(texts)
         if file.is_file() and file.read_text().strip() != digest:
             raise ConfigError(f"the prompts of {self.folder} have changed since it began; write another name=")
         file.write_text(digest + "\n")
 
     @classmethod
     def resume(cls, config: RunConfig) -> Run:
-        """The folder output/name if it is a run, a new one if not. Raises ConfigError where it is another run's."""
+        """Open the run in the folder output/name, or begin one there.
+
+        Raises ConfigError where the folder holds a run of another configuration.
+        """
         if not (config.run_dir / "config.yaml").is_file():
             return cls(config.run_dir)._begin(config)
         run = cls(config.run_dir)
-        if different := differences(comparable(run.config()), comparable(config)):
+        if different := differences(comparable(run.config), comparable(config)):
             more = f" and {len(different) - 3} more" if len(different) > 3 else ""
             raise ConfigError(
                 f"{run.folder} is a run of another configuration: {', '.join(different[:3])}{more}; write the old "
@@ -78,16 +88,18 @@ class Run:
 
     @classmethod
     def open(cls, folder: str | Path) -> Run:
-        """An existing run. Raises ConfigError where there is none."""
+        """Open an existing run. Raises ConfigError where there is none in `folder`."""
         if not (Path(folder) / "config.yaml").is_file():
             raise ConfigError(f"no run in {folder}: config.yaml is missing; write the folder that train printed")
         return cls(Path(folder))
 
+    @cached_property
     def config(self) -> RunConfig:
+        """The configuration in config.yaml, read and validated once. Raises ConfigError where it is not valid."""
         return load(self.folder / "config.yaml")
 
     def logger(self) -> logging.Logger:
-        """Writes to log.txt."""
+        """The run's logger, which writes to log.txt."""
         logger = logging.getLogger(f"flowbp_ray.{self.folder}")
         logger.setLevel(logging.INFO)
         logger.propagate = False
@@ -98,10 +110,11 @@ class Run:
         return logger
 
     def write_summary(self, summary: dict[str, Any]) -> None:
+        """Write summary.json."""
         (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All lines of metrics.jsonl, without one that a kill tore."""
+        """All lines of metrics.jsonl but those that a kill tore."""
         path, lines = self.folder / "metrics.jsonl", []
         for line in path.read_text().splitlines() if path.is_file() else []:
             with contextlib.suppress(json.JSONDecodeError):
@@ -109,13 +122,13 @@ class Run:
         return lines
 
 
-def digest_of(texts: Sequence[str]) -> str:
-    """sha256 of a run's prompts, the training ones first: what prompts.sha256 holds."""
+def prompts_digest(texts: Sequence[str]) -> str:
+    """sha256 of a run's prompts, the training prompts first, then the held-out ones: what prompts.sha256 holds."""
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
 def comparable(config: RunConfig) -> dict[str, Any]:
-    """What a continuation must have as its run had it: the configuration without what changes no result."""
+    """The part of a configuration that must be the same in a run and its continuation, as plain data."""
     plain = config.model_dump(mode="json", exclude=FREE)
     for pool, free in FREE_IN.items():
         plain[pool] = {key: value for key, value in plain[pool].items() if key not in free}
@@ -124,5 +137,5 @@ def comparable(config: RunConfig) -> dict[str, Any]:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What differs, as `dotted.key was a, is b`."""
+    """What differs between two configurations of `comparable`, as lines `dotted.key was a, is b`."""
     return [f"{key} was {shown(a)}, is {shown(b)}" for key, a, b in differing(old, new)]

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 
-def grid(images: Sequence[np.ndarray], captions: Sequence[str], path: Path, columns: int = 6) -> None:
-    """Save pictures [H, W, 3] uint8 with their captions below, `columns` in a row; small ones are enlarged."""
+def save_grid(images: Sequence[np.ndarray], captions: Sequence[str], path: Path, columns: int = 6) -> None:
+    """Save a sheet of pictures [H, W, 3] uint8, `columns` in a row, each above its caption. Small ones are enlarged."""
     height, width = images[0].shape[:2]
     scale = max(1, round(128 / width))
     cell_w, cell_h, text_h = width * scale, height * scale, 36

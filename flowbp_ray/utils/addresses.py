@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,6 +28,13 @@ def parse_url(value: Any) -> Any:
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
         raise ValueError("an address is written down with the run: write scheme, host, port and path only")
     return value.rstrip("/")
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A TCP port of `host` that nothing is bound to at the moment. host "": every address of this machine."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
 
 
 def absolute(value: str | None) -> str | None:

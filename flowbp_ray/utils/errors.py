@@ -23,7 +23,7 @@ class ConfigError(ValueError):
 
 
 def nearest(word: str, known: list[str], what: str) -> str:
-    """Return the message "unknown <what> 'x'; did you mean 'y'?", or one with the list of known words."""
+    """A message about an unknown word: `unknown <what> 'x'; did you mean 'y'?`, or the list of what is known."""
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
     return f"unknown {what} {word!r}; {hint}"

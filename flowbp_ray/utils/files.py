@@ -1,4 +1,4 @@
-"""What was found out about large files, kept on disk until they change; and files that appear whole."""
+"""Files that are written atomically, facts about large files that are kept, and the embedding cache's folder."""
 
 from __future__ import annotations
 
@@ -14,32 +14,51 @@ LARGE = 1 << 26  # bytes; smaller files are read every time
 
 
 def cached_file_fact(file: Path, memory: Path | None, what: str, find: Callable[[Path], str]) -> str:
-    """`find(file)`, not empty. That of a large file is kept in memory/*.<what> until path, size, inode or times change.
+    """Return `find(file)`, a text that is not empty.
 
-    What `find` raises is not kept.
+    That of a large file is kept in memory/*.<what>, until the file's path, size, inode or times change. What `find`
+    raises is not kept.
     """
     stat = file.stat()
     if memory is None or stat.st_size < LARGE:
         return find(file)
-    who = (str(file.resolve()), stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns)
-    note = memory / f"{hashlib.sha256(repr(who).encode()).hexdigest()}.{what}"
+    identity = (str(file.resolve()), stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns)
+    note = memory / f"{hashlib.sha256(repr(identity).encode()).hexdigest()}.{what}"
     if note.is_file() and (kept := note.read_text()):
         return kept
     found = find(file)
     with contextlib.suppress(OSError):  # where nothing can be written it is found out each time
+        memory.mkdir(parents=True, exist_ok=True)
         write_atomically(note, lambda path: path.write_text(found))
     return found
 
 
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file under another name and rename it, so that whoever finds `path` finds it whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def write_atomically(path: Path, write: Callable[[Path], Any], fsync: bool = False) -> None:
+    """Write a file under another name and rename it, so that a reader finds the old file or the new one, both whole.
+
+    write: takes the path to write to, in the same folder. fsync: put the file, and then its name, onto the disk before
+    returning, so that after a power cut too `path` is not an empty file. Raises OSError where the folder is missing or
+    the disk is full; the old file then stays.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.partial")
     try:
         write(partial)
+        if fsync:
+            sync(partial)
         os.replace(partial, path)
+        if fsync:
+            sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's contents, or a folder's list of names, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def cache_folder(cache: str | None) -> Path | None:

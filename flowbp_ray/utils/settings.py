@@ -11,22 +11,27 @@ MAX_CALLS_IN_FLIGHT = 2
 
 
 class Strict(BaseModel):
-    """Unknown keys are refused; values cannot be changed after loading."""
+    """Unknown keys are refused; values cannot be changed after loading.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    The string below a field is its description: `flowbp-ray config-reference` and docs/configuration.md print it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class ProcessConfig(Strict):
-    """One actor. cpus and gpus are Ray's logical resources; threads are torch's.
-
-    resources: others that its node must have, as `ray start --resources` names them, to tell groups of nodes apart; or
-    "accelerator_type:H100": 0.001, which Ray names by itself.
-    """
+    """One process, which is a Ray actor, and what it takes of its node."""
 
     threads: int = Field(1, ge=1)
+    """CPU threads that torch computes with in each process."""
     cpus: float = Field(0.1, ge=0)
+    """CPUs that Ray reserves for each process. It only decides where the process is placed, and limits nothing."""
     gpus: float = Field(0.0, ge=0)
+    """GPUs that Ray reserves for each process: a part of one, or a whole number. 0 computes on CPUs."""
     resources: dict[str, Annotated[float, Field(gt=0)]] = Field({})
+    """Amounts of further Ray resources that the node of each process must have. The names are those of
+    `ray start --resources`, which tell groups of nodes apart, or one that Ray gives by itself, such as
+    "accelerator_type:H100": 0.001. Above 1 an amount must be a whole number."""
 
     @field_validator("resources")
     @classmethod
@@ -51,19 +56,22 @@ class ProcessConfig(Strict):
 
 
 class PoolConfig(ProcessConfig):
-    """A pool of identical actors."""
+    """A pool of identical processes."""
 
     count: int = Field(1, ge=1)
+    """Number of processes in the pool when the run starts."""
 
 
 class ElasticPoolConfig(PoolConfig):
-    """A pool that may grow and shrink between steps, within min and max; where they are not written it stays at count.
+    """A pool that may grow and shrink between two steps, from `min` to `max` processes.
 
-    Results do not depend on it. See `flowbp_ray.control.scaling`.
+    Results do not depend on its size. See `flowbp_ray.control.scaling`.
     """
 
     min: int | None = Field(None, ge=1)
+    """Fewest processes that the pool may shrink to. null: it never shrinks below `count`."""
     max: int | None = Field(None, ge=1)
+    """Most processes that the pool may grow to. null: it never grows above `count`."""
 
     @property
     def bounds(self) -> tuple[int, int]:

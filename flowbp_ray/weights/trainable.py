@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowbp_ray.config.sections import LoraConfig
+from flowbp_ray.config.learners import LoraConfig
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 

@@ -15,6 +15,7 @@ from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.evaluation.evaluator import Evaluator
 from flowbp_ray.local import LocalLoop, encode
 from flowbp_ray.messages import Evaluated, Item, Version
+from flowbp_ray.run.checkpoint import Snapshot
 from flowbp_ray.run.folder import Run
 from flowbp_ray.weights.packing import PackedTensors
 
@@ -47,8 +48,8 @@ def trained_run(config: RunConfig) -> Run:
         if step + 1 == config.steps or (config.checkpoint.every and (step + 1) % config.checkpoint.every == 0):
             run.checkpoints.begin(step + 1)
             average = engine.weights(ema=True) if ema else None
-            state = evaluator.state()
-            run.checkpoints.finish(step + 1, config.checkpoint.keep, engine.weights(), {}, state, average)
+            snapshot = Snapshot(step + 1, engine.weights(), {}, evaluator.state(), average)
+            run.checkpoints.finish(snapshot, config.checkpoint.keep)
     run.write_summary(summarise(config, run, evaluator.results, 0.0, loop.learner.digest()))
     return run
 

@@ -73,9 +73,9 @@ def test_the_command_exports_what_sample_draws(
     held = "transformer" if "--merge" in options else "pytorch_lora_weights.safetensors"
     assert sorted(p.name for p in to.iterdir()) == ["README.md", "flowbp_ray.yaml", held]
     assert [p.name for p in to.parent.iterdir()] == ["out.v1"]
-    assert loading.load(to / "flowbp_ray.yaml") == adapters.config()
+    assert loading.load(to / "flowbp_ray.yaml") == adapters.config
     assert drawn(to).size == (64, 64)
-    noise = noise_of(picture_item(adapters.config(), seed=5), (8, 8, 8))
+    noise = noise_of(picture_item(adapters.config, seed=5), (8, 8, 8))
     _, pictures = draw(adapters, [PROMPT], None, None, seed=5)
     assert np.abs(drawn(to, noise, "np") * 255 - pictures[0]).max() <= 0.51  # rounded to whole numbers
     relation = "finetune" if "--merge" in options else "adapter"
@@ -91,7 +91,7 @@ def test_all_weights_are_a_folder_that_from_pretrained_takes(
     loaded = SD3Transformer2DModel.from_pretrained(tmp_path / "transformer")
     _, published = whole.checkpoints.weights()
     assert all((p == published[name]).all() for name, p in loaded.named_parameters())
-    noise = noise_of(picture_item(whole.config(), seed=1), (8, 8, 8))
+    noise = noise_of(picture_item(whole.config, seed=1), (8, 8, 8))
     _, pictures = draw(whole, [PROMPT], None, None, seed=1)
     assert np.abs(drawn(tmp_path, noise, "np") * 255 - pictures[0]).max() <= 0.51
     card = card_of(tmp_path)
@@ -110,7 +110,7 @@ def test_a_run_on_gpus_is_exported_and_drawn_without_one(
         plain[pool]["gpus"] = 1
     plain["learners"]["base_penalty"] = {"weight": 0.5}
     (copied.folder / "config.yaml").write_text(yaml.safe_dump(plain))
-    assert copied.config().samplers.device == "cuda"
+    assert copied.config.samplers.device == "cuda"
     assert (draw(copied, [PROMPT], None, None, seed=1)[1][0] == draw(whole, [PROMPT], None, None, seed=1)[1][0]).all()
     assert call("export", str(copied.folder), "--to", str(tmp_path / "out")) == 0
     training = section(card_of(tmp_path / "out"), "Training")
@@ -130,12 +130,12 @@ def test_an_export_that_fails_leaves_nothing(whole: Run, tmp_path: Path, monkeyp
 def test_the_card_states_the_run_and_its_scores(adapters: Run, tmp_path: Path) -> None:
     """Against the configuration, the prompts' files and summary.json."""
     assert call("export", str(adapters.folder), "--to", str(tmp_path / "out"), "--ema") == 0
-    card, config = card_of(tmp_path / "out"), adapters.config()
+    card, config = card_of(tmp_path / "out"), adapters.config
     summary = json.loads((adapters.folder / "summary.json").read_text())
     scores = section(card, "Scores")
     for guidance in ("1", "2"):
         assert f"| guidance {guidance} | before | after | change |" in scores
-        for name, *numbers in report.rows(summary["guidance"][guidance]):
+        for name, *numbers in report.table_rows(summary["guidance"][guidance]):
             trained = " (trained on)" if name == "shapes_clip" else ""
             assert f"| {name}{trained} | {' | '.join(numbers)} |" in scores
     assert "**" not in scores and "3 sampling steps" in scores and "after step 4" in scores
@@ -163,7 +163,7 @@ def test_the_card_says_whose_scores_they_are(adapters: Run, tmp_path: Path, caps
     assert "was not evaluated" not in scores[2] + scores[4]
     assert all("**The run evaluates the average of its weights" in scores[step] for step in (2, 3, 4))
     copy = Run(Path(shutil.copytree(adapters.folder, tmp_path / "copy")))
-    tracker = Tracker(copy.folder, copy.config())
+    tracker = Tracker(copy.folder, copy.config)
     for step, updated in enumerate([1.0, 0.0, 1.0]):
         tracker.log(step, "train", {"updated": updated})
     tracker.close()

@@ -32,7 +32,7 @@ KINDS = ["lora", "full", "merged"]
 
 def holding(run: Run, average: bool) -> Sampler:
     """A sampler with the run's weights and the embeddings of the card's prompt."""
-    config = run.config()
+    config = run.config
     sampler = build_sampler(config, encode(config, [PROMPT]))
     trainable.install(sampler.transformer, run.checkpoints.weights(average=average)[1])
     sampler.version = Version(0, 0)

@@ -11,7 +11,7 @@ from torch import Tensor
 from flowbp_ray.backbones import Conditioning, encode_all
 from flowbp_ray.backbones.guidance import full_velocity, trained_velocity
 from flowbp_ray.backbones.registry import backbone_named
-from flowbp_ray.config.sections import LoraConfig
+from flowbp_ray.config.learners import LoraConfig
 from flowbp_ray.local import encode
 from flowbp_ray.weights import trainable
 from tests.backbones import tiny
@@ -38,7 +38,7 @@ class Setting:
         return self.backbone.predict(self.transformer, x, self.sigmas[self.node], conditioning)
 
     def wanted(self, x: Tensor, detach: bool) -> Tensor:
-        """The formulas of METHODS §1 and of QwenImagePipeline, in the layout [B, C, rows, columns]."""
+        """Classifier-free guidance (arXiv 2207.12598) and QwenImagePipeline's norm, as [B, C, rows, columns]."""
         if self.name == "flux1":
             return self.branch(x, self.cond | {"guidance": torch.full((2,), G)})
         one, two = self.branch(x, self.cond), self.branch(x, self.negative)

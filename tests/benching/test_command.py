@@ -12,9 +12,9 @@ import ray
 
 from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.benching import profile
-from flowbp_ray.benching.points import ClockReading, Point, Ratio, point
+from flowbp_ray.benching.points import ClockReading, Point, Ratio, measured_point
 from flowbp_ray.benching.predict import Seconds
-from flowbp_ray.benching.request import numbers, ratios, room
+from flowbp_ray.benching.request import parse_numbers, ratio_overrides, resources_needed
 from flowbp_ray.benching.result import Result
 from flowbp_ray.benching.simulate import DriverCosts
 from flowbp_ray.config import loading
@@ -45,10 +45,10 @@ def test_bad_input_is_one_line_and_exit_code_2(case: str, capsys: pytest.Capture
 
 
 def test_lists_are_numbers_each_once() -> None:
-    assert numbers("4,1,4,2", "--samplers") == [4, 1, 2]
-    assert numbers("0,1", "--staleness", 0) == [0, 1]
+    assert parse_numbers("4,1,4,2", "--samplers") == [4, 1, 2]
+    assert parse_numbers("0,1", "--staleness", 0) == [0, 1]
     config = loading.load("sd35_flowbp_sparse")
-    asked = ratios(config, "1,2", None, None, "0,1")
+    asked = ratio_overrides(config, "1,2", None, None, "0,1")
     assert len(asked) == 4
     assert asked[1] == ["staleness=0", "learners.count=8", "rewards.count=2", "samplers.count=2"]
 
@@ -61,8 +61,13 @@ def test_the_room_of_an_emulation_is_all_that_any_ratio_asks_for() -> None:
     configs = [
         loading.load("sd35_flowbp_sparse", [*encoder, *pools, f"samplers.count={samplers}"]) for samplers in (1, 3)
     ]
-    assert room(configs[:1]) == {"CPU": 5, "GPU": 3, "fast": 1, "text": 2}  # 1.5 + 2 + 0.25 + 0.5 = 4.25 CPUs
-    assert room(configs) == room(configs[::-1]) == {"CPU": 6, "GPU": 3, "fast": 2, "text": 2}
+    assert resources_needed(configs[:1]) == {
+        "CPU": 5,
+        "GPU": 3,
+        "fast": 1,
+        "text": 2,
+    }  # 1.5 + 2 + 0.25 + 0.5 = 4.25 CPUs
+    assert resources_needed(configs) == resources_needed(configs[::-1]) == {"CPU": 6, "GPU": 3, "fast": 2, "text": 2}
 
 
 def test_ctrl_c_ends_a_bench_with_a_line_that_is_true(
@@ -125,15 +130,15 @@ def made(samplers: int, staleness: int, given: profile.Profile, config: Any) -> 
         "weight_bytes": 1000.0 * min(samplers, seconds.items),
         "retries": 0,
     }
-    marks = [ClockReading(step * step_s, step * 0.02, step * 0.01) for step in range(4)]
-    return point(changed, [line] * 3, marks)
+    readings = [ClockReading(step * step_s, step * 0.02, step * 0.01) for step in range(4)]
+    return measured_point(changed, [line] * 3, readings)
 
 
 def test_what_is_measured_is_shown_written_and_drawn(tmp_path: Path) -> None:
     given, config = profile.load("sd35_m_h100"), loading.load("sd35_flowbp_sparse")
     points = [made(samplers, staleness, given, config) for staleness in (0, 1) for samplers in (1, 2, 4)]
     assert points[0].devices == 11 and points[0].idle["samplers"] < 0.2 < points[0].idle["rewards"]
-    result = Result.of("sd35_flowbp_sparse", config, given, points).beyond(64)
+    result = Result.of("sd35_flowbp_sparse", config, given, points).with_simulation(64)
     for found in points:
         assert result.predictions(found.ratio)["fitted"] == pytest.approx(found.step_s, rel=1e-6)
         assert result.predictions(found.ratio)["simulated"] == pytest.approx(found.step_s, rel=0.1)
@@ -155,7 +160,7 @@ def test_beyond_has_an_emulations_true_seconds_and_the_driver_once() -> None:
         given = kept.scaled(scale, None)
         found = made(samplers, 0, given, config)
         found = replace(found, step_s=found.step_s + driver_s, publish_s=found.publish_s + driver_s / 2)
-        return replace(Result.of("x", config, given, [found]), costs=costs).beyond(64).simulated[0]
+        return replace(Result.of("x", config, given, [found]), costs=costs).with_simulation(64).simulated[0]
 
     free = first(1.0, 0.0, DriverCosts())
     assert first(0.05, 0.4, DriverCosts()).step_s == pytest.approx(free.step_s)
@@ -174,5 +179,5 @@ def test_beyond_a_real_run_keeps_what_publishing_took() -> None:
     slower = replace(found, step_s=found.step_s + 0.4)
     published = replace(slower, publish_s=found.publish_s + 0.4)
     real = [replace(Result.of("x", config, given, [point]), profile=None) for point in (found, slower, published)]
-    first = [result.beyond(16).simulated[0].step_s for result in real]
+    first = [result.with_simulation(16).simulated[0].step_s for result in real]
     assert first == pytest.approx([first[0], first[0], first[0] + 0.4])

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowbp_ray.benching.points import Point, Ratio
-from flowbp_ray.benching.predict import Seconds, driver_share, errors, fit, from_work
+from flowbp_ray.benching.predict import Seconds, driver_share, fit, from_work, relative_errors
 from flowbp_ray.benching.simulate import simulate
 
 ONE = Seconds(batch=32, items=8, sampler=2.0, reward=0.5, learner=12.0, load=0.25, fixed=0.5)
@@ -70,7 +70,7 @@ def test_a_fit_on_one_ratio_predicts_the_others() -> None:
     points = [measured(r, slower.step(r)) for r in (Ratio(2, 2, 1, 0), Ratio(4, 1, 1, 0), Ratio(2, 1, 1, 1))]
     found = fit(points[0])
     assert found.learner == 12.0 and found.fixed == pytest.approx(0.9)
-    assert all(abs(error) < 1e-12 for error in errors(points, found).values())
+    assert all(abs(error) < 1e-12 for error in relative_errors(points, found).values())
 
 
 def test_plans_work_at_a_measured_speed() -> None:

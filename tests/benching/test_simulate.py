@@ -11,7 +11,15 @@ from actors import pipeline, pool
 from benchmarks.driver_costs import Counting
 from flowbp_ray.benching.points import Ratio
 from flowbp_ray.benching.predict import Seconds
-from flowbp_ray.benching.simulate import MAX_CALLS_IN_FLIGHT, DriverCosts, Loop, Workers, grown, simulate, sweep
+from flowbp_ray.benching.simulate import (
+    MAX_CALLS_IN_FLIGHT,
+    DriverCosts,
+    SimulatedLoop,
+    Workers,
+    scale_up,
+    simulate,
+    sweep,
+)
 
 
 def test_a_synchronous_step_by_hand() -> None:
@@ -19,7 +27,7 @@ def test_a_synchronous_step_by_hand() -> None:
 
     Rollouts end at 2, 2 and 4; scores at 3, 4 and 5; the step at 11.
     """
-    loop = Loop(Seconds(6, 3, 2.0, 1.0, 5.0, 0.0, 1.0), Ratio(2, 1, 1, 0), DriverCosts())
+    loop = SimulatedLoop(Seconds(6, 3, 2.0, 1.0, 5.0, 0.0, 1.0), Ratio(2, 1, 1, 0), DriverCosts())
     loop.step(0)
     assert loop.now == 11.0 and loop.busy == 0.0
     loop.step(1)
@@ -31,7 +39,7 @@ def test_a_stale_step_by_hand() -> None:
 
     Rollouts end at 3, 6 (batch 0), 9, 12 (batch 1), ...; learning runs 6 to 10, 12 to 16, 18 to 22.
     """
-    loop = Loop(Seconds(2, 2, 3.0, 0.0, 4.0), Ratio(1, 1, 1, 1), DriverCosts())
+    loop = SimulatedLoop(Seconds(2, 2, 3.0, 0.0, 4.0), Ratio(1, 1, 1, 1), DriverCosts())
     ends = []
     for step in range(3):
         loop.step(step)
@@ -41,7 +49,7 @@ def test_a_stale_step_by_hand() -> None:
 
 def test_a_version_is_loaded_once_by_each_sampler() -> None:
     """At staleness 0 every step has a new version: 1 s more in each of the two samplers, at the same time."""
-    loop = Loop(Seconds(4, 4, 2.0, 0.0, 1.0, load=1.0), Ratio(2, 1, 1, 0), DriverCosts())
+    loop = SimulatedLoop(Seconds(4, 4, 2.0, 0.0, 1.0, load=1.0), Ratio(2, 1, 1, 0), DriverCosts())
     loop.step(0)
     assert loop.now == 1 + 4 + 1
     loop.step(1)
@@ -70,7 +78,7 @@ def test_thousands_of_samplers_scale_until_the_driver_is_the_bottleneck() -> Non
     assert [s.ratio.samplers for s in free] == [4, 256, 4096]
     assert free[2].images_per_s == pytest.approx(1024 * free[0].images_per_s, rel=0.05)
     assert free[2].travel_bytes == 1000.0 * 16 * 1024 + 10.0 * 4096
-    paid = simulate(*grown(one, ratio, 256), DriverCosts(item=0.01), steps=2)
+    paid = simulate(*scale_up(one, ratio, 256), DriverCosts(item=0.01), steps=2)
     assert paid.step_s == pytest.approx(256 * 8 * 0.01, rel=0.05) and paid.driver_s == pytest.approx(paid.step_s)
 
 

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import learner_step, memory, models, sizes, weight_sync
 from benchmarks.learner_step import LIMIT
-from benchmarks.meters import LiveBytes, attempt, compare, gradients
+from benchmarks.meters import attempt, compare, gradients
 from benchmarks.problem import by_graph, by_sweep, problem
 from tests.backbones import tiny
 
@@ -114,29 +114,6 @@ def test_gradients_that_differ_are_reported() -> None:
     row = {"relative_difference_of_gradients": 2e-5}
     assert learner_step.apart({"dtype": "float32", "rows": [row]}) == [2e-5]
     assert learner_step.apart({"dtype": "bfloat16", "rows": [row]}) == []
-
-
-def test_live_bytes_are_those_of_living_tensors() -> None:
-    held = torch.zeros(256)  # 1 KiB
-
-    def work() -> None:
-        a = held + 1
-        b = a * 2  # a, b and held
-        del a
-        b = b[:128] * 1  # a view counts once
-        torch.ones(256).add_(1)
-
-    assert LiveBytes([held, held[1:]]).measure(work) == 3 * 1024 + 512 - 512
-
-
-def test_live_bytes_see_the_backward() -> None:
-    weight = torch.zeros(64, 64, requires_grad=True)
-
-    def work() -> None:
-        (weight * 1.0).sum().backward()
-
-    assert LiveBytes([weight]).measure(work) >= 2 * weight.nbytes
-    assert weight.grad is not None
 
 
 def test_what_does_not_fit_is_none_and_other_errors_are_raised() -> None:

@@ -60,6 +60,8 @@ BAD = {
     "unknown method": (["method.name=flowbp_spars"], r"unknown method 'flowbp_spars'; did you mean 'flowbp_sparse'\?"),
     "unknown argument": (["method.kk=3"], r"unknown key in method flowbp_sparse 'kk'"),
     "no kind": (["method.active={k: 3}"], r"method.active needs a kind, one of: .*late_biased"),
+    "a kind by itself": (["method.active=strided"], r"method.active needs a kind, one of: .*late_biased"),
+    "similarity": (["method.similarity={tauu: 1}"], r"unknown key in method.similarity 'tauu'; did you mean 'tau'\?"),
     "unknown kind": (
         ["method.active={kind: stride}"],
         r"unknown kind of method.active 'stride'; did you mean 'strided'",

@@ -114,7 +114,7 @@ def test_what_is_missing_at_first_begins_where_it_is_there(
 def test_a_rollback_goes_where_there_is_a_checkpoint(tmp_path: Path) -> None:
     run = Run.create(config(tmp_path, "guard.action=rollback"))
     results = evaluations([0.3, 0.4, 0.5, 0.6], [0.5, 0.55, 0.44, 0.40], [0.4, 0.45, 0.45, 0.45])
-    found = guard_of(run.config()).verdict(results)
+    found = guard_of(run.config).verdict(results)
     assert found is not None and found.best == 10
     for saved, target in (([30], 30), ([20, 30], 20), ([0, 30], 0), ([10, 30], 10)):
         shutil.rmtree(run.checkpoints.folder)
@@ -122,7 +122,7 @@ def test_a_rollback_goes_where_there_is_a_checkpoint(tmp_path: Path) -> None:
             run.checkpoints.path(step).mkdir(parents=True)
             (run.checkpoints.path(step) / "weights.safetensors").touch()
         assert run.checkpoints.steps() == saved
-        assert guard_of(run.config()).reachable(found, results, run).best == target
+        assert guard_of(run.config).reachable(found, results, run).best == target
     assert "step 10 has no checkpoint; going back to step 30" in (run.folder / "log.txt").read_text()
 
 

@@ -159,7 +159,7 @@ def test_work_that_does_not_move_is_dumped_and_ends_the_run(local_ray: Any, tmp_
     for pid in stopped:
         if psutil.pid_exists(pid):
             os.kill(pid, signal.SIGKILL)
-    assert Reader(config.run_dir).look().state.startswith("stalled: nothing moved for 12 s: items")
+    assert Reader(config.run_dir).snapshot().state.startswith("stalled: nothing moved for 12 s: items")
     state = json.loads((config.run_dir / "stalled.json").read_text())
     assert {item["stage"] for item in state["items"]} == {"rolling"}
     assert [line["step"] for line in Run.open(config.run_dir).metrics()] == [0]

@@ -10,8 +10,7 @@ import pytest
 from scipy import stats
 
 from flowbp_ray import prompts
-from flowbp_ray.evaluation.estimates import Estimate, balanced, estimate, measure, paired
-from flowbp_ray.evaluation.evaluator import flat
+from flowbp_ray.evaluation.estimates import Estimate, estimate, mean_of_means, measure, paired_difference
 from flowbp_ray.prompts import PromptRecord
 
 LINES = [
@@ -45,7 +44,7 @@ def test_verdicts_are_broken_down_by_tag_and_averaged_over_tags(records: list[Pr
     images, drawn = pictures(4)
     scores = {"geneval": [1.0, 0.0, 1.0, 0.0], "other": [0.1, 0.2, 0.3, 0.8]}
     evaluation = measure(images, records, scores, drawn)
-    means = flat(evaluation)
+    means = evaluation.means()
     assert means["geneval"] == 0.5
     assert means["geneval/single_object"] == pytest.approx(2 / 3) and means["geneval/counting"] == 0.0
     assert means["geneval/overall"] == pytest.approx(1 / 3)
@@ -62,7 +61,7 @@ def test_without_tags_there_is_no_breakdown() -> None:
 def test_the_overall_interval_is_the_stratified_one_where_parts_are_normal() -> None:
     rng = np.random.default_rng(0)
     parts = [rng.normal(m, s, n) for m, s, n in ((0, 1, 40), (2, 3, 25), (5, 0.5, 60))]
-    whole = balanced([estimate(p) for p in parts])
+    whole = mean_of_means([estimate(p) for p in parts])
     error = 1.959964 * np.sqrt(sum(p.var(ddof=1) / len(p) for p in parts)) / 3
     assert whole.mean == pytest.approx(np.mean([p.mean() for p in parts]))
     assert whole.low is not None and whole.high is not None
@@ -75,30 +74,37 @@ def test_the_overall_interval_of_shares_covers_what_it_should() -> None:
     shares, size, rng = [0.98, 0.5, 0.15], 80, np.random.default_rng(1)
     hits = 0
     for _ in range(2000):
-        whole = balanced([estimate((rng.random(size) < share).astype(float)) for share in shares])
+        whole = mean_of_means([estimate((rng.random(size) < share).astype(float)) for share in shares])
         assert whole.low is not None and whole.high is not None
         hits += whole.low <= np.mean(shares) <= whole.high
     assert hits / 2000 == pytest.approx(0.95, abs=0.015)
 
 
 def test_a_part_without_an_answer_leaves_no_overall() -> None:
-    assert balanced([estimate(np.array([1.0, 0.0])), estimate(np.array([np.nan]))]) == Estimate(None, None, None, 2)
-    single = balanced([estimate(np.array([0.4])), estimate(np.array([0.2, 0.4]))])
+    assert mean_of_means([estimate(np.array([1.0, 0.0])), estimate(np.array([np.nan]))]) == Estimate(
+        None, None, None, 2
+    )
+    single = mean_of_means([estimate(np.array([0.4])), estimate(np.array([0.2, 0.4]))])
     assert single.mean == pytest.approx(0.35) and single.low is None
 
 
 @pytest.mark.parametrize("accepted", [0, 7, 60])
 def test_rates_have_wilsons_interval(accepted: int) -> None:
+    """(p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n), written out; and p within z standard errors of both ends."""
     got = estimate(np.array([1.0] * accepted + [0.0] * (60 - accepted)))
-    want = stats.binomtest(accepted, 60).proportion_ci(0.95, method="wilson")
-    assert (got.low, got.high) == pytest.approx((want.low, want.high), abs=1e-12)
+    p, n, z = accepted / 60, 60, stats.norm.ppf(0.975)
+    centre, half = p + z**2 / (2 * n), z * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5
+    assert got.mean == p and got.low is not None and got.high is not None
+    assert (got.low, got.high) == pytest.approx(np.array([centre - half, centre + half]) / (1 + z**2 / n), abs=1e-12)
+    for end in (got.low, got.high):
+        assert abs(p - end) == pytest.approx(z * (end * (1 - end) / n) ** 0.5, abs=1e-9)
 
 
 def test_means_and_paired_changes_have_the_normal_interval() -> None:
     rng = np.random.default_rng(0)
     before, after = rng.normal(size=50), rng.normal(0.3, 1, size=50)
     low, high = stats.norm.interval(0.95, loc=(after - before).mean(), scale=stats.sem(after - before))
-    got = paired(before, after)
+    got = paired_difference(before, after)
     assert (got.low, got.high) == pytest.approx((low, high))
     low, high = stats.norm.interval(0.95, loc=before.mean(), scale=stats.sem(before))
     assert (estimate(before).low, estimate(before).high) == pytest.approx((low, high))

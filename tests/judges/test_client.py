@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flowbp_ray.judges.client import AGAIN, Answers, Client, Limits, Place, data_url, wait
+from flowbp_ray.judges.client import AGAIN, Answers, Client, Place, RequestPolicy, data_url, wait
 from flowbp_ray.judges.templates import Free, UnifiedReward15, YesNo
 from tests.judges.fake import Fake, picture_of, said
 
-QUICK = Limits(concurrency=4, timeout=60.0, tries=3, backoff=0.01)
+QUICK = RequestPolicy(concurrency=4, timeout=60.0, tries=3, backoff=0.01)
 
 
 def pictures(count: int) -> list[np.ndarray]:
     return list(np.random.default_rng(0).integers(0, 256, (count, 6, 5, 3), dtype=np.uint8))
 
 
-def ask(fake: Fake, count: int, limits: Limits = QUICK, template: Any = None, **more: Any) -> Answers:
+def ask(fake: Fake, count: int, limits: RequestPolicy = QUICK, template: Any = None, **more: Any) -> Answers:
     async def here(doubt: bool) -> Place:
         return Place(fake.url)
 
@@ -49,7 +49,9 @@ def test_every_picture_gets_its_own_answer_and_no_more_at_once_than_allowed() ->
         return 200, said(f"Final Score: {1 + row(body) % 5}")
 
     with Fake(answer) as fake:
-        answers = ask(fake, 24, Limits(concurrency=QUICK.concurrency, tries=1), key="secret", request={"top_k": 1})
+        answers = ask(
+            fake, 24, RequestPolicy(concurrency=QUICK.concurrency, tries=1), key="secret", request={"top_k": 1}
+        )
     assert answers == Answers({"overall": tuple(1.0 + i % 5 for i in range(24))})
     assert fake.most_at_once == QUICK.concurrency
     assert {h["Authorization"] for h in fake.headers} == {"Bearer secret"}
@@ -58,7 +60,7 @@ def test_every_picture_gets_its_own_answer_and_no_more_at_once_than_allowed() ->
 
 def test_seeds_depend_on_the_picture_alone() -> None:
     seeds = []
-    for limits in (QUICK, Limits(concurrency=1)):
+    for limits in (QUICK, RequestPolicy(concurrency=1)):
         with Fake(lambda body, before: (200, said("Final Score: 3"))) as fake:
             ask(fake, 6, limits)
         seeds.append({row(body): body["seed"] for body in fake.bodies})
@@ -182,7 +184,7 @@ def test_a_wrong_request_is_not_repeated() -> None:
 
 
 def test_a_slow_server_is_given_up_and_asked_again() -> None:
-    limits, over = Limits(timeout=2.0, tries=2, backoff=0.01), threading.Event()
+    limits, over = RequestPolicy(timeout=2.0, tries=2, backoff=0.01), threading.Event()
 
     def answer(body: dict[str, Any], before: int) -> tuple[int, Any]:
         if before != 1:  # the first request, and all of the second story
@@ -191,14 +193,14 @@ def test_a_slow_server_is_given_up_and_asked_again() -> None:
 
     with Fake(answer) as fake:
         assert ask(fake, 1, limits) == Answers({"overall": (1.0,)}, (), 1)
-        [(_, why)] = ask(fake, 1, Limits(timeout=0.5, tries=2, backoff=0.01)).missing
+        [(_, why)] = ask(fake, 1, RequestPolicy(timeout=0.5, tries=2, backoff=0.01)).missing
         over.set()
     assert why == "no answer within 0.5 s (2 tries)"
 
 
 def test_a_silent_server_is_not_asked_for_every_picture() -> None:
     """After as many questions without an answer as may be asked at once, the rest is missing at once."""
-    limits, over = Limits(concurrency=4, timeout=1.0, tries=2, backoff=0.01), threading.Event()
+    limits, over = RequestPolicy(concurrency=4, timeout=1.0, tries=2, backoff=0.01), threading.Event()
 
     def answer(body: dict[str, Any], before: int) -> tuple[int, Any]:
         over.wait(60)
@@ -227,7 +229,7 @@ def test_a_silent_server_is_not_asked_for_every_picture() -> None:
 def test_any_answer_says_that_the_server_is_there(others: Any, asked: int) -> None:
     """Every second picture gets none; one is asked about after the other."""
     with Fake(lambda body, before: (503, {}) if row(body) % 2 else others) as fake:
-        answers = ask(fake, 12, Limits(concurrency=1, tries=1))
+        answers = ask(fake, 12, RequestPolicy(concurrency=1, tries=1))
     given_up = [why for _, why in answers.missing if why.startswith("given up: 2 questions in a row")]
     assert len(fake.bodies) == asked and len(given_up) == 12 - asked
 
@@ -248,7 +250,7 @@ def test_backoff_doubles_with_a_jitter_that_is_keyed() -> None:
         assert wait(0.5, (3, i), attempt) == wait(0.5, (3, i), attempt)
     assert len({wait(0.5, (3, i), 1) for i in range(50)}) == 50
     with Fake(lambda body, before: (500, {})) as fake:
-        ask(fake, 1, Limits(tries=3, backoff=1.0))
+        ask(fake, 1, RequestPolicy(tries=3, backoff=1.0))
     waited = np.diff(fake.times)  # at least; a busy machine adds to it
     assert (waited > [wait(1.0, (3, 0), attempt) - 0.02 for attempt in (1, 2)]).all()
 

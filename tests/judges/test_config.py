@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from flowbp_ray.judges.checks import check
 from flowbp_ray.judges.config import JudgeConfig
+from flowbp_ray.judges.preflight import check
 from tests.judges.fake import Fake
 from tests.paths import DATA
 from tests.small import small_config, small_overrides
@@ -65,7 +65,7 @@ def test_names_and_places() -> None:
     assert judge(url="http://a:1", template={"kind": "yes_no"}).metrics == {"yes": "eye"}
     assert judge(model="here").model == str(Path("here").absolute())
     gate = judge(url="http://a:1", role="gate", gate={"score": "style", "low": 2})
-    assert gate.gated == ("style", 2.0, 5.0)
+    assert gate.gate_bounds == ("style", 2.0, 5.0)
 
 
 @pytest.mark.parametrize(

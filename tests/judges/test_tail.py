@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from flowbp_ray.judges.tail import Mark, read_on
+from flowbp_ray.judges.tail import ReadOffset, read_on
 
 
 def test_the_parts_make_up_the_file_however_it_grows(tmp_path: Path) -> None:
-    log, mark, parts, turns = tmp_path / "log", Mark(), list[bytes](), random.Random(0)
+    log, mark, parts, turns = tmp_path / "log", ReadOffset(), list[bytes](), random.Random(0)
     assert read_on(log, mark) == (b"", mark), "there is none yet"
     for _ in range(200):
         with log.open("ab") as file:
@@ -24,7 +24,7 @@ def test_another_file_is_read_from_its_start(tmp_path: Path) -> None:
     """As that of a judge whose actor came back on another node."""
     log = tmp_path / "log"
     log.write_bytes(b"the first\n")
-    _, mark = read_on(log, Mark())
+    _, mark = read_on(log, ReadOffset())
     log.rename(tmp_path / "old")  # keeps its inode from being used again
     log.write_bytes(b"another, longer one\n")
     part, mark = read_on(log, mark)

@@ -10,7 +10,8 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from flowbp_ray.judges.templates import AnyTemplate, Template, Unparsable
+from flowbp_ray.judges.parsing import Unparsable
+from flowbp_ray.judges.templates import AnyTemplate, Template
 
 adapter: TypeAdapter[Any] = TypeAdapter(AnyTemplate)
 

@@ -11,9 +11,9 @@ import numpy as np
 import psutil
 import pytest
 
-from flowbp_ray.judges.checks import check
 from flowbp_ray.judges.config import JudgeConfig
 from flowbp_ray.judges.judge import Judge
+from flowbp_ray.judges.preflight import check
 from tests.judges.tiny_vlm import make, probability
 from tests.judges.vllm_env import CPU, CPU_ARGS, python_or_skip
 

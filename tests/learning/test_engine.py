@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flowbp_ray.config.sections import EmaConfig, LearnersConfig, OptimizerConfig, ScheduleConfig
+from flowbp_ray.config.learners import EmaConfig, LearnersConfig, OptimizerConfig, ScheduleConfig
 from flowbp_ray.evaluation.estimates import measure
 from flowbp_ray.evaluation.evaluator import Evaluator
 from flowbp_ray.learning.deepspeed import interface_to
@@ -21,7 +21,7 @@ from flowbp_ray.learning.optim import Ema, lr_factor
 from flowbp_ray.messages import Fault, TensorChecksum, combine
 from flowbp_ray.observability.tracker import Tracker
 from flowbp_ray.prompts import PromptRecord
-from flowbp_ray.run.checkpoint import Checkpoints
+from flowbp_ray.run.checkpoint import Checkpoints, Snapshot
 from flowbp_ray.run.folder import Run
 from flowbp_ray.weights.fingerprint import checksum, fingerprint
 from tests.small import small_config
@@ -165,7 +165,7 @@ def test_a_torn_checkpoint_is_never_found(tmp_path: Path) -> None:
         folder = checkpoints.begin(step)
         (folder / "engine.pt").write_bytes(b"engine")
         assert checkpoints.steps() == [s for s in (2, 4) if s < step][-2:]
-        checkpoints.finish(step, 2, tensors, {step - 1: tensors}, {"a|b": np.arange(2)})
+        checkpoints.finish(Snapshot(step, tensors, {step - 1: tensors}, {"a|b": np.arange(2)}), keep=2)
     (checkpoints.begin(8) / "weights.safetensors").write_bytes(b"torn")
     assert checkpoints.steps() == [4, 6] and checkpoints.weights()[0] == 6
     assert list(checkpoints.versions(6)) == [5] and (checkpoints.path(6) / "engine.pt").is_file()
@@ -203,7 +203,7 @@ def test_evaluations_survive_a_checkpoint(tmp_path: Path) -> None:
     first.first_pictures = {1.0: images}
     checkpoints = Checkpoints(tmp_path / "c")
     checkpoints.begin(60)
-    checkpoints.finish(60, 1, {"w": torch.zeros(1)}, {}, first.state())
+    checkpoints.finish(Snapshot(60, {"w": torch.zeros(1)}, {}, first.state()), keep=1)
     second = Evaluator(config, Run(tmp_path), records, 0)
     second.load(checkpoints.evaluations(60))
     assert {s: {g: e.as_dict() for g, e in r.items()} for s, r in second.results.items()} == {

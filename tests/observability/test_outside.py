@@ -31,7 +31,7 @@ SAMPLE = re.compile(r"^(ray_flowbp_ray_\w+)\{(.*)\} (\S+)$")
 
 
 def table(folder: Path) -> dict[str, str]:
-    return dict(status_view.rows(reader.Reader(folder).look()))
+    return dict(status_view.rows(reader.Reader(folder).snapshot()))
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_status_of_a_run_that_goes_on_and_of_one_that_was_killed(
     with (copy / "metrics.jsonl").open("a") as file:
         file.write('3\n[]\n{"step": 7}\n{"step": 9, "kind": "tra')
     (copy / "log.txt").write_text("1 INFO fine\n2 WARNING reward server 0 died\n3 ERROR \xff bad [bold]\n", "latin-1")
-    monkeypatch.setattr(reader, "SILENT", -1.0)
+    monkeypatch.setattr(reader, "SILENT_AFTER", -1.0)
     assert call("status", str(copy), "--once") == 0
     printed = capsys.readouterr().out
     assert "silent for" in printed and "about" not in printed
@@ -142,6 +142,6 @@ def test_the_live_table_ends_when_the_run_does(seen: Seen, tmp_path: Path) -> No
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(status_view.time, "sleep", end)
-        status_view.show(str(copy), watch=True, console=console)
+        status_view.print_status(str(copy), watch=True, console=console)
     assert "failed: learner 0 failed in step 3: no memory" in console.export_text()
     assert os.path.getsize(tmp_path / "terminal") > 0

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from actors.queue_stats import QueueStats
 from flowbp_ray.observability import progress, reader, status, status_view
-from flowbp_ray.observability.phases import Phases
+from flowbp_ray.observability.phases import PhaseTimer
 from flowbp_ray.observability.progress import Progress
 from flowbp_ray.observability.reader import Reader
 from flowbp_ray.run.folder import Run
@@ -60,7 +60,7 @@ def test_a_job_log_says_what_is_waited_for_only_where_it_takes_long_and_then_rar
 ) -> None:
     out = io.StringIO()
     shown = Progress(10, console=Console(file=out, width=200))
-    shown.file = status.StatusFile(tmp_path)
+    shown.writer.open(tmp_path, {})
     shown.phase("sampling")
     shown.waiting("waiting for samplers: 0 of 4 pictures are there")
 
@@ -115,8 +115,8 @@ def test_how_a_run_ended_is_in_its_folder(tmp_path: Path, error: BaseException |
     config = small_config(tmp_path, "flowbp_sparse", "name=ended")
     run = Run.create(config)
     with Progress(2, quiet=True).begin(run.folder, config, "weights") as shown:
-        seen = Reader(run.folder).look()
-        assert (seen.stage, seen.done, seen.steps) == ("going", 0, 2) and seen.state.startswith("starting for")
+        seen = Reader(run.folder).snapshot()
+        assert (seen.stage, seen.done, seen.steps) == ("running", 0, 2) and seen.state.startswith("starting for")
         shown.phase("sampling")
         try:
             if error is not None:
@@ -125,8 +125,8 @@ def test_how_a_run_ended_is_in_its_folder(tmp_path: Path, error: BaseException |
             shown.__exit__(type(raised), raised, None)
         else:
             shown.__exit__(None, None, None)
-        found = Reader(run.folder).look()
-        assert (found.state, found.stage) == (state, "over")
+        found = Reader(run.folder).snapshot()
+        assert (found.state, found.stage) == (state, "ended")
 
 
 def test_phases_add_up_and_are_marks(clock: Clock) -> None:
@@ -144,16 +144,16 @@ def test_phases_add_up_and_are_marks(clock: Clock) -> None:
 
     tracing.record_with(Span)
     try:
-        phases = Phases()
+        phases = PhaseTimer()
         for name, seconds in (("sampling", 2.0), ("learning", 3.0), ("sampling", 4.0)):
             phases.enter(name)
             clock.now += seconds
-        assert phases.lasted() == 4.0 and phases.usual() == 2.0 and phases.since_last("sampling") == 2.0
+        assert phases.elapsed() == 4.0 and phases.mean() == 2.0 and phases.lap("sampling") == 2.0
         phases.enter("")
     finally:
         tracing.record_with(None)
     assert phases.seconds == {"sampling": 6.0, "learning": 3.0}
-    assert phases.since_last("sampling") == 4.0 and phases.since_last("saving") == 0.0
+    assert phases.lap("sampling") == 4.0 and phases.lap("saving") == 0.0
     assert opened == ["+sampling", "-sampling", "+learning", "-learning", "+sampling", "-sampling"]
     with tracing.span("nothing"):
         assert opened[-1] == "-sampling"
@@ -194,12 +194,12 @@ def test_the_queue_stats_name_who_is_waited_for_and_weighs_stages_by_time(clock:
 def test_what_is_written_is_written_whole_and_not_without_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert progress.TICK >= 1.0
     file, now = status.StatusFile(tmp_path), status.Status(phase="sampling", steps=3)
-    file.write(now, now=False)
+    file.write(now)
     first = (tmp_path / status.FILE).stat().st_ino
-    file.write(now, now=False)
+    file.write(now)
     assert (tmp_path / status.FILE).stat().st_ino == first and [p.name for p in tmp_path.iterdir()] == [status.FILE]
     monkeypatch.setattr(status, "BEAT", 0.0)
-    file.write(now, now=False)
+    file.write(now)
     assert (tmp_path / status.FILE).stat().st_ino != first
     status.StatusFile(tmp_path / "gone").write(now)  # a disk that refuses ends no run
     assert status.read(tmp_path / "gone") is None
@@ -214,12 +214,12 @@ def test_the_live_table_ends_when_a_run_was_killed(tmp_path: Path, monkeypatch: 
     def wait(seconds: float) -> None:
         looks.append(seconds)
         assert len(looks) < 3
-        monkeypatch.setattr(reader, "SILENT", reader.SILENT if len(looks) == 1 else -1.0)
+        monkeypatch.setattr(reader, "SILENT_AFTER", reader.SILENT_AFTER if len(looks) == 1 else -1.0)
 
     monkeypatch.setattr(status_view.time, "sleep", wait)
     shown = Console(record=True, width=120, file=io.StringIO())
-    status_view.show(str(run.folder), watch=True, console=shown)
+    status_view.print_status(str(run.folder), watch=True, console=shown)
     assert len(looks) == 2 and "silent for" in shown.export_text()
     (run.folder / "status.json").unlink()
-    status_view.show(str(run.folder), watch=True, console=shown)
+    status_view.print_status(str(run.folder), watch=True, console=shown)
     assert len(looks) == 2 and "unknown: there is no status.json" in shown.export_text()

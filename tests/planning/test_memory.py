@@ -166,7 +166,7 @@ def test_zero_keeps_the_bytes_of_its_paper(stage: int, formula: float, folders: 
     config = config_of("sd35", folders("sd35")[1], "backbone.dtype=bfloat16", f"learners.zero={stage}")
     sizes = memory.Sizes(8 * 10**9, 8 * 10**9, 0, {}, 0)
     state = ("weights", "optimizer: fp32 masters", "optimizer: moments", "gradients")
-    held = sum(s.nbytes for s in memory.sharded(config, sizes) if s.name in state and not s.phase)
+    held = sum(s.nbytes for s in memory.deepspeed_shares(config, sizes) if s.name in state and not s.phase)
     assert config.learners.count == 8 and held == formula * sizes.transformer
 
 
@@ -174,7 +174,9 @@ def test_an_offloaded_optimizer_leaves_12_bytes_a_trained_parameter_to_the_host(
     """ZeRO-2 on 8 ranks: masters and two moments, each its eighth; weights and gradients stay on the GPU."""
     sizes = memory.Sizes(8 * 10**9, 8 * 10**9, 0, {}, 0)
     shared = ("sd35", folders("sd35")[1], "backbone.dtype=bfloat16", "learners.ema=null")
-    here, away = (memory.sharded(config_of(*shared, f"learners.offload={word}"), sizes) for word in ("false", "true"))
+    here, away = (
+        memory.deepspeed_shares(config_of(*shared, f"learners.offload={word}"), sizes) for word in ("false", "true")
+    )
     always = {place: sum(s.nbytes for s in away if s.place == place and not s.phase) for place in ("device", "host")}
     assert always["host"] == 12 * 10**9
     assert sum(always.values()) == sum(s.nbytes for s in here if not s.phase)
@@ -188,7 +190,7 @@ def test_publishing_takes_a_bucket_and_not_the_whole(stage: int, copies: int, fo
     config = config_of("sd35", folders("sd35")[1], f"backbone.dtype={dtype}", f"learners.zero={stage}")
     assert config.learners.ema is not None
     sizes = memory.Sizes(8 * 10**9, 8 * 10**9, 0, {}, 0, largest=10**7)
-    held = [s.nbytes for s in memory.sharded(config, sizes) if s.phase == "publishing"]
+    held = [s.nbytes for s in memory.deepspeed_shares(config, sizes) if s.phase == "publishing"]
     assert max(held, default=0) == copies * buckets.BUCKET
     if not stage:
         return
@@ -217,4 +219,4 @@ def test_the_plain_engine_holds_what_is_planned(dtype: str, extra: list[str], fo
     moments = [t for s in engine.optimizer.state.values() for t in s.values() if t.dim()]
     storages = {t.data_ptr(): t.nbytes for t in [*module.parameters(), *engine.masters.values()]}
     really = sum(storages.values()) + gradients + sum(t.nbytes for t in [*moments, *engine.ema.average])
-    assert sum(s.nbytes for s in memory.plain(config, sizes) if not s.phase) == really
+    assert sum(s.nbytes for s in memory.torch_shares(config, sizes) if not s.phase) == really

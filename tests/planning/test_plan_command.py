@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 
 from flowbp_ray.config import loading
-from flowbp_ray.planning import cluster
-from flowbp_ray.planning.cluster import GIB, Cluster, judge, parse_gpus, parse_size
+from flowbp_ray.planning import advice, cluster
+from flowbp_ray.planning.advice import check_fit
+from flowbp_ray.planning.cluster import Cluster, parse_gpus, parse_size
 from flowbp_ray.planning.costs import Costs
 from flowbp_ray.planning.forecast import forecast
 from flowbp_ray.planning.memory import Role
+from flowbp_ray.utils.units import GIB
 from tests.backbones import tiny
 from tests.test_cli import call
 
@@ -115,11 +117,11 @@ def test_the_named_change_is_the_first_that_fits(
     monkeypatch.setattr(cluster, "available", lambda r, c: c.smallest if r.name == NAMES[role] else 2**50)
     room = forecast(config_of(folder, *before, *better), costs).roles[role].nbytes
     config, there = config_of(folder, *before), Cluster((room,) * 7)
-    verdict = judge(config, there, costs)
+    verdict = check_fit(config, there, costs)
     assert not verdict.fits and verdict.changes == named
     assert f"{NAMES[role]} need" in verdict.line and "\n" not in verdict.line
-    changed = cluster.apply(config, verdict.changes)
-    assert changed is not None and judge(changed, there, costs).fits
+    changed = advice.apply_changes(config, verdict.changes)
+    assert changed is not None and check_fit(changed, there, costs).fits
 
 
 NAMES = ("samplers", "learners", "reward servers")
@@ -127,23 +129,23 @@ NAMES = ("samplers", "learners", "reward servers")
 
 def test_what_nothing_can_mend_says_which_gpus_it_takes(folder: Path, costs: Costs) -> None:
     config = config_of(folder)
-    verdict = judge(config, Cluster((GIB,) * 8), costs)
+    verdict = check_fit(config, Cluster((GIB,) * 8), costs)
     assert not verdict.fits and not verdict.changes and "it takes 7 GPUs of" in verdict.line
 
 
 def test_parts_of_gpus_are_packed_as_ray_gives_them_out() -> None:
     """One after the other, each on the fullest GPU with room: what is left over is not put together."""
-    assert cluster.packed([(2, 0.6)]) == 2 and cluster.packed([(10, 0.1)]) == 1
-    assert cluster.packed([(2, 0.6), (2, 0.4)]) == 2 and cluster.packed([(2, 0.4), (2, 0.6)]) == 3
-    assert cluster.packed([(2, 2.0), (1, 0.5), (3, 0.0)]) == 5
+    assert cluster.pack([(2, 0.6)]) == 2 and cluster.pack([(10, 0.1)]) == 1
+    assert cluster.pack([(2, 0.6), (2, 0.4)]) == 2 and cluster.pack([(2, 0.4), (2, 0.6)]) == 3
+    assert cluster.pack([(2, 2.0), (1, 0.5), (3, 0.0)]) == 5
 
 
 def test_roles_are_packed_in_the_order_in_which_they_are_placed(folder: Path, costs: Costs) -> None:
     names = ("samplers", "learners", "reward servers")
     roles = tuple(Role(name, 2, gpus, ()) for name, gpus in zip(names, (0.4, 0.6, 0.6), strict=True))
     plan = replace(forecast(config_of(folder), costs), roles=roles)
-    assert cluster.wanted(plan) == 4  # learners first: 0.6 + 0.4, 0.6 + 0.4, 0.6, 0.6
-    assert cluster.wanted(replace(plan, judges=(Role("judge a", 1, 0.4, ()), Role("judge b", 1, 1.0, ())))) == 5
+    assert cluster.count_gpus(plan) == 4  # learners first: 0.6 + 0.4, 0.6 + 0.4, 0.6, 0.6
+    assert cluster.count_gpus(replace(plan, judges=(Role("judge a", 1, 0.4, ()), Role("judge b", 1, 1.0, ())))) == 5
 
 
 def test_a_judge_of_the_run_takes_its_gpu_and_needs_room_for_its_weights(
@@ -156,50 +158,52 @@ def test_a_judge_of_the_run_takes_its_gpu_and_needs_room_for_its_weights(
     elsewhere = config_of(folder, f"judges=[{{name: j, url: http://there, {asked}}}]")
     here = config_of(folder, f"judges=[{{name: j, model: {tmp_path}, gpus: 1, {asked}}}]")
     without, plan = forecast(config_of(folder), costs), forecast(here, costs)
-    assert cluster.wanted(forecast(elsewhere, costs)) == cluster.wanted(without) == 7
-    assert cluster.wanted(plan) == 8 and plan.host > without.host
+    assert cluster.count_gpus(forecast(elsewhere, costs)) == cluster.count_gpus(without) == 7
+    assert cluster.count_gpus(plan) == 8 and plan.host > without.host
     assert [(j.name, j.held("")) for j in plan.judges] == [("judge j", 2 * GIB)]
-    assert judge(here, Cluster((80 * GIB,) * 8), costs).fits
-    assert "+ 1 judge j ask for 8 GPUs of 7" in judge(here, Cluster((80 * GIB,) * 7), costs).line
-    assert cluster.problems(plan, Cluster((3 * GIB,) * 8))[-1].startswith("judge j need 3.6 GiB per GPU of 3.0 GiB")
+    assert check_fit(here, Cluster((80 * GIB,) * 8), costs).fits
+    assert "+ 1 judge j ask for 8 GPUs of 7" in check_fit(here, Cluster((80 * GIB,) * 7), costs).line
+    assert cluster.shortages(plan, Cluster((3 * GIB,) * 8))[-1].startswith("judge j need 3.6 GiB per GPU of 3.0 GiB")
     two = config_of(folder, f"judges=[{{name: j, model: {tmp_path}, gpus: 2, {asked}}}]")
-    assert [j.held("") for j in forecast(two, costs).judges] == [GIB] and cluster.wanted(forecast(two, costs)) == 9
+    assert [j.held("") for j in forecast(two, costs).judges] == [GIB] and cluster.count_gpus(forecast(two, costs)) == 9
     on_cpu = config_of(folder, f"judges=[{{name: j, model: {tmp_path}, {asked}}}]")
-    assert forecast(on_cpu, costs).host == plan.host + 2 * GIB and cluster.wanted(forecast(on_cpu, costs)) == 7
+    assert forecast(on_cpu, costs).host == plan.host + 2 * GIB and cluster.count_gpus(forecast(on_cpu, costs)) == 7
 
 
 def test_the_counts_that_are_tried_can_be_placed(folder: Path, costs: Costs) -> None:
     config = config_of(folder, "samplers.gpus=0.6", "rewards.gpus=0.6", "learners.gpus=1")
-    tried = list(cluster.recounts(config, forecast(config, costs), 3))
+    tried = list(advice.fitting_counts(config, forecast(config, costs), 3))
     assert {"samplers.count": 1, "learners.count": 1, "rewards.count": 1} in tried
     for counts in tried:
-        changed = cluster.apply(config, counts)
-        assert changed is not None and cluster.wanted(forecast(changed, costs)) <= 3
+        changed = advice.apply_changes(config, counts)
+        assert changed is not None and cluster.count_gpus(forecast(changed, costs)) <= 3
 
 
 def test_host_memory_and_the_object_store_count(folder: Path, costs: Costs) -> None:
     config = config_of(folder)
     plan = forecast(config, costs)
-    assert judge(config, Cluster((80 * GIB,) * 8, plan.host, plan.traffic.in_flight), costs).fits
-    scarce = judge(config, Cluster((80 * GIB,) * 8, plan.host - 2**20), costs)
+    assert check_fit(config, Cluster((80 * GIB,) * 8, plan.host, plan.traffic.in_flight), costs).fits
+    scarce = check_fit(config, Cluster((80 * GIB,) * 8, plan.host - 2**20), costs)
     assert scarce.line.startswith("host memory") and scarce.changes == {"samplers.count": 3}
-    assert "object store" in judge(config, Cluster((80 * GIB,) * 8, None, plan.traffic.in_flight - 1), costs).line
+    assert "object store" in check_fit(config, Cluster((80 * GIB,) * 8, None, plan.traffic.in_flight - 1), costs).line
 
 
 def test_a_share_of_a_gpu_is_a_share_of_its_memory(folder: Path, costs: Costs) -> None:
     config = config_of(folder, "rewards.gpus=0.5", "rewards.count=2")
     role = forecast(config, costs).roles[2]
     there = Cluster((80 * GIB,) * 7)
-    assert cluster.available(role, there) == 40 * GIB and judge(config, there, costs).fits
+    assert cluster.available(role, there) == 40 * GIB and check_fit(config, there, costs).fits
 
 
 def test_a_running_cluster_is_read_from_its_resources() -> None:
     node = {"GPU": 4.0, "CPU": 32.0, "memory": 900.0 * GIB, "object_store_memory": 100.0 * GIB}
-    there = cluster.given(None, None, [node | {"accelerator_type:H100": 1.0}, {"CPU": 8.0, "memory": 10.0 * GIB}])
+    there = cluster.read_cluster(
+        None, None, [node | {"accelerator_type:H100": 1.0}, {"CPU": 8.0, "memory": 10.0 * GIB}]
+    )
     assert there == Cluster((80 * GIB,) * 4, 1010 * GIB, 100 * GIB)
     with pytest.raises(ValueError, match="write --gpus 4x80GB"):
-        cluster.given(None, None, [node])
-    assert cluster.given("4x40GB", None, [node]) == Cluster((40 * GIB,) * 4, 1000 * GIB, 100 * GIB)
+        cluster.read_cluster(None, None, [node])
+    assert cluster.read_cluster("4x40GB", None, [node]) == Cluster((40 * GIB,) * 4, 1000 * GIB, 100 * GIB)
 
 
 def test_no_cluster_at_the_address_is_one_line(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from flowbp_ray.rewards import base
-from flowbp_ray.rewards.aesthetic import Aesthetic, Head
+from flowbp_ray.rewards.aesthetic import Aesthetic, AestheticHead
 from tests.rewards.tiny_clip import PROMPTS, SIDE, clip_model, head_weights, pictures, save_clip, save_head, wanted
 
 NUMBERS = [0, 2, 4, 6, 7]
@@ -42,7 +42,7 @@ def test_images_are_cropped_as_openai_crops_them(clip: Path, tmp_path: Path) -> 
 
 
 def test_the_head_has_the_published_names_and_shapes() -> None:
-    state = Head(768).state_dict()
+    state = AestheticHead(768).state_dict()
     assert {name: tuple(value.shape) for name, value in state.items()} == {
         name: tuple(value.shape) for name, value in head_weights(768).items()
     }

@@ -71,14 +71,14 @@ def test_each_term_gets_its_share_and_the_norms_keep_their_sum(target: Tensor, d
 
 def test_a_unit_does_not_matter_when_balanced(target: Tensor, decoder: nn.Module) -> None:
     """A reward in thousandths, with its clip, pulls as much as before."""
-    pulls = []
+    cotangents = []
     for unit in (1.0, 1000.0):
         terms = [TERMS[0], (RewardTerm("two", weight=0.4, clip=0.9 * unit), Scaled("two", 0.9, unit))]
         found = score_and_cotangent(target, decoder, terms, PROMPTS[:ROWS], OMEGA, ROWS, separate=True)
         s = torch.tensor(shares(together([found]), WEIGHTS))
-        pull = torch.tensordot(s, found.cotangent, dims=1)
-        pulls.append(pull / pull.norm())
-    torch.testing.assert_close(pulls[0], pulls[1], rtol=1e-4, atol=1e-6)
+        cotangent = torch.tensordot(s, found.cotangent, dims=1)
+        cotangents.append(cotangent / cotangent.norm())
+    torch.testing.assert_close(cotangents[0], cotangents[1], rtol=1e-4, atol=1e-6)
 
 
 class Scaled(Bumpy):
@@ -110,12 +110,14 @@ def test_one_two_or_four_servers_give_one_parameter_gradient(
     gradients = []
     for servers in (1, 2, 4):
         found = served(target, decoder, servers, separate=balanced)
-        pull = torch.cat([part.cotangent for part in found], dim=1 if balanced else 0)
+        cotangent = torch.cat([part.cotangent for part in found], dim=1 if balanced else 0)
         if balanced:
-            pull = torch.tensordot(torch.tensor(shares(together(found), WEIGHTS), dtype=pull.dtype), pull, dims=1)
-        pull = pull.double() * torch.tensor(FACTORS).view(-1, 1, 1, 1, 1)
+            cotangent = torch.tensordot(
+                torch.tensor(shares(together(found), WEIGHTS), dtype=cotangent.dtype), cotangent, dims=1
+            )
+        cotangent = cotangent.double() * torch.tensor(FACTORS).view(-1, 1, 1, 1, 1)
         network.zero_grad()
-        sweep(lambda x, *_: network(x), [plan] * ROWS, states, pull)
+        sweep(lambda x, *_: network(x), [plan] * ROWS, states, cotangent)
         gradients.append(torch.cat([p.grad.flatten() for p in network.parameters()]))
     assert gradients[0].abs().max() > 0
     for other in gradients[1:]:

@@ -15,7 +15,7 @@ from transformers import BlipTextConfig, BlipVisionConfig, BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 from flowbp_ray.rewards import base, build
-from flowbp_ray.rewards.blip import Sizes
+from flowbp_ray.rewards.blip import BlipSizes
 from flowbp_ray.rewards.image_reward import UNUSED, ImageReward, Model
 from flowbp_ray.rewards.preprocess import CLIP_MEAN, CLIP_STD, clip_pixels
 from tests.rewards.conftest import refuses_what_is_no_picture
@@ -180,7 +180,7 @@ def test_the_published_model_has_these_names_and_sizes() -> None:
     size = {"vision": 1024, "layers": 24, "patch": 16, "image": 224, "text": 768, "text_layers": 12, "positions": 512}
     shapes = {k: v for k, v in image_reward_shapes(**size, words=30524).items() if k not in UNUSED}
     with torch.device("meta"):
-        model = Model(Sizes.of(shapes, "blip."))
+        model = Model(BlipSizes.of(shapes, "blip."))
     assert {name: tuple(p.shape) for name, p in model.state_dict().items()} == shapes
     # By hand. ViT: 24 blocks of 12 d² + 13 d, patches 768 d + d, 197 places, class token, last norm.
     # Text: 12 layers of 4 e² + 4 e (self), 2 e² + 2 d e + 4 e (cross), 8 e² + 5 e, three norms; tables and their norm.
@@ -211,9 +211,11 @@ def test_unused_tensors_are_known_by_name_and_others_refused(options: dict[str, 
         assert "\n" not in str(caught.value) and "bad.pt" in str(caught.value)
 
     key = "blip.text_encoder.encoder.layer.0.crossattention.self.key.weight"
-    refused({key: None}, f"lacks {key}; give the published file")
-    refused({"blip.text_decoder.cls.bias": torch.zeros(2)}, "has, beyond the model's, blip.text_decoder.cls.bias")
-    refused({key: torch.zeros(64, 64)}, r"is \[64, 64\], the model's \[64, 128\]")
+    refused(
+        {key: None}, rf"it lacks 1 of \d+ tensors \({key}, …\); it should be ImageReward.pt .* of THUDM/ImageReward"
+    )
+    refused({"blip.text_decoder.cls.bias": torch.zeros(2)}, r"it has 1 others \(blip.text_decoder.cls.bias, …\)")
+    refused({key: torch.zeros(64, 64)}, rf"{key} is \(64, 64\), not \(64, 128\)")
     refused({"blip.visual_encoder.cls_token": None}, "ImageReward.pt .* of THUDM/ImageReward")
     spoiled = weights | {key: weights[key].clone().index_fill_(0, torch.tensor([1]), float("nan"))}
     torch.save(spoiled, tmp_path / "nan.pt")

@@ -17,7 +17,7 @@ from actors.learner_group import LearnerGroup
 from actors.transport import load, restore
 from flowbp_ray import prompts
 from flowbp_ray.backbones.embeddings import PackedEmbeddings
-from flowbp_ray.config.sections import LearnersConfig
+from flowbp_ray.config.learners import LearnersConfig
 from flowbp_ray.learning.engine import TorchEngine
 from flowbp_ray.learning.optim import Ema
 from flowbp_ray.local import LocalLoop, encode

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flowbp_ray.backbones.registry import backbone_named
-from flowbp_ray.config.sections import LoraConfig
+from flowbp_ray.config.learners import LoraConfig
 from flowbp_ray.utils.digest import digest
 from flowbp_ray.weights import trainable
 

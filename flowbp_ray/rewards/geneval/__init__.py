@@ -6,6 +6,6 @@ against transformers instead of mmdet and open_clip. `flowbp_ray.rewards.geneval
 """
 
 from flowbp_ray.rewards.geneval.prompts import Task, load
-from flowbp_ray.rewards.geneval.verdict import Detection, Thresholds, Verdict, keep, relations, verdict
+from flowbp_ray.rewards.geneval.verdict import Detection, GenEvalVerdict, Thresholds, keep, relations, verdict
 
-__all__ = ["Detection", "Task", "Thresholds", "Verdict", "keep", "load", "relations", "verdict"]
+__all__ = ["Detection", "GenEvalVerdict", "Task", "Thresholds", "keep", "load", "relations", "verdict"]

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flowbp_ray.rewards.geneval import pictures
+from flowbp_ray.rewards import preprocess
 from flowbp_ray.rewards.geneval.names import published
 from flowbp_ray.rewards.geneval.verdict import Detection
 
@@ -49,7 +49,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if config.get("model_type") not in KINDS:
         kind = config.get("model_type")
         raise ValueError(f"{folder} holds a {kind!r}; GenEval's detector is one of {', '.join(KINDS)}")
-    pictures.settings(folder)
+    preprocess.preprocessor_config(folder)
     return config
 
 
@@ -84,7 +84,7 @@ class Mask2Former:
         from transformers import Mask2FormerForUniversalSegmentation
 
         self.device, self.dtype = torch.device(device), dtype
-        self.settings = pictures.settings(folder)
+        self.settings = preprocess.preprocessor_config(folder)
         kind: Any = Mask2FormerForUniversalSegmentation
         self.model = kind.from_pretrained(folder, dtype=dtype).to(self.device).eval().requires_grad_(False)
         labels = self.model.config.id2label
@@ -100,21 +100,23 @@ class Mask2Former:
         """image [3, H, W] in 0..1 -> [3, h, w] as preprocessor_config.json says: resized, divisible, normalised."""
         image = image.to(self.device, torch.float32)
         if self.settings.get("do_resize", True):
-            height, width = pictures.divisible(
+            height, width = preprocess.divisible(
                 *self._size(image.shape[-2], image.shape[-1]), self.settings.get("size_divisor", 32)
             )
-            image = pictures.resized(image, height, width, pictures.FILTERS[self.settings.get("resample", 2)])
+            image = preprocess.resize_clamped(
+                image, height, width, preprocess.FILTERS[self.settings.get("resample", 2)]
+            )
         mean, std = self.settings["image_mean"], self.settings["image_std"]
-        return pictures.normalised(image, mean, std).to(self.dtype)
+        return preprocess.normalise(image, mean, std).to(self.dtype)
 
     def _size(self, height: int, width: int) -> tuple[int, int]:
         """The size to resize to, from `size`: {height, width}, or {shortest_edge, longest_edge}, or a number."""
         size = self.settings["size"]
         if not isinstance(size, dict):
-            return pictures.shortest_edge(height, width, size, self.settings.get("max_size"))
+            return preprocess.shortest_edge(height, width, size, self.settings.get("max_size"))
         if "height" in size:
             return size["height"], size["width"]
-        return pictures.shortest_edge(height, width, size["shortest_edge"], size.get("longest_edge"))
+        return preprocess.shortest_edge(height, width, size["shortest_edge"], size.get("longest_edge"))
 
     def instances(
         self, classes: Tensor, masks: Tensor, size: Sequence[int], above: float, grid: int | None = 384

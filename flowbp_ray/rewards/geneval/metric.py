@@ -14,16 +14,15 @@ from torch import Tensor
 
 from flowbp_ray.rewards.base import needed
 from flowbp_ray.rewards.embedding import tower_dtype
-from flowbp_ray.rewards.geneval.colours import ColourNamer, check_clip
+from flowbp_ray.rewards.geneval.colours import CLIP, ColourNamer, check_clip
 from flowbp_ray.rewards.geneval.detect import check_nouns, open_detector, read_config
 from flowbp_ray.rewards.geneval.prompts import Task, load
-from flowbp_ray.rewards.geneval.verdict import Detection, Thresholds, Verdict, keep, verdict
+from flowbp_ray.rewards.geneval.verdict import Detection, GenEvalVerdict, Thresholds, keep, verdict
 
 DETECTOR = (
     "the folder of a detector for transformers: Mask2Former trained on COCO instances, as published "
     "(facebook/mask2former-swin-small-coco-instance), or an OWL-ViT or OWLv2"
 )
-CLIP = "the folder of a CLIP for transformers (openai/clip-vit-large-patch14, as published), which names colours"
 PROMPTS = "GenEval's prompt file evaluation_metadata.jsonl (prompts/ of github.com/djghosh13/geneval)"
 OWL_OVERLAP = 0.5
 
@@ -94,7 +93,7 @@ class GenEval:
         pictures = torch.isfinite(images).flatten(1).all(dim=1)
         return torch.tensor(correct, dtype=torch.float32, device=images.device).where(pictures, torch.nan)
 
-    def verdicts(self, images: Tensor, prompts: Sequence[str]) -> list[Verdict]:
+    def verdicts(self, images: Tensor, prompts: Sequence[str]) -> list[GenEvalVerdict]:
         """Verdicts with their reasons. Pixels are rounded to 8 bits first: what is judged is the picture as saved."""
         if len(images) != len(prompts):
             raise ValueError(f"{len(images)} images need {len(images)} prompts, got {len(prompts)}")
@@ -102,7 +101,7 @@ class GenEval:
         seen = (images.detach().float().clamp(0, 1) * 255).round() / 255
         return [self._verdict(image, task) for image, task in zip(seen, tasks, strict=True)]
 
-    def _verdict(self, image: Tensor, task: Task) -> Verdict:
+    def _verdict(self, image: Tensor, task: Task) -> GenEvalVerdict:
         def colours(noun: str, found: Sequence[Detection]) -> list[str]:
             return self.colours.name(image, noun, found)
 

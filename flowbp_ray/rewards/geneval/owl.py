@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flowbp_ray.rewards.geneval import pictures
+from flowbp_ray.rewards import preprocess
 from flowbp_ray.rewards.geneval.names import OBJECTS
 from flowbp_ray.rewards.geneval.verdict import Detection
 
@@ -35,7 +35,7 @@ class Owl:
         from transformers import AutoConfig, AutoTokenizer, Owlv2ForObjectDetection, OwlViTForObjectDetection
 
         self.device, self.dtype = torch.device(device), dtype
-        self.settings = pictures.settings(folder)
+        self.settings = preprocess.preprocessor_config(folder)
         config = AutoConfig.from_pretrained(folder)
         self.square = config.model_type == "owlv2"  # OWLv2 pads below or at the right to a square
         kind: Any = Owlv2ForObjectDetection if self.square else OwlViTForObjectDetection
@@ -71,12 +71,14 @@ class Owl:
         if self.square:
             side = max(image.shape[-2:])
             image = F.pad(image, (0, side - image.shape[-1], 0, side - image.shape[-2]))
-            image = pictures.blurred(image, ((side / height - 1) / 2, (side / width - 1) / 2))
+            image = preprocess.blur(image, ((side / height - 1) / 2, (side / width - 1) / 2))
             image = F.interpolate(image[None], (height, width), mode="bilinear", align_corners=False)[0]
         else:
-            image = pictures.resized(image, height, width, pictures.FILTERS[self.settings.get("resample", 3)])
+            image = preprocess.resize_clamped(
+                image, height, width, preprocess.FILTERS[self.settings.get("resample", 3)]
+            )
         mean, std = self.settings["image_mean"], self.settings["image_std"]
-        return pictures.normalised(image, mean, std).to(self.dtype)
+        return preprocess.normalise(image, mean, std).to(self.dtype)
 
     def objects(self, logits: Tensor, boxes: Tensor, size: Sequence[int], above: float) -> list[Detection]:
         """Boxes from logits [P, labels] and centre-size boxes [P, 4] in 0..1; cut off at the picture's edges.

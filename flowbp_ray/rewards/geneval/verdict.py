@@ -53,7 +53,7 @@ class Thresholds:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class GenEvalVerdict:
     """Whether everything held, and else what did not, a line each."""
 
     correct: bool
@@ -114,7 +114,7 @@ def relations(a: Box, b: Box, threshold: float = 0.1) -> set[str]:
 
 def verdict(
     task: Task, found: Mapping[str, Sequence[Detection]], colours: Colours, thresholds: Thresholds | None = None
-) -> Verdict:
+) -> GenEvalVerdict:
     """Judge one picture by what `keep` left of its detections.
 
     colours is asked only where a colour is wanted, and then of the `count` surest objects of the class.
@@ -130,7 +130,7 @@ def verdict(
     for unwanted in task.exclude:
         if (there := len(found.get(unwanted.noun, ()))) >= unwanted.count:
             reasons.append(f"{there} × {unwanted.noun} where fewer than {unwanted.count} are asked for")
-    return Verdict(not reasons, tuple(reasons))
+    return GenEvalVerdict(not reasons, tuple(reasons))
 
 
 def _wrong(

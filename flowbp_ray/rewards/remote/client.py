@@ -1,30 +1,40 @@
-"""The run's side of a remote reward pool: what a `Scorer` does, done at `rewards.url`."""
+"""The run's side of a remote reward pool: a `Scorer` whose work is done at `rewards.url`."""
 
 from __future__ import annotations
 
-import http.client
 import random
 import time
 from collections.abc import Mapping, Sequence
 
+import aiohttp
 import numpy as np
 
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.messages import Evaluated, Item, Packed, RolloutReport, Scored
 from flowbp_ray.rewards.remote import codec, token
-from flowbp_ray.rewards.remote.answers import wrong_evaluation, wrong_score
 from flowbp_ray.rewards.remote.codec import WireError
-from flowbp_ray.rewards.remote.exchange import CONNECT, DIGEST, LARGEST_LINE, TooLarge, ask, line, reason
 from flowbp_ray.rewards.remote.limits import largest_evaluation, largest_score
-from flowbp_ray.rewards.remote.wire import EvaluateAnswer, EvaluateRequest, ScoreAnswer, ScoreRequest
+from flowbp_ray.rewards.remote.validation import wrong_evaluation, wrong_score
+from flowbp_ray.rewards.remote.wire import (
+    DIGEST,
+    HEALTH_TIME,
+    LARGEST_LINE,
+    EvaluateAnswer,
+    EvaluateRequest,
+    ScoreAnswer,
+    ScoreRequest,
+    line,
+    reason,
+)
 from flowbp_ray.utils.addresses import bearer
+from flowbp_ray.utils.http import TooLarge, ask
 
 PROBE = 1.0  # seconds after which a server that is away may be asked again whether it is back
 IN_TIME = 0.9  # of cluster.stall_timeout, for all tries together: after all of it the driver ends the run
 FIRST_WAIT, LONGEST_WAIT = 0.25, 10.0  # seconds between tries
 AGAIN = (502, 503, 504)  # the server, or a proxy before it, will answer later
-OTHER = 409  # the server's settings are not those that the run agreed with
-LATER = (408, 429)  # in the 400s, and yet no mistake of the request
+OTHER_SETTINGS = 409  # the server's settings are not those that the run agreed with
+LATER = (408, 429)  # in the 400s, although the request is not wrong
 
 
 def assigned(config: RunConfig, index: int) -> RunConfig:
@@ -40,11 +50,12 @@ class Unavailable(RuntimeError):
 
 
 class RemoteScorer:
-    """Sends what a `Scorer` would be called with to the first address of `rewards.url`, and returns its answer.
+    """Sends the arguments of a `Scorer` to the first address of `rewards.url`, and returns its answer.
 
-    What is refused with a status in the 400s raises ValueError: it would be refused again. Everything else is tried
-    again with growing pauses for half of `cluster.stall_timeout`, then raises `Unavailable`, and the item is issued
-    again. A server that fails (500) raises at once, one that is silent after nine tenths of it.
+    A refusal (a status in the 400s) raises ValueError: it would come again. Lost connections and the statuses of
+    `AGAIN` are tried again with growing pauses for half of `cluster.stall_timeout`, then raise `Unavailable`, and the
+    item is issued again. A server that fails (500) raises `Unavailable` at once, a silent one after nine tenths of
+    `cluster.stall_timeout`.
 
     agreed: by address the digest of the settings that the run compared with its own. It goes with every request, so
     that a server which starts again with others refuses it (409).
@@ -63,12 +74,12 @@ class RemoteScorer:
         raise ValueError("a gate looks at pictures, which remote reward servers keep; write rewards.url=null")
 
     def reach(self) -> None:
-        """Ask once whether the server would take work. Raises `Unavailable` after a moment, since one may ask again."""
+        """Ask once whether the server would take work. Raises `Unavailable`, `PROBE` seconds after the answer."""
         try:
-            status, _, content = ask(self.url, "GET", "/health", self.headers, None, CONNECT, LARGEST_LINE)
-            later = status >= 500 or status in LATER  # what else is wrong, the next item is told
-            failure = f"answered {status}: {reason(content)}" if later else None
-        except (OSError, http.client.HTTPException) as error:
+            answer = ask(f"{self.url}/health", "GET", self.headers, None, HEALTH_TIME, LARGEST_LINE)
+            later = answer.status >= 500 or answer.status in LATER  # what else is wrong, the next item is told
+            failure = f"answered {answer.status}: {reason(answer.content)}" if later else None
+        except (OSError, aiohttp.ClientError) as error:
             failure = f"cannot be reached: {line(error)}"
         if failure:
             time.sleep(PROBE)
@@ -98,24 +109,25 @@ class RemoteScorer:
         while True:
             wait, left = 0.0, self.timeout - (time.monotonic() - started)
             try:
-                status, retry_after, content = ask(self.url, "POST", path, self.headers, body, left, largest)
+                answer = ask(where, "POST", self.headers, body, left, largest)
             except (TimeoutError, TooLarge) as error:
                 raise Unavailable(f"{where} did not answer well: {line(error)}") from error
-            except (OSError, http.client.HTTPException) as error:
+            except (OSError, aiohttp.ClientError) as error:
                 failure = f"{where} cannot be reached: {line(error)}"
             else:
-                if status == 200:
-                    return _parsed(kind, where, content)
-                failure = f"{where} answered {status}: {reason(content)}"
-                if status == OTHER:
+                if answer.status == 200:
+                    return _parsed(kind, where, answer.content)
+                status, said = answer.status, reason(answer.content)
+                failure = f"{where} answered {status}: {said}"
+                if status == OTHER_SETTINGS:
                     raise ValueError(
-                        f"rewards.url: {self.url} has other settings than when the run began ({reason(content)}); "
+                        f"rewards.url: {self.url} has other settings than when the run began ({said}); "
                         "start it with those again, or the run with resume=auto, which compares them with its own"
                     )
                 if status not in AGAIN:
                     wrong = 400 <= status < 500 and status not in LATER
                     raise (ValueError if wrong else Unavailable)(failure)
-                wait = retry_after
+                wait = answer.retry_after
             wait = max(wait, pause) * random.uniform(0.5, 1.5)  # not in step with the other clients
             if time.monotonic() - started + wait > self.patience:
                 raise Unavailable(f"{failure} (for {time.monotonic() - started:.0f} s)")

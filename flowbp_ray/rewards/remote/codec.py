@@ -39,13 +39,13 @@ CODES = {
     "uint8": "U8",
     "bool": "BOOL",
 }
-"""Torch's name of a dtype -> safetensors' name. Others do not travel."""
+"""Torch's name of a dtype -> safetensors' name. Others cannot be sent."""
 NAMES = {code: name for name, code in CODES.items()}
 Message = TypeVar("Message")
 
 
 class WireError(ValueError):
-    """Bytes that are no message of the wanted kind; the text says why in one line."""
+    """Bytes that are not a message of the expected kind; the text says why in one line."""
 
 
 def dump(message: Any) -> bytes:

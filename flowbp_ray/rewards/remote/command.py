@@ -11,7 +11,7 @@ import torch
 
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.rewards.remote import token
-from flowbp_ray.rewards.remote.limits import Limits
+from flowbp_ray.rewards.remote.limits import ServerLimits
 from flowbp_ray.rewards.remote.service import Service
 from flowbp_ray.rewards.scorer import check_rewards
 from flowbp_ray.utils.random import use_deterministic_kernels
@@ -44,7 +44,7 @@ def serve(
     if config.cluster.deterministic:
         use_deterministic_kernels()
     with bound(host, port) as listening:
-        service = Service(config, Limits.of(config, max_rows, waiting))
+        service = Service(config, ServerLimits.of(config, max_rows, waiting))
         names = ", ".join(reward.name for reward in config.rewards.all)
         where = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
         answer(service, secret, listening, lambda: say(f"serving {names} at {where}"))

@@ -1,31 +1,33 @@
-"""Before a run starts: are its reward servers there, do they take its token, and do they score what it wants?"""
+"""Checks before a run starts: do its reward servers answer, take its token, and have the run's settings?"""
 
 from __future__ import annotations
 
-import http.client
 import json
 import ssl
 from typing import Any
 
+import aiohttp
+
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.rewards.remote import codec, token
-from flowbp_ray.rewards.remote.exchange import CONNECT, LARGEST_LINE, ask, line, reason
 from flowbp_ray.rewards.remote.identity import different, identity
-from flowbp_ray.rewards.remote.limits import Limits
+from flowbp_ray.rewards.remote.limits import ServerLimits
+from flowbp_ray.rewards.remote.wire import HEALTH_TIME, LARGEST_LINE, line, reason
 from flowbp_ray.utils.addresses import bearer
+from flowbp_ray.utils.http import ask
 
 
 def check(config: RunConfig) -> dict[str, str]:
     """Ask every address of `rewards.url` for its health; address -> the digest of what it scores, for every request.
 
-    Empty where there is no address. Raises ValueError in one line for the first that is not there, shuts down, refuses
-    the token, scores something else, or takes smaller requests than the run sends.
+    Empty where there is no address. Raises ValueError in one line for the first that does not answer, shuts down,
+    refuses the token, has other settings, or takes smaller requests than the run sends.
     """
     if not config.rewards.url:
         return {}
     urls, agreed = list(dict.fromkeys(config.rewards.url)), dict[str, str]()
     secret = token.read(config.rewards.token_file, "rewards.token_file")
-    needed, wanted = Limits.of(config), identity(config)
+    needed, wanted = ServerLimits.of(config), identity(config)
     first: dict[str, Any] | None = None
     for url in urls:
         about = _health(url, secret)
@@ -45,19 +47,20 @@ def check(config: RunConfig) -> dict[str, str]:
 
 
 def _health(url: str, secret: str) -> dict[str, Any]:
-    """What a server says about itself. Raises ValueError where it says nothing of use."""
+    """The answer of /health with the token. Raises ValueError where it is not that of a ready server."""
     try:
-        status, _, content = ask(url, "GET", "/health", bearer(secret), None, CONNECT, LARGEST_LINE)
+        answer = ask(f"{url}/health", "GET", bearer(secret), None, HEALTH_TIME, LARGEST_LINE)
     except ssl.SSLCertVerificationError as error:
         raise ValueError(
             f"rewards.url: the certificate of {url} is not trusted here ({error.verify_message}); set SSL_CERT_FILE to "
             "a file with its authority's, here and where the reward actors run"
         ) from error
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, aiohttp.ClientError) as error:
         raise ValueError(
             f"rewards.url: {url} does not answer ({line(error)}); start `flowbp-ray serve-reward` there, or write its "
             "address"
         ) from error
+    status, content = answer.status, answer.content
     if status == 401:
         raise ValueError(f"rewards.url: {url} refuses the token; write rewards.token_file: what its --token-file holds")
     try:

@@ -1,4 +1,4 @@
-"""How much one request to a reward server, and its answer, may hold."""
+"""The largest request to a reward server, and the largest answer."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from flowbp_ray.rewards.remote.codec import HEADER_LIMIT
 
 
 @dataclass(frozen=True)
-class Limits:
-    """rows of one request, bytes of its body, requests that wait while one is scored."""
+class ServerLimits:
+    """What a server takes at most: rows of one request, bytes of its body, requests that wait while one is scored."""
 
     rows: int
     nbytes: int
     waiting: int
 
     @classmethod
-    def of(cls, config: RunConfig, rows: int | None = None, waiting: int = 8) -> Limits:
+    def of(cls, config: RunConfig, rows: int | None = None, waiting: int = 8) -> ServerLimits:
         """rows None: those of an item of the run, or of its evaluation. The bytes follow: fp32 targets and a header."""
         rows = rows or max(config.data.rollout_batch, config.evaluation.batch)
         latents = rows * config.surrogate().branches * math.prod(latent_shape(config))
@@ -28,12 +28,12 @@ class Limits:
 
 
 def latent_shape(config: RunConfig) -> tuple[int, ...]:
-    """Of one latent, without the batch."""
+    """The shape of one latent, without the batch."""
     return tuple(build_backbone(config.backbone).latent_shape(config.backbone.height, config.backbone.width))
 
 
 def cotangent_shape(config: RunConfig, target: Packed) -> tuple[int, ...]:
-    """Of what a server answers to target [rows, branches, C, h, w]: the same, with `rewards.balance` once per term."""
+    """The shape of the cotangent of target [rows, branches, ...]: the same, with `rewards.balance` once per term."""
     shape = tuple(target.array.shape)
     return shape if config.rewards.balance == "none" else (len(config.rewards.terms), *shape)
 
@@ -44,7 +44,7 @@ def largest_score(config: RunConfig, target: Packed) -> int:
 
 
 def images_shape(config: RunConfig, rows: int) -> tuple[int, ...]:
-    """Of the pictures of an evaluation's item."""
+    """The shape of the pictures of an evaluation's item."""
     return (rows, config.backbone.height, config.backbone.width, 3)
 
 

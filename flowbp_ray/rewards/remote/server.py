@@ -1,7 +1,7 @@
-"""The HTTP around a `Service`: who may ask, how much at once, and how it ends.
+"""The HTTP around a `Service`: access, limits, and an end that loses no request.
 
 POST /score and /evaluate take and return safetensors bodies; GET /health says ready (200) or draining (503). One thread
-computes, the others wait for it, at most `Limits.waiting` of them. SIGTERM drains: no new work is taken, what has
+computes, the others wait for it, at most `ServerLimits.waiting` of them. SIGTERM drains: no new work is taken, what has
 arrived is finished, and the process ends with code 0.
 """
 
@@ -25,8 +25,8 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from flowbp_ray.rewards.remote import codec, token
-from flowbp_ray.rewards.remote.exchange import DIGEST
-from flowbp_ray.rewards.remote.service import Refused, Service
+from flowbp_ray.rewards.remote.service import RequestRefused, Service
+from flowbp_ray.rewards.remote.wire import DIGEST
 
 BODY, SLOWEST = 30.0, 1 << 20  # seconds for a whole body, and one more for each so many bytes of the largest
 ANSWERS = 30.0  # seconds for which a server that has done its work waits until its answers have been read
@@ -38,8 +38,8 @@ ENDING = "this server is shutting down"
 log = logging.getLogger(__name__)
 
 
-class Door:
-    """Lets requests in: those with the token, of a size that is allowed, as long as there is room."""
+class RequestHandler:
+    """Answers requests that have the token and an allowed size, one after the other, while there is room to wait."""
 
     def __init__(self, service: Service, secret: str) -> None:
         self.service, self.secret = service, secret
@@ -77,7 +77,7 @@ class Door:
                     return _error(400, "nobody waits for the answer")
                 done = await asyncio.get_running_loop().run_in_executor(self.worker, answer, body)
             return Response(done, media_type="application/octet-stream")
-        except Refused as error:
+        except RequestRefused as error:
             return _error(error.status, str(error), retry_after=1 if error.status == 503 else None)
         except Exception as error:  # of a reward or the decoder: the client issues the item again
             log.exception("a request failed")
@@ -104,7 +104,7 @@ class Door:
         return None
 
     async def _body(self, request: Request) -> bytes:
-        """The whole body, however it is sent. Raises `Refused`: it is too large, too slow, or the server ends."""
+        """The whole body, however it is sent. Raises `RequestRefused` where it is too large or too slow, or we end."""
         reading, told = asyncio.ensure_future(self._read(request)), asyncio.ensure_future(self.ending.wait())
         try:
             await asyncio.wait((reading, told), timeout=self.patience, return_when=asyncio.FIRST_COMPLETED)
@@ -114,8 +114,8 @@ class Door:
             reading.cancel()
             told.cancel()
         if self.draining:
-            raise Refused(503, ENDING)
-        raise Refused(408, f"the body did not arrive within {self.patience:.0f} s")
+            raise RequestRefused(503, ENDING)
+        raise RequestRefused(408, f"the body did not arrive within {self.patience:.0f} s")
 
     async def _read(self, request: Request) -> bytes:
         """All parts of a body together."""
@@ -124,14 +124,14 @@ class Door:
         while (part := await _next(stream)) is not None:
             size += len(part)
             if size > limit:
-                raise Refused(413, _too_large(limit))
+                raise RequestRefused(413, _too_large(limit))
             parts.append(part)
         return b"".join(parts)
 
     async def _discard(self, request: Request) -> None:
         """Read what was sent anyway, for a while: whoever is still sending would see a broken pipe, not the answer."""
         left, until, stream = self.service.limits.nbytes, time.monotonic() + DISCARD, request.stream().__aiter__()
-        with contextlib.suppress(Refused):
+        with contextlib.suppress(RequestRefused):
             while left > 0 and (seconds := until - time.monotonic()) > 0:
                 part = await _next(stream, seconds)
                 if part is None:
@@ -140,13 +140,13 @@ class Door:
 
 
 async def _next(stream: AsyncIterator[bytes], seconds: float | None = None) -> bytes | None:
-    """The next part of a body, None at its end. Raises `Refused` where none comes in `seconds`."""
+    """The next part of a body, None at its end. Raises `RequestRefused` where none comes in `seconds`."""
     try:
         return await asyncio.wait_for(anext(stream, None), seconds)
     except asyncio.TimeoutError as error:
-        raise Refused(408, "the body stopped arriving") from error
+        raise RequestRefused(408, "the body stopped arriving") from error
     except Exception as error:  # the client is gone
-        raise Refused(400, "the body broke off") from error
+        raise RequestRefused(400, "the body broke off") from error
 
 
 def _too_large(limit: int) -> str:
@@ -164,7 +164,7 @@ def _broken(error: Exception) -> Response:
     return _error(500, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
 
 
-def application(door: Door) -> FastAPI:
+def application(handler: RequestHandler) -> FastAPI:
     """The routes. There are no pages that describe them: what the server is, is told to those with the token."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
 
@@ -181,15 +181,15 @@ def application(door: Door) -> FastAPI:
 
     @app.get("/health")
     async def health(request: Request) -> Response:
-        return await door.health(request)
+        return await handler.health(request)
 
     @app.post("/score")
     async def score(request: Request) -> Response:
-        return await door.work(request, door.service.score)
+        return await handler.work(request, handler.service.score)
 
     @app.post("/evaluate")
     async def evaluate(request: Request) -> Response:
-        return await door.work(request, door.service.evaluate)
+        return await handler.work(request, handler.service.evaluate)
 
     return app
 
@@ -197,9 +197,9 @@ def application(door: Door) -> FastAPI:
 class DrainingServer(uvicorn.Server):
     """uvicorn with signals of our own: it would close its socket first, and end with the signal's code."""
 
-    def __init__(self, config: uvicorn.Config, door: Door, ready: Callable[[], object]) -> None:
+    def __init__(self, config: uvicorn.Config, handler: RequestHandler, ready: Callable[[], object]) -> None:
         super().__init__(config)
-        self.door, self.ready = door, ready
+        self.handler, self.ready = handler, ready
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -218,27 +218,27 @@ class DrainingServer(uvicorn.Server):
         self.ready()
 
     def _end(self) -> None:
-        if self.door.draining:
+        if self.handler.draining:
             os._exit(1)  # the thread that scores cannot be interrupted in another way
-        self.door.ending.set()
+        self.handler.ending.set()
         self._drain = asyncio.get_running_loop().create_task(self._finish())
 
     async def _finish(self) -> None:
         await asyncio.sleep(LINGER)
-        while self.door.inside:
+        while self.handler.inside:
             await asyncio.sleep(0.02)
         self.should_exit = True
 
 
-def configured(door: Door) -> uvicorn.Config:
+def configured(handler: RequestHandler) -> uvicorn.Config:
     """uvicorn's settings. Without the last one somebody who never reads an answer would hold the end for ever."""
     settings: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False, "http": "h11"}
     settings |= {"loop": "asyncio", "ws": "none", "lifespan": "off", "timeout_graceful_shutdown": ANSWERS}
-    return uvicorn.Config(application(door), **settings)
+    return uvicorn.Config(application(handler), **settings)
 
 
 def serve(service: Service, secret: str, listening: socket.socket, ready: Callable[[], object]) -> None:
     """Answer at a bound socket until SIGTERM or Ctrl-C. ready: called once requests are answered."""
-    door = Door(service, secret)
-    DrainingServer(configured(door), door, ready).run([listening])
-    door.worker.shutdown()
+    handler = RequestHandler(service, secret)
+    DrainingServer(configured(handler), handler, ready).run([listening])
+    handler.worker.shutdown()

@@ -22,7 +22,7 @@ def read(file: str | Path | None, option: str) -> str:
     else:
         try:
             found, where = Path(file).expanduser().read_text(), str(file)
-        except (OSError, UnicodeDecodeError, RuntimeError) as error:  # the last: ~user of nobody
+        except (OSError, UnicodeDecodeError, RuntimeError) as error:  # the last: ~user that does not exist
             raise ValueError(f"{option}: {str(file)!r} cannot be read; write a file that holds the token") from error
     found = found.strip()
     if len(found) < SHORTEST or not all("!" <= c <= "~" for c in found):

@@ -1,7 +1,8 @@
-"""What travels between a run and a reward server: requests, and answers with `Scored` and `Evaluated` as they are."""
+"""The messages between a run and a reward server, and what both sides must know of their HTTP."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -10,10 +11,14 @@ import numpy as np
 
 from flowbp_ray.messages import Evaluated, Item, Packed, RolloutReport, Scored, Version
 
+DIGEST = "Flowbp-Ray-Digest"  # header of a request: the server's settings that the run has agreed with
+HEALTH_TIME = 10.0  # seconds for an answer of /health
+LARGEST_LINE = 1 << 20  # bytes of an answer that holds no arrays: /health, and what is wrong
+
 
 @dataclass(frozen=True)
 class Request:
-    """What both requests say of an item."""
+    """What both requests state of an item."""
 
     purpose: str
     step: int
@@ -92,3 +97,18 @@ class EvaluateAnswer:
     """What `Scorer.evaluate` returns."""
 
     evaluated: Evaluated
+
+
+def reason(content: bytes) -> str:
+    """The line in which a server says what is wrong."""
+    try:
+        plain: Any = json.loads(content)
+        text = str(plain["error"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        text = content[:200].decode(errors="replace")
+    return " ".join(text.split())[:300] or "nothing"
+
+
+def line(error: Exception) -> str:
+    """What an error says, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowbp_ray.rewards.geneval import Detection, Task, Thresholds, Verdict, keep, load, relations, verdict
+from flowbp_ray.rewards.geneval import Detection, GenEvalVerdict, Task, Thresholds, keep, load, relations, verdict
 from flowbp_ray.rewards.geneval.names import OBJECTS, published
 from flowbp_ray.rewards.geneval.prompts import parse
 from flowbp_ray.rewards.geneval.verdict import iou
@@ -50,7 +50,7 @@ def found(noun: str, *scores: float, box: tuple[float, float, float, float] = DO
     return [Detection(noun, score, box) for score in scores]
 
 
-def judged(row: dict, objects: Sequence[Detection], colours: dict[float, str] | None = None) -> Verdict:
+def judged(row: dict, objects: Sequence[Detection], colours: dict[float, str] | None = None) -> GenEvalVerdict:
     """The verdict with the published numbers; colours: what is seen on the detection with that score."""
     task = parse(row)
     return verdict(

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.messages import Item, Packed, RolloutReport, Version, pack
-from flowbp_ray.rewards.remote.exchange import DIGEST, ask
+from flowbp_ray.rewards.remote.wire import DIGEST
 from flowbp_ray.utils.addresses import bearer
+from flowbp_ray.utils.http import ask
 from tests.paths import ROOT
 from tests.small import small_config, small_overrides
 
@@ -41,7 +42,8 @@ class Server:
     ) -> tuple[int, float, bytes]:
         """digest: of the settings that are wanted; None: those that the server has."""
         headers = bearer(token) | ({} if body is None else {DIGEST: digest or self.digest})
-        return ask(self.url, method, path, headers, body, 120.0, 1 << 26)
+        answer = ask(self.url + path, method, headers, body, 120.0, 1 << 26)
+        return answer.status, answer.retry_after, answer.content
 
     @cached_property
     def digest(self) -> str:

@@ -25,4 +25,4 @@ def test_a_run_with_a_remote_pool_has_the_digest_of_the_local_one(
     run, summary = driver.train(config)
     assert summary["weights_sha256"] == local_digest(small_config(tmp_path, "flowbp_sparse"))
     assert summary["guidance"]["1"]["after"]["shapes_clip_heldout"]["mean"] is not None
-    assert run.config().rewards.url == [server.url] and "token" not in (run.folder / "log.txt").read_text()
+    assert run.config.rewards.url == [server.url] and "token" not in (run.folder / "log.txt").read_text()

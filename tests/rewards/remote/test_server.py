@@ -38,8 +38,8 @@ def test_the_client_has_the_bits_of_a_scorer(server: Server, tmp_path: Path) -> 
     for rows in (2, 3):
         samples = tuple(range(rows))
         arguments = (item(samples), PROMPTS[:rows], report((0.7, 1.3, 1 / 3)[:rows], (True,) * rows))
-        (mine, my_pull), (theirs, pull) = (s.score(*arguments, target(rows)) for s in (local, remote))
-        assert bits(unpack(my_pull)) == bits(unpack(pull)) and unpack(pull).any()
+        (mine, my_cotangent), (theirs, cotangent) = (s.score(*arguments, target(rows)) for s in (local, remote))
+        assert bits(unpack(my_cotangent)) == bits(unpack(cotangent)) and unpack(cotangent).any()
         assert (mine.scores, mine.losses, mine.clipped) == (theirs.scores, theirs.losses, theirs.clipped)
     a, b = (s.evaluate(item(), PROMPTS[:2], target(2, None)) for s in (local, remote))
     assert a.scores == b.scores and (a.images == b.images).all()

@@ -16,8 +16,8 @@ from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.messages import unpack
 from flowbp_ray.rewards.remote import codec
 from flowbp_ray.rewards.remote.client import RemoteScorer, Unavailable, assigned
-from flowbp_ray.rewards.remote.limits import Limits
-from flowbp_ray.rewards.remote.service import Refused, Service
+from flowbp_ray.rewards.remote.limits import ServerLimits
+from flowbp_ray.rewards.remote.service import RequestRefused, Service
 from flowbp_ray.rewards.remote.wire import EvaluateAnswer, EvaluateRequest, ScoreAnswer, ScoreRequest
 from tests.rewards.remote.scripted import Scripted
 from tests.rewards.remote.servers import BOTH, PROMPTS, asking, bits, item, report, target
@@ -27,14 +27,14 @@ from tests.small import small_config
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Service:
     config = small_config(tmp_path_factory.mktemp("run"), "flowbp_sparse", BOTH)
-    return Service(config, Limits.of(config, rows=4))
+    return Service(config, ServerLimits.of(config, rows=4))
 
 
 @pytest.fixture(scope="module")
 def several(tmp_path_factory: pytest.TempPathFactory) -> Service:
     """Of a method with three targets per sample."""
     config = small_config(tmp_path_factory.mktemp("run"), "draft_lv", BOTH)
-    return Service(config, Limits.of(config, rows=4))
+    return Service(config, ServerLimits.of(config, rows=4))
 
 
 def request(rows: int = 2, **changes: Any) -> bytes:
@@ -98,7 +98,7 @@ WRONG = {
 def test_what_is_no_item_of_this_run_is_refused(service: Service, case: str) -> None:
     changes, reason = WRONG[case]
     body = request(0, omega=np.ones(0)) if case == "no rows" else request(**changes)
-    with pytest.raises(Refused, match=reason) as error:
+    with pytest.raises(RequestRefused, match=reason) as error:
         service.score(body)
     assert error.value.status == 422
 
@@ -109,10 +109,10 @@ def test_an_evaluation_that_does_not_fit(service: Service) -> None:
         (target(2, None), PROMPTS[:3]),
         (target(1, None), PROMPTS[:2]),
     ):
-        with pytest.raises(Refused, match=r"must be|need") as error:
+        with pytest.raises(RequestRefused, match=r"must be|need") as error:
             service.evaluate(codec.dump(EvaluateRequest.of(item(), prompts, latents)))
         assert error.value.status == 422
-    with pytest.raises(Refused) as error:
+    with pytest.raises(RequestRefused) as error:
         service.evaluate(request())
     assert error.value.status == 400
 

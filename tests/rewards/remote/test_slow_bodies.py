@@ -13,12 +13,12 @@ import pytest
 import uvicorn
 
 from flowbp_ray.rewards.remote import codec, server
-from flowbp_ray.rewards.remote.exchange import DIGEST, ask
-from flowbp_ray.rewards.remote.limits import Limits
-from flowbp_ray.rewards.remote.server import Door
+from flowbp_ray.rewards.remote.limits import ServerLimits
+from flowbp_ray.rewards.remote.server import RequestHandler
 from flowbp_ray.rewards.remote.service import Service
-from flowbp_ray.rewards.remote.wire import EvaluateRequest
+from flowbp_ray.rewards.remote.wire import DIGEST, EvaluateRequest
 from flowbp_ray.utils.addresses import bearer
+from flowbp_ray.utils.http import ask
 from tests.rewards.remote.servers import PROMPTS, TOKEN, item, target
 from tests.small import small_config
 
@@ -28,8 +28,8 @@ BODY = codec.dump(EvaluateRequest.of(item(), PROMPTS[:2], target(2, None)))
 @contextmanager
 def listening(service: Service) -> Iterator[tuple[uvicorn.Server, threading.Thread, tuple[str, int]]]:
     """`serve` without its signals, which only a main thread may have."""
-    door = Door(service, TOKEN)
-    running = uvicorn.Server(server.configured(door))
+    handler = RequestHandler(service, TOKEN)
+    running = uvicorn.Server(server.configured(handler))
     with socket.create_server(("127.0.0.1", 0)) as bound:
         thread = threading.Thread(target=running.run, args=([bound],))
         thread.start()
@@ -38,13 +38,13 @@ def listening(service: Service) -> Iterator[tuple[uvicorn.Server, threading.Thre
         finally:
             running.should_exit = True
             thread.join()
-            door.worker.shutdown()
+            handler.worker.shutdown()
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Service:
     config = small_config(tmp_path_factory.mktemp("run"))
-    return Service(config, Limits.of(config))
+    return Service(config, ServerLimits.of(config))
 
 
 def head(service: Service) -> bytes:
@@ -71,7 +71,7 @@ def test_a_body_that_drips_is_given_up(service: Service, monkeypatch: pytest.Mon
             assert answer.startswith(b"HTTP/1.1 408 ")
             assert 0.9 < time.monotonic() - began < 20
         url, headers = f"http://{address[0]}:{address[1]}", bearer(TOKEN) | {DIGEST: service.digest}
-        assert ask(url, "POST", "/evaluate", headers, BODY, 60.0, 1 << 24)[0] == 200
+        assert ask(f"{url}/evaluate", "POST", headers, BODY, 60.0, 1 << 24).status == 200
 
 
 def test_an_answer_that_nobody_reads_does_not_hold_the_end(

@@ -1,4 +1,4 @@
-"""What an answer of a reward server must be to be taken: for this item, by these rewards, of these shapes."""
+"""Checks of a reward server's answers: for this item, by these rewards, of these shapes."""
 
 from __future__ import annotations
 

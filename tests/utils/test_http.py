@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+import aiohttp
 import pytest
 
-from flowbp_ray.rewards.remote.exchange import TooLarge, ask
+from flowbp_ray.utils.http import TooLarge, ask
 
 GOOD = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
@@ -60,7 +63,7 @@ def test_an_exchange_ends_in_its_time(case: str) -> None:
     with talking(LATE[case]) as url:
         began = time.monotonic()
         with pytest.raises(TimeoutError, match="no whole answer within 1 s"):
-            ask(url, "POST", "/score", {}, body, 1.0, 1000)
+            ask(f"{url}/score", "POST", {}, body, 1.0, 1000)
         assert 0.9 < time.monotonic() - began < 1.8
 
 
@@ -82,7 +85,7 @@ def test_an_answer_has_a_largest_size(case: str) -> None:
             client.sendall(b"200\r\n" + b"x" * 512 + b"\r\n")
 
     with talking(talk) as url, pytest.raises(TooLarge, match="more than 1000"):
-        ask(url, "POST", "/score", {}, b"", 30.0, 1000)
+        ask(f"{url}/score", "POST", {}, b"", 30.0, 1000)
 
 
 def test_an_answer_of_the_largest_size_is_taken() -> None:
@@ -91,6 +94,35 @@ def test_an_answer_of_the_largest_size_is_taken() -> None:
     with talking(
         lambda client: (client.recv(1 << 16), client.sendall(GOOD.replace(b"\r\n\r\n", b"\r\n" + extra + b"\r\n")))
     ) as url:
-        assert ask(url, "POST", "/score", {}, b"", 30.0, 2) == (200, 0.0, b"ok")
+        answer = ask(f"{url}/score", "POST", {}, b"", 30.0, 2)
+        assert (answer.status, answer.retry_after, answer.content) == (200, 0.0, b"ok")
         with pytest.raises(TooLarge):
-            ask(url, "POST", "/score", {}, b"", 30.0, 1)
+            ask(f"{url}/score", "POST", {}, b"", 30.0, 1)
+
+
+def test_a_caller_with_a_running_loop_may_ask_too() -> None:
+    """As in a notebook, whose thread cannot run a second loop."""
+
+    async def cell() -> bytes:
+        return ask(f"{url}/health", "GET", {}, None, 30.0, 1000).content
+
+    with talking(lambda client: (client.recv(1 << 16), client.sendall(GOOD))) as url:
+        assert asyncio.run(cell()) == b"ok"
+
+
+def test_what_is_wrong_with_a_connection_is_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    with pytest.raises(ConnectionRefusedError, match="Connection refused"):
+        ask(f"http://127.0.0.1:{port}", "GET", {}, None, 30.0, 1000)
+    with pytest.raises(socket.gaierror):
+        ask("http://no-such-host.invalid", "GET", {}, None, 30.0, 1000)
+    with pytest.raises(aiohttp.ClientError, match="no blanks or control characters"):
+        ask("http://127.0.0.1/a b", "GET", {}, None, 30.0, 1000)
+    with talking(lambda client: (client.recv(1 << 16), client.sendall(GOOD))) as url, pytest.raises(ssl.SSLError):
+        ask(url.replace("http:", "https:"), "GET", {}, None, 30.0, 1000)
+
+
+def test_no_time_is_not_all_the_time() -> None:
+    with talking(lambda client: client.recv(1 << 16) and client.recv(1)) as url, pytest.raises(TimeoutError):
+        ask(url, "GET", {}, None, 0.0, 1000)

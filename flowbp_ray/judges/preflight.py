@@ -1,19 +1,19 @@
-"""What can be known of a judge before anything starts: whether its server answers, its folder and vLLM are there."""
+"""Checks of judges before anything starts: does the server answer, are the model's folder and vLLM there?"""
 
 from __future__ import annotations
 
-import http.client
 import os
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+import aiohttp
+
+from flowbp_ray.judges.client import LARGEST
 from flowbp_ray.judges.config import JudgeConfig
 from flowbp_ray.judges.server import check_python
 from flowbp_ray.utils.addresses import bearer
+from flowbp_ray.utils.http import ask
 
 PATIENCE = 10.0  # seconds for a running server to answer
 
@@ -40,28 +40,18 @@ def api_key(judge: JudgeConfig) -> str | None:
     return key
 
 
-class NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Whoever is asked must answer: the key would go along."""
-
-    def redirect_request(self, *_: Any) -> None:
-        return None
-
-
 def _check_url(url: str, key: str | None) -> None:
-    """The list of models must come: that is there at every OpenAI-compatible server."""
-    asked = urllib.request.Request(f"{url}/v1/models", headers=bearer(key))
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}), NoRedirect)  # as the client does it
+    """Ask for the list of models, which every OpenAI-compatible server has. Raises ValueError without an answer."""
     try:
-        with direct.open(asked, timeout=PATIENCE) as response:
-            response.read(1)
-    except urllib.error.HTTPError as error:
-        advice = "; write api_key_env" if error.code in (401, 403) and key is None else ""
-        if 300 <= error.code < 400:
-            advice = " and sends elsewhere; write the url where the server is"
-        raise ValueError(f"{url}/v1/models says {error.code}{advice}") from error
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = " ".join(str(getattr(error, "reason", None) or error or type(error).__name__).split())[:200]
+        status = ask(f"{url}/v1/models", "GET", bearer(key), None, PATIENCE, LARGEST).status
+    except (OSError, aiohttp.ClientError) as error:
+        reason = " ".join(str(error or type(error).__name__).split())[:200]
         raise ValueError(f"no server answers at {url} ({reason}); start it, or write another url") from error
+    if not 200 <= status < 300:
+        advice = "; write api_key_env" if status in (401, 403) and key is None else ""
+        if 300 <= status < 400:
+            advice = " and sends elsewhere; write the url where the server is"
+        raise ValueError(f"{url}/v1/models says {status}{advice}")
 
 
 def _check_model(judge: JudgeConfig) -> None:

@@ -1,0 +1,90 @@
+"""The `learners:` section: engine, what is trained, and the optimizer."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from flowbp_ray.utils.settings import PoolConfig, Strict
+
+
+class LoraConfig(Strict):
+    """Low-rank adapters (peft), which are trained instead of the weights."""
+
+    rank: int = Field(16, ge=1)
+    """Rank of the adapters."""
+    alpha: int = Field(16, ge=1)
+    """Scale of the adapters: their output is multiplied by alpha / rank."""
+    targets: list[str] | None = None
+    """Names of the modules that get an adapter, as peft's target_modules. null: the backbone's own choice."""
+
+
+class ScheduleConfig(Strict):
+    """The learning rate over the run's steps: linear warm-up, then what `name` says."""
+
+    name: Literal["constant", "linear", "cosine"] = "constant"
+    """Course after the warm-up. constant: stays at lr. linear, cosine: falls to `end` times lr at the last step."""
+    warmup: int = Field(0, ge=0)
+    """Steps over which the rate rises to lr; must be below `steps`. 0: no warm-up."""
+    end: float = Field(0.0, ge=0, le=1)
+    """Rate at the end of a linear or cosine schedule, as a fraction of lr."""
+
+
+class EmaConfig(Strict):
+    """An exponential moving average of the trained weights in float32; evaluations and pictures use it."""
+
+    decay: float = Field(0.999, gt=0, lt=1)
+    """Share of the average that is kept at each optimizer step: average = decay · average + (1 − decay) · weights."""
+
+
+class BasePenaltyConfig(Strict):
+    """A penalty on the distance to the base model: weight · mean square of v − v_base at the active nodes."""
+
+    weight: float = Field(ge=0)
+    """Factor of the penalty in the loss. 0: the distance is only measured and changes nothing."""
+
+
+class OptimizerConfig(Strict):
+    """AdamW with clipping of the gradient."""
+
+    lr: float = Field(1e-5, gt=0)
+    """Learning rate, per optimizer step; `schedule` may multiply it."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """Decay of AdamW's two moments, per optimizer step."""
+    eps: float = Field(1e-8, gt=0)
+    """Number that AdamW adds to the denominator."""
+    weight_decay: float = Field(1e-4, ge=0)
+    """Decoupled weight decay: at each step weights shrink by lr · weight_decay."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Largest norm of the whole gradient; a longer one is scaled down to it."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """How the learning rate changes over the run."""
+
+
+class LearnersConfig(PoolConfig):
+    """The learners: ranks that compute parameter gradients and update the weights."""
+
+    engine: Literal["torch", "deepspeed"] = "deepspeed"
+    """torch: plain AdamW on one rank. deepspeed: ZeRO over `count` ranks."""
+    zero: Literal[0, 1, 2, 3] = 2
+    """ZeRO stage of deepspeed: what is sharded over the ranks. 0: nothing. 1: optimizer state. 2: gradients too.
+    3: weights too."""
+    offload: bool = False
+    """true: optimizer state stays in host memory and AdamW runs there. It is slower and takes 12 bytes per trained
+    parameter less on the GPUs, all ranks together. Needs deepspeed with zero of at least 1."""
+    micro_batch: int = Field(ge=1)
+    """Samples that a rank works on at a time. A rank's part of the batch must be divisible by it."""
+    fuse: int = Field(1, ge=1)
+    """Active nodes of these samples that share one forward: it has up to micro_batch × fuse rows. More is faster
+    where the GPU has room."""
+    gradient_checkpointing: bool = False
+    """true: activations are computed again in the backward pass, which takes less memory and more time."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters. null: train all weights of the transformer."""
+    ema: EmaConfig | None = None
+    """Keep an average of the weights for evaluations. null: evaluations use the weights themselves."""
+    base_penalty: BasePenaltyConfig | None = None
+    """Penalise, or only measure, the distance to the base model (docs/staying-near-the-base.md). null: neither."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """The optimizer and its learning rate."""

@@ -1,0 +1,101 @@
+"""Files of a run are whole: before, during and after a write, and on the disk where that is asked for."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from flowbp_ray.config import loading
+from flowbp_ray.run.checkpoint import Checkpoints, Snapshot
+from flowbp_ray.run.folder import Run
+from flowbp_ray.utils.files import write_atomically
+from tests.small import small_config
+
+
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of what was flushed to the disk and of what was renamed, in order."""
+    events: list[str] = []
+    replace, fsync = os.replace, os.fsync
+
+    def renamed(old: Any, new: Any) -> None:
+        events.append(f"rename to {Path(new).name}")
+        replace(old, new)
+
+    def flushed(handle: int) -> None:
+        events.append(f"fsync {Path(os.readlink(f'/proc/self/fd/{handle}')).name}")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "replace", renamed)
+    monkeypatch.setattr(os, "fsync", flushed)
+    return events
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, lambda partial: partial.write_text("old"))
+
+    def fail(partial: Path) -> None:
+        partial.write_text("half of the n")
+        assert path.read_text() == "old"
+        raise OSError("No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, fail, fsync=True)
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(FileNotFoundError):
+        write_atomically(tmp_path / "gone" / "file", lambda partial: partial.write_text("new"))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_on_the_disk_before_its_name_and_the_name_before_it_returns(
+    tmp_path: Path, synced: list[str]
+) -> None:
+    write_atomically(tmp_path / "plain", lambda partial: partial.write_text("x"))
+    assert synced == ["rename to plain"]
+    del synced[:]
+    write_atomically(tmp_path / "sure", lambda partial: partial.write_text("x"), fsync=True)
+    first, *others = synced
+    assert first.startswith("fsync .sure.") and others == ["rename to sure", f"fsync {tmp_path.name}"]
+
+
+def test_a_runs_configuration_is_on_the_disk_and_read_once(
+    tmp_path: Path, synced: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_config(tmp_path, "flowbp_sparse", "name=kept")
+    run = Run.create(config)
+    assert synced[-2:] == ["rename to config.yaml", "fsync kept"] and synced[-3].startswith("fsync .config.yaml.")
+    assert sorted(path.name for path in run.folder.iterdir()) == ["checkpoints", "config.yaml", "images"]
+    opened, reads = Run.open(run.folder), []
+    monkeypatch.setattr("flowbp_ray.run.folder.load", lambda path: reads.append(path) or loading.load(path))
+    assert opened.config == config and opened.config is opened.config
+    assert reads == [run.folder / "config.yaml"]
+
+
+def test_the_evaluations_of_a_checkpoint_are_replaced_when_the_last_answer_came(
+    tmp_path: Path, synced: list[str]
+) -> None:
+    checkpoints, weights = Checkpoints(tmp_path), {"w": torch.arange(3.0)}
+    checkpoints.begin(2)
+    left = {"images|2|1.0": np.zeros((1, 2, 2, 3), np.uint8)}
+    checkpoints.finish(Snapshot(2, weights, {}, {"a": np.arange(2)}, weights, left), keep=1)
+    assert checkpoints.has_average(2) and list(checkpoints.unjudged(2)) == ["images|2|1.0"]
+    del synced[:]
+    checkpoints.replace_evaluations(2, {"a": np.arange(2), "judge": np.arange(3)})
+    assert checkpoints.evaluations(2)["judge"].tolist() == [0, 1, 2] and checkpoints.unjudged(2) == {}
+    assert synced[1:] == ["rename to evaluations.npz", "fsync step_000002", "fsync step_000002"]
+    names = sorted(path.name for path in checkpoints.path(2).iterdir())
+    assert names == ["average.safetensors", "evaluations.npz", "weights.safetensors"]
+
+
+def test_newer_checkpoints_are_removed_but_a_spared_one_stays(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2, 3):
+        checkpoints.begin(step)
+        checkpoints.finish(Snapshot(step, {"w": torch.tensor([float(step)])}, {}, {}), keep=1, spare=1)
+    assert checkpoints.steps() == [1, 3]
