@@ -1,6 +1,6 @@
 """The embedded domain: a compositional world with an exact verifier, and its models as package data.
 
-Everything here except `text` and `pixels` works without torch.
+Everything here except `text` works without torch.
 """
 
 from flowbp_ray.shapes.sampling import sample, sample_prompt, sample_scene
