@@ -85,7 +85,7 @@ class EmulatedSampler(Process):
         wait, given = Wait(), self.given
         states = packed((sum(len(plan.states) for plan in item.plans), *given.latent), given.itemsize)
         target = packed((item.rows, len(item.plans[0].branches), *given.latent), given.itemsize)
-        meter, near = (states if on else None for on in (given.drift, given.base))
+        velocities, base_velocities = (states if on else None for on in (given.drift, given.base))
         item_bytes = len(pickle.dumps(item, pickle.HIGHEST_PROTOCOL))
         seconds = wait.until(given.sampler_s * item.rows)
         report = RolloutReport(
@@ -97,8 +97,8 @@ class EmulatedSampler(Process):
             kept=(True,) * item.rows,
             item_bytes=item_bytes,
             state_bytes=states.nbytes,
-            velocity_bytes=meter.nbytes if meter else 0,
-            base_bytes=near.nbytes if near else 0,
+            velocity_bytes=velocities.nbytes if velocities else 0,
+            base_bytes=base_velocities.nbytes if base_velocities else 0,
             target_bytes=target.nbytes,
             seconds=seconds,
             load_seconds=load_seconds,
@@ -107,7 +107,7 @@ class EmulatedSampler(Process):
             fingerprint=self.fingerprint,
         )
         self.weight_bytes = self.embedding_bytes = 0
-        return report, Rollout(item, states, meter, near), target
+        return report, Rollout(item, states, velocities, base_velocities), target
 
     def sample(self, item: Item, weights: Sequence[Any], embeddings: Sequence[Any]) -> tuple[str, Packed]:
         self._require(item.version, weights, embeddings)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flowbp_ray import prompts
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.utils.random import stream
 
@@ -79,5 +78,5 @@ def ids_of_step(count: int, per_step: int, step: int, seed: int) -> list[int]:
 
 def read_prompts(config: RunConfig) -> tuple[list[PromptRecord], list[PromptRecord]]:
     """Read the training and the evaluation prompts of a run."""
-    train, held_out = prompts.load(config.data.prompts), config.evaluation.prompts
-    return train, prompts.load(held_out)[: config.evaluation.limit] if held_out else []
+    train, held_out = load(config.data.prompts), config.evaluation.prompts
+    return train, load(held_out)[: config.evaluation.limit] if held_out else []

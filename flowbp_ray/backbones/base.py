@@ -96,7 +96,6 @@ class Backbone(abc.ABC):
 
     def load_decoder(self, device: str = "cpu") -> Callable[[Tensor], Tensor]:
         """Load a differentiable function from latents [B, C, h, w] to images [B, 3, H, W] in 0..1, both on `device`."""
-        pass
 
         vae = self.load_vae().to(device)
         return lambda latents: unit_images(self.decode(vae, latents.float()))

@@ -5,15 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 
 from flowbp_ray.utils.errors import RunFailed
 from flowbp_ray.utils.signals import Interrupted
-
-if TYPE_CHECKING:
-    pass
 
 
 def guarded(command: Callable[[], object]) -> None:
@@ -24,21 +20,12 @@ def guarded(command: Callable[[], object]) -> None:
     quieten()
     try:
         command()
-    except ValueError as error:
-        print(f"flowbp-ray: {error}", file=sys.stderr)
-        sys.exit(2)
     except KeyboardInterrupt:
         print("flowbp-ray: stopped at once", file=sys.stderr)
         sys.exit(130)
-    except Interrupted as error:
+    except (ValueError, OSError, Interrupted, RunFailed) as error:
         print(f"flowbp-ray: {error}", file=sys.stderr)
-        sys.exit(130)
-    except OSError as error:
-        print(f"flowbp-ray: {error}", file=sys.stderr)
-        sys.exit(2)
-    except RunFailed as error:
-        print(f"flowbp-ray: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(130 if isinstance(error, Interrupted) else 1 if isinstance(error, RunFailed) else 2)
 
 
 def quieten() -> None:
