@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import ray
 
-from actors.process import Roles
 from flowbp_ray.benching.emulation import Emulation, Wait
 from flowbp_ray.messages import (
     Encoded,
@@ -234,8 +233,3 @@ RemoteEncoder: Any = ray.remote(EmulatedEncoder)
 RemoteSampler: Any = ray.remote(EmulatedSampler)
 RemoteReward: Any = ray.remote(EmulatedReward)
 RemoteLearner: Any = ray.remote(EmulatedLearner)
-
-
-def emulated_roles(emulation: Emulation) -> Roles:
-    """The roles with emulated actors in place of the real ones, all with the same emulation."""
-    return Roles(RemoteEncoder, RemoteSampler, RemoteReward, RemoteLearner, lambda config: emulation)

@@ -213,9 +213,9 @@ def open_loops(configs: Sequence[RunConfig], profile: Profile | None) -> Iterato
     """
     import ray
 
+    from actors import emulated
     from actors.cluster import start_ray
-    from actors.emulated import emulated_roles
-    from actors.process import REAL
+    from actors.process import REAL, Roles
     from flowbp_ray.benching.request import resources_needed
     from flowbp_ray.driver import session
     from flowbp_ray.observability.progress import Progress
@@ -231,7 +231,11 @@ def open_loops(configs: Sequence[RunConfig], profile: Profile | None) -> Iterato
     agreed = check(configs[0]).agreed if profile is None else {}
 
     def open_loop(config: RunConfig, run: Run) -> AbstractContextManager[Any]:
-        roles = REAL if profile is None else emulated_roles(profile.emulation(config))
+        roles = REAL
+        if profile is not None:  # actors that wait in the place of the real ones
+            given = profile.emulation(config)
+            kinds = (emulated.RemoteEncoder, emulated.RemoteSampler, emulated.RemoteReward, emulated.RemoteLearner)
+            roles = Roles(*kinds, settings=lambda _: given)
         checked = Checked(load(config.data.prompts), [], "", agreed)
         return session(config, run, checked, Progress(config.steps, quiet=True), Interrupts(), roles)
 
