@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from actors.errors import cause
-from actors.placement import free, is_placed, reserve, wait_until_placed
+from actors.placement import Group, free, is_placed, reserve, wait_until_placed
 from actors.pool import Pool
 from actors.process import actor_options
 from flowbp_ray.utils.settings import PoolConfig
@@ -38,7 +38,7 @@ class ElasticPool(Pool):
         """
         self.remote, self.config, self.timeout = remote, config, timeout
         self.make, self.place = make, place
-        self.groups: dict[int, Any] = {i: reserve(config, 1) for i in range(config.count)}
+        self.groups: dict[int, Group] = {i: reserve(config, 1) for i in range(config.count)}
         self.waiting: dict[int, float] = {}  # index of an actor that is not placed yet -> since when
         try:
             wait_until_placed(list(self.groups.values()), config, f"{name}s", key, timeout)

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any, TypeAlias
+
+import ray
 from ray.exceptions import RayError, RayTaskError
+
+Ref: TypeAlias = "ray.ObjectRef[Any]"
+"""A reference to the result of a call, which is in Ray's object store or still to come."""
 
 
 def is_permanent(error: Exception) -> bool:

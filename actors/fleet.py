@@ -12,7 +12,7 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from actors.elastic_pool import ElasticPool
 from actors.encoder import RemoteEncoder
-from actors.errors import cause
+from actors.errors import Ref, cause
 from actors.learner_group import LearnerGroup
 from actors.pipeline import Pipeline
 from actors.placement import free, place
@@ -91,7 +91,7 @@ class Fleet:
             *pools, [self.embeddings], prompts, tries, timeout, gated, self.queues.observe
         )
 
-    def _wait(self, refs: Sequence[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+    def _wait(self, refs: Sequence[Ref], timeout: float) -> tuple[list[Ref], list[Ref]]:
         """`ray.wait` for the learners' calls; once there is a pipeline, it keeps working on its items while waiting."""
         if self._pipeline is None:
             ready, left = ray.wait(list(refs), timeout=timeout)
@@ -179,7 +179,7 @@ def counted(hosts: Sequence[str]) -> str:
     return ", ".join(host if n == 1 else f"{host} ({n})" for host, n in Counter(hosts).items())
 
 
-def _get(ref: Any, what: str, timeout: float) -> Any:
+def _get(ref: Ref, what: str, timeout: float) -> Any:
     """`ray.get`. Raises RunFailed with a readable message on a failure or a timeout."""
     try:
         return ray.get(ref, timeout=timeout)

@@ -17,10 +17,10 @@ import numpy as np
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from actors.errors import cause
+from actors.errors import Ref, cause
 from actors.judge import RemoteJudge
 from actors.judge_logs import Logs
-from actors.placement import free, place
+from actors.placement import Group, free, place
 from actors.process import actor_options
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.control.selection import Selection
@@ -45,7 +45,7 @@ class Pictures:
 
     images: np.ndarray  # [n, H, W, 3] uint8
     drawn: np.ndarray  # [n] bool
-    calls: dict[str, Any]  # judge -> reference
+    calls: dict[str, Ref]  # judge -> reference
     tries: dict[str, int]
 
 
@@ -69,7 +69,7 @@ class Judges:
         self.weighed: dict[str, float] = {}
         self.notify = notify
         self.handles: dict[str, Any] = {}
-        self.groups: list[Any] = []
+        self.groups: list[Group] = []
         self.logs = Logs(run.folder)
         try:
             for i, judge in enumerate(config.judges):
@@ -215,7 +215,7 @@ class Judges:
         known = self.evaluator.results[step][guidance].values.keys()
         return [judge for judge in self.monitors.values() if set(judge.metrics.values()) <= known]
 
-    def _get(self, call: Any) -> Any:
+    def _get(self, call: Ref) -> Any:
         """Wait for an answer, and copy the servers' logs while waiting."""
         while not ray.wait([call], timeout=LOOK)[0]:
             self.notify("waiting for a judge")
@@ -246,10 +246,10 @@ class Judges:
             self.weighed[f"gate/{name}"] = float(np.mean(weights)) if rows else float("nan")
         return Selection.of(items, tuple(factors.tolist()), chosen.faults, self.config.rewards)
 
-    def _weights(self, name: str, rows: Any, texts: Any, seeds: Any, items: Sequence[ScoredItem]) -> Any:
+    def _weights(self, name: str, rows: Any, texts: Any, seeds: Any, items: Sequence[ScoredItem]) -> Ref:
         return self.handles[name].weights.remote(rows, texts, seeds, *[part.pictures for part in items])
 
-    def _answer(self, name: str, call: Any, *question: Any) -> np.ndarray:
+    def _answer(self, name: str, call: Ref, *question: Any) -> np.ndarray:
         """Return the weights. If the judge's process died, ask again, at most `cluster.tries` times in all."""
         for left in reversed(range(self.config.cluster.tries)):
             try:

@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 
 from actors import transport
-from actors.errors import cause, is_permanent
+from actors.errors import Ref, cause, is_permanent
 from actors.learner import RemoteLearner
 from actors.placement import free, place
 from actors.process import REAL, Roles, actor_options
@@ -32,7 +32,7 @@ class LearnerGroup:
         config: RunConfig,
         roles: Roles = REAL,
         notify: Callable[[str], None] = lambda line: None,
-        wait: Callable[[Sequence[Any], float], tuple[list[Any], list[Any]]] | None = None,
+        wait: Callable[[Sequence[Ref], float], tuple[list[Ref], list[Ref]]] | None = None,
     ) -> None:
         """notify: takes a line on what is waited for. wait: stands in for `ray.wait(refs, timeout=seconds)`."""
         self.config, self.roles, self.notify = config, roles, notify
@@ -42,7 +42,7 @@ class LearnerGroup:
         self.timeout = config.cluster.stall_timeout
         self.group = place(config.learners, "learners", "learners", config.cluster.placement_timeout)
 
-    def launch(self, embeddings: Any) -> list[Any]:
+    def launch(self, embeddings: Ref) -> list[Ref]:
         """Start the processes; return the references of their `build` calls. Rank 0 names the rendezvous first."""
         learners, remote = self.config.learners, self.roles.learner or RemoteLearner
         given = self.roles.settings(self.config)
@@ -52,7 +52,7 @@ class LearnerGroup:
         [(address, port)] = self._get([self.ranks[0].rendezvous.remote()], "starting", 0)
         return [rank.build.remote(given, embeddings, number, address, port) for number, rank in enumerate(self.ranks)]
 
-    def rebuild(self, embeddings: Any) -> None:
+    def rebuild(self, embeddings: Ref) -> None:
         """Kill the remaining ranks and start new ones in the same placement group."""
         self.kill()
         self._get(self.launch(embeddings), "being built again")
@@ -111,14 +111,14 @@ class LearnerGroup:
         free(self.group)
         self.group = None
 
-    def _get(self, refs: Sequence[Any], doing: str, first_rank: int = 0) -> list[Any]:
+    def _get(self, refs: Sequence[Ref], doing: str, first_rank: int = 0) -> list[Any]:
         """Wait for all answers. Raises LearnersLost on the first failure or after a stall.
 
         Raises RunFailed instead if a rank raised ValueError: the user must correct something, and a retry would fail.
         """
         left, until = list(refs), time.monotonic() + self.timeout
         numbers = {ref: first_rank + index for index, ref in enumerate(refs)}
-        values: dict[Any, Any] = {}
+        values: dict[Ref, Any] = {}
         while left:
             silent = ", ".join(str(numbers[ref]) for ref in left)
             self.notify(f"waiting for learner{'s' * (len(left) > 1)} {silent} ({doing})")

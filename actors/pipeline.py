@@ -13,9 +13,9 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from actors.errors import arguments_arrived, cause, is_permanent
+from actors.errors import Ref, arguments_arrived, cause, is_permanent
 from actors.pool import Pool
-from actors.transport import Published, Reference
+from actors.transport import Published, Refs
 from flowbp_ray.messages import Evaluated, Item, RolloutReport, Scored, ScoredItem
 from flowbp_ray.utils.errors import RunFailed, Stalled
 
@@ -30,12 +30,12 @@ class Job:
     worker: int | None = None
     failed_on: int | None = None
     tries: int = 0
-    refs: tuple[Any, ...] = ()
-    pending: Any = None
+    refs: tuple[Ref, ...] = ()
+    pending: Ref | None = None
     report: RolloutReport | None = None
     result: Scored | Evaluated | None = None
-    cotangent: Any = None
-    pictures: Any = None  # [rows, H, W, 3] uint8, in a run with a gate
+    cotangent: Ref | None = None
+    pictures: Ref | None = None  # [rows, H, W, 3] uint8, in a run with a gate
     dropped: bool = False  # belongs to an earlier incarnation; its worker is still busy with it
 
     def scored(self) -> ScoredItem:
@@ -45,13 +45,13 @@ class Job:
         return ScoredItem(self.item, self.report, self.result, self.refs[1], self.cotangent, self.pictures)
 
 
-def arrivals(refs: list[Any], timeout: float) -> list[Any]:
+def arrivals(refs: list[Ref], timeout: float) -> list[Ref]:
     """The references in `refs` that are ready, or else the first that becomes ready within `timeout` seconds.
 
     All ready ones are taken at once, because each `ray.wait` costs microseconds per call in flight, of which there may
     be thousands.
     """
-    ready: list[Any] = ray.wait(refs, num_returns=len(refs), timeout=0)[0]
+    ready: list[Ref] = ray.wait(refs, num_returns=len(refs), timeout=0)[0]
     return ready or ray.wait(refs, num_returns=1, timeout=timeout)[0]
 
 
@@ -62,7 +62,7 @@ class Pipeline:
         self,
         samplers: Pool,
         scorers: Pool,
-        embeddings: Reference,
+        embeddings: Refs,
         prompts: Sequence[str],
         tries: int,
         stall_timeout: float,
@@ -118,7 +118,7 @@ class Pipeline:
         for job in self.jobs:
             job.dropped = True
 
-    def wait_for(self, refs: Sequence[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+    def wait_for(self, refs: Sequence[Ref], timeout: float) -> tuple[list[Ref], list[Ref]]:
         """Do as `ray.wait(refs, timeout=timeout)`, and keep items moving: return the ready ones of `refs`, the others.
 
         A sampler has at most MAX_CALLS_IN_FLIGHT items. If an optimizer step takes longer than these, a driver that
@@ -191,7 +191,7 @@ class Pipeline:
     def _settle(self, job: Job) -> None:
         """Read the small result of a finished call; after a failure put the item back."""
         pool = self.samplers if job.stage == "rolling" else self.scorers
-        assert job.worker is not None
+        assert job.worker is not None and job.pending is not None
         worker, ref = job.worker, job.pending
         job.worker = job.pending = None
         pool.release(worker)

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import ray
-from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
 from flowbp_ray.utils.errors import RunFailed
 from flowbp_ray.utils.settings import PoolConfig
+
+Group = PlacementGroup | None
+"""Room that is reserved; None for actors that need no resources."""
 
 POLL = 0.1  # seconds
 _FIELDS = {"CPU": "cpus", "GPU": "gpus"}
 
 
-def place(pool: PoolConfig, name: str, key: str, timeout: float) -> Any:
+def place(pool: PoolConfig, name: str, key: str, timeout: float) -> Group:
     """Create a placement group with one bundle per actor of `pool`, packed on few nodes; None if they need nothing.
 
     key: the pool's section of the configuration. Raises RunFailed if it is not placed within `timeout` seconds, in
@@ -27,13 +29,13 @@ def place(pool: PoolConfig, name: str, key: str, timeout: float) -> Any:
     return group
 
 
-def reserve(pool: PoolConfig, count: int) -> Any:
+def reserve(pool: PoolConfig, count: int) -> Group:
     """Request `count` bundles, packed on few nodes, without waiting; None if an actor of the pool needs nothing."""
     bundle = pool.bundle
     return placement_group([bundle] * count, strategy="PACK") if bundle else None
 
 
-def wait_until_placed(groups: Sequence[Any], pool: PoolConfig, name: str, key: str, timeout: float) -> None:
+def wait_until_placed(groups: Sequence[Group], pool: PoolConfig, name: str, key: str, timeout: float) -> None:
     """Wait until all groups of `pool` are placed. After `timeout` seconds, free them all and raise RunFailed."""
     until = time.monotonic() + timeout
     while (missing := [group for group in groups if not is_placed(group)]) and time.monotonic() < until:
@@ -56,13 +58,13 @@ def wait_until_placed(groups: Sequence[Any], pool: PoolConfig, name: str, key: s
     )
 
 
-def is_placed(group: Any) -> bool:
+def is_placed(group: Group) -> bool:
     """Whether the group is placed now (None always is)."""
     # Not `group.wait`: it takes whole seconds only, and may return False for a group that is placed.
     return group is None or placement_group_table(group)["state"] == "CREATED"
 
 
-def free(group: Any) -> None:
+def free(group: Group) -> None:
     if group is not None:
         remove_placement_group(group)
 

@@ -8,6 +8,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError
 
+from actors.errors import Ref
 from flowbp_ray.utils.settings import MAX_CALLS_IN_FLIGHT
 
 
@@ -24,7 +25,7 @@ class Pool:
         self.handles = list(handles)
         self.places = list(range(len(self.handles)) if places is None else places)
         self.load = [0] * len(self.handles)
-        self.probing: dict[int, Any] = {}  # actor that is down or suspected -> its pending `ready` call
+        self.probing: dict[int, Ref] = {}  # actor that is down or suspected -> its pending `ready` call
         self.suspected: set[int] = set()
         self.active = list(range(len(self.handles)))  # indices of active actors; indices are never reused
         self.leaving: set[int] = set()

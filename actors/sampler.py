@@ -30,18 +30,18 @@ class SamplerActor:
         return socket.gethostname()
 
     def rollout(
-        self, item: Item, weights: transport.Reference, embeddings: transport.Reference
+        self, item: Item, weights: transport.Refs, embeddings: transport.Refs
     ) -> tuple[RolloutReport, Rollout, Packed]:
         self._hold(embeddings)
         return self.sampler.rollout(item, lambda: transport.load(weights))
 
-    def sample(self, item: Item, weights: transport.Reference, embeddings: transport.Reference) -> tuple[str, Packed]:
+    def sample(self, item: Item, weights: transport.Refs, embeddings: transport.Refs) -> tuple[str, Packed]:
         """Return the fingerprint of the weights that were used, and the finished latents."""
         self._hold(embeddings)
         latents = self.sampler.sample(item, lambda: transport.load(weights))
         return self.sampler.fingerprint, latents
 
-    def _hold(self, embeddings: transport.Reference) -> None:
+    def _hold(self, embeddings: transport.Refs) -> None:
         """Read the embeddings if there are none yet. Every call passes them, because a restarted process has none."""
         if self.sampler.embeddings is None:
             self.sampler.set_embeddings(transport.read(embeddings))

@@ -2,7 +2,7 @@
 
 All ranks return their own buckets (`flowbp_ray.weights.buckets`) at the same time. An object crosses the network once
 per node, and all samplers on a node read the same memory. Another transport (NCCL, NIXL) would replace `publish` and
-`load`, with its own kind of Reference.
+`load`, with its own kind of references.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from typing import Any
 import ray
 from torch import Tensor
 
+from actors.errors import Ref
 from flowbp_ray.messages import Version, combine
 from flowbp_ray.weights.buckets import assign_buckets
 from flowbp_ray.weights.fingerprint import fingerprint
 from flowbp_ray.weights.packing import PackedTensors, merge_tensors
 
-Reference = list[Any]
+Refs = list[Ref]
 """A list of object references. Ray passes references inside a list as they are; only `load` and `read` move bytes."""
 
 
@@ -33,9 +34,9 @@ class Published:
     """
 
     version: Version
-    weights: Reference
-    checks: Sequence[Any] = field(default=())
-    acks: Sequence[Any] = field(default=())
+    weights: Refs
+    checks: Sequence[Ref] = field(default=())
+    acks: Sequence[Ref] = field(default=())
     known: str = ""
 
     @cached_property
@@ -62,18 +63,18 @@ def restore(version: Version, tensors: Mapping[str, Tensor]) -> Published:
     return Published(version, weights, known=fingerprint(tensors))
 
 
-def load(weights: Reference) -> list[PackedTensors]:
+def load(weights: Refs) -> list[PackedTensors]:
     """Read published weights: from this node's shared memory, or with one transfer per node."""
     packed: list[PackedTensors] = ray.get(weights)
     return packed
 
 
-def tensors(weights: Reference) -> dict[str, Tensor]:
+def tensors(weights: Refs) -> dict[str, Tensor]:
     """Read published weights as tensors by name."""
     return merge_tensors(load(weights))
 
 
-def read(held: Reference) -> Any:
-    """Read the object of a Reference with a single one, such as the embeddings of all prompts."""
+def read(held: Refs) -> Any:
+    """Read the object of a Refs with a single one, such as the embeddings of all prompts."""
     [reference] = held
     return ray.get(reference)

@@ -107,7 +107,7 @@ class Loader:
         self.module = module(mb)
         self.receiver = Receiver(self.module)
 
-    def load(self, held: transport.Reference, install: bool) -> dict[str, Any]:
+    def load(self, held: transport.Refs, install: bool) -> dict[str, Any]:
         """Seconds; where the weights are installed also the fingerprint of what is held then."""
         started = time.perf_counter()
         packed = transport.load(held)
@@ -121,7 +121,7 @@ class Loader:
         load, install_s, fingerprint_s = (b - a for a, b in pairwise(marks))
         return {"load_s": load, "install_s": install_s, "fingerprint_s": fingerprint_s, "stated": stated}
 
-    def get(self, held: transport.Reference) -> float:
+    def get(self, held: transport.Refs) -> float:
         started = time.perf_counter()
         transport.read(held)
         return time.perf_counter() - started
