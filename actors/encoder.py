@@ -9,9 +9,8 @@ import ray
 
 from actors.process import prepare
 from flowbp_ray.backbones import Conditioning, encode_all
-from flowbp_ray.backbones.embeddings import Encoded, Encoder, PackedEmbeddings
+from flowbp_ray.backbones.embeddings import Encoded, Encoder, PackedEmbeddings, build_encoder
 from flowbp_ray.config.schema import RunConfig
-from flowbp_ray.local import build_encoder
 
 
 class EncoderActor:

@@ -29,7 +29,7 @@ class LearnerActor:
     def build(self, config: RunConfig, embeddings: PackedEmbeddings, rank: int, address: str, port: int) -> str:
         """Join the process group, build the learner, and return this host's name."""
         from actors.process import prepare
-        from flowbp_ray.local import build_learner
+        from flowbp_ray.learning.learner import build_learner
 
         prepare(config, config.learners.threads)
         if config.learners.engine == "deepspeed":

@@ -11,8 +11,8 @@ import ray
 from actors import transport
 from actors.process import prepare
 from flowbp_ray.config.schema import RunConfig
-from flowbp_ray.local import build_sampler
 from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport
+from flowbp_ray.rollout.sampler import build_sampler
 
 
 class SamplerActor:

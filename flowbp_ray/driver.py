@@ -23,12 +23,12 @@ from flowbp_ray.control import scaling
 from flowbp_ray.control.guard import Guard, HackingVerdict, clear_overruled_verdict
 from flowbp_ray.control.selection import check_updated, select
 from flowbp_ray.evaluation.evaluator import Evaluator
-from flowbp_ray.local import build_items
 from flowbp_ray.messages import StepReport, Version
 from flowbp_ray.observability.progress import Progress
 from flowbp_ray.observability.step_metrics import phases, step_metrics
 from flowbp_ray.observability.tracker import Export, Tracker
 from flowbp_ray.preflight import Checked, check
+from flowbp_ray.rollout.items import build_items
 from flowbp_ray.run.checkpoint import Snapshot
 from flowbp_ray.run.folder import Run
 from flowbp_ray.utils.errors import RunFailed, Stalled

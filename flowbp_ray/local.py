@@ -9,60 +9,18 @@ import torch
 
 from flowbp_ray import prompts
 from flowbp_ray.backbones.base import uint8_images
-from flowbp_ray.backbones.embeddings import Embeddings, Encoded, Encoder, distinct, encode_all
-from flowbp_ray.backbones.registry import build_backbone
+from flowbp_ray.backbones.embeddings import Embeddings, Encoded, build_encoder, distinct, encode_all
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.control.selection import select
-from flowbp_ray.learning.learner import Learner
+from flowbp_ray.learning.learner import build_learner
 from flowbp_ray.messages import Item, ScoredItem, StepReport, Version, unpack
 from flowbp_ray.rewards.remote import handshake
 from flowbp_ray.rewards.scores import open_scorer
-from flowbp_ray.rollout.items import ItemSource
-from flowbp_ray.rollout.sampler import Sampler
+from flowbp_ray.rollout.items import build_items
+from flowbp_ray.rollout.sampler import Sampler, build_sampler
 from flowbp_ray.run.folder import Run
 from flowbp_ray.weights import trainable
 from flowbp_ray.weights.packing import PackedTensors
-
-
-def build_encoder(config: RunConfig) -> Encoder:
-    """Build the encoder of a run in this process."""
-    return Encoder(config.backbone, config.encoder, config.cluster.deterministic)
-
-
-def build_sampler(config: RunConfig, embeddings: Embeddings | None = None) -> Sampler:
-    """Build a sampler of a run in this process."""
-    learners = config.learners
-    return Sampler(
-        config.backbone,
-        lora=learners.lora,
-        seed=config.seed,
-        device=config.samplers.device,
-        drift_meter=config.drift.on,
-        base_velocities=learners.base_penalty is not None,
-        embeddings=embeddings,
-    )
-
-
-def build_learner(config: RunConfig, embeddings: Embeddings, rank: int = 0) -> Learner:
-    """Build a learner rank of a run in this process. With DeepSpeed, join the process group before."""
-    return Learner(
-        config.backbone,
-        config.learners,
-        config.surrogate(),
-        embeddings,
-        steps=config.steps,
-        batch=config.data.shape.batch,
-        seed=config.seed,
-        rank=rank,
-    )
-
-
-def build_items(config: RunConfig, prompt_count: int) -> ItemSource:
-    """Build the source of training items of a run with `prompt_count` training prompts."""
-    model = config.backbone
-    sigmas = build_backbone(model).sigmas(model.num_steps, model.height, model.width)
-    method, seeds = config.surrogate(), (config.seed, config.plan_seed)
-    return ItemSource(config.data, method, sigmas, prompt_count, model.guidance, *seeds)
 
 
 def encode(config: RunConfig, texts: Sequence[str]) -> Embeddings:

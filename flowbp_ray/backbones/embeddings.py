@@ -16,6 +16,7 @@ from torch import Tensor
 from flowbp_ray.backbones.base import Conditioning, Encode
 from flowbp_ray.backbones.embedding_cache import EmbeddingCache
 from flowbp_ray.backbones.registry import build_backbone
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.config.sections import BackboneConfig, EncoderConfig
 from flowbp_ray.messages import Encoded, Packed, pack_all, unpack_all
 from flowbp_ray.utils.files import cache_folder
@@ -148,3 +149,8 @@ def _stacked(parts: Sequence[Conditioning]) -> Conditioning:
         return table
 
     return {name: stack(name) for name in list(parts[0])}
+
+
+def build_encoder(config: RunConfig) -> Encoder:
+    """Build the encoder of a run in this process."""
+    return Encoder(config.backbone, config.encoder, config.cluster.deterministic)

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowbp_ray.backbones import Embeddings
+from flowbp_ray.backbones.embeddings import Embeddings
 from flowbp_ray.backbones.guidance import trained_velocity
 from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.config.learners import LearnersConfig
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.config.sections import BackboneConfig
 from flowbp_ray.learning.engine import Engine, TorchEngine
 from flowbp_ray.learning.observer import SweepObserver
@@ -239,3 +240,17 @@ def make_engine(module: nn.Module, config: LearnersConfig, dtype: torch.dtype) -
     from flowbp_ray.learning.deepspeed import DeepSpeedEngine
 
     return DeepSpeedEngine(module, config, dtype)
+
+
+def build_learner(config: RunConfig, embeddings: Embeddings, rank: int = 0) -> Learner:
+    """Build a learner rank of a run in this process. With DeepSpeed, join the process group before."""
+    return Learner(
+        config.backbone,
+        config.learners,
+        config.surrogate(),
+        embeddings,
+        steps=config.steps,
+        batch=config.data.shape.batch,
+        seed=config.seed,
+        rank=rank,
+    )

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from flowbp_ray import prompts
+from flowbp_ray.backbones.registry import build_backbone
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.config.sections import DataConfig
 from flowbp_ray.messages import Item, Version
 from flowbp_ray.surrogate import Method, Plan
@@ -70,3 +72,11 @@ def noise_of(item: Item, latent_shape: Sequence[int]) -> Tensor:
     """The initial noise [rows, ...], fp32. An evaluation uses step 0 of its own seed, so its noise never changes."""
     step = item.step if item.plans else 0
     return random.normal(tuple(latent_shape), item.seed, "noise", step, item.samples)
+
+
+def build_items(config: RunConfig, prompt_count: int) -> ItemSource:
+    """Build the source of training items of a run with `prompt_count` training prompts."""
+    model = config.backbone
+    sigmas = build_backbone(model).sigmas(model.num_steps, model.height, model.width)
+    method, seeds = config.surrogate(), (config.seed, config.plan_seed)
+    return ItemSource(config.data, method, sigmas, prompt_count, model.guidance, *seeds)

@@ -8,11 +8,14 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from flowbp_ray.backbones import Embeddings
-from flowbp_ray.backbones.embeddings import PackedEmbeddings
+from flowbp_ray.backbones.embeddings import (
+    Embeddings,
+    PackedEmbeddings,
+)
 from flowbp_ray.backbones.guidance import full_velocity, trained_velocity
 from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.config.learners import LoraConfig
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.config.sections import BackboneConfig
 from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport, Version
 from flowbp_ray.rollout.execute import VelocityRecorder, finish_item, run_item
@@ -142,3 +145,17 @@ class Sampler:
                 return velocity(x, node, row)
 
         return without_adapters
+
+
+def build_sampler(config: RunConfig, embeddings: Embeddings | None = None) -> Sampler:
+    """Build a sampler of a run in this process."""
+    learners = config.learners
+    return Sampler(
+        config.backbone,
+        lora=learners.lora,
+        seed=config.seed,
+        device=config.samplers.device,
+        drift_meter=config.drift.on,
+        base_velocities=learners.base_penalty is not None,
+        embeddings=embeddings,
+    )

@@ -15,10 +15,10 @@ from torch import Tensor
 from flowbp_ray.artifacts.card import PROMPT
 from flowbp_ray.artifacts.export import export
 from flowbp_ray.config.schema import RunConfig
-from flowbp_ray.local import build_sampler, draw, encode
+from flowbp_ray.local import draw, encode
 from flowbp_ray.messages import Version, unpack
 from flowbp_ray.rollout.items import noise_of
-from flowbp_ray.rollout.sampler import Sampler
+from flowbp_ray.rollout.sampler import Sampler, build_sampler
 from flowbp_ray.run.folder import Run
 from flowbp_ray.weights import trainable
 from tests.artifacts.exporting import drawn, picture_item, trained_run

@@ -18,11 +18,12 @@ from safetensors.torch import load_file, save_file
 
 from flowbp_ray.backbones import Backbone, Conditioning, Embeddings, encode_all
 from flowbp_ray.backbones.embedding_cache import EmbeddingCache, identity
+from flowbp_ray.backbones.embeddings import build_encoder
 from flowbp_ray.backbones.flux2 import Flux2Backbone
 from flowbp_ray.backbones.registry import BACKBONES, backbone_named
 from flowbp_ray.config import loading
 from flowbp_ray.config.schema import RunConfig
-from flowbp_ray.local import build_encoder, encode, fill_cache
+from flowbp_ray.local import encode, fill_cache
 from flowbp_ray.utils import files
 from flowbp_ray.utils.digest import file_digest
 from flowbp_ray.utils.files import cache_folder

@@ -14,12 +14,13 @@ from flowbp_ray.backbones import Embeddings
 from flowbp_ray.backbones.registry import backbone_named
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.control.selection import Selection
-from flowbp_ray.local import LocalLoop, build_sampler, encode
+from flowbp_ray.local import LocalLoop, encode
 from flowbp_ray.messages import Item, Packed, Rollout, ScoredItem, StepReport, pack, unpack
 from flowbp_ray.observability.step_metrics import step_metrics
 from flowbp_ray.rewards.balance import gram
 from flowbp_ray.rollout.execute import run_item
 from flowbp_ray.rollout.items import noise_of
+from flowbp_ray.rollout.sampler import build_sampler
 from flowbp_ray.utils.digest import digest
 from flowbp_ray.weights import trainable
 from flowbp_ray.weights.packing import PackedTensors, merge_tensors

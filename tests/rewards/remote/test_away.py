@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 
 from actors.errors import arguments_arrived
 from actors.pool import MAX_CALLS_IN_FLIGHT, Pool
@@ -102,6 +102,9 @@ def test_what_had_arrived_is_known_by_the_error(local_ray: Any, tmp_path: Path) 
     owner = Elsewhere.remote(str(tmp_path))
     [lost] = ray.get(owner.begin.remote(), timeout=120)
     ray.kill(owner)
+    with pytest.raises(RayActorError):  # a kill takes a moment, and until then the object is there
+        while True:
+            ray.get(owner.ready.remote(), timeout=120)
     assert not arguments_arrived(error(lost))
     ray.kill(actor)
     assert not arguments_arrived(error(1))
