@@ -14,7 +14,7 @@ from actors.elastic_pool import ElasticPool
 from actors.encoder import RemoteEncoder
 from actors.errors import Ref, cause
 from actors.learner_group import LearnerGroup
-from actors.pipeline import Pipeline
+from actors.pipeline import Pipeline, wait_for_any
 from actors.placement import free, place
 from actors.process import REAL, Roles, actor_options
 from actors.queue_stats import QueueStats
@@ -94,8 +94,7 @@ class Fleet:
     def _wait(self, refs: Sequence[Ref], timeout: float) -> tuple[list[Ref], list[Ref]]:
         """`ray.wait` for the learners' calls; once there is a pipeline, it keeps working on its items while waiting."""
         if self._pipeline is None:
-            ready, left = ray.wait(list(refs), timeout=timeout)
-            return ready, left
+            return wait_for_any(refs, timeout)
         return self._pipeline.wait_for(refs, timeout)
 
     def _pool(self, name: str, key: str, remote: Any, pool: PoolConfig, *more: Any) -> ElasticPool:

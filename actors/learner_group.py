@@ -12,6 +12,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from actors import transport
 from actors.errors import Ref, cause, is_permanent
 from actors.learner import RemoteLearner
+from actors.pipeline import wait_for_any
 from actors.placement import free, place
 from actors.process import REAL, Roles, actor_options
 from flowbp_ray.config.schema import RunConfig
@@ -32,11 +33,11 @@ class LearnerGroup:
         config: RunConfig,
         roles: Roles = REAL,
         notify: Callable[[str], None] = lambda line: None,
-        wait: Callable[[Sequence[Ref], float], tuple[list[Ref], list[Ref]]] | None = None,
+        wait: Callable[[Sequence[Ref], float], tuple[list[Ref], list[Ref]]] = wait_for_any,
     ) -> None:
         """notify: takes a line on what is waited for. wait: stands in for `ray.wait(refs, timeout=seconds)`."""
         self.config, self.roles, self.notify = config, roles, notify
-        self.wait = wait or (lambda refs, timeout: ray.wait(list(refs), timeout=timeout))
+        self.wait = wait
         self.ranks: list[Any] = []
         self.buckets: list[int] = []  # number per rank
         self.timeout = config.cluster.stall_timeout

@@ -55,6 +55,12 @@ def arrivals(refs: list[Ref], timeout: float) -> list[Ref]:
     return ready or ray.wait(refs, num_returns=1, timeout=timeout)[0]
 
 
+def wait_for_any(refs: Sequence[Ref], timeout: float) -> tuple[list[Ref], list[Ref]]:
+    """The first of `refs` that is there within `timeout` seconds, and the others."""
+    ready, left = ray.wait(list(refs), timeout=timeout)
+    return ready, left
+
+
 class Pipeline:
     """Gives items to the pools in the order in which they were submitted, up to MAX_CALLS_IN_FLIGHT per actor."""
 

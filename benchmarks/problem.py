@@ -86,8 +86,8 @@ def problem(models: Models, rows: int, k: int, method: str = "flowbp_sparse") ->
         trained_velocity(b, models.transformer, sigmas, cond, negative, size.guidance, detach_negative=True)
         for b in (backbone, valued)
     )
-    pull = torch.randn(rows, 1, *latent, generator=generator).to(device) / rows
+    cotangents = torch.randn(rows, 1, *latent, generator=generator).to(device) / rows
     if models.scoring is not None:
         models.hold_scoring(True)
-        pull = models.scoring.cotangent(gather_targets(plans, cache))
-    return Problem(models, conditional, guided, cache, plans, gather_states(plans, cache), pull)
+        cotangents = models.scoring.cotangent(gather_targets(plans, cache))
+    return Problem(models, conditional, guided, cache, plans, gather_states(plans, cache), cotangents)

@@ -44,9 +44,9 @@ def train(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     from flowbp_ray.driver import train as run_training
     from flowbp_ray.observability.progress import Progress
 
-    settings = loading.load(config, overrides or [])
+    loaded = loading.load(config, overrides or [])
     try:
-        run, summary = run_training(settings, Progress(settings.steps, console=console))
+        run, summary = run_training(loaded, Progress(loaded.steps, console=console))
     except KeyboardInterrupt:  # here, because click would answer it without a word
         print("flowbp-ray: stopped at once; resume=auto goes on from the last checkpoint", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -61,13 +61,13 @@ def encode(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     from flowbp_ray.local import fill_cache
     from flowbp_ray.prompts import read_prompts
 
-    settings = loading.load(config, overrides or [])
-    train_prompts, held_out = read_prompts(settings)
+    loaded = loading.load(config, overrides or [])
+    train_prompts, held_out = read_prompts(loaded)
     texts = [record.text for record in (*train_prompts, *held_out)]
     try:
         with Bar(console=console) as bar:
             task = bar.add_task("encoding", total=None)
-            encoded = fill_cache(settings, texts, lambda done, total: bar.update(task, completed=done, total=total))
+            encoded = fill_cache(loaded, texts, lambda done, total: bar.update(task, completed=done, total=total))
     except KeyboardInterrupt:
         print("flowbp-ray: stopped; what was encoded stays in the cache", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -229,13 +229,14 @@ def open_loops(configs: Sequence[RunConfig], profile: Profile | None) -> Iterato
         options = {"num_cpus": needed.pop("CPU", 0) + 2, "num_gpus": needed.pop("GPU", 0) + 1}
         options |= {"resources": needed, "object_store_memory": EMULATED_STORE}
     agreed = check(configs[0]).agreed if profile is None else {}
+    # Here, so that a profile of another run is refused before Ray starts.
+    emulations = {} if profile is None else {config.name: profile.emulation(config) for config in configs}
 
     def open_loop(config: RunConfig, run: Run) -> AbstractContextManager[Any]:
         roles = REAL
-        if profile is not None:  # actors that wait in the place of the real ones
-            given = profile.emulation(config)
+        if config.name in emulations:  # actors that wait in the place of the real ones
             kinds = (emulated.RemoteEncoder, emulated.RemoteSampler, emulated.RemoteReward, emulated.RemoteLearner)
-            roles = Roles(*kinds, settings=lambda _: given)
+            roles = Roles(*kinds, settings=lambda config: emulations[config.name])
         checked = Checked(load(config.data.prompts), [], "", agreed)
         return session(config, run, checked, Progress(config.steps, quiet=True), Interrupts(), roles)
 

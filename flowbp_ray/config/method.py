@@ -26,7 +26,7 @@ def build_method(spec: dict[str, Any]) -> Method:
     arguments: dict[str, Any] = {}
     if name is None:
         base, what = Method, "key in method"
-    elif name not in METHODS:
+    elif not isinstance(name, str) or name not in METHODS:
         raise ValueError(nearest(str(name), list(METHODS), "method"))
     else:
         arguments = dict(inspect.signature(METHODS[name]).parameters)

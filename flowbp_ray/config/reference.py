@@ -93,7 +93,9 @@ def text(section: str = "") -> str:
 
     Raises ValueError for a section that does not exist. What is below `method` is shown together.
     """
-    section = "method" if section.startswith("method.") else section
+    if section.startswith("method."):
+        _check_method_key(section.split(".")[1])
+        section = "method"
     found = [key for key in keys() if _below(key.name, section)]
     if not found:
         raise ValueError(nearest(section, sorted({_plain(key.name) for key in keys()}), "key"))
@@ -104,6 +106,14 @@ def text(section: str = "") -> str:
             blocks += [f"{_indented(NOTATION)}\n"]
             blocks += [f"{name}\n{_indented(what)}\n" for name, what in (*_named_methods(), *_axes())]
     return "\n".join(blocks)
+
+
+def _check_method_key(key: str) -> None:
+    """Raises ValueError unless `key` is an axis of a method or an argument of a named one."""
+    arguments = {name for factory in METHODS.values() for name in inspect.signature(factory).parameters}
+    known = {"name", *(field.name for field in dataclasses.fields(Method)), *arguments}
+    if key not in known:
+        raise ValueError(nearest(key, sorted(known), "key in method"))
 
 
 def page() -> str:

@@ -20,6 +20,7 @@ from flowbp_ray.config.sections import (
     EncoderConfig,
     EvaluationConfig,
     GuardConfig,
+    NonFinite,
     TrackingConfig,
 )
 from flowbp_ray.judges.config import JudgeConfig, check_names_and_ports
@@ -46,7 +47,7 @@ class RunConfig(Strict):
     resume: Literal["never", "auto"] = "never"
     """auto: go on from the newest checkpoint of output/name where there is one. never: start anew; a taken name gets
     a number."""
-    nonfinite: Literal["skip_sample", "skip_step", "stop"] = "stop"
+    nonfinite: NonFinite = "stop"
     """What happens where a sample holds a NaN or an infinity. stop: the run ends and names it. skip_sample: the sample
     is left out. skip_step: the whole step changes nothing, which a bad gradient always costs."""
     backbone: BackboneConfig

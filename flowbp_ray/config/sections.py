@@ -14,6 +14,10 @@ from flowbp_ray.utils.settings import ProcessConfig, Strict
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
+NonFinite = Literal["skip_sample", "skip_step", "stop"]
+"""What a value that is not finite costs: its sample, the step, or the run."""
+
+
 class BackboneConfig(Strict):
     """Which model is trained, and how images are sampled from it."""
 

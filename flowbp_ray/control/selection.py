@@ -6,17 +6,14 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from flowbp_ray.config.rewards import RewardsConfig
+from flowbp_ray.config.sections import NonFinite
 from flowbp_ray.messages import Fault, ScoredItem, StepReport
 from flowbp_ray.rewards import balance
 from flowbp_ray.utils.errors import RunFailed
-
-NonFinite = Literal["skip_sample", "skip_step", "stop"]
-"""`nonfinite` of a configuration: what to do about a value that is not finite."""
 
 
 @dataclass(frozen=True)

@@ -31,15 +31,14 @@ class Scorer:
         self.trained = [(RewardTerm(t.name, t.weight, t.clip, t.scale), self.rewards[t.name]) for t in rewards.terms]
 
     def reach(self) -> None:
-        """Nothing is in between."""
+        """Does nothing: the rewards are in this process."""
 
     def score(self, item: Item, prompts: Sequence[str], report: RolloutReport, target: Packed) -> tuple[Scored, Packed]:
         """Scores of target [rows, branches, ...] and dL/dtarget in fp32. Rows that were masked have omega 0."""
         started = time.perf_counter()
-        settings = self.config
         jitter = None
-        if settings.jitter.noise or settings.jitter.shift:
-            jitter = KeyedJitter(item.seed, item.step, settings.jitter.noise, settings.jitter.shift, item.samples)
+        if self.config.jitter.noise or self.config.jitter.shift:
+            jitter = KeyedJitter(item.seed, item.step, self.config.jitter.noise, self.config.jitter.shift, item.samples)
         result = score_and_cotangent(
             unpack(target).to(self.device),
             self.decode,
@@ -47,9 +46,9 @@ class Scorer:
             prompts,
             torch.tensor(report.omega) * torch.tensor(report.kept),
             self.batch,
-            settings.micro_batch,
+            self.config.micro_batch,
             jitter,
-            separate=settings.balance != "none",
+            separate=self.config.balance != "none",
         )
         cotangent = pack(result.cotangent)
         scored = Scored(

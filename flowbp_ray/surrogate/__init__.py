@@ -86,6 +86,7 @@ _MODULES = (
     "plan",
     "quadrature",
     "segments",
+    "targets",
     "trajectory",
     "weighting",
 )

@@ -12,9 +12,6 @@ from typing import Literal, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from flowbp_ray.surrogate.segments import DirichletPair, MidpointJPair, MidpointPair, OneSegment, UniformPair
-from flowbp_ray.surrogate.targets import EarlyStop, LatePosterior, WithRenoised
-
 from .active import LastNodes, LateBiased, Strided, Supports, pick_one, pick_two
 from .plan import Branch, Plan, PosteriorMean, Renoised, Sample, Segment, Similarity, Target, axis
 from .quadrature import (
@@ -28,6 +25,8 @@ from .quadrature import (
     spread,
     weigh,
 )
+from .segments import OneSegment, Segments
+from .targets import EarlyStop, LatePosterior, WithRenoised
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Method:
     target: Sample | LatePosterior | EarlyStop | WithRenoised = field(default=Sample())
     active: LateBiased | Strided | LastNodes | Supports = field(default=LateBiased())
     weights: Euler | Lagrange | Uniform | AdamsBashforth = field(default=Euler())
-    segments: OneSegment | UniformPair | DirichletPair | MidpointPair | MidpointJPair = field(default=OneSegment())
+    segments: Segments = field(default=OneSegment())
     coupling: float = 0.0
     rescale: float = 0.0
     tail_ratio: float = 1.0

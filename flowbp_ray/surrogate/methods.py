@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from flowbp_ray.surrogate.method import Method
-from flowbp_ray.surrogate.segments import DirichletPair, UniformPair
-from flowbp_ray.surrogate.targets import EarlyStop, LatePosterior, WithRenoised
-
 from .active import LastNodes, LateBiased, Strided, Supports
+from .method import Method
 from .plan import Similarity
 from .quadrature import Lagrange
+from .segments import DirichletPair, UniformPair
+from .targets import EarlyStop, LatePosterior, WithRenoised
 
 
 def refl(last: int = 11) -> Method:

@@ -113,6 +113,4 @@ class MidpointJPair:
         return (n - window + j) // 2, j
 
 
-Pair = UniformPair | DirichletPair | MidpointPair | MidpointJPair
-
 Segments = OneSegment | UniformPair | DirichletPair | MidpointPair | MidpointJPair

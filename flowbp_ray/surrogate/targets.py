@@ -40,4 +40,4 @@ class WithRenoised:
 
     def __post_init__(self) -> None:
         if self.n < 1:
-            raise ValueError(f"n must be at least 1 (or write target: sample), got {self.n}")
+            raise ValueError(f"n must be at least 1 (or write target: {{kind: sample}}), got {self.n}")

@@ -37,6 +37,6 @@ def sha256_of_file(file: Path) -> str:
     return found.hexdigest()
 
 
-def file_digest(file: Path, memory: Path) -> str:
+def file_digest(file: Path, memory: Path | None) -> str:
     """Hex sha256 of a file's contents; for a large file the result is cached in the folder `memory`."""
     return cached_file_fact(file, memory, "sha256", sha256_of_file)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
+MOST_SHOWN = 40  # names in a message
+
 
 class RunFailed(RuntimeError):
     """The run cannot continue; the message names the cause."""
@@ -25,5 +27,6 @@ class ConfigError(ValueError):
 def nearest(word: str, known: list[str], what: str) -> str:
     """A message about an unknown word: `unknown <what> 'x'; did you mean 'y'?`, or the list of what is known."""
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
+    more = f", and {len(known) - MOST_SHOWN} more" if len(known) > MOST_SHOWN else ""
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known)[:MOST_SHOWN])}{more}"
     return f"unknown {what} {word!r}; {hint}"

@@ -18,8 +18,8 @@ from flowbp_ray.config.rewards import RewardConfig
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.utils.addresses import existing_path
 from flowbp_ray.utils.diff import differing, shown
-from flowbp_ray.utils.digest import sha256_of_file
-from flowbp_ray.utils.files import cache_folder, cached_file_fact
+from flowbp_ray.utils.digest import file_digest
+from flowbp_ray.utils.files import cache_folder
 
 ELSEWHERE = {"terms", "monitors", "count", "threads", "cpus", "gpus", "micro_batch", "url", "token_file"}
 
@@ -64,7 +64,7 @@ def decoder(folder: Path, memory: Path | None) -> str | None:
 def content(path: Path, memory: Path | None) -> str:
     """sha256 of a file, or of a folder's files with their names."""
     if path.is_file():
-        return cached_file_fact(path, memory, "sha256", sha256_of_file)
+        return file_digest(path, memory)
     inside = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
     lines = [f"{p.relative_to(path).as_posix()} {content(p, memory)}" for p in inside]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
