@@ -50,7 +50,7 @@ REFUSED: list[tuple[str, Callable[[], object]]] = [
     ("last must be at least 1, got 0", lambda: LatePosterior(0)),
     ("ratio must be in (0, 1], got 1.5", lambda: EarlyStop(1.5)),
     ("ratio must be above 0.25 with 2 steps, got 0.1", lambda: Method(EarlyStop(0.1), LastNodes(1)).check(2)),
-    ("n must be at least 1 (or write target: sample), got 0", lambda: WithRenoised(0)),
+    ("n must be at least 1 (or write target: {kind: sample}), got 0", lambda: WithRenoised(0)),
     ("coupling must be in [0, 1], got 1.5", lambda: METHODS["leapalign"](alpha=1.5)),
     ("coupling needs two segments: write a (k, j) draw in segments, or coupling: 0", lambda: Method(coupling=0.5)),
     ("tail_ratio must be in (0, 1], got 0", lambda: Method(tail_ratio=0)),
