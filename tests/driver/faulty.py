@@ -17,6 +17,7 @@ from actors import fleet, learner_group
 from actors.learner import LearnerActor
 from actors.reward import RewardActor
 from actors.sampler import SamplerActor
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport, pack, unpack
 from flowbp_ray.weights import buckets
 from flowbp_ray.weights.packing import PackedTensors
@@ -91,9 +92,13 @@ class NanScoreReward(RewardActor):
 class NanEvaluationReward(RewardActor):
     """After the last step no score of an evaluation is finite; before it all are."""
 
+    def __init__(self, config: RunConfig, *rest: Any) -> None:
+        super().__init__(config, *rest)
+        self.steps = config.steps
+
     def evaluate(self, item: Item, *rest: Any) -> Any:
         found = super().evaluate(item, *rest)
-        if item.step < self.scorer.config.steps:
+        if item.step < self.steps:
             return found
         nothing = {name: (float("nan"),) * len(values) for name, values in found.scores.items()}
         return replace(found, scores=nothing)
