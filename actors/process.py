@@ -14,14 +14,17 @@ from ray._private import profiling
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from flowbp_ray.config.schema import RunConfig
-from flowbp_ray.utils import tracing
+from flowbp_ray.utils import accelerator, tracing
 from flowbp_ray.utils.settings import ProcessConfig
 
 FOLDER = "FLOWBP_RAY_DRIVER_FOLDER"
 
 
 def prepare(config: RunConfig, threads: int) -> None:
-    """Set up an actor's process: working directory, tracing, torch's threads and kernels. The driver handles Ctrl-C."""
+    """Set up an actor's process: working directory, tracing, torch's threads, GPU and kernels.
+
+    The driver handles Ctrl-C.
+    """
     import torch
 
     from flowbp_ray.utils.random import use_deterministic_kernels
@@ -30,6 +33,7 @@ def prepare(config: RunConfig, threads: int) -> None:
     change_folder()
     record()
     torch.set_num_threads(threads)
+    accelerator.choose(ray.get_runtime_context().get_accelerator_ids().get("GPU", []))
     if config.cluster.deterministic:
         use_deterministic_kernels()
 

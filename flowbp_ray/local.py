@@ -19,6 +19,7 @@ from flowbp_ray.rewards.scores import open_scorer
 from flowbp_ray.rollout.items import build_items
 from flowbp_ray.rollout.sampler import Sampler, build_sampler
 from flowbp_ray.run.folder import Run
+from flowbp_ray.utils import accelerator
 from flowbp_ray.weights import trainable
 from flowbp_ray.weights.packing import PackedTensors
 
@@ -36,7 +37,7 @@ def fill_cache(config: RunConfig, texts: Sequence[str], advance: Callable[[int, 
     """
     if config.encoder.cache is None:
         raise ValueError("encoder.cache is null, so there is nothing to fill; write encoder.cache=auto, or a folder")
-    if config.encoder.device == "cuda" and not torch.cuda.is_available():
+    if config.encoder.device != "cpu" and not accelerator.available():
         raise ValueError(
             f"encoder.gpus={config.encoder.gpus:g}, but there is no GPU here; write encoder.gpus=0, in the run as well"
         )
@@ -85,7 +86,7 @@ def without_gpus(config: RunConfig) -> RunConfig:
 
     So a checkpoint that was trained on GPUs can be sampled on a machine without one.
     """
-    if torch.cuda.is_available():
+    if accelerator.available():
         return config
     pools = {"encoder": config.encoder, "samplers": config.samplers, "rewards": config.rewards}
     return config.model_copy(update={name: pool.model_copy(update={"gpus": 0.0}) for name, pool in pools.items()})
@@ -120,7 +121,7 @@ def draw(
     )
     latents = sampler.sample(item, _no_fetch)
     with torch.no_grad():
-        images = sampler.backbone.load_decoder()(unpack(latents))
+        images = sampler.backbone.load_decoder(config.rewards.device)(unpack(latents).to(config.rewards.device))
     return used, list(uint8_images(images))
 
 

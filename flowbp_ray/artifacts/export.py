@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from flowbp_ray.artifacts.card import Kind, model_card
 from flowbp_ray.backbones import Backbone
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.rollout.sampler import Sampler
 from flowbp_ray.run.folder import Run
+from flowbp_ray.utils import accelerator
 from flowbp_ray.utils.digest import digest
 from flowbp_ray.utils.errors import ConfigError
 from flowbp_ray.weights import trainable
@@ -48,7 +47,7 @@ def export(run: Run, to: Path, step: int | None = None, average: bool = False, m
     used, tensors = run.checkpoints.weights(step, average)
     if average and not run.checkpoints.has_average(used):
         raise ConfigError(f"{run.folder} keeps no average; leave out --ema, or train with learners.ema.decay=0.999")
-    device = config.samplers.device if torch.cuda.is_available() else "cpu"
+    device = config.samplers.device if accelerator.available() else "cpu"
     sampler = Sampler(config.backbone, lora=config.learners.lora, seed=config.seed, device=device)
     trainable.install(sampler.transformer, tensors)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.config.sections import BackboneConfig, EncoderConfig
 from flowbp_ray.messages import Encoded, Packed, pack_all, unpack_all
+from flowbp_ray.utils import accelerator
 from flowbp_ray.utils.files import cache_folder
 from flowbp_ray.utils.random import use_deterministic_kernels
 
@@ -88,7 +89,7 @@ def _computes_on(device: str, deterministic: bool) -> str:
         return "cpu"
     if deterministic:
         use_deterministic_kernels()
-    return torch.cuda.get_device_name() + (", deterministic" if deterministic else "")
+    return accelerator.name() + (", deterministic" if deterministic else "")
 
 
 @contextlib.contextmanager

@@ -93,14 +93,14 @@ def _beside(
     """Move the grid and the conditionings to the transformer's device."""
     device = next(transformer.parameters()).device
     cond, negative = ({name: _moved(tensor, device) for name, tensor in c.items()} for c in conditionings)
-    return sigmas.to(device), cond, negative
+    return sigmas.to(device, non_blocking=True), cond, negative
 
 
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """Move a tensor to the device; one row that was expanded to many is moved once and expanded there."""
+    """Move a tensor to the device without waiting; one row expanded to many is moved once and expanded there."""
     if tensor.dim() and tensor.stride(0) == 0:
-        return tensor[:1].to(device).expand(tensor.shape)
-    return tensor.to(device)
+        return tensor[:1].to(device, non_blocking=True).expand(tensor.shape)
+    return tensor.to(device, non_blocking=True)
 
 
 def _rows(backbone: Backbone, conditioning: Conditioning, row: Tensor, guidance: float) -> Conditioning:

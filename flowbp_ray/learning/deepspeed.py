@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from flowbp_ray.config.learners import LearnersConfig
 from flowbp_ray.learning.optim import Ema, adamw, require_ema, set_rate
 from flowbp_ray.messages import TensorChecksum
+from flowbp_ray.utils import accelerator
 from flowbp_ray.weights.buckets import Bucket, allocate_contiguous, make_contiguous
 from flowbp_ray.weights.fingerprint import checksum
 from flowbp_ray.weights.trainable import trained
@@ -184,7 +185,7 @@ def join_process_group(rank: int, config: LearnersConfig, address: str, port: in
     os.environ |= {
         "RANK": str(rank),
         "WORLD_SIZE": str(config.count),
-        "LOCAL_RANK": "0",
+        "LOCAL_RANK": str(accelerator.current()) if on_gpu else "0",
         "LOCAL_SIZE": "1",
         "MASTER_ADDR": address,
         "MASTER_PORT": str(port),

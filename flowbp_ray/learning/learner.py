@@ -83,10 +83,10 @@ class Learner:
         items = [r.item for r in rollouts]
         states = self._here(r.states for r in rollouts)
         cotangent, plans = self._cotangent(cotangents, shares), plans_of(items)
-        scale = torch.tensor(factors, dtype=torch.float32, device=cotangent.device) * self.engine.scale
+        scale = self._there(torch.tensor(factors, dtype=torch.float32)) * self.engine.scale
         cotangent = cotangent * append_dims(scale, cotangent.dim())
-        base = _stacked([r.base for r in rollouts])
-        observer = SweepObserver(items, self.sigmas, _stacked([r.velocities for r in rollouts]), base)
+        base = self._optional(r.base for r in rollouts)
+        observer = SweepObserver(items, self.sigmas, self._optional(r.velocities for r in rollouts), base)
         penalty = self._penalty(plans, base, scale)
         with span("sweep"):
             swept = sweep(
@@ -105,7 +105,7 @@ class Learner:
         lr = optimizer.lr * lr_factor(optimizer.schedule, step, self.steps)
         with span("optimizer step"):
             norm = self.engine.step(lr)
-        faults = tuple(observer.faults)
+        faults = observer.faults()
         if not math.isfinite(norm) and not faults:
             faults = self._bad_gradients(items, states, cotangent, penalty)
         ended = time.perf_counter()
@@ -129,26 +129,35 @@ class Learner:
         """Measure the drift of each row by a pass over the active nodes without gradient."""
         items = [r.item for r in rollouts]
         states = self._here(r.states for r in rollouts)
-        observer = SweepObserver(items, self.sigmas, _stacked([r.velocities for r in rollouts]))
-        velocity, places = self._velocity(items), torch.tensor(observer.places, device=states.device)
+        observer = SweepObserver(items, self.sigmas, self._optional(r.velocities for r in rollouts))
+        velocity, places = self._velocity(items), torch.tensor(observer.places)
         # ZeRO-3 needs the same number of forwards on every rank, so repeat the last state up to the largest number.
         most = len(plans_of(items)) * (self.terms + 1)
-        padded = torch.arange(most, device=states.device).clamp(max=len(places) - 1)
+        padded = torch.arange(most).clamp(max=len(places) - 1)
         for part in padded.split(self.config.micro_batch * self.config.fuse):
-            sample, node = places[part].unbind(1)
-            observer(part, velocity(states[part], node, sample))
+            sample, node = self._there(places[part]).unbind(1)
+            observer(part, velocity(states[self._there(part)], node, sample))
         return observer.drift()
 
     def _here(self, parts: Iterable[Packed]) -> Tensor:
         """Concatenate the rows of all parts on this learner's device."""
-        return torch.cat([unpack(part) for part in parts]).to(self.config.device)
+        return self._there(torch.cat([unpack(part) for part in parts]))
+
+    def _optional(self, parts: Iterable[Packed | None]) -> Tensor | None:
+        """Concatenate optional tensors of the rollouts [R, ...] likewise; None if the samplers did not send any."""
+        sent = [part for part in parts if part is not None]
+        return self._here(sent) if sent else None
+
+    def _there(self, tensor: Tensor) -> Tensor:
+        """Move a tensor to this learner's device without waiting for what is queued there."""
+        return tensor.to(self.config.device, non_blocking=True)
 
     def _cotangent(self, cotangents: Sequence[Packed], shares: Sequence[float]) -> Tensor:
         """The cotangents of all rows [rows, branches, ...]; with `shares` the sum over terms, each times its share."""
         if not shares:
             return self._here(cotangents)
-        whole = torch.cat([unpack(part) for part in cotangents], dim=1).to(self.config.device)
-        return torch.tensordot(torch.tensor(shares, dtype=torch.float32, device=whole.device), whole, dims=1)
+        whole = self._there(torch.cat([unpack(part) for part in cotangents], dim=1))
+        return torch.tensordot(self._there(torch.tensor(shares, dtype=torch.float32)), whole, dims=1)
 
     def _velocity(self, items: Sequence[Item], module: nn.Module | None = None) -> Velocity:
         """The velocity that is differentiated, with the prompts of these items."""
@@ -225,12 +234,6 @@ class Learner:
 
 def plans_of(items: Sequence[Item]) -> list[Plan]:
     return [plan for item in items for plan in item.plans]
-
-
-def _stacked(parts: Sequence[Packed | None]) -> Tensor | None:
-    """Concatenate optional tensors of the rollouts [R, ...]; None if the samplers did not send any."""
-    there = [unpack(part) for part in parts if part is not None]
-    return torch.cat(there) if there else None
 
 
 def make_engine(module: nn.Module, config: LearnersConfig, dtype: torch.dtype) -> Engine:

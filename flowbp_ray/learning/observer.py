@@ -19,12 +19,18 @@ from flowbp_ray.surrogate import Plan, places
 
 
 class SweepObserver:
-    """The `observe` callback of one sweep over some items. A state counts once, however often it is evaluated."""
+    """The `observe` callback of one sweep over some items. A state counts once, however often it is evaluated.
+
+    What it measures stays on the device of the velocities until it is asked for, so that no forward waits for it.
+    """
 
     def __init__(
         self, items: Sequence[Item], sigmas: Tensor, velocities: Tensor | None = None, base: Tensor | None = None
     ) -> None:
-        """velocities, base: cached ones and the base model's at the states [R, ...], sample-major; None: no metric."""
+        """velocities, base: cached ones and the base model's at the states [R, ...], sample-major; None: no metric.
+
+        They should be on the device of the velocities that are observed.
+        """
         self.rows = [(item, row) for item in items for row in range(item.rows)]
         self.velocities, self.base = velocities, base
         self.h = (sigmas[1:] - sigmas[:-1]).tolist()
@@ -33,25 +39,31 @@ class SweepObserver:
         self.drift_sum: list[Tensor | None] = [None] * len(plans)
         self.squares: list[list[Tensor]] = [[] for _ in plans]
         self.seen: set[int] = set()
-        self.faults: list[Fault] = []
+        self.finite: list[Tensor] = []
+        self.asked: list[int | None] = []  # the place of each row in `finite`; None: it was seen before
 
     @torch.no_grad()
     def __call__(self, position: Tensor, v: Tensor) -> None:
-        """Add the velocities v [r, ...] of the states `position` [r] int64."""
-        finite = torch.isfinite(v).flatten(1).all(dim=1).tolist()
+        """Add the velocities v [r, ...] of the states `position` [r] int64, which is best on the host."""
+        self.finite.append(torch.isfinite(v).flatten(1).all(dim=1))
         for i, place in enumerate(position.tolist()):
+            self.asked.append(None if place in self.seen else place)
             if place in self.seen:
                 continue
             self.seen.add(place)
             b, node = self.places[place]
-            if not finite[i]:
-                self.faults.append(self.fault("learner velocity", b, node))
             if self.velocities is not None:
                 change = self.h[node] * (v[i].float() - self.velocities[place].to(v.device).float())
                 before = self.drift_sum[b]
                 self.drift_sum[b] = change if before is None else before + change
             if self.base is not None:
                 self.squares[b].append((v[i].float() - self.base[place].to(v.device).float()).square().mean())
+
+    def faults(self) -> tuple[Fault, ...]:
+        """A fault of each state whose velocity is not finite."""
+        finite = torch.cat(self.finite).tolist() if self.finite else []
+        bad = [place for place, good in zip(self.asked, finite, strict=True) if place is not None and not good]
+        return tuple(self.fault("learner velocity", *self.places[place]) for place in bad)
 
     def fault(self, what: str, b: int, node: int | None) -> Fault:
         """A fault of sample b, with its step, its sample index and its prompt id."""
@@ -62,10 +74,11 @@ class SweepObserver:
         """The drift of each sample; empty if it is not measured."""
         if self.velocities is None:
             return ()
-        return tuple(0.0 if a is None else float(a.abs().mean()) for a in self.drift_sum)
+        means = [torch.zeros(()) if a is None else a.abs().mean() for a in self.drift_sum]
+        return tuple(torch.stack([mean.to(self.velocities.device) for mean in means]).tolist())
 
     def base_distance(self) -> tuple[float, ...]:
         """The base distance of each sample; empty if it is not measured."""
         if self.base is None:
             return ()
-        return tuple(float(torch.stack(squares).mean()) for squares in self.squares)
+        return tuple(torch.stack([torch.stack(squares).mean() for squares in self.squares]).tolist())

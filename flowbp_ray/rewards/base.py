@@ -56,14 +56,16 @@ def build(name: str, device: str = "cpu", /, **options: Any) -> Reward:
     return reward
 
 
-def check(name: str, options: Mapping[str, Any]) -> None:
-    """Raise ValueError for what `build(name, **options)` would refuse, without building it.
+def check(name: str, options: Mapping[str, Any], device: str = "cpu") -> None:
+    """Raise ValueError for what `build(name, device, **options)` would refuse, without building it.
 
     That is an unknown name (the message offers the nearest known one), a package that is not installed, an option that
-    the factory does not take, and whatever the factory's own `check`, if it has one, refuses: a missing file, say. The
+    the factory does not take, `device` if it is a GPU and the factory does not take that, and whatever the factory's own `check`, if it has one, refuses: a missing file, say. The
     parameters of that `check` are some of the factory's, whose defaults they have.
     """
     given = _arguments(name, options)
+    if device != "cpu":
+        _check_device(name)
     own = getattr(factory(name), "check", None)
     if own is not None:
         own(**{parameter: given[parameter] for parameter in inspect.signature(own).parameters})
@@ -79,6 +81,16 @@ def _arguments(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"options of reward {name!r}: {error}; it takes {takes}") from error
     bound.apply_defaults()
     return dict(bound.arguments)
+
+
+def _check_device(name: str) -> None:
+    try:
+        inspect.signature(factory(name)).bind_partial(device="cpu")
+    except TypeError as error:
+        raise ValueError(
+            f"rewards.gpus is not 0, but reward {name!r} takes no `device`, and its models would stay on the CPU; "
+            'give it the argument device: str = "cpu" and compute there, or write rewards.gpus=0'
+        ) from error
 
 
 def check_trainable(name: str) -> None:

@@ -97,7 +97,7 @@ class Scorer:
 def check_rewards(rewards: RewardsConfig, evaluated: Sequence[str] = ()) -> None:
     """Raises ValueError for a reward that could not be built here, or judge the prompts of the evaluations."""
     for reward in rewards.all:
-        base.check(reward.factory, reward.options)
+        base.check(reward.factory, reward.options, rewards.device)
         base.check_prompts(reward.factory, reward.options, list(evaluated))
     for term in rewards.terms:
         base.check_trainable(term.factory)

@@ -121,7 +121,7 @@ def _at_states(item: Item, base: Velocity, states: Tensor, device: torch.device)
     found = places(item.plans)
     row, node = torch.tensor(found).unbind(1)
     parts = zip(states.split(item.rows), node.split(item.rows), row.split(item.rows), strict=True)
-    v = torch.cat([base(*(tensor.to(device) for tensor in part)).cpu() for part in parts])
+    v = torch.cat([base(*(tensor.to(device, non_blocking=True) for tensor in part)) for part in parts]).cpu()
     bad = ~torch.isfinite(v).flatten(1).all(dim=1)
     first = dict(reversed([found[i] for i in bad.nonzero().flatten().tolist()]))  # row -> its first bad node
     faults = [Fault("base velocity", item.step, item.samples[b], item.prompt_ids[b], first[b]) for b in sorted(first)]

@@ -105,9 +105,9 @@ def sweep(
     terms_per_sample: pad every sample with zero-cotangent rows to this many VJPs besides the junction's (see
         `Method.max_terms`), so that all ranks run the same number of forwards.
     observe(position [r], v [r, …]): receives each forward's velocities, detached and without padding; `position`
-        indexes `states`.
+        indexes `states`, and is on the host.
     penalty(position [r], v [r, …]) -> [r, …]: the gradient in v of a further loss on the velocities at the fixed
-        states. Each state is passed once, and the result is added to its row's cotangent, so this takes no further
+        states; `position` as above. Each state is passed once, and the result is added to its row's cotangent, so this takes no further
         forward or backward. A junction's gradient at x belongs to the reward alone, so a state that only a junction
         evaluates gets a second row in that forward.
     """
@@ -222,25 +222,29 @@ class _Work:
         observe: Callable[[Tensor, Tensor], None] | None,
     ) -> None:
         """Run one forward and one backward; keep alpha·VJP_x of a junction."""
-        device = self.states.device
-        position = torch.tensor([self.offset[row.sample] + row.term.state for row in call.rows], device=device)
-        node = torch.tensor([row.term.node for row in call.rows], device=device)
-        sample = torch.tensor([row.sample for row in call.rows], device=device)
-        x = self.states[position].detach().requires_grad_(call.junction)
+        places = [self.offset[row.sample] + row.term.state for row in call.rows]
+        x = self.states[self._there(places)].detach().requires_grad_(call.junction)
+        node = self._there([row.term.node for row in call.rows])
+        sample = self._there([row.sample for row in call.rows])
         cotangent = torch.stack([self._cotangent(row) for row in call.rows])
         v = velocity(x, node, sample)
         if observe is not None:
-            real = torch.tensor([row.reward for row in call.rows], device=device)
-            observe(position[real], v.detach()[real])
-        if self.penalty is not None and any(row.penalty for row in call.rows):
-            due = torch.tensor([row.penalty for row in call.rows], device=device)
-            cotangent[due] += self.penalty(position[due], v.detach()[due])
+            real = [i for i, row in enumerate(call.rows) if row.reward]
+            observe(torch.tensor([places[i] for i in real]), v.detach()[self._there(real)])
+        due = [i for i, row in enumerate(call.rows) if row.penalty]
+        if self.penalty is not None and due:
+            at = self._there(due)
+            cotangent[at] += self.penalty(torch.tensor([places[i] for i in due]), v.detach()[at])
         backward((v.to(cotangent.dtype) * cotangent).sum(), last)
         if call.junction:
             assert x.grad is not None
             for row, grad in zip(call.rows, x.grad.to(cotangent.dtype), strict=True):
                 if row.reward:
                     self.nested[row.sample, row.term.branch] = row.term.alpha * grad
+
+    def _there(self, values: Sequence[int]) -> Tensor:
+        """The integers on the states' device. A GPU is not waited for, as it would be by `torch.tensor(device=...)`."""
+        return torch.tensor(values).to(self.states.device, non_blocking=True)
 
     def _cotangent(self, row: _Row) -> Tensor:
         """The reward's cotangent of a row, c_last·u + c_first·u', at least fp32."""

@@ -29,10 +29,14 @@ def base_penalty(plans: Sequence[Plan], base: Tensor, shares: Tensor) -> Callabl
     each = torch.stack([shares[b] / len(plans[b].states) for b, _ in places(plans)])
 
     def cotangent(position: Tensor, v: Tensor) -> Tensor:
-        """dP/dv [r, ...] in fp32 (fp64 for fp64 velocities) for v [r, ...] at the states `position` [r] int64."""
+        """dP/dv [r, ...] in fp32 (fp64 for fp64 velocities) for v [r, ...] at the states `position` [r] int64.
+
+        With base, shares and v on a GPU and `position` on the host it is not waited for.
+        """
         dtype = torch.promote_types(v.dtype, torch.float32)
-        away = v.to(dtype) - base[position.to(base.device)].to(v.device, dtype)
-        slope = 2.0 * each[position.to(each.device)].to(v.device, dtype) / away[0].numel()
+        theirs, share = (t[position.to(t.device, non_blocking=True)].to(v.device, dtype) for t in (base, each))
+        away = v.to(dtype) - theirs
+        slope = 2.0 * share / away[0].numel()
         return append_dims(slope, v.dim()) * away
 
     return cotangent

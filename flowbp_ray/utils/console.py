@@ -6,8 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 
-import torch
-
+from flowbp_ray.utils import accelerator
 from flowbp_ray.utils.errors import RunFailed
 from flowbp_ray.utils.signals import Interrupted
 
@@ -33,5 +32,5 @@ def quieten() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if not torch.cuda.is_available():
+    if not accelerator.available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # without this DeepSpeed warns each time it detects that

@@ -6,6 +6,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from flowbp_ray.utils import accelerator
+
 MAX_CALLS_IN_FLIGHT = 2
 """Calls in flight per actor of a pool: one running, one waiting, so that no actor is idle until the driver answers."""
 
@@ -52,7 +54,7 @@ class ProcessConfig(Strict):
     @property
     def device(self) -> str:
         """Where an actor of the pool computes: on the GPU that Ray gives it, if it asks for one."""
-        return "cuda" if self.gpus else "cpu"
+        return accelerator.KIND if self.gpus else "cpu"
 
 
 class PoolConfig(ProcessConfig):
