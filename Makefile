@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-hosts test-judge test-long lint types clean-venv
+.PHONY: demo test test-gpu test-hosts test-judge test-long lint types clean-venv
 
 $(STAMP): pyproject.toml constraints/cpu.txt constraints/beside.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed")'
@@ -20,8 +20,13 @@ demo: $(STAMP)
 	$(BIN)/python -m benchmarks.demo
 
 test: $(STAMP) lint types
-	$(BIN)/python -m pytest -n 2 --dist loadscope -m "not ray and not judge and not long"
-	$(BIN)/python -m pytest -m "ray and not judge and not hosts and not long"
+	$(BIN)/python -m pytest -n 2 --dist loadscope -m "not ray and not judge and not gpu and not long"
+	$(BIN)/python -m pytest -m "ray and not judge and not hosts and not gpu and not long"
+
+# Every part on a stand-in for a GPU (docs/gpu-rehearsal.md), at most six minutes; the stand-in is built once, with g++ and ninja.
+test-gpu: $(STAMP)
+	$(BIN)/python -m pytest -n 2 -m "gpu and not ray and not long"
+	$(BIN)/python -m pytest -m "gpu and ray and not long"
 
 # A cluster of three hosts in network namespaces; skipped, with the reason, without root and iproute2.
 test-hosts: $(STAMP)

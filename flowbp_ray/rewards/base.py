@@ -60,8 +60,9 @@ def check(name: str, options: Mapping[str, Any], device: str = "cpu") -> None:
     """Raise ValueError for what `build(name, device, **options)` would refuse, without building it.
 
     That is an unknown name (the message offers the nearest known one), a package that is not installed, an option that
-    the factory does not take, `device` if it is a GPU and the factory does not take that, and whatever the factory's own `check`, if it has one, refuses: a missing file, say. The
-    parameters of that `check` are some of the factory's, whose defaults they have.
+    the factory does not take, a GPU for a factory that takes no `device`, and whatever the factory's own `check`, if it
+    has one, refuses: a missing file, say. The parameters of that `check` are some of the factory's, whose defaults they
+    have.
     """
     given = _arguments(name, options)
     if device != "cpu":

@@ -107,9 +107,9 @@ def sweep(
     observe(position [r], v [r, …]): receives each forward's velocities, detached and without padding; `position`
         indexes `states`, and is on the host.
     penalty(position [r], v [r, …]) -> [r, …]: the gradient in v of a further loss on the velocities at the fixed
-        states; `position` as above. Each state is passed once, and the result is added to its row's cotangent, so this takes no further
-        forward or backward. A junction's gradient at x belongs to the reward alone, so a state that only a junction
-        evaluates gets a second row in that forward.
+        states; `position` as above. Each state is passed once, and the result is added to its row's cotangent, so this
+        takes no further forward or backward. A junction's gradient at x belongs to the reward alone, so a state that
+        only a junction evaluates gets a second row in that forward.
     """
     work = _Work(plans, states, cotangents, micro_batch or len(plans), fuse, terms_per_sample, penalty)
     forwards = rows = padding = 0

@@ -33,8 +33,11 @@ REWARD_ID = 256 + len(SPECIAL)
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return write_hpsv3(tmp_path_factory.mktemp("hpsv3"))
+
+
+def write_hpsv3(folder: Path) -> dict[str, Any]:
     """A small HPSv3.safetensors under the names of transformers 4.45, the backbone's folder and a question."""
-    folder = tmp_path_factory.mktemp("hpsv3")
     shapes = {name: tuple(t.shape) for name, t in reference().state_dict().items()}
     weights = {}
     for name, value in drawn(shapes, seed=5).items():

@@ -1,0 +1,78 @@
+"""Faults put in on purpose, of the kinds that a CPU does not notice: the stand-in does, each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from flowbp_ray.backbones import guidance
+from flowbp_ray.learning import learner
+from flowbp_ray.local import LocalLoop
+from flowbp_ray.messages import Packed
+from flowbp_ray.rewards import scorer
+from flowbp_ray.rollout import execute, sampler
+from flowbp_ray.surrogate import backward
+from flowbp_ray.utils import random
+from flowbp_ray.weights import packing
+from tests.conftest import Saved
+from tests.gpu.runs import METER, PENALTY, config_of, on_cpu
+
+pytestmark = pytest.mark.gpu
+
+
+def stays(_: Any, tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def bare(tensor: Tensor) -> Packed:
+    return Packed(tensor.detach().contiguous().numpy(), "float32")
+
+
+def host_noise(self: sampler.Sampler, item: Any) -> Tensor:
+    return sampler.noise_of(item, self.latent_shape).to(self.config.torch_dtype)
+
+
+def seeded(item: Any, velocity: Any, sigmas: Tensor, noise: Tensor, *rest: Any) -> Any:
+    return execute.run_item(item, velocity, sigmas, noise.normal_(generator=torch.Generator()), *rest)
+
+
+def on_the_host(device: str) -> Callable[..., Any]:
+    return lambda name, _, /, **options: scorer.base.build(name, device, **options)
+
+
+def arrived(name: str, tensor: Tensor, own: Tensor) -> Tensor:
+    return tensor.cpu()
+
+
+FAULTS: dict[str, tuple[Any, str, Any]] = {
+    "the embeddings stay on the host": (guidance, "_moved", lambda tensor, device: tensor),
+    "the noise stays on the host": (sampler.Sampler, "_noise", host_noise),
+    "a host's generator draws on the GPU": (sampler, "run_item", seeded),
+    "the learner's states stay on the host": (learner.Learner, "_there", stays),
+    "the sweep's indices stay on the host": (backward._Work, "_there", lambda self, values: torch.tensor(values)),
+    "a reward is built on the host": (scorer, "build", on_the_host("cpu")),
+    "a cotangent is sent as it is": (scorer, "pack", bare),
+    "weights are installed in the host's memory": (packing, "_fitting", arrived),
+}
+
+
+@pytest.mark.parametrize("what", FAULTS)
+def test_a_fault_is_noticed(saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """A step raises on the stand-in; on the CPU the same fault passes."""
+    owner, name, fault = FAULTS[what]
+    config = config_of("sd35", saved, tmp_path, "flowbp_bridge", *METER, *PENALTY)
+    assert hasattr(owner, name)
+    monkeypatch.setattr(owner, name, fault)
+    with pytest.raises((RuntimeError, TypeError), match=r"same device|on cpu or on|numpy|generator|device type"):
+        LocalLoop(config).step(0)
+    assert LocalLoop(on_cpu(config)).step(0).grad_norm > 0
+
+
+def test_without_a_fault_nothing_is_noticed(saved: Saved, tmp_path: Path) -> None:
+    assert LocalLoop(config_of("sd35", saved, tmp_path, "flowbp_bridge", *METER, *PENALTY)).step(0).grad_norm > 0
+    assert random.normal((2,), 0, "noise", 0, [0]).device.type == "cpu"

@@ -1,0 +1,88 @@
+"""Where the host waits for the GPU: not in a rollout's steps, not in a learner's forwards, and a stated few around."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from flowbp_ray.local import LocalLoop
+from flowbp_ray.messages import Rollout, RolloutReport
+from tests.backbones import tiny
+from tests.conftest import Saved
+from tests.gpu.meters import Waits
+from tests.gpu.runs import EMA, LORA, METER, PENALTY, config_of
+
+pytestmark = pytest.mark.gpu
+
+# Qwen-Image reads its mask's lengths in every forward, and once more where a backward computes the forward again.
+PER_FORWARD = {"qwen_image": 2}
+
+AROUND_ROLLOUT = 12
+"""The noise up; states, velocities, the meter's and the base's down, once each; not a number per step."""
+AROUND_SWEEP = 4
+"""The gradient's norm; after all forwards whether values are finite, the drift, the distance to the base."""
+AROUND_SCORE = 14
+"""Targets up; cotangents, scores, losses and products down; whether each is finite."""
+
+
+def rolled(loop: LocalLoop, step: int = 0) -> tuple[Waits, RolloutReport, Rollout, object]:
+    published = list(loop.learner.publish())
+    item = loop.items(step)[0]
+    loop.sampler.ensure_version(item.version, lambda: published)
+    with Waits() as waits:
+        report, kept, target = loop.sampler.rollout(item, lambda: published)
+    return waits, report, kept, target
+
+
+@pytest.mark.parametrize("family", [*tiny.NAMES, "shapes"])
+def test_no_step_of_a_rollout_waits(saved: Saved, tmp_path: Path, family: str) -> None:
+    """As many waits with eight steps as with four, few of them."""
+    counts = []
+    for steps in (4, 8):
+        overrides = [f"backbone.num_steps={steps}", *METER, *PENALTY, *LORA]
+        loop = LocalLoop(config_of(family, saved, tmp_path / str(steps), "flowbp_bridge", *overrides))
+        waits = rolled(loop)[0]
+        counts.append(waits.total)
+    per_step = PER_FORWARD.get(family, 0)
+    assert counts[1] - counts[0] == 4 * per_step, waits
+    assert counts[0] <= AROUND_ROLLOUT + per_step * 8, waits
+
+
+@pytest.mark.parametrize("family", [*tiny.NAMES, "shapes"])
+def test_no_forward_of_a_learner_waits(saved: Saved, tmp_path: Path, family: str) -> None:
+    """With one row at a time and with two at a time: the same few waits around the sweep, whatever its forwards."""
+    found = []
+    for micro in (1, 2):
+        overrides = [f"learners.micro_batch={micro}", *METER, *PENALTY, *EMA]
+        loop = LocalLoop(config_of(family, saved, tmp_path / str(micro), "flowbp_bridge", *overrides))
+        loop.step(0)
+        _, report, kept, target = rolled(loop, 1)
+        texts = [loop.texts[i] for i in kept.item.prompt_ids]
+        with Waits() as scoring:
+            _, cotangent = loop.scorer.score(kept.item, texts, report, target)  # type: ignore[arg-type]
+        assert scoring.total <= AROUND_SCORE, scoring
+        with Waits() as waits:
+            done = loop.learner.step(1, [kept], [cotangent], (1.0,) * kept.item.rows)
+        found.append((waits.total, done.forwards))
+    (fine, many), (coarse, few) = found
+    assert many > few
+    per_forward = 2 * PER_FORWARD.get(family, 0)  # the checkpointed forward runs twice
+    assert fine - coarse == per_forward * (many - few), waits
+    assert coarse <= AROUND_SWEEP + per_forward * few, waits
+
+
+def test_a_wait_in_the_loop_is_noticed(saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The meter is no stranger to what it should see: a velocity that looks at a value costs a wait per step."""
+    loop = LocalLoop(config_of("sd35", saved, tmp_path, "flowbp_bridge"))
+    before = rolled(loop)[0].total
+    backbone = type(loop.sampler.backbone)
+    predict = backbone.predict
+
+    def looking(self: object, transformer: object, x: torch.Tensor, *rest: object) -> torch.Tensor:
+        assert x.abs().sum() > 0
+        return predict(self, transformer, x, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(backbone, "predict", looking)
+    assert rolled(loop)[0].total == before + loop.config.backbone.num_steps
