@@ -12,6 +12,7 @@ import importlib.util
 import os
 import shutil
 import sys
+import sysconfig
 from pathlib import Path
 from types import ModuleType
 
@@ -21,7 +22,9 @@ NAME = "flowbp_ray_standin"
 HERE = Path(__file__).parent
 SOURCES = (HERE / "device.cpp", HERE / "kernels.cpp")
 FLAGS = ("-O1", "-std=c++20")
-_own = os.environ.get("FLOWBP_RAY_CACHE")  # read at import: later the tests have one of their own
+PLACE = "FLOWBP_RAY_STANDIN"
+"""The environment variable that tells a worker process where it was built."""
+_own = os.environ.get(PLACE) or os.environ.get("FLOWBP_RAY_CACHE")  # at import: later the tests have one of their own
 CACHE = Path(_own) if _own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flowbp_ray"
 
 
@@ -29,8 +32,10 @@ def missing() -> str | None:
     """Why it cannot be built here, as one line; None if it can, or is there already."""
     if (folder() / f"{NAME}.so").exists():
         return None
-    if shutil.which(os.environ.get("CXX", "c++")) is None and shutil.which("g++") is None:
-        return "the stand-in for a GPU is built with a C++ compiler, and there is none; install g++"
+    if shutil.which(compiler := os.environ.get("CXX", "c++")) is None:
+        return f"the stand-in for a GPU is built with a C++ compiler, and there is no {compiler}; install g++"
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        return "the stand-in for a GPU is built with Python's headers, and there are none; install python3-dev"
     from torch.utils.cpp_extension import is_ninja_available
 
     return None if is_ninja_available() else "the stand-in for a GPU is built with ninja; pip install ninja"
