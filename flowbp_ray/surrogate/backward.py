@@ -230,11 +230,11 @@ class _Work:
         v = velocity(x, node, sample)
         if observe is not None:
             real = [i for i, row in enumerate(call.rows) if row.reward]
-            observe(torch.tensor([places[i] for i in real]), v.detach()[self._there(real)])
+            observe(_indices([places[i] for i in real]), v.detach()[self._there(real)])
         due = [i for i, row in enumerate(call.rows) if row.penalty]
         if self.penalty is not None and due:
             at = self._there(due)
-            cotangent[at] += self.penalty(torch.tensor([places[i] for i in due]), v.detach()[at])
+            cotangent[at] += self.penalty(_indices([places[i] for i in due]), v.detach()[at])
         backward((v.to(cotangent.dtype) * cotangent).sum(), last)
         if call.junction:
             assert x.grad is not None
@@ -244,7 +244,7 @@ class _Work:
 
     def _there(self, values: Sequence[int]) -> Tensor:
         """The integers on the states' device. A GPU is not waited for, as it would be by `torch.tensor(device=...)`."""
-        return torch.tensor(values).to(self.states.device, non_blocking=True)
+        return _indices(values).to(self.states.device, non_blocking=True)
 
     def _cotangent(self, row: _Row) -> Tensor:
         """The reward's cotangent of a row, c_last·u + c_first·u', at least fp32."""
@@ -255,3 +255,8 @@ class _Work:
         nested = self.nested.get((row.sample, row.term.branch))
         total = (row.term.c_last + row.term.c_first) * u
         return total if nested is None or row.term.is_junction else total + row.term.c_first * nested
+
+
+def _indices(values: Sequence[int]) -> Tensor:
+    """[n] int64 on the host, for no values too."""
+    return torch.tensor(values, dtype=torch.int64)

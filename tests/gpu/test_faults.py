@@ -16,7 +16,6 @@ from flowbp_ray.local import LocalLoop
 from flowbp_ray.messages import Packed
 from flowbp_ray.rewards import scorer
 from flowbp_ray.rollout import execute, sampler
-from flowbp_ray.surrogate import backward
 from flowbp_ray.utils import random
 from flowbp_ray.weights import packing
 from tests.conftest import Saved
@@ -54,7 +53,6 @@ FAULTS: dict[str, tuple[Any, str, Any]] = {
     "the noise stays on the host": (sampler.Sampler, "_noise", host_noise),
     "a host's generator draws on the GPU": (sampler, "run_item", seeded),
     "the learner's states stay on the host": (learner.Learner, "_there", stays),
-    "the sweep's indices stay on the host": (backward._Work, "_there", lambda self, values: torch.tensor(values)),
     "a reward is built on the host": (scorer, "build", on_the_host("cpu")),
     "a cotangent is sent as it is": (scorer, "pack", bare),
     "weights are installed in the host's memory": (packing, "_fitting", arrived),

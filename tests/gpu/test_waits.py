@@ -19,11 +19,11 @@ pytestmark = pytest.mark.gpu
 # Qwen-Image reads its mask's lengths in every forward, and once more where a backward computes the forward again.
 PER_FORWARD = {"qwen_image": 2}
 
-AROUND_ROLLOUT = 12
+AROUND_ROLLOUT = 5
 """The noise up; states, velocities, the meter's and the base's down, once each; not a number per step."""
 AROUND_SWEEP = 4
 """The gradient's norm; after all forwards whether values are finite, the drift, the distance to the base."""
-AROUND_SCORE = 14
+AROUND_SCORE = 12
 """Targets up; cotangents, scores, losses and products down; whether each is finite."""
 
 
