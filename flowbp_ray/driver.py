@@ -87,7 +87,7 @@ def session(
         progress.waiting("starting Ray")
         start_ray(config.cluster.address)
         interrupts.arm()
-        with Fleet(config, checked.texts, checked.agreed, roles, progress.waiting) as fleet:
+        with Fleet(config, checked.texts, checked.agreed, roles, progress.waiting, checked.drawn(run)) as fleet:
             fleet.log_start(run.logger())
             evaluator = Evaluator(config, run, checked.held_out, len(checked.training))
             with Judges(config, run, evaluator, tracker, progress.waiting) as judges:
