@@ -40,20 +40,22 @@ class Fleet:
         agreed: Mapping[str, str] | None = None,
         roles: Roles = REAL,
         notify: Callable[[str], None] = lambda line: None,
-        drawn: Sequence[int] | None = None,
+        drawn: Callable[[], Sequence[int]] | None = None,
     ) -> None:
         """agreed: the result of `handshake.check`, for remote reward servers. notify: takes what is waited for.
 
-        drawn: ids of the prompts that the run draws, in the order of need; None: all. No other prompt is encoded.
+        drawn: gives the ids of the prompts that the run draws from its newest checkpoint on, in the order of need;
+        None: all of `prompts`. No other prompt is encoded.
         """
         self.config, self.agreed, self.roles, self.notify = config, agreed or {}, roles, notify
+        self.drawn = drawn or (lambda: range(len(prompts)))
         self._encoding: Encoding | None = None
         self.pools: dict[str, ElasticPool] = {}
         self.hosts: dict[str, list[str]] = {}  # role -> host on which each process started
         self._learners: LearnerGroup | None = None
         self._pipeline: Pipeline | None = None
         try:
-            self._start(config, list(prompts), range(len(prompts)) if drawn is None else drawn)
+            self._start(config, list(prompts), self.drawn())
         except BaseException:
             self.stop()
             raise
@@ -112,6 +114,10 @@ class Fleet:
         """Log the encoder's report and the hosts of all roles."""
         self.encoding.log_to(log)
         log.info("%s", "; ".join(f"{who} on {counted(hosts)}" for who, hosts in self.hosts.items()))
+
+    def saved(self) -> None:
+        """After a checkpoint, let go of the embeddings that no step from there on draws."""
+        self.encoding.keep(self.drawn())
 
     def rebuild(self) -> None:
         """Start new learners. Samplers and reward servers stay; their current results are dropped."""

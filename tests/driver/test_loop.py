@@ -77,7 +77,8 @@ def test_every_other_method_runs_by_name(local_ray: Any, tmp_path: Path, method:
 def test_what_travels_and_what_a_learner_holds(local_ray: Any, tmp_path: Path) -> None:
     """K states, one target and one cotangent per image: elements x itemsize, measured on what travelled.
 
-    Those of the prompts that are drawn come to a sampler once, and then with no item. A learner's process has neither decoder nor reward.
+    Embeddings of what is drawn come to a sampler once, and then with no item; no other prompt is encoded. A learner's
+    process has neither decoder nor reward.
     """
     config = small_config(tmp_path, "flowbp_sparse", "method.k=3", "steps=2", "data.images_per_prompt=2")
     modules: set[str] = set()
