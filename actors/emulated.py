@@ -20,6 +20,7 @@ import ray
 from flowbp_ray.benching.emulation import Emulation, Wait
 from flowbp_ray.messages import (
     Encoded,
+    EncodedPart,
     Evaluated,
     Item,
     Packed,
@@ -60,11 +61,9 @@ class Process:
 class EmulatedEncoder(Process):
     """An encoder that answers at once."""
 
-    def add(self, texts: Sequence[str]) -> Encoded:
-        return Encoded(0, len(texts), self.given.embedding_bytes)
-
-    def table(self, prompts: Sequence[str]) -> tuple[bool, Packed]:
-        return True, Packed(np.ones(self.given.embedding_bytes, np.uint8), "uint8")
+    def add(self, texts: Sequence[str], ids: Sequence[tuple[int, ...]]) -> tuple[EncodedPart, Packed]:
+        part = Packed(np.ones(self.given.prompt_bytes * len(texts), np.uint8), "uint8")
+        return EncodedPart(Encoded(0, len(texts), part.nbytes), part.nbytes, 0.0), part
 
 
 class EmulatedSampler(Process):
@@ -74,7 +73,7 @@ class EmulatedSampler(Process):
         super().__init__(emulation)
         self.version: Version | None = None
         self.fingerprint = ""
-        self.held = False
+        self.held: set[bytes] = set()  # the parts of the embeddings that were fetched
         self.weight_bytes = self.embedding_bytes = 0  # received since the last report
 
     def rollout(
@@ -117,9 +116,10 @@ class EmulatedSampler(Process):
         return self.fingerprint
 
     def _require(self, version: Version, weights: Sequence[Any], embeddings: Sequence[Any]) -> float:
-        """Fetch the embeddings once, and the weights if another version is held; wait as long as loading would take."""
-        if not self.held:
-            self.embedding_bytes, self.held = ray.get(embeddings[0]).nbytes, True
+        """Fetch new embeddings, and the weights if another version is held; wait as long as loading would take."""
+        new = [ref for ref in embeddings if ref.binary() not in self.held]
+        self.embedding_bytes += sum(part.nbytes for part in ray.get(new)) if new else 0
+        self.held.update(ref.binary() for ref in new)
         if self.version == version:
             return 0.0
         wait = Wait()
@@ -170,7 +170,7 @@ class EmulatedLearner(Process):
     def rendezvous(self) -> tuple[str, int]:
         return ray.util.get_node_ip_address(), 0
 
-    def build(self, emulation: Emulation, embeddings: Packed, rank: int, address: str, port: int) -> str:
+    def build(self, emulation: Emulation, rank: int, address: str, port: int) -> str:
         self.given, self.rank, self.done = emulation, rank, 0
         self.weights = np.zeros(max(1, emulation.weight_bytes // 2), np.uint16)
         return socket.gethostname()
@@ -187,8 +187,8 @@ class EmulatedLearner(Process):
         moved = (0.0,) * rows if self.given.base else ()
         return StepReport(step, self.rank, 1.0, 1e-5, states, rows, 0, seconds, drift, moved)
 
-    def drift(self, *rollouts: Rollout) -> tuple[float, ...]:
-        rows = sum(rollout.item.rows for rollout in rollouts)
+    def drift(self, *messages: Rollout | Packed) -> tuple[float, ...]:
+        rows = sum(message.item.rows for message in messages if isinstance(message, Rollout))
         Wait().until(self.given.node_s * rows)
         return (0.0,) * rows
 

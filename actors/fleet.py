@@ -11,33 +11,27 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 
 from actors.elastic_pool import ElasticPool
-from actors.encoder import RemoteEncoder
+from actors.encoding import Encoding, has_room_beside
 from actors.errors import Ref, cause
 from actors.learner_group import LearnerGroup
-from actors.pipeline import Pipeline, wait_for_any
-from actors.placement import free, place
-from actors.process import REAL, Roles, actor_options
+from actors.pipeline import Pipeline
+from actors.process import REAL, Roles
 from actors.queue_stats import QueueStats
 from actors.reward import RemoteReward
 from actors.sampler import RemoteSampler
-from flowbp_ray.backbones import distinct
-from flowbp_ray.backbones.embeddings import Encoded
 from flowbp_ray.config.rewards import RewardsConfig
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.rewards.remote.client import assigned
 from flowbp_ray.utils.errors import RunFailed
-from flowbp_ray.utils.files import cache_path
-from flowbp_ray.utils.settings import PoolConfig, ProcessConfig
-
-ENCODED_AT_ONCE = 32  # prompts per call of the encoder; cluster.stall_timeout applies to one call
+from flowbp_ray.utils.settings import PoolConfig
 
 
 class Fleet:
-    """The encoder (which ends after start-up), samplers, reward servers and learners. Use it as a context manager."""
+    """The encoder (which ends with the last prompt), samplers, reward servers and learners. It is a context manager."""
 
     learners: LearnerGroup
     pipeline: Pipeline
-    encoded: Encoded
+    encoding: Encoding
 
     def __init__(
         self,
@@ -46,55 +40,59 @@ class Fleet:
         agreed: Mapping[str, str] | None = None,
         roles: Roles = REAL,
         notify: Callable[[str], None] = lambda line: None,
+        drawn: Callable[[], Sequence[int]] | None = None,
     ) -> None:
-        """agreed: the result of `handshake.check`, for remote reward servers. notify: takes what is waited for."""
+        """agreed: the result of `handshake.check`, for remote reward servers. notify: takes what is waited for.
+
+        drawn: gives the ids of the prompts that the run draws from its newest checkpoint on, in the order of need;
+        None: all of `prompts`. No other prompt is encoded.
+        """
         self.config, self.agreed, self.roles, self.notify = config, agreed or {}, roles, notify
+        self.drawn = drawn or (lambda: range(len(prompts)))
         self._encoding: Encoding | None = None
         self.pools: dict[str, ElasticPool] = {}
         self.hosts: dict[str, list[str]] = {}  # role -> host on which each process started
         self._learners: LearnerGroup | None = None
         self._pipeline: Pipeline | None = None
         try:
-            self._start(config, list(prompts))
+            self._start(config, list(prompts), self.drawn())
         except BaseException:
             self.stop()
             raise
 
-    def _start(self, config: RunConfig, prompts: list[str]) -> None:
+    def _start(self, config: RunConfig, prompts: list[str], drawn: Sequence[int]) -> None:
         timeout = config.cluster.stall_timeout
         self.notify("placing the encoder")
-        encoding = self._encoding = Encoding(config, prompts, self.roles)
-        self.embeddings = encoding.embeddings
-        if config.encoder.gpus:  # the other actors may need its GPU
-            self.encoded = encoding.finish(timeout, self.notify)
+        self.encoding = self._encoding = Encoding(config, prompts, drawn, self.roles, self.notify)
+        if not has_room_beside(config):  # the other actors need its GPU
+            self.encoding.finish()
         self.notify(f"placing the learners ({config.learners.count})")
-        self.learners = self._learners = LearnerGroup(config, self.roles, self.notify, self._wait)
+        self.learners = self._learners = LearnerGroup(config, self.roles, self.notify, self._wait, self.encoding.refs)
         samplers = self._pool("sampler", "samplers", self.roles.sampler or RemoteSampler, config.samplers)
         reward = self.roles.reward or RemoteReward
         scorers = self._pool("reward server", "rewards", reward, config.rewards, self.agreed)
-        built = self.learners.launch(self.embeddings)
-        if not config.encoder.gpus:  # the other actors have been starting while it encoded
-            self.encoded = encoding.finish(timeout, self.notify)
         for who, refs in (
-            ("learners", built),
+            ("learners", self.learners.launch()),
             ("samplers", [h.ready.remote() for h in samplers.handles]),
             ("reward servers", [h.ready.remote() for h in scorers.handles]),
         ):
             self.hosts[who] = []
             for ref in refs:
                 self.notify(f"building the {who}: {len(self.hosts[who])} of {len(refs)}")
+                if not self._wait([ref], timeout)[0]:
+                    raise RunFailed(f"the {who} did not answer within {timeout:.0f} s")
                 self.hosts[who].append(_get(ref, f"the {who}", timeout))
         tries, gated = config.cluster.tries, config.has_gate
         self.queues = QueueStats(self.notify)
         pools = (samplers, scorers)
         self.pipeline = self._pipeline = Pipeline(
-            *pools, [self.embeddings], prompts, tries, timeout, gated, self.queues.observe
+            *pools, self.encoding, prompts, tries, timeout, gated, self.queues.observe
         )
 
     def _wait(self, refs: Sequence[Ref], timeout: float) -> tuple[list[Ref], list[Ref]]:
-        """`ray.wait` for the learners' calls; once there is a pipeline, it keeps working on its items while waiting."""
+        """`ray.wait` while the encoder stays at work; once there is a pipeline, this works on its items too."""
         if self._pipeline is None:
-            return wait_for_any(refs, timeout)
+            return self.encoding.wait_for(refs, timeout)
         return self._pipeline.wait_for(refs, timeout)
 
     def _pool(self, name: str, key: str, remote: Any, pool: PoolConfig, *more: Any) -> ElasticPool:
@@ -114,13 +112,17 @@ class Fleet:
 
     def log_start(self, log: logging.Logger) -> None:
         """Log the encoder's report and the hosts of all roles."""
-        log.info("embeddings: %s", self.encoded.describe())
+        self.encoding.log_to(log)
         log.info("%s", "; ".join(f"{who} on {counted(hosts)}" for who, hosts in self.hosts.items()))
+
+    def saved(self) -> None:
+        """After a checkpoint, let go of the embeddings that no step from there on draws."""
+        self.encoding.keep(self.drawn())
 
     def rebuild(self) -> None:
         """Start new learners. Samplers and reward servers stay; their current results are dropped."""
         self.pipeline.drop()
-        self.learners.rebuild(self.embeddings)
+        self.learners.rebuild()
 
     def stop(self) -> None:
         """End all actors and free their placement groups."""
@@ -138,39 +140,6 @@ class Fleet:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-
-
-class Encoding:
-    """The calls to the encoder process: the prompts part by part, then the table of all embeddings."""
-
-    def __init__(self, config: RunConfig, prompts: list[str], roles: Roles) -> None:
-        encoder, texts = config.encoder, distinct(prompts)
-        folder = cache_path(encoder.cache)  # resolved here: the encoder's node may have another environment
-        here = encoder.model_copy(update={"cache": folder and str(folder)})
-        pool = PoolConfig(count=1, **{key: getattr(encoder, key) for key in ProcessConfig.model_fields})
-        self.group = place(pool, "the encoder", "encoder", config.cluster.placement_timeout)
-        self.actor = (
-            (roles.encoder or RemoteEncoder)
-            .options(**actor_options(encoder, restarts=0, group=self.group))
-            .remote(roles.settings(config.model_copy(update={"encoder": here})))
-        )
-        parts = range(0, len(texts), ENCODED_AT_ONCE)
-        self.count = len(texts)
-        self.parts = [self.actor.add.remote(texts[i : i + ENCODED_AT_ONCE]) for i in parts]
-        self.whole, self.embeddings = self.actor.table.options(num_returns=2).remote(prompts)
-
-    def finish(self, timeout: float, notify: Callable[[str], None] = lambda line: None) -> Encoded:
-        """Wait for all parts, at most `timeout` seconds each, end the process, and return its report."""
-        for number, part in enumerate(self.parts):
-            notify(f"encoding prompts: {number * ENCODED_AT_ONCE} of {self.count}")
-            encoded: Encoded = _get(part, "the encoder", timeout)
-        _get(self.whole, "the encoder", timeout)
-        self.end()
-        return encoded
-
-    def end(self) -> None:
-        ray.kill(self.actor)
-        free(self.group)
 
 
 def counted(hosts: Sequence[str]) -> str:

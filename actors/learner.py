@@ -26,7 +26,7 @@ class LearnerActor:
         """Return this host's address and a free port."""
         return ray.util.get_node_ip_address(), free_port("")
 
-    def build(self, config: RunConfig, embeddings: PackedEmbeddings, rank: int, address: str, port: int) -> str:
+    def build(self, config: RunConfig, rank: int, address: str, port: int) -> str:
         """Join the process group, build the learner, and return this host's name."""
         from actors.process import prepare
         from flowbp_ray.learning.learner import build_learner
@@ -36,21 +36,31 @@ class LearnerActor:
             from flowbp_ray.learning.deepspeed import join_process_group
 
             join_process_group(rank, config.learners, address, port, config.cluster.stall_timeout)
-        self.learner = build_learner(config, embeddings.unpack(), rank)
+        self.learner = build_learner(config, rank=rank)
         return socket.gethostname()
 
     def step(
-        self, step: int, factors: Sequence[float], shares: Sequence[float], *messages: Rollout | Packed
+        self,
+        step: int,
+        factors: Sequence[float],
+        shares: Sequence[float],
+        *messages: Rollout | Packed | PackedEmbeddings,
     ) -> StepReport:
-        """Run one optimizer step. messages: this rank's rollouts, then as many cotangents.
+        """Run one optimizer step. messages: this rank's rollouts, as many cotangents, and its prompts' embeddings.
 
         They are separate arguments because Ray only fetches references that are top-level arguments.
         """
-        half = len(messages) // 2
-        return self.learner.step(step, messages[:half], messages[half:], factors, shares)  # type: ignore[arg-type]
+        rollouts = self._hold(messages)
+        cotangents = [message for message in messages if isinstance(message, Packed)]
+        return self.learner.step(step, rollouts, cotangents, factors, shares)
 
-    def drift(self, *rollouts: Rollout) -> tuple[float, ...]:
-        return self.learner.drift(rollouts)
+    def drift(self, *messages: Rollout | PackedEmbeddings) -> tuple[float, ...]:
+        return self.learner.drift(self._hold(messages))
+
+    def _hold(self, messages: Sequence[Rollout | Packed | PackedEmbeddings]) -> list[Rollout]:
+        """Give the learner the embeddings among the messages; return the rollouts among them."""
+        self.learner.embeddings = PackedEmbeddings.unpack(m for m in messages if isinstance(m, PackedEmbeddings))
+        return [message for message in messages if isinstance(message, Rollout)]
 
     def buckets(self) -> int:
         """The number of buckets of weights that this rank publishes, at least one."""

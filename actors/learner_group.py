@@ -34,16 +34,20 @@ class LearnerGroup:
         roles: Roles = REAL,
         notify: Callable[[str], None] = lambda line: None,
         wait: Callable[[Sequence[Ref], float], tuple[list[Ref], list[Ref]]] = wait_for_any,
+        embedded: Callable[[Sequence[int]], list[Ref]] = lambda prompt_ids: [],
     ) -> None:
-        """notify: takes a line on what is waited for. wait: stands in for `ray.wait(refs, timeout=seconds)`."""
+        """notify: takes a line on what is waited for. wait: stands in for `ray.wait(refs, timeout=seconds)`.
+
+        embedded: the references of `PackedEmbeddings` that hold these prompts together.
+        """
         self.config, self.roles, self.notify = config, roles, notify
-        self.wait = wait
+        self.wait, self.embedded = wait, embedded
         self.ranks: list[Any] = []
         self.buckets: list[int] = []  # number per rank
         self.timeout = config.cluster.stall_timeout
         self.group = place(config.learners, "learners", "learners", config.cluster.placement_timeout)
 
-    def launch(self, embeddings: Ref) -> list[Ref]:
+    def launch(self) -> list[Ref]:
         """Start the processes; return the references of their `build` calls. Rank 0 names the rendezvous first."""
         learners, remote = self.config.learners, self.roles.learner or RemoteLearner
         given = self.roles.settings(self.config)
@@ -51,12 +55,12 @@ class LearnerGroup:
             remote.options(**actor_options(learners, 0, self.group, rank)).remote() for rank in range(learners.count)
         ]
         [(address, port)] = self._get([self.ranks[0].rendezvous.remote()], "starting", 0)
-        return [rank.build.remote(given, embeddings, number, address, port) for number, rank in enumerate(self.ranks)]
+        return [rank.build.remote(given, number, address, port) for number, rank in enumerate(self.ranks)]
 
-    def rebuild(self, embeddings: Ref) -> None:
+    def rebuild(self) -> None:
         """Kill the remaining ranks and start new ones in the same placement group."""
         self.kill()
-        self._get(self.launch(embeddings), "being built again")
+        self._get(self.launch(), "being built again")
 
     def shard(self, items: Sequence[ScoredItem]) -> list[Sequence[ScoredItem]]:
         """Split the items into one consecutive part per rank."""
@@ -68,7 +72,7 @@ class LearnerGroup:
         refs, first = [], 0
         for rank, mine in zip(self.ranks, self.shard(items), strict=True):
             rows = sum(scored.item.rows for scored in mine)
-            parts = [*(scored.rollout for scored in mine), *(scored.cotangent for scored in mine)]
+            parts = [*self._inputs(mine), *(scored.cotangent for scored in mine)]
             refs.append(rank.step.remote(step, chosen.factors[first : first + rows], chosen.shares, *parts))
             first += rows
         return self._get(refs, f"in step {step}")
@@ -76,8 +80,13 @@ class LearnerGroup:
     def drift(self, step: int, items: Sequence[ScoredItem]) -> list[float]:
         """Measure the drift of every row of the batch."""
         pairs = zip(self.ranks, self.shard(items), strict=True)
-        refs = [rank.drift.remote(*[scored.rollout for scored in mine]) for rank, mine in pairs]
+        refs = [rank.drift.remote(*self._inputs(mine)) for rank, mine in pairs]
         return [value for part in self._get(refs, f"measuring drift in step {step}") for value in part]
+
+    def _inputs(self, items: Sequence[ScoredItem]) -> list[Ref]:
+        """The rollouts of these items and the embeddings of their prompts."""
+        prompts = [prompt for scored in items for prompt in scored.item.prompt_ids]
+        return [*(scored.rollout for scored in items), *self.embedded(prompts)]
 
     def publish(self, version: Version) -> transport.Published:
         """Publish the weights of `version`; return the references to them once all ranks have stored their buckets."""

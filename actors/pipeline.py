@@ -6,16 +6,17 @@ Executing an item twice gives the same bits, so after a failure it is issued aga
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError
 
+from actors.encoding import Encoding
 from actors.errors import Ref, arguments_arrived, cause, is_permanent
 from actors.pool import Pool
-from actors.transport import Published, Refs
+from actors.transport import Published
 from flowbp_ray.messages import Evaluated, Item, RolloutReport, Scored, ScoredItem
 from flowbp_ray.utils.errors import RunFailed, Stalled
 
@@ -68,7 +69,7 @@ class Pipeline:
         self,
         samplers: Pool,
         scorers: Pool,
-        embeddings: Refs,
+        encoding: Encoding,
         prompts: Sequence[str],
         tries: int,
         stall_timeout: float,
@@ -80,7 +81,7 @@ class Pipeline:
         on_wait: called repeatedly while the driver waits, with the items that it waits for (see `queue_stats`).
         """
         self.samplers, self.scorers = samplers, scorers
-        self.embeddings, self.prompts = embeddings, prompts
+        self.encoding, self.prompts = encoding, prompts
         self.tries, self.stall_timeout, self.pictures = tries, stall_timeout, pictures
         self.jobs: list[Job] = []
         self.retries = 0
@@ -134,33 +135,47 @@ class Pipeline:
         until = time.monotonic() + timeout
         while True:
             self.on_wait(self, ())
-            running = {job.pending: job for job in self.jobs if job.pending is not None}
+            running, encoding = self._running(), self.encoding.pending
             left = until - time.monotonic()
-            found = arrivals([*refs, *running], min(1.0, max(0.0, left)))  # at most 1 s, to notice recovered actors
-            for ref in found:
-                if ref in running:
-                    self._settle(running[ref])
+            # at most 1 s, to notice recovered actors
+            found = arrivals([*refs, *running, *encoding], min(1.0, max(0.0, left)))
+            self._settle_all(found, running, encoding)
             self.samplers.recover()
             self.scorers.recover()
             self._dispatch()
-            ready = [ref for ref in found if ref not in running]
+            ready = [ref for ref in found if ref not in running and ref not in encoding]
             if ready or left <= 0:
                 return ready, [ref for ref in refs if ref not in ready]
 
     def _pump(self) -> bool:
-        """Dispatch work, then wait up to a second for a call to end; return whether one did."""
+        """Dispatch work, then wait up to a second for a call to end; return whether one did.
+
+        The encoder's calls count while no item is with an actor: all of them may wait for their prompts.
+        """
         self.samplers.recover()
         self.scorers.recover()
         self._dispatch()
-        running = {job.pending: job for job in self.jobs if job.pending is not None}
-        if not running:
+        running, encoding = self._running(), self.encoding.pending
+        if not running and not encoding:
             time.sleep(0.05)
             return False
-        ready = arrivals(list(running), 1.0)
-        for ref in ready:
-            self._settle(running[ref])
+        ready = arrivals([*running, *encoding], 1.0)
+        self._settle_all(ready, running, encoding)
         self._dispatch()
-        return bool(ready)
+        return any(ref in running for ref in ready) or bool(ready and not running)
+
+    def _running(self) -> dict[Ref, Job]:
+        """The items with a call in flight, by what is waited for."""
+        return {job.pending: job for job in self.jobs if job.pending is not None}
+
+    def _settle_all(self, found: Sequence[Ref], running: Mapping[Ref, Job], encoding: Sequence[Ref]) -> None:
+        """Settle the calls of items and of the encoder among `found`."""
+        self.encoding.check()
+        for ref in found:
+            if ref in running:
+                self._settle(running[ref])
+            elif ref in encoding:
+                self.encoding.settle(ref)
 
     def _dispatch(self) -> None:
         """Give items to free actors, in order, until both pools are full."""
@@ -168,6 +183,8 @@ class Pipeline:
         for job in self.jobs:
             pool = {"queued": self.samplers, "rolled": self.scorers}.get(job.stage)
             if pool is None or pool.name in full:
+                continue
+            if job.stage == "queued" and not self.encoding.has(job.item.prompt_ids):
                 continue
             worker = pool.acquire(job.failed_on)
             if worker is not None:
@@ -180,7 +197,8 @@ class Pipeline:
     def _roll(self, job: Job, worker: int) -> None:
         actor = self.samplers.handles[worker]
         method, returns = (actor.rollout, 3) if job.item.plans else (actor.sample, 2)
-        job.refs = tuple(method.options(num_returns=returns).remote(job.item, job.weights.weights, self.embeddings))
+        parts = self.encoding.refs(job.item.prompt_ids)
+        job.refs = tuple(method.options(num_returns=returns).remote(job.item, job.weights.weights, parts))
         job.stage, job.worker, job.pending = "rolling", worker, job.refs[0]
 
     def _score(self, job: Job, worker: int) -> None:

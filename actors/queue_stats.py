@@ -32,7 +32,8 @@ class QueueStats:
         self.counts = Counter(job.stage for job in pipeline.jobs if not job.dropped)
         self.counts["silent"] = sum(len(pool.silent) for pool in pools)
         if wanted:
-            self.notify(self.describe(wanted, pools))
+            encoding = "" if pipeline.encoding.complete else f"; {pipeline.encoding.describe()}"
+            self.notify(self.describe(wanted, pools) + encoding)
 
     def describe(self, wanted: Sequence[Job], pools: Sequence[Pool]) -> str:
         """A status line: `waiting for samplers: 16 of 32 pictures are there; items: 1 queued, 3 rolling`."""

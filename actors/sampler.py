@@ -42,9 +42,12 @@ class SamplerActor:
         return self.sampler.fingerprint, latents
 
     def _hold(self, embeddings: transport.Refs) -> None:
-        """Read the embeddings if there are none yet. Every call passes them, because a restarted process has none."""
-        if self.sampler.embeddings is None:
-            self.sampler.set_embeddings(transport.read(embeddings))
+        """Read the parts that are not held. Every call passes those it needs: an elastic or restarted process has none.
+
+        They are known by the bytes of their references: a reference that is kept would keep the object.
+        """
+        refs = {ref.binary(): ref for ref in embeddings}
+        self.sampler.hold(list(refs), lambda keys: ray.get([refs[key] for key in keys]))
 
     def digest(self) -> str:
         return self.sampler.digest()

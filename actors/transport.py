@@ -22,7 +22,7 @@ from flowbp_ray.weights.fingerprint import fingerprint
 from flowbp_ray.weights.packing import PackedTensors, merge_tensors
 
 Refs = list[Ref]
-"""A list of object references. Ray passes references inside a list as they are; only `load` and `read` move bytes."""
+"""A list of object references. Ray passes references inside a list as they are; only `load` moves bytes."""
 
 
 @dataclass
@@ -72,9 +72,3 @@ def load(weights: Refs) -> list[PackedTensors]:
 def tensors(weights: Refs) -> dict[str, Tensor]:
     """Read published weights as tensors by name."""
     return merge_tensors(load(weights))
-
-
-def read(held: Refs) -> Any:
-    """Read the object of a Refs with a single one, such as the embeddings of all prompts."""
-    [reference] = held
-    return ray.get(reference)

@@ -48,6 +48,24 @@ class Counting(Pipeline):
         return super()._pump()
 
 
+class AllEncoded:
+    """Stands for `actors.encoding.Encoding` once every prompt is encoded, all in one part."""
+
+    complete, pending = True, ()
+
+    def __init__(self) -> None:
+        self.part = ray.put(Packed(np.zeros(8, np.uint8), "uint8"))
+
+    def check(self) -> None:
+        pass
+
+    def has(self, prompt_ids: Sequence[int]) -> bool:
+        return True
+
+    def refs(self, prompt_ids: Sequence[int]) -> list[Any]:
+        return [self.part]
+
+
 def batch_of(items: int, step: int) -> list[Item]:
     """Items of two images of Sparse at K = 4."""
     config = loading.load(
@@ -60,14 +78,14 @@ def batch_of(items: int, step: int) -> list[Item]:
 
 def measure(samplers: int, actors: tuple[list[Any], list[Any]], rounds: int) -> list[dict[str, float]]:
     """One batch of two items per sampler, `rounds` times after one that does not count."""
-    embeddings = [ray.put(Packed(np.zeros(8, np.uint8), "uint8"))]
+    encoding: Any = AllEncoded()
     weights = {"weights": Packed(np.zeros(4, np.uint16), "bfloat16")}
     pools = [
         Pool(name, [handles[i % len(handles)] for i in range(count)])
         for name, handles, count in zip(("s", "r"), actors, (samplers, max(1, samplers // 4)), strict=True)
     ]
     published = Published(Version(0, 0), [ray.put(weights)], known=combine([emulated.parts(weights)]))
-    pipeline, rows = Counting(pools[0], pools[1], embeddings, ["a prompt"] * 64, 1, 600.0), []
+    pipeline, rows = Counting(pools[0], pools[1], encoding, ["a prompt"] * 64, 1, 600.0), []
     for step in range(rounds + 1):
         items, pipeline.looks, pipeline.scanned = batch_of(2 * samplers, step), 0, 0
         clock, wall = time.thread_time(), time.perf_counter()

@@ -55,15 +55,16 @@ def train(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
 
 @app.command()
 def encode(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
-    """Fill the embedding cache with a run's prompts, in this process; the text encoders are gone when it ends."""
+    """Fill the embedding cache with the prompts that a run draws, in this process, which ends with its encoders."""
     from rich.progress import Progress as Bar
 
     from flowbp_ray.local import fill_cache
-    from flowbp_ray.prompts import read_prompts
+    from flowbp_ray.prompts import drawn, read_prompts
 
     loaded = loading.load(config, overrides or [])
-    train_prompts, held_out = read_prompts(loaded)
-    texts = [record.text for record in (*train_prompts, *held_out)]
+    training, held_out = read_prompts(loaded)
+    records = [*training, *held_out]
+    texts = [records[i].text for i in drawn(loaded, len(training), len(held_out))]
     try:
         with Bar(console=console) as bar:
             task = bar.add_task("encoding", total=None)

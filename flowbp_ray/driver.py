@@ -87,7 +87,7 @@ def session(
         progress.waiting("starting Ray")
         start_ray(config.cluster.address)
         interrupts.arm()
-        with Fleet(config, checked.texts, checked.agreed, roles, progress.waiting) as fleet:
+        with Fleet(config, checked.texts, checked.agreed, roles, progress.waiting, lambda: checked.drawn(run)) as fleet:
             fleet.log_start(run.logger())
             evaluator = Evaluator(config, run, checked.held_out, len(checked.training))
             with Judges(config, run, evaluator, tracker, progress.waiting) as judges:
@@ -282,12 +282,12 @@ class Loop:
         current = held.pop(step)
         average = None
         if self.config.learners.ema is not None:
-            published = self.fleet.learners.publish(self.version(step, True))
-            average = transport.tensors(published.weights)
+            average = transport.tensors(self.fleet.learners.publish(self.version(step, True)).weights)
         among = [*checkpoints.steps(), step] if self.config.rolls_back else []
         spare = self.guard.best(self.evaluator.results, among) if self.guard else None
         state, unjudged = self.judges.state()
         checkpoints.finish(Snapshot(step, current, held, state, average, unjudged), self.config.checkpoint.keep, spare)
+        self.fleet.saved()
 
     def finish(self) -> dict[str, Any]:
         """Wait for the judges; write curves.png and summary.json."""

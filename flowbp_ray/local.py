@@ -24,9 +24,12 @@ from flowbp_ray.weights import trainable
 from flowbp_ray.weights.packing import PackedTensors
 
 
-def encode(config: RunConfig, texts: Sequence[str]) -> Embeddings:
-    """Encode the empty prompt and `texts` in this process; the text encoders are freed when it returns."""
-    return encode_all(build_encoder(config), texts)
+def encode(config: RunConfig, texts: Sequence[str], ids: Sequence[int] | None = None) -> Embeddings:
+    """Encode the empty prompt and those of `texts` that `ids` names (None: all) in this process.
+
+    The text encoders are freed when it returns.
+    """
+    return encode_all(build_encoder(config), texts, ids)
 
 
 def fill_cache(config: RunConfig, texts: Sequence[str], advance: Callable[[int, int], None] | None = None) -> Encoded:
@@ -55,7 +58,7 @@ class LocalLoop:
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self.texts = [r.text for r in prompts.load(config.data.prompts)]
-        embeddings = encode(config, self.texts)
+        embeddings = encode(config, self.texts, prompts.drawn(config, len(self.texts), 0))
         self.sampler = build_sampler(config, embeddings)
         self.scorer = open_scorer(config, handshake.check(config))
         self.learner = build_learner(config, embeddings)

@@ -266,6 +266,15 @@ class Encoded:
 
 
 @dataclass(frozen=True)
+class EncodedPart:
+    """A report on one call of the encoder. encoded: on all texts so far. nbytes, seconds: of this call's texts."""
+
+    encoded: Encoded
+    nbytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class TensorChecksum:
     """One rank's checksum of one tensor. shape, dtype: of the whole tensor; value: of the rank's own fragments."""
 

@@ -11,9 +11,10 @@ from safetensors import SafetensorError, safe_open
 from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.judges import preflight as judges
-from flowbp_ray.prompts import PromptRecord, read_prompts
+from flowbp_ray.prompts import PromptRecord, drawn, read_prompts
 from flowbp_ray.rewards.remote import handshake
 from flowbp_ray.rewards.scorer import check_rewards
+from flowbp_ray.run.folder import Run
 from flowbp_ray.utils.files import cache_folder, cached_file_fact
 from flowbp_ray.weights import trainable
 
@@ -31,6 +32,11 @@ class Checked:
     def texts(self) -> list[str]:
         """All prompts in the order of their ids: the training prompts, then the evaluation prompts."""
         return [record.text for record in (*self.training, *self.held_out)]
+
+    def drawn(self, run: Run) -> list[int]:
+        """The ids of the prompts that `run` draws from its newest checkpoint on, in the order of need."""
+        first = max(run.checkpoints.steps(), default=0)
+        return drawn(run.config, len(self.training), len(self.held_out), first)
 
 
 def check(config: RunConfig) -> Checked:

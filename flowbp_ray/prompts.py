@@ -65,15 +65,34 @@ def _resolve(source: str) -> Path:
 
 def ids_of_step(count: int, per_step: int, step: int, seed: int) -> list[int]:
     """The prompt ids of a step. Each epoch is a new permutation of 0…count−1; a step may span two epochs."""
+    return _ids_between(count, step * per_step, (step + 1) * per_step, seed)
+
+
+def _ids_between(count: int, first: int, last: int, seed: int) -> list[int]:
+    """The prompt ids at the positions first…last−1 of all epochs one after the other."""
     ids: list[int] = []
-    position = step * per_step
-    while len(ids) < per_step:
-        epoch, offset = divmod(position, count)
-        order = stream(seed, "prompt", epoch).permutation(count)
-        taken = order[offset : offset + per_step - len(ids)]
+    while first < last:
+        epoch, offset = divmod(first, count)
+        taken = stream(seed, "prompt", epoch).permutation(count)[offset : offset + last - first]
         ids += [int(i) for i in taken]
-        position += len(taken)
+        first += len(taken)
     return ids
+
+
+def drawn(config: RunConfig, training: int, held_out: int, first: int = 0) -> list[int]:
+    """The distinct ids of the prompts that a run draws from step `first` on, in the order in which it needs them.
+
+    training, held_out: number of training prompts and of evaluation prompts, whose ids follow. The evaluation prompts
+    stand where the next evaluation is: before step 0, or after the first step that is evaluated.
+    """
+    per_step, every, steps = config.data.prompts_per_step, config.evaluation.every, config.steps
+    due = 0 if first == 0 else min(steps, (first // every + 1) * every) if every else steps
+    begin, middle, end = (step * per_step for step in (first, due, steps))
+    whole = begin + 2 * training  # as many positions in a row hold an epoch, and so every prompt
+    before = _ids_between(training, begin, min(middle, whole), config.seed)
+    after = _ids_between(training, max(begin, middle), min(end, whole), config.seed)
+    evaluated = range(training, training + held_out) if first < steps else ()
+    return list(dict.fromkeys([*before, *evaluated, *after]))
 
 
 def read_prompts(config: RunConfig) -> tuple[list[PromptRecord], list[PromptRecord]]:

@@ -10,6 +10,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 from flowbp_ray import prompts
+from tests.small import small_config
 
 
 def test_prompt_files_of_all_kinds_read_the_same(tmp_path: Path) -> None:
@@ -32,3 +33,24 @@ def test_an_epoch_holds_every_prompt_once_and_position_is_the_step() -> None:
     assert prompts.ids_of_step(25, 5, 7, seed=1) == seen[35:40]
     larger = prompts.ids_of_step(3, 7, 0, seed=3)  # more prompts a step than the file holds
     assert sorted(larger[:3]) == sorted(larger[3:6]) == [0, 1, 2] and len(larger) == 7
+
+
+@pytest.mark.parametrize("count", [5, 40, 107_515])
+@pytest.mark.parametrize("first", [0, 3, 6, 8])
+def test_what_a_run_draws_is_known_in_advance_in_the_order_of_need(tmp_path: Path, count: int, first: int) -> None:
+    """Against the ids of each step: 8 steps of 4 prompts, evaluated before step 0 and after steps 5 and 8."""
+    config = small_config(tmp_path, "refl", "steps=8", "evaluation.prompts=shapes:dev", "evaluation.every=5")
+    found = prompts.drawn(config, count, 6, first)
+    steps = {step: prompts.ids_of_step(count, 4, step, config.seed) for step in range(first, 8)}
+    held_out = list(range(count, count + 6))
+    due = {0: 0, 3: 5, 6: 8, 8: 8}[first]
+    before = [i for step in steps if step < due for i in steps[step]]
+    after = [i for step in steps if step >= due for i in steps[step]]
+    assert found == list(dict.fromkeys([*before, *(held_out if first < 8 else []), *after]))
+    assert len(found) == len(set(found)) <= 4 * 8 + 6
+
+
+def test_a_run_of_many_epochs_draws_each_prompt_once_and_lists_them_at_once(tmp_path: Path) -> None:
+    endless = small_config(tmp_path, "refl", "steps=1000000000")
+    for first in (0, 7):
+        assert sorted(prompts.drawn(endless, 25, 0, first)) == list(range(25))

@@ -122,6 +122,13 @@ class Backbone(abc.ABC):
         return v_neg + guidance * (v_cond - v_neg)
 
 
+def padded(tensor: Tensor, length: int) -> Tensor:
+    """The tensor [R, T, ...] with zeros after its T columns, so that it has `length` of them."""
+    if tensor.shape[1] == length:
+        return tensor
+    return torch.cat([tensor, tensor.new_zeros(len(tensor), length - tensor.shape[1], *tensor.shape[2:])], dim=1)
+
+
 def unit_images(decoded: Tensor) -> Tensor:
     """Map a decoder's -1..1 output to 0..1 and clamp, as diffusers and the published rewards do.
 

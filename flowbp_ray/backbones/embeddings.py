@@ -7,13 +7,13 @@ embedded model do), and a run would depend on which texts its cache already had.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from flowbp_ray.backbones.base import Conditioning, Encode
+from flowbp_ray.backbones.base import Conditioning, Encode, padded
 from flowbp_ray.backbones.embedding_cache import EmbeddingCache
 from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.config.schema import RunConfig
@@ -22,6 +22,9 @@ from flowbp_ray.messages import Encoded, Packed, pack_all, unpack_all
 from flowbp_ray.utils import accelerator
 from flowbp_ray.utils.files import cache_folder
 from flowbp_ray.utils.random import use_deterministic_kernels
+
+EMPTY = -1
+"""The id of the empty prompt, which is the negative branch's."""
 
 
 class Encoder:
@@ -61,25 +64,6 @@ class Encoder:
         return Encoded(self.found, self.encoded, self.nbytes, broken, folder)
 
 
-@dataclass(frozen=True)
-class PackedEmbeddings:
-    """`Embeddings` as a message: one object, which is passed by reference."""
-
-    tensors: Mapping[str, Packed]
-    places: tuple[int, ...]
-
-    @classmethod
-    def of(cls, embeddings: Embeddings) -> PackedEmbeddings:
-        return cls(pack_all(embeddings.tensors), embeddings.places)
-
-    def unpack(self) -> Embeddings:
-        return Embeddings(unpack_all(self.tensors), self.places)
-
-    @property
-    def nbytes(self) -> int:
-        return sum(packed.nbytes for packed in self.tensors.values())
-
-
 def _computes_on(device: str, deterministic: bool) -> str:
     """The device as a part of the cache's key: "cpu", or the GPU's name and whether its kernels are deterministic.
 
@@ -105,29 +89,58 @@ def _threads(count: int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Encoded prompts, each distinct text once. Row 0 is the empty (negative) prompt.
+    """Encoded prompts by id, in their own lengths: name -> [1, ...]. EMPTY is the id of the empty (negative) prompt."""
 
-    tensors: name -> [distinct texts, ...]. places: the row of each prompt of the run, by prompt id.
-    """
-
-    tensors: Conditioning
-    places: tuple[int, ...]
+    prompts: Mapping[int, Conditioning]
 
     def rows(self, prompt_ids: Sequence[int]) -> Conditioning:
-        """Conditioning of these prompts, [len(prompt_ids), ...] each."""
-        index = torch.tensor([self.places[i] for i in prompt_ids], dtype=torch.long)
-        return {name: tensor[index] for name, tensor in self.tensors.items()}
+        """Conditioning of these prompts, [len(prompt_ids), ...] each, with zeros after those that are shorter."""
+        parts = [self.prompts[i] for i in prompt_ids]
+        return {name: _stacked([part[name] for part in parts]) for name in parts[0]}
 
     def negative(self, rows: int) -> Conditioning:
         """The empty prompt's conditioning, repeated for `rows` rows."""
-        return {name: t[:1].expand(rows, *t.shape[1:]) for name, t in self.tensors.items()}
+        return {name: t.expand(rows, *t.shape[1:]) for name, t in self.prompts[EMPTY].items()}
 
 
-def encode_all(encode: Encode, prompts: Sequence[str]) -> Embeddings:
-    """Encode the empty prompt and `prompts`, each distinct text once."""
-    texts = distinct(prompts)
-    row = {text: i for i, text in enumerate(texts)}
-    return Embeddings(_stacked([encode(text) for text in texts]), tuple(row[prompt] for prompt in prompts))
+@dataclass(frozen=True)
+class PackedEmbeddings:
+    """`Embeddings` as a message. ids: the prompt ids of each distinct text; tensors: of each, name -> [1, ...]."""
+
+    ids: tuple[tuple[int, ...], ...]
+    tensors: tuple[Mapping[str, Packed], ...]
+
+    @classmethod
+    def of(cls, embeddings: Embeddings) -> PackedEmbeddings:
+        """Pack each text once, however many ids it has."""
+        ids: dict[int, list[int]] = {}
+        for prompt, tensors in embeddings.prompts.items():
+            ids.setdefault(id(tensors), []).append(prompt)
+        packed = tuple(pack_all(embeddings.prompts[same[0]]) for same in ids.values())
+        return cls(tuple(map(tuple, ids.values())), packed)
+
+    @staticmethod
+    def unpack(parts: Iterable[PackedEmbeddings]) -> Embeddings:
+        """The embeddings of all parts together, without a copy."""
+        prompts: dict[int, Conditioning] = {}
+        for part in parts:
+            for ids, packed in zip(part.ids, part.tensors, strict=True):
+                prompts |= dict.fromkeys(ids, unpack_all(packed))
+        return Embeddings(prompts)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(packed.nbytes for tensors in self.tensors for packed in tensors.values())
+
+
+def encode_all(encode: Encode, prompts: Sequence[str], ids: Sequence[int] | None = None) -> Embeddings:
+    """Encode the empty prompt and those of `prompts` that `ids` names (None: all), each distinct text once."""
+    encoded: dict[str, Conditioning] = {}
+    wanted = {EMPTY: ""} | {i: prompts[i] for i in (range(len(prompts)) if ids is None else ids)}
+    for text in wanted.values():
+        if text not in encoded:
+            encoded[text] = encode(text)
+    return Embeddings({i: encoded[text] for i, text in wanted.items()})
 
 
 def distinct(prompts: Sequence[str]) -> list[str]:
@@ -135,21 +148,10 @@ def distinct(prompts: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(["", *prompts]))
 
 
-def _stacked(parts: Sequence[Conditioning]) -> Conditioning:
-    """Concatenate parts [1, ...] along axis 0, padded with zeros to the longest one along axis 1.
-
-    Each part is removed once it is copied, because the table may be large.
-    """
-
-    def stack(name: str) -> Tensor:
-        first, longest = parts[0][name], max(part[name].shape[1] for part in parts)
-        table = first.new_zeros(len(parts), longest, *first.shape[2:])
-        for row, part in zip(table, parts, strict=True):
-            tensor = part.pop(name)
-            row[: tensor.shape[1]] = tensor[0]
-        return table
-
-    return {name: stack(name) for name in list(parts[0])}
+def _stacked(parts: Sequence[Tensor]) -> Tensor:
+    """Concatenate parts [1, ...] along axis 0, padded with zeros to the longest one along axis 1."""
+    longest = max(part.shape[1] for part in parts)
+    return torch.cat([padded(part, longest) for part in parts])
 
 
 def build_encoder(config: RunConfig) -> Encoder:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from flowbp_ray.backbones.base import Backbone, Conditioning
+from flowbp_ray.backbones.base import Backbone, Conditioning, padded
 from flowbp_ray.surrogate.trajectory import Velocity
 
 
@@ -31,6 +31,8 @@ def full_velocity(
     same states, for the drift meter.
     """
     alone = one_branch(backbone, guidance)
+    if not alone:
+        conditioning, negative = _equally_long(conditioning, negative)
     sigmas, conditioning, negative = _beside(transformer, sigmas, conditioning, {} if alone else negative)
 
     def velocity(x: Tensor, node: Tensor, row: Tensor) -> Tensor:
@@ -94,6 +96,21 @@ def _beside(
     device = next(transformer.parameters()).device
     cond, negative = ({name: _moved(tensor, device) for name, tensor in c.items()} for c in conditionings)
     return sigmas.to(device, non_blocking=True), cond, negative
+
+
+def _equally_long(conditioning: Conditioning, negative: Conditioning) -> tuple[Conditioning, Conditioning]:
+    """Both with zeros up to the longer one's number of text tokens, so that their rows fit in one tensor."""
+    longest = {name: max(tensor.shape[1], negative[name].shape[1]) for name, tensor in conditioning.items()}
+
+    def lengthened(name: str, tensor: Tensor) -> Tensor:
+        if tensor.stride(0) or tensor.shape[1] == longest[name]:
+            return padded(tensor, longest[name])
+        return padded(tensor[:1], longest[name]).expand(len(tensor), *(-1 for _ in tensor.shape[1:]))
+
+    return (
+        {name: lengthened(name, tensor) for name, tensor in conditioning.items()},
+        {name: lengthened(name, tensor) for name, tensor in negative.items()},
+    )
 
 
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:

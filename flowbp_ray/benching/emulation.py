@@ -26,7 +26,7 @@ class Emulation:
     itemsize: int
     copies: int
     weight_bytes: int
-    embedding_bytes: int
+    prompt_bytes: int
     rewards: tuple[str, ...]
     drift: bool
     base: bool

@@ -54,7 +54,7 @@ class Profile(Strict):
                 f"profile {self.title!r} was computed with {key}={old}, this run has {new}; write {key}={old}, or make "
                 "a profile of this run: python -m benchmarks.make_profile"
             )
-        prompts, scale = config.data.prompts_per_step, self.bytes_scale
+        scale = self.bytes_scale
         return Emulation(
             sampler_s=self.sampler_s * self.time_scale,
             reward_s=self.reward_s * self.time_scale,
@@ -66,7 +66,7 @@ class Profile(Strict):
             itemsize=self.itemsize,
             copies=len(config.rewards.terms) if config.rewards.balance != "none" else 1,
             weight_bytes=max(8, int(self.update_bytes * scale)),
-            embedding_bytes=max(8, int(self.prompt_bytes * (prompts + 1) * scale)),
+            prompt_bytes=max(8, int(self.prompt_bytes * scale)),
             rewards=tuple(term.name for term in config.rewards.terms),
             drift=config.drift.on,
             base=config.learners.base_penalty is not None,

@@ -33,26 +33,27 @@ from flowbp_ray.weights.packing import PackedTensors, Packer
 
 
 class Learner:
-    """One learner rank: the transformer, its engine and the prompt embeddings; neither decoder nor reward."""
+    """One learner rank: the transformer, its engine and a step's embeddings; neither decoder nor reward."""
 
     def __init__(
         self,
         backbone: BackboneConfig,
         learners: LearnersConfig,
         method: Method,
-        embeddings: Embeddings,
+        embeddings: Embeddings | None = None,
         *,
         steps: int,
         batch: int,
         seed: int = 0,
         rank: int = 0,
     ) -> None:
-        """steps: optimizer steps of the run, for the learning rate schedule. batch: rows of the global batch.
+        """embeddings: may be set later, before each step those of its prompts. batch: rows of the global batch.
 
+        steps: optimizer steps of the run, for the learning rate schedule.
         seed: initialises the adapters. An engine over several ranks needs the process group to be joined before.
         """
         self.model, self.config, self.steps, self.batch = backbone, learners, steps, batch
-        self.rank, self.embeddings = rank, embeddings
+        self.rank, self.embeddings = rank, embeddings or Embeddings({})
         self.backbone = build_backbone(backbone)
         self.sigmas = self.backbone.sigmas(backbone.num_steps, backbone.height, backbone.width)
         self.terms = method.max_terms(backbone.num_steps).terms
@@ -245,7 +246,7 @@ def make_engine(module: nn.Module, config: LearnersConfig, dtype: torch.dtype) -
     return DeepSpeedEngine(module, config, dtype)
 
 
-def build_learner(config: RunConfig, embeddings: Embeddings, rank: int = 0) -> Learner:
+def build_learner(config: RunConfig, embeddings: Embeddings | None = None, rank: int = 0) -> Learner:
     """Build a learner rank of a run in this process. With DeepSpeed, join the process group before."""
     return Learner(
         config.backbone,

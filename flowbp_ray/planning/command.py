@@ -14,6 +14,7 @@ from flowbp_ray.planning import show
 from flowbp_ray.planning.advice import FitVerdict, check_fit
 from flowbp_ray.planning.cluster import read_cluster
 from flowbp_ray.planning.costs import Costs
+from flowbp_ray.planning.encoding import refusal
 from flowbp_ray.planning.forecast import forecast
 
 
@@ -33,6 +34,8 @@ def print_plan(
 ) -> FitVerdict | None:
     """Print tables (or JSON) of what `config` needs; return whether it fits, or None where no cluster is given.
 
+    Text encoders that would take too long do not fit anywhere.
+
     gpus, host_memory: as they are written, such as 8x80GB and 2TB. running: the nodes of a running Ray cluster.
     Raises ValueError for a size that is not understood.
     """
@@ -40,6 +43,9 @@ def print_plan(
     costs = Costs(config)
     found = forecast(config, costs)
     verdict = check_fit(config, cluster, costs) if cluster else None
+    slow = refusal(config, found.encoding, found.sizes, cluster.smallest if cluster else None)
+    if slow and (verdict is None or verdict.fits):
+        verdict = FitVerdict(False, slow, {})
     if as_json:
         print(json.dumps(found.to_dict() | {"verdict": asdict(verdict) if verdict else None}, indent=1))
         return verdict

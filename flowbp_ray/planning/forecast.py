@@ -8,10 +8,10 @@ from typing import Any
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.planning import memory
 from flowbp_ray.planning.costs import Costs
+from flowbp_ray.planning.encoding import PromptEncoding, prompt_encoding
 from flowbp_ray.planning.memory import Role, Sizes
 from flowbp_ray.planning.traffic import Traffic, traffic
 from flowbp_ray.planning.work import Work, ratio, work
-from flowbp_ray.prompts import read_prompts
 
 PROCESS = 2**30
 """Bytes of host memory of a process that has imported torch, Ray and diffusers."""
@@ -31,6 +31,8 @@ class Forecast:
     """Suggested number of processes of each role."""
     host: int
     """Bytes of host memory, all nodes together, the object store included."""
+    encoding: PromptEncoding
+    """The encoding of the prompts."""
     judges: tuple[Role, ...] = ()
     """The judges that the run serves itself."""
 
@@ -55,23 +57,15 @@ def forecast(config: RunConfig, costs: Costs | None = None) -> Forecast:
     """
     costs = costs or Costs(config)
     sizes = Sizes.of(config, costs)
-    texts = costs.once(("prompts",), lambda: count_prompts(config))
+    encoding = prompt_encoding(config, costs, sizes)
     roles = (
         memory.samplers(config, costs, sizes),
         memory.learners(config, costs, sizes),
         memory.rewards(config, costs, sizes),
     )
-    done, moved, judges = work(config, costs), traffic(config, costs, sizes, texts), memory.judges(config)
+    done, moved, judges = work(config, costs), traffic(config, costs, sizes, encoding.prompts), memory.judges(config)
     total = host(config, roles, sizes, moved) + sum(2 * PROCESS + (0 if j.gpus else j.nbytes) for j in judges)
-    return Forecast(sizes, roles, moved, done, ratio([w.time for w in done]), total, judges)
-
-
-def count_prompts(config: RunConfig) -> int | None:
-    """Number of prompts that are encoded; None where their files are not on this machine."""
-    try:
-        return sum(len(records) for records in read_prompts(config))
-    except ValueError:
-        return None
+    return Forecast(sizes, roles, moved, done, ratio([w.time for w in done]), total, encoding, judges)
 
 
 def host(config: RunConfig, roles: tuple[Role, ...], sizes: Sizes, moved: Traffic) -> int:

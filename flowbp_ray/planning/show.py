@@ -12,7 +12,7 @@ from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.planning.forecast import Forecast
 from flowbp_ray.planning.memory import Role
 from flowbp_ray.surrogate.methods import METHODS
-from flowbp_ray.utils.units import format_bytes
+from flowbp_ray.utils.units import format_bytes, format_seconds
 
 
 def tables(plan: Forecast) -> list[Table]:
@@ -36,8 +36,11 @@ def _sizes(plan: Forecast) -> Table:
     listed = ", ".join(f"{name} {format_bytes(nbytes)}" for name, nbytes in parts.items())
     table.add_row("bytes per image", format_bytes(moved.per_image), f"at most: {listed}")
     table.add_row("bytes per weight update", format_bytes(moved.per_update), "once to each node with samplers")
-    texts = "of unknown number" if moved.prompts is None else f"of {moved.prompts:,}"
-    table.add_row("bytes per prompt", format_bytes(moved.per_prompt), f"{texts}, the longest text, encoded once")
+    encoding = plan.encoding
+    drawn = f"{'' if encoding.counted else 'at most '}{encoding.prompts:,} prompts are drawn, and encoded once"
+    table.add_row("bytes per prompt", format_bytes(moved.per_prompt), "the longest text")
+    table.add_row("bytes of all prompts", format_bytes(encoding.nbytes), drawn)
+    table.add_row("time to encode them", format_seconds(encoding.seconds), "about, if the cache has none of them")
     held = f"{moved.images} images, {moved.versions} versions of the weights, the prompts"
     table.add_row("object store in flight", format_bytes(moved.in_flight), held)
     table.add_row("host memory", format_bytes(plan.host), "all nodes together, while everything is built")

@@ -33,16 +33,16 @@ class Traffic:
     """Versions of the weights that are kept at a time."""
     per_prompt: int
     """Bytes of one encoded prompt, the longest."""
-    prompts: int | None
-    """Number of prompts; None where their file is not on this machine."""
+    prompts: int
+    """Number of distinct prompts that the run draws, the empty one among them."""
     in_flight: int
     """Largest number of bytes in the object store."""
 
 
-def traffic(config: RunConfig, costs: Costs, sizes: Sizes, prompts: int | None) -> Traffic:
-    """The traffic of a run: staleness + 1 batches are in flight, with the versions they use and the embeddings.
+def traffic(config: RunConfig, costs: Costs, sizes: Sizes, prompts: int) -> Traffic:
+    """The traffic of a run: staleness + 1 batches are in flight, with the versions they use, and all embeddings.
 
-    While an evaluation runs, the average of the weights is one version more.
+    prompts: number of prompts that are encoded. An evaluation holds one version more: the average of the weights.
     """
     model, method = config.backbone, config.surrogate()
     item, budget = model.torch_dtype.itemsize, method.max_terms(model.num_steps)
@@ -57,7 +57,7 @@ def traffic(config: RunConfig, costs: Costs, sizes: Sizes, prompts: int | None) 
     update = sizes.trained * item
     versions = config.staleness + 1 + (config.learners.ema is not None)
     per_prompt = prompt_bytes(costs)
-    waiting = images * per_image + versions * update + (1 + (prompts or 0)) * per_prompt
+    waiting = images * per_image + versions * update + prompts * per_prompt
     return Traffic(
         states, targets, cotangents, velocities, base, per_image, images, update, versions, per_prompt, prompts, waiting
     )

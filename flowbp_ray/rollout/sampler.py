@@ -8,10 +8,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from flowbp_ray.backbones.embeddings import (
-    Embeddings,
-    PackedEmbeddings,
-)
+from flowbp_ray.backbones.embeddings import Embeddings
 from flowbp_ray.backbones.guidance import full_velocity, trained_velocity
 from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.config.learners import LoraConfig
@@ -19,6 +16,7 @@ from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.config.sections import BackboneConfig
 from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport, Version
 from flowbp_ray.rollout.execute import VelocityRecorder, finish_item, run_item
+from flowbp_ray.rollout.held import FetchParts, HeldParts, Key
 from flowbp_ray.rollout.items import noise_of
 from flowbp_ray.surrogate.trajectory import Velocity
 from flowbp_ray.utils.digest import digest
@@ -51,6 +49,7 @@ class Sampler:
         set later, but before the first item.
         """
         self.config, self.device, self.embeddings = backbone, device, embeddings
+        self.parts = HeldParts()
         self.drift_meter, self.base_velocities = drift_meter, base_velocities
         self.backbone = build_backbone(backbone)
         self.latent_shape = self.backbone.latent_shape(backbone.height, backbone.width)
@@ -66,10 +65,10 @@ class Sampler:
         self.fingerprint = ""
         self.weight_bytes = self.embedding_bytes = 0  # received since the last report
 
-    def set_embeddings(self, embeddings: PackedEmbeddings) -> None:
-        """Set the embeddings of all prompts, once. Items refer to them by prompt id."""
-        self.embeddings = embeddings.unpack()
-        self.embedding_bytes += embeddings.nbytes
+    def hold(self, parts: Sequence[Key], fetch: FetchParts) -> None:
+        """Set the embeddings of the next item to those of `parts`; fetch the ones that are not held any more."""
+        self.embeddings, nbytes = self.parts.take(parts, fetch)
+        self.embedding_bytes += nbytes
 
     def ensure_version(self, version: Version, fetch: FetchWeights) -> float:
         """Make `version` the current weights; fetch it only if another one is held. Returns the seconds it took."""

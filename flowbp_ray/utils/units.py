@@ -1,4 +1,4 @@
-"""Numbers of bytes for people."""
+"""Numbers of bytes and of seconds for people."""
 
 from __future__ import annotations
 
@@ -19,3 +19,11 @@ def format_bytes(nbytes: float, unit: str | None = None) -> str:
             value = nbytes / one
             return f"{value:.2f} {name}" if value < 10 else f"{value:.1f} {name}"
     return f"{nbytes:.0f} B"
+
+
+def format_seconds(seconds: float) -> str:
+    """`seconds` in words, such as "3.2 hours", in the largest unit that gives 1 or more."""
+    for name, one in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= one:
+            return f"{seconds / one:.1f} {name}"
+    return f"{seconds:.0f} seconds"

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from flowbp_ray.backbones import Backbone, Conditioning, Embeddings, encode_all
 from flowbp_ray.backbones.embedding_cache import EmbeddingCache, identity
-from flowbp_ray.backbones.embeddings import build_encoder
+from flowbp_ray.backbones.embeddings import EMPTY, PackedEmbeddings, build_encoder
 from flowbp_ray.backbones.flux2 import Flux2Backbone
 from flowbp_ray.backbones.registry import BACKBONES, backbone_named
 from flowbp_ray.config import loading
@@ -56,7 +56,8 @@ def equal(one: Conditioning, two: Conditioning) -> bool:
 
 
 def same(one: Embeddings, two: Embeddings) -> bool:
-    return one.places == two.places and equal(one.tensors, two.tensors)
+    """Bit for bit, prompt by prompt."""
+    return one.prompts.keys() == two.prompts.keys() and all(equal(one.prompts[i], two.prompts[i]) for i in one.prompts)
 
 
 def refuse(*arguments: object) -> Any:
@@ -92,11 +93,19 @@ def test_each_distinct_prompt_is_encoded_and_held_once() -> None:
         return {"embeds": torch.full((1, 1 + len(text), 2), float(len(text))), "pooled": torch.tensor([[len(text)]])}
 
     table = encode_all(encoded, ["aa", "b", "aa", ""])
-    assert asked == ["", "aa", "b"] and table.tensors["embeds"].shape == (3, 3, 2)
+    assert asked == ["", "aa", "b"]
+    assert table.prompts[0] is table.prompts[2] and table.prompts[3] is table.prompts[EMPTY]
+    assert [table.prompts[i]["embeds"].shape for i in (EMPTY, 0, 1)] == [(1, 1, 2), (1, 3, 2), (1, 2, 2)]
     rows = table.rows([2, 1, 3, 0])
     assert rows["pooled"].flatten().tolist() == [2, 1, 0, 2]
     assert rows["embeds"][..., 0].tolist() == [[2, 2, 2], [1, 1, 0], [0, 0, 0], [2, 2, 2]]
     assert table.negative(2)["pooled"].flatten().tolist() == [0, 0]
+    packed = PackedEmbeddings.of(table)
+    assert packed.ids == ((EMPTY, 3), (0, 2), (1,)) and packed.nbytes == 4 * 2 * (1 + 3 + 2) + 3 * 8
+    back = PackedEmbeddings.unpack([packed])
+    assert back.prompts.keys() == table.prompts.keys() and all(equal(back.rows([i]), table.rows([i])) for i in range(4))
+    few = encode_all(encoded, ["aa", "b", "c", "d"], [3, 0])
+    assert list(few.prompts) == [EMPTY, 3, 0] and asked[3:] == ["", "d", "aa"]
 
 
 @pytest.fixture
@@ -153,7 +162,7 @@ def test_the_key_has_the_prompt_the_hidden_layers_and_the_threads(
     monkeypatch.setattr(Flux2Backbone, "text_layers", (9, 18, 26))
     assert cache.folder != EmbeddingCache(tmp_path, backbone, 1).folder
     after = encode(config, PROMPTS)
-    assert not torch.equal(after.tensors["prompt_embeds"], before.tensors["prompt_embeds"])
+    assert not torch.equal(after.rows([0])["prompt_embeds"], before.rows([0])["prompt_embeds"])
     assert json.loads((EmbeddingCache(tmp_path, backbone, 1).folder / "encoder.json").read_text())["settings"] == {
         "family": "flux2",
         "pipeline": "Flux2KleinPipeline",

@@ -67,8 +67,10 @@ def test_two_processes_fill_one_cache_and_another_finds_all_of_it(
     fresh = encode(small_config(tmp_path, "refl", "encoder.cache=null"), texts)
     monkeypatch.setattr(ShapesBackbone, "load_encoder", None)  # what was filled is all that is read
     cached = encode(small_config(tmp_path, "refl", *settings), texts)
-    assert cached.places == fresh.places
-    assert all(torch.equal(cached.tensors[name], fresh.tensors[name]) for name in fresh.tensors)
+    assert cached.prompts.keys() == fresh.prompts.keys()
+    everything = range(len(texts))
+    for name, tensor in fresh.rows(everything).items():
+        assert torch.equal(cached.rows(everything)[name], tensor)
 
 
 def test_each_prompt_has_the_bits_that_it_has_alone() -> None:
@@ -129,9 +131,7 @@ def loop_of(tmp_path: Path, images_per_prompt: int) -> LocalLoop:
         f"data.images_per_prompt={images_per_prompt}",
     )
     loop = LocalLoop(config)
-    embeddings = loop.sampler.embeddings
-    assert embeddings is not None
-    loop.sampler.set_embeddings(PackedEmbeddings.of(embeddings))  # as a sampler on Ray gets them
+    loop.sampler.hold(["all"], lambda keys: [PackedEmbeddings.of(loop.learner.embeddings)])  # as a sampler on Ray
     return loop
 
 
@@ -142,7 +142,7 @@ def test_what_travels_is_independent_of_the_images_per_prompt_and_holds_no_embed
         first, second = Step(loop, 0), Step(loop, 1)
         assert [len({*second.items[0].prompt_ids}), second.rows] == [2 if images == 1 else 1, 4]
         table: Any = loop.learner.embeddings
-        one_prompt = sum(tensor[:1].nbytes for tensor in table.tensors.values())
+        one_prompt = sum(tensor.nbytes for tensor in table.prompts[0].values())
         for step in (first, second):
             blob = b"".join(step.pickled)
             assert (

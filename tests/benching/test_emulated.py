@@ -16,7 +16,7 @@ from flowbp_ray.driver import Loop
 
 pytestmark = pytest.mark.ray
 
-CPUS = ["samplers.gpus=0", "learners.gpus=0", "rewards.gpus=0", "cluster.stall_timeout=240"]
+CPUS = ["encoder.gpus=0", "samplers.gpus=0", "learners.gpus=0", "rewards.gpus=0", "cluster.stall_timeout=240"]
 COUNTS = ["samplers.count=2", "learners.count=1", "rewards.count=1", "staleness=1"]
 LATENT = 16 * 64 * 64
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from actors.elastic_pool import ElasticPool
-from actors.fleet import Encoding
+from actors.encoding import Encoding
 from actors.placement import free, is_placed, place, reserve, wait_until_placed
 from actors.process import REAL, actor_options
 from flowbp_ray import driver
@@ -167,7 +167,7 @@ def test_a_role_goes_where_its_resources_are_or_says_what_is_missing(local_ray: 
     for group in held:
         free(group)
     with pytest.raises(RunFailed, match=r"the encoder with 0.1 CPU and 64 GPU cannot be placed within 0.5 s"):
-        Encoding(config(tmp_path, "encoder.gpus=64", "cluster.placement_timeout=0.5"), ["a"], REAL)
+        Encoding(config(tmp_path, "encoder.gpus=64", "cluster.placement_timeout=0.5"), ["a"], [0], REAL)
     for other, needs in (
         (PoolConfig(resources={"learner": 2.0}, cpus=1), "1 CPU and 2 learner"),
         (PoolConfig(gpus=64, cpus=0), "64 GPU"),

@@ -77,7 +77,8 @@ def test_every_other_method_runs_by_name(local_ray: Any, tmp_path: Path, method:
 def test_what_travels_and_what_a_learner_holds(local_ray: Any, tmp_path: Path) -> None:
     """K states, one target and one cotangent per image: elements x itemsize, measured on what travelled.
 
-    Embeddings come to a sampler once, and then with no item. A learner's process has neither decoder nor reward.
+    Embeddings of what is drawn come to a sampler once, and then with no item; no other prompt is encoded. A learner's
+    process has neither decoder nor reward.
     """
     config = small_config(tmp_path, "flowbp_sparse", "method.k=3", "steps=2", "data.images_per_prompt=2")
     modules: set[str] = set()
@@ -96,10 +97,12 @@ def test_what_travels_and_what_a_learner_holds(local_ray: Any, tmp_path: Path) -
     assert line["cotangent_bytes_per_image"] == latent
     assert line["travel_bytes_per_image"] == pytest.approx(5 * latent + line["item_bytes_per_image"])
     texts = [record.text for record in prompts.load(config.data.prompts)]
-    table = PackedEmbeddings.of(encode(config, texts))
-    assert first["embedding_bytes"] == table.nbytes and line["embedding_bytes"] == 0
+    drawn = prompts.drawn(config, len(texts), 0)
+    assert len(drawn) == 8 < len(texts)
+    table = PackedEmbeddings.of(encode(config, texts, drawn))
+    assert first["embedding_bytes"] + line["embedding_bytes"] == table.nbytes  # each part once
     assert line["weight_bytes"] == sum(tensor.nbytes for tensor in weights.values())
-    assert f"embeddings: {len(set(texts)) + 1} distinct prompts" in (run.folder / "log.txt").read_text()
+    assert f"embeddings: {len(drawn) + 1} distinct prompts" in (run.folder / "log.txt").read_text()
     assert published.keys() == weights.keys()
     assert "flowbp_ray.learning.learner" in modules
     assert not [m for m in modules if m.startswith("flowbp_ray.rewards")]

@@ -164,14 +164,16 @@ def test_the_queue_stats_name_who_is_waited_for_and_weighs_stages_by_time(clock:
     jobs = [SimpleNamespace(stage=stage, item=SimpleNamespace(rows=2), dropped=False) for stage in stages]
     samplers, servers = SimpleNamespace(name="sampler", silent=[1]), SimpleNamespace(name="reward server", silent=[])
     said: list[str] = []
-    pipeline: Any = SimpleNamespace(jobs=jobs, samplers=samplers, scorers=servers)
+    encoding = SimpleNamespace(complete=False, describe=lambda: "encoding prompts: 3 of 9")
+    pipeline: Any = SimpleNamespace(jobs=jobs, samplers=samplers, scorers=servers, encoding=encoding)
     stats = QueueStats(said.append)
     stats.observe(pipeline, jobs)  # type: ignore[arg-type]
     assert said == [
         "waiting for samplers: 2 of 8 pictures are there; items: 1 queued, 2 rolling; no answer from sampler 1"
+        "; encoding prompts: 3 of 9"
     ]
     clock.now += 3.0
-    samplers.silent = []
+    samplers.silent, encoding.complete = [], True
     for job in jobs[:3]:
         job.stage = "scoring"
     stats.observe(pipeline, jobs)  # type: ignore[arg-type]

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,12 +14,10 @@ from torch import nn
 from actors import learner_group
 from actors.learner_group import LearnerGroup
 from actors.transport import load, restore
-from flowbp_ray import prompts
-from flowbp_ray.backbones.embeddings import PackedEmbeddings
 from flowbp_ray.config.learners import LearnersConfig
 from flowbp_ray.learning.engine import TorchEngine
 from flowbp_ray.learning.optim import Ema
-from flowbp_ray.local import LocalLoop, encode
+from flowbp_ray.local import LocalLoop
 from flowbp_ray.messages import Version
 from flowbp_ray.utils.digest import digest, digest_of_parts
 from flowbp_ray.weights import buckets
@@ -183,11 +180,10 @@ def test_ranks_publish_their_share_and_never_more_than_a_bucket_is_whole(
     config = small_config(tmp_path, "flowbp_sparse", f"backbone.dtype={dtype}", *engine)
     plain = config.learners.model_copy(update={"engine": "torch", "count": 1})
     want = LocalLoop(config.model_copy(update={"learners": plain})).learner
-    texts = [record.text for record in prompts.load(config.data.prompts)]
     with instead(learner_group, "RemoteLearner", CountingLearner):
         group = LearnerGroup(config)
         try:
-            local_ray.get(group.launch(ray.put(PackedEmbeddings.of(encode(config, texts)))))
+            local_ray.get(group.launch())
             for ema in (False, True):
                 published = group.publish(Version(0, 0, ema))
                 tensors = merge_tensors(load(published.weights))

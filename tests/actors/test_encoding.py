@@ -1,0 +1,127 @@
+"""The parts in which prompts are encoded: their sizes and order, what a run holds of them, and when it needs them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+import actors.encoding
+from actors.encoder import EncoderActor
+from actors.encoding import PART_BYTES, Encoding, distinct_texts, next_size
+from actors.process import Roles
+from flowbp_ray import driver, prompts
+from flowbp_ray.backbones.embeddings import EMPTY, PackedEmbeddings
+from flowbp_ray.config.schema import RunConfig
+from flowbp_ray.driver import Loop
+from flowbp_ray.messages import EncodedPart
+from flowbp_ray.utils.errors import RunFailed
+from tests.driver.chaos import before_step
+from tests.driver.faulty import instead
+from tests.small import local_digest, small_config
+
+
+def test_each_distinct_text_once_in_the_order_of_need_with_all_its_ids() -> None:
+    texts = ["a", "b", "a", "", "c", "d"]
+    assert distinct_texts(texts, [4, 2, 3, 0]) == [("", (EMPTY, 3)), ("c", (4,)), ("a", (2, 0))]
+
+
+def test_a_part_grows_until_a_call_takes_long_or_gives_much() -> None:
+    assert [next_size(n, 0.01, 1000 * n, 2.0) for n in (1, 2, 4, 64)] == [2, 4, 8, 128]
+    assert next_size(1, 75.0, 1000, 2.0) == 1  # T5-XXL on one thread
+    assert next_size(8, 4.0, 1000, 2.0) == 4 and next_size(8, 0.0, 0, 2.0) == 16
+    assert next_size(1, 0.01, PART_BYTES + 1, 2.0) == 1 and next_size(4, 0.01, PART_BYTES // 2, 2.0) == 8
+    assert next_size(8, 0.01, PART_BYTES, 2.0) == 8
+
+
+def short_prompts(folder: Path, count: int) -> Path:
+    """A file with `count` different prompts in the words of the embedded model: each digit of a number is a word."""
+    words = sorted({word for record in prompts.load("shapes:train") for word in record.text.split()})[:10]
+    file = folder / f"{count}.txt"
+    file.write_text("".join(" ".join(words[int(d)] for d in str(i)) + "\n" for i in range(count)))
+    return file
+
+
+def looked_at(loop: Loop, step: int) -> tuple[int, int, int, int]:
+    """(texts encoded, bytes of them, bytes in parts that are held, prompts held) before a step, all being encoded."""
+    encoding, config = loop.fleet.encoding, loop.config
+    encoding.finish()
+    assert encoding.encoded is not None and len(encoding.queue) == encoding.encoded.encoded
+    left = {i for s in range(step, config.steps) for i in prompts.ids_of_step(loop.source.prompt_count, 4, s, 42)}
+    assert sorted(encoding.parts) == [EMPTY, *sorted(left)]
+    parts: list[PackedEmbeddings] = ray.get(list(dict.fromkeys(encoding.parts.values())))
+    return encoding.encoded.encoded, encoding.encoded.nbytes, sum(part.nbytes for part in parts), len(encoding.parts)
+
+
+@pytest.mark.ray
+def test_a_run_on_107515_prompts_encodes_and_holds_what_one_on_64_does(local_ray: Any, tmp_path: Path) -> None:
+    """Three steps of four prompts: 12 and the empty one, and after a checkpoint those of the steps that are left."""
+    nbytes = 13 * 4 * (14 * 128 + 128)
+    for count in (64, 107_515):
+        settings = [f"data.prompts={short_prompts(tmp_path, count)}", "encoder.cache=null", f"name=of_{count}"]
+        config = small_config(tmp_path, "flowbp_sparse", "steps=3", "checkpoint.every=1", *settings)
+        found: list[tuple[int, int, int, int]] = []
+        look = partial(partial, lambda looks, step, loop: looks.append(looked_at(loop, step)), found)
+        with before_step(0, look(0)), before_step(2, look(2)):
+            _, summary = driver.train(config)
+        assert summary["weights_sha256"] == local_digest(config)
+        assert found[0] == (13, nbytes, nbytes, 13) and found[1][:2] == (13, nbytes) and found[1][3] == 5
+
+
+class Held(EncoderActor):
+    """Encodes a part without any prompt of the first step only once there is a file `go` in the run's output."""
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__(config)
+        texts = [record.text for record in prompts.load(config.data.prompts)]
+        ids = prompts.ids_of_step(len(texts), config.data.prompts_per_step, 0, config.seed)
+        self.first, self.go = {"", *(texts[i] for i in ids)}, Path(config.output) / "go"
+
+    def add(self, texts: Sequence[str], ids: Sequence[tuple[int, ...]]) -> tuple[EncodedPart, PackedEmbeddings]:
+        while self.first.isdisjoint(texts) and not self.go.exists():
+            time.sleep(0.05)
+        return super().add(texts, ids)
+
+
+@pytest.mark.ray
+def test_the_first_step_does_not_wait_for_the_prompts_of_the_last(local_ray: Any, tmp_path: Path) -> None:
+    config = small_config(tmp_path, "flowbp_sparse", "steps=4", "encoder.cache=null", "staleness=1")
+    at: list[int] = []
+
+    def let_go(loop: Loop) -> None:
+        at.append(loop.fleet.encoding.done)
+        (tmp_path / "go").touch()
+
+    with instead(actors.encoding, "RemoteEncoder", Held), before_step(1, let_go):
+        run, _ = driver.train(config)
+    drawn = len(prompts.drawn(config, len(prompts.load(config.data.prompts)), 0))
+    assert 1 + 4 <= at[0] < 1 + drawn
+    log = (run.folder / "log.txt").read_text()
+    assert f"embeddings: {1 + drawn} distinct prompts" in log
+    assert f"of {1 + drawn}; the others follow in the course of the run" in log
+
+
+class Stuck:
+    """Never answers."""
+
+    def __init__(self, config: RunConfig) -> None:
+        pass
+
+    def add(self, texts: Sequence[str], ids: Sequence[tuple[int, ...]]) -> None:
+        time.sleep(3600)
+
+
+@pytest.mark.ray
+def test_an_encoder_that_does_not_answer_ends_the_run(local_ray: Any, tmp_path: Path) -> None:
+    config = small_config(tmp_path, "flowbp_sparse", "cluster.stall_timeout=1", "cluster.placement_timeout=60")
+    encoding = Encoding(config, ["a red circle"], [0], Roles(encoder=ray.remote(Stuck)))
+    try:
+        with pytest.raises(RunFailed, match="the encoder did not answer within 1 s"):
+            encoding.finish()
+    finally:
+        encoding.end()
