@@ -39,6 +39,9 @@ class Backbone(abc.ABC):
     """The guidance is an input of the model, `conditioning["guidance"]` [R] fp32, and there is no negative branch."""
     linear_guidance: ClassVar[bool] = True
     """`guide` is linear in v_cond with slope g, so the gradient does not depend on a detached v_neg."""
+    joint_branches: ClassVar[bool] = True
+    """Both branches share one forward. Else each has its own, because their texts differ in length: attention is faster
+    without a mask."""
 
     def __init__(self, path: str | None = None, sigma_grid: SigmaGrid = "pipeline") -> None:
         self.path, self.sigma_grid = path, sigma_grid
@@ -116,6 +119,13 @@ class Backbone(abc.ABC):
         This is one forward of one branch. conditioning: [R, ...] each, cast to the dtype of x; with
         `embedded_guidance` also `guidance` [R].
         """
+
+    def trim(self, conditioning: Conditioning) -> Conditioning:
+        """Cut off the text tokens that are padding in every row, and drop a mask that masks nothing else.
+
+        Where rows are on a GPU this waits for it, so it is called before they are moved there if it can be.
+        """
+        return conditioning
 
     def guide(self, v_cond: Tensor, v_neg: Tensor, guidance: float) -> Tensor:
         """The guided velocity v_neg + g·(v_cond − v_neg), all [R, ...]."""

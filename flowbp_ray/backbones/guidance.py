@@ -25,15 +25,16 @@ def full_velocity(
     guidance: float,
     observe: Callable[[Tensor], None] | None = None,
 ) -> Velocity:
-    """Return the guided velocity; conditional and negative rows share one forward, unless there is only one branch.
+    """Return the guided velocity; conditional and negative rows share one forward, unless there is only one branch or
+    the family wants them apart (`joint_branches`).
 
     observe: receives, at each call, the value that `trained_velocity` with a detached negative branch returns at the
     same states, for the drift meter.
     """
     alone = one_branch(backbone, guidance)
-    if not alone:
+    if backbone.joint_branches and not alone:
         conditioning, negative = _equally_long(conditioning, negative)
-    sigmas, conditioning, negative = _beside(transformer, sigmas, conditioning, {} if alone else negative)
+    sigmas, conditioning, negative = _beside(backbone, transformer, sigmas, conditioning, {} if alone else negative)
 
     def velocity(x: Tensor, node: Tensor, row: Tensor) -> Tensor:
         sigma, cond = sigmas[node], _rows(backbone, conditioning, row, guidance)
@@ -42,9 +43,13 @@ def full_velocity(
             if observe is not None:
                 observe(v)
             return v
-        both = {name: torch.cat([tensor, negative[name][row]]) for name, tensor in cond.items()}
-        v_both = backbone.predict(transformer, torch.cat([x, x]), torch.cat([sigma, sigma]), both)
-        v_cond, v_neg = v_both.chunk(2)
+        neg = _rows(backbone, negative, row, guidance)
+        if backbone.joint_branches:
+            both = {name: torch.cat([tensor, neg[name]]) for name, tensor in cond.items()}
+            v_both = backbone.predict(transformer, torch.cat([x, x]), torch.cat([sigma, sigma]), both)
+            v_cond, v_neg = v_both.chunk(2)
+        else:
+            v_cond, v_neg = (backbone.predict(transformer, x, sigma, branch) for branch in (cond, neg))
         v = backbone.guide(v_cond, v_neg, guidance)
         if observe is not None:
             observe(guidance * v_cond if backbone.linear_guidance else v)
@@ -71,14 +76,14 @@ def trained_velocity(
     if not detach_negative or one_branch(backbone, guidance):
         return full_velocity(backbone, transformer, sigmas, conditioning, negative, guidance)
     unused = backbone.linear_guidance  # then the negative prompt is not moved to the device
-    sigmas, conditioning, negative = _beside(transformer, sigmas, conditioning, {} if unused else negative)
+    sigmas, conditioning, negative = _beside(backbone, transformer, sigmas, conditioning, {} if unused else negative)
 
     def velocity(x: Tensor, node: Tensor, row: Tensor) -> Tensor:
         sigma, cond = sigmas[node], _rows(backbone, conditioning, row, guidance)
         if unused:
             return guidance * backbone.predict(transformer, x, sigma, cond)
         with torch.no_grad():
-            v_neg = backbone.predict(transformer, x, sigma, {name: t[row] for name, t in negative.items()})
+            v_neg = backbone.predict(transformer, x, sigma, _rows(backbone, negative, row, guidance))
         return backbone.guide(backbone.predict(transformer, x, sigma, cond), v_neg, guidance)
 
     return velocity
@@ -90,11 +95,12 @@ def one_branch(backbone: Backbone, guidance: float) -> bool:
 
 
 def _beside(
-    transformer: nn.Module, sigmas: Tensor, *conditionings: Conditioning
+    backbone: Backbone, transformer: nn.Module, sigmas: Tensor, *conditionings: Conditioning
 ) -> tuple[Tensor, Conditioning, Conditioning]:
-    """Move the grid and the conditionings to the transformer's device."""
+    """Move the grid and the conditionings, trimmed, to the transformer's device."""
     device = next(transformer.parameters()).device
-    cond, negative = ({name: _moved(tensor, device) for name, tensor in c.items()} for c in conditionings)
+    trimmed = [backbone.trim(c) for c in conditionings]
+    cond, negative = ({name: _moved(tensor, device) for name, tensor in c.items()} for c in trimmed)
     return sigmas.to(device, non_blocking=True), cond, negative
 
 
@@ -121,8 +127,13 @@ def _moved(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def _rows(backbone: Backbone, conditioning: Conditioning, row: Tensor, guidance: float) -> Conditioning:
-    """The rows' conditioning, with the guidance [R] where the model takes it as an input."""
+    """The rows' conditioning, with the guidance [R] where the model takes it as an input.
+
+    Fewer rows than were bound may be shorter than the longest of those. All rows, as in a rollout, were trimmed before.
+    """
     cond = {name: tensor[row] for name, tensor in conditioning.items()}
+    if cond and len(row) < len(next(iter(conditioning.values()))):
+        cond = backbone.trim(cond)
     if backbone.embedded_guidance:
         cond["guidance"] = torch.full((len(row),), guidance, dtype=torch.float32, device=row.device)
     return cond

@@ -17,6 +17,7 @@ class QwenImageBackbone(PipelineBackbone):
 
     name = "qwen_image"
     linear_guidance = False
+    joint_branches = False
     pipeline_class = "QwenImagePipeline"
     transformer_class = "QwenImageTransformer2DModel"
     vae_class = "AutoencoderKLQwenImage"
@@ -43,6 +44,15 @@ class QwenImageBackbone(PipelineBackbone):
         z = tokens.unpatchify(latents) * std + mean
         return vae.decode(z.unsqueeze(2), return_dict=False)[0][:, :, 0]  # a video of one frame
 
+    def trim(self, conditioning: Conditioning) -> Conditioning:
+        """See `Backbone`. Words come before padding."""
+        if (mask := conditioning.get("prompt_embeds_mask")) is None:
+            return conditioning
+        lengths = mask.bool().sum(dim=1).tolist()
+        longest = max(lengths)
+        trimmed = {"prompt_embeds": conditioning["prompt_embeds"][:, :longest]}
+        return trimmed if min(lengths) == longest else trimmed | {"prompt_embeds_mask": mask[:, :longest]}
+
     def guided(self, guidance: float) -> str:
         return f"true_cfg_scale={guidance!r}, negative_prompt=''"
 
@@ -53,16 +63,12 @@ class QwenImageBackbone(PipelineBackbone):
 
     def predict(self, transformer: nn.Module, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         rows, columns = x.shape[2:]
-        embeds, mask = conditioning["prompt_embeds"].to(x), conditioning.get("prompt_embeds_mask")
-        if mask is not None:  # without one all tokens are words
-            mask = mask.to(x.device).bool()
-            longest = int(mask.sum(dim=1).max())  # words come first, so this cuts what is padding in every row
-            embeds, mask = embeds[:, :longest], mask[:, :longest]
+        mask = conditioning.get("prompt_embeds_mask")  # None: all tokens are words
         v = transformer(
             hidden_states=tokens.flatten(x),
             timestep=timestep(x, sigma),
-            encoder_hidden_states=embeds,
-            encoder_hidden_states_mask=None if mask is None or mask.all() else mask,
+            encoder_hidden_states=conditioning["prompt_embeds"].to(x),
+            encoder_hidden_states_mask=None if mask is None else mask.to(x.device).bool(),
             img_shapes=[[(1, rows, columns)]] * len(x),
             return_dict=False,
         )[0]

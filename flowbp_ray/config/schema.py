@@ -242,6 +242,10 @@ def _check_engine(config: RunConfig) -> None:
         raise ValueError(
             f"learners.zero=0 keeps no fp32 masters of {config.backbone.dtype} weights; write learners.zero=1"
         )
+    if config.backbone.compile and learners.engine == "deepspeed" and learners.zero == 3:
+        raise ValueError(
+            "backbone.compile=blocks: ZeRO-3 gathers weights in hooks, which cannot be compiled; write learners.zero=2"
+        )
     if learners.offload and (learners.engine == "torch" or learners.zero == 0):
         raise ValueError("learners.offload needs shards: write learners.engine=deepspeed and learners.zero=1 or more")
     if config.staleness > 1 and config.drift.max is None:

@@ -14,6 +14,22 @@ from flowbp_ray.utils.settings import ProcessConfig, Strict
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
+Attention = Literal[
+    "native",
+    "_native_cudnn",
+    "_native_efficient",
+    "_native_flash",
+    "_native_math",
+    "flash",
+    "flash_hub",
+    "flash_4_hub",
+    "_flash_3",
+    "_flash_3_hub",
+    "flex",
+    "xformers",
+]
+"""Those attention backends of diffusers' dispatcher that have a backward pass."""
+
 NonFinite = Literal["skip_sample", "skip_step", "stop"]
 """What a value that is not finite costs: its sample, the step, or the run."""
 
@@ -42,6 +58,13 @@ class BackboneConfig(Strict):
     sigmas: Literal["pipeline", "even"] = "pipeline"
     """Noise levels of the sampling steps. pipeline: those of the family's pipeline in diffusers. even: evenly spaced
     before the shift. They differ for sd35 only, whose published runs are even."""
+    compile: Literal["blocks"] | None = None
+    """blocks: samplers and learners compile the transformer's repeated blocks (torch.compile), which takes minutes once
+    in each process and makes its forwards faster on GPUs. null: nothing is compiled."""
+    attention: Attention | None = None
+    """Kernel of the transformer's attention, by its name in diffusers' dispatcher: native, _native_cudnn, flash,
+    _flash_3_hub and others that have a gradient. Not for sd35, whose attention is always torch's. null: torch's own
+    choice."""
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from flowbp_ray.backbones.embeddings import Embeddings
 from flowbp_ray.backbones.guidance import trained_velocity
+from flowbp_ray.backbones.kernels import use_kernels
 from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.config.learners import LearnersConfig
 from flowbp_ray.config.schema import RunConfig
@@ -62,6 +63,7 @@ class Learner:
         if learners.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
         transformer.train().to(learners.device)
+        use_kernels(transformer, backbone.compile, backbone.attention)
         self.engine: Engine = make_engine(transformer, learners, backbone.torch_dtype)
         self.buckets, self.packer = assign_buckets(self.engine.sizes(), learners.count), Packer()
 

@@ -41,11 +41,13 @@ def work(config: RunConfig, costs: Costs) -> tuple[Work, Work, Work]:
 
 def _sampling(config: RunConfig, costs: Costs) -> Work:
     model, shape, method = config.backbone, config.data.shape, config.surrogate()
-    steps = model.num_steps + method.renoised
+    steps = method.mean_stop(model.num_steps, shape.rollout_batch) + method.renoised
     branches = 1 if one_branch(costs.backbone, model.guidance) else 2
     cost = costs.rollout(config, shape.rollout_batch, model.guidance)
-    calls, rows = shape.items * steps, shape.batch * steps * branches
-    what = f"forward, {shape.rollout_batch * branches} rows"
+    calls, rows = round(shape.items * steps), round(shape.batch * steps * branches)
+    apart = 1 if costs.backbone.joint_branches else branches
+    calls *= apart
+    what = f"forward, {shape.rollout_batch * branches // apart} rows"
     if config.learners.base_penalty is not None:  # the base at each active state, one branch where that is trained
         budget = method.max_terms(model.num_steps)
         states, (forwards, each) = budget.terms + budget.junction, _trained(config, costs)
@@ -60,7 +62,7 @@ def _trained(config: RunConfig, costs: Costs) -> tuple[int, int]:
     if one_branch(costs.backbone, model.guidance):
         return 1, 1
     if not model.detach_negative:
-        return 1, 2
+        return (1, 2) if costs.backbone.joint_branches else (2, 1)
     return (1, 1) if costs.backbone.linear_guidance else (2, 1)
 
 

@@ -37,8 +37,8 @@ class VelocityRecorder:
         self.velocities.append(v)
 
     def replaced(self, cache: Cache) -> Cache:
-        """Return the cache with the recorded velocities, on the host: N of the rollout, then the fresh states'."""
-        steps = cache.num_steps
+        """Return the cache with the recorded velocities, on the host: those of the rollout, then the fresh states'."""
+        steps = len(cache.v)
         path, fresh = self.velocities[:steps], self.velocities[steps:]
         return replace(cache, v=torch.stack(path).cpu(), v_y=torch.stack(fresh).cpu() if fresh else None)
 
@@ -99,11 +99,11 @@ def finish_item(velocity: Velocity, sigmas: Tensor, noise: Tensor) -> Packed:
 
 @torch.no_grad()
 def _cache(item: Item, velocity: Velocity, sigmas: Tensor, noise: Tensor) -> Cache:
-    """Roll out. If the plans name fresh states (DRaFT-LV), draw them and evaluate the last node's velocity there.
+    """Roll out as far as the plans need, and draw the fresh states that they name (DRaFT-LV) with their velocities.
 
     The model runs on the noise's device; the cache is on the host, from where its parts are sent.
     """
-    path = rollout(velocity, noise, sigmas)
+    path = rollout(velocity, noise, sigmas, max(plan.stop for plan in item.plans))
     cache = Cache(sigmas, path.x.cpu(), path.v.cpu())
     fresh = item.plans[0].renoised
     if not fresh:

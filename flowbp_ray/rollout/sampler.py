@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from flowbp_ray.backbones.embeddings import Embeddings
 from flowbp_ray.backbones.guidance import full_velocity, trained_velocity
+from flowbp_ray.backbones.kernels import use_kernels
 from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.config.learners import LoraConfig
 from flowbp_ray.config.schema import RunConfig
@@ -56,11 +57,13 @@ class Sampler:
         self.transformer = self.backbone.load_transformer(backbone.torch_dtype)
         trainable.prepare(self.transformer, lora, seed, self.backbone.lora_targets)
         self.transformer.to(device)
+        use_kernels(self.transformer, backbone.compile, backbone.attention)
         self.receiver = Receiver(self.transformer)
         self.frozen: nn.Module | None = None  # the base model, if there are no adapters that could be turned off
         if base_velocities and lora is None:
             frozen = self.backbone.load_transformer(backbone.torch_dtype).requires_grad_(False)
             self.frozen = frozen.to(device)
+            use_kernels(self.frozen, backbone.compile, backbone.attention)
         self.version: Version | None = None
         self.fingerprint = ""
         self.weight_bytes = self.embedding_bytes = 0  # received since the last report

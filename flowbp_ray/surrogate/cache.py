@@ -13,7 +13,10 @@ from .plan import Plan, PosteriorMean, Sample, Target
 
 @dataclass(frozen=True, eq=False)
 class Cache:
-    """A rollout: sigmas [N+1], x [N+1, B, …], v [N, B, …]; for DRaFT-LV also the fresh y and v_y, both [n, B, …]."""
+    """A rollout: sigmas [N+1], x [N+1, B, …], v [N, B, …]; for DRaFT-LV also the fresh y and v_y, both [n, B, …].
+
+    A rollout that stopped early has x [stop+1, B, …] and v [stop, B, …], which is all that its plans need.
+    """
 
     sigmas: Tensor
     x: Tensor

@@ -171,6 +171,15 @@ class Method:
         junction = self.coupling > 0
         return TermBudget(most - junction + self.renoised, junction)
 
+    def mean_stop(self, num_steps: int, rows: int = 1) -> float:
+        """The steps that a rollout of `rows` rows takes on average until it has what the rows' plans need.
+
+        The row that needs most decides. Each draws its stop uniformly from a…N, so the mean of the largest of n draws
+        is N − Σ (k/m)^n over k = 1…m−1, with m = N − a + 1; n is 1 where the whole batch has one draw.
+        """
+        m, n = num_steps - self._shortest(num_steps) + 1, rows if self.draws == "per_sample" else 1
+        return num_steps - sum((k / m) ** n for k in range(1, m))
+
     def _shortest(self, num_steps: int) -> int:
         """The number of nodes of the shortest grid that the target can draw."""
         if isinstance(self.target, LatePosterior):

@@ -184,6 +184,12 @@ class Plan:
         """The number of fresh states y that the plan needs."""
         return sum(isinstance(branch.target, Renoised) for branch in self.branches)
 
+    @property
+    def stop(self) -> int:
+        """The number of steps that a rollout takes until it has all the values of the plan: N, or e + 1 where the
+        reward sees the posterior mean at node e."""
+        return max(branch.segments[-1].stop for branch in self.branches)
+
     def terms(self) -> tuple[Term, ...]:
         """One entry per VJP; a node that is active in both segments is one entry."""
         position = {state: i for i, state in enumerate(self.states)}

@@ -14,14 +14,15 @@ Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @torch.no_grad()
-def rollout(velocity: Velocity, noise: Tensor, sigmas: Tensor) -> Cache:
+def rollout(velocity: Velocity, noise: Tensor, sigmas: Tensor, stop: int | None = None) -> Cache:
     """Roll out with Euler steps: x[i+1] = x[i] + h[i]·v(x[i], i), h[i] = sigma[i+1] − sigma[i].
 
     noise: x[0] [B, …] in the model's dtype, which the states keep; each update is done in fp32 (fp64 for fp64 states).
-    velocity: v(x [B, …], node [B] int64, row [B] int64) -> [B, …].
+    velocity: v(x [B, …], node [B] int64, row [B] int64) -> [B, …]. stop: the number of steps to take (see `Plan.stop`);
+    None: all N. The cache then has x [stop+1, B, …] and v [stop, B, …].
     """
     compute = torch.promote_types(noise.dtype, torch.float32)
-    h = (sigmas[1:] - sigmas[:-1]).tolist()
+    h = (sigmas[1:] - sigmas[:-1]).tolist()[:stop]
     row = torch.arange(len(noise), device=noise.device)
     x, states, velocities = noise, [noise], []
     for i, step in enumerate(h):

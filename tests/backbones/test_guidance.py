@@ -91,7 +91,7 @@ def test_a_sampler_asks_once_and_an_embedded_guidance_has_no_second_branch(setti
         for g in (G, 1.0):
             full_velocity(s.backbone, s.transformer, s.sigmas, s.cond, s.negative, g)(s.x, s.node, s.row)
     hook.remove()
-    assert rows == ([2, 2] if s.name == "flux1" else [4, 2])
+    assert rows == {"flux1": [2, 2], "qwen_image": [2, 2, 2]}.get(s.name, [4, 2])
 
 
 def test_the_lora_targets_are_all_there_and_train(setting: Setting) -> None:
@@ -126,3 +126,31 @@ def test_guidance_is_the_formula_and_a_detached_negative_has_no_gradient() -> No
     wanted = torch.autograd.grad(((two.detach() + 3.0 * (one - two.detach())) * u).sum(), parameter)[0]
     v = trained_velocity(backbone, transformer, sigmas, cond, negative, 3.0, detach_negative=True)(x, node, row)
     assert torch.allclose(torch.autograd.grad((v * u).sum(), parameter)[0], wanted, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_qwen_image_s_rollouts_have_no_mask_where_no_row_is_padded(saved: Saved) -> None:
+    """Guided or not. Rows of several lengths are masked, and cut to the longest among them; values do not change."""
+    s, seen = Setting("qwen_image", saved), []
+    hook = s.transformer.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs), with_kwargs=True)
+    lengths = s.cond["prompt_embeds_mask"].sum(dim=1).tolist()
+    empty = int(s.negative["prompt_embeds_mask"][0].sum())
+    assert empty < min(lengths) < max(lengths)
+    same = {name: tensor[[0, 0]] for name, tensor in s.cond.items()}
+    for cond, masked in ((same, False), (s.cond, True)):
+        for g, texts in ((1.0, 1), (G, 2)):
+            seen.clear()
+            got = full_velocity(s.backbone, s.transformer, s.sigmas, cond, s.negative, g)(s.x, s.node, s.row)
+            found = [(k["encoder_hidden_states"].shape[1], k["encoder_hidden_states_mask"] is not None) for k in seen]
+            longest = max(lengths) if masked else lengths[0]
+            assert found == [(longest, masked), (empty, False)][:texts]
+            one, two = (s.backbone.predict(s.transformer, s.x, s.sigmas[s.node], c) for c in (cond, s.negative))
+            wanted = one if g == 1.0 else s.backbone.guide(one, two, g)
+            torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+    seen.clear()
+    bound = full_velocity(s.backbone, s.transformer, s.sigmas, s.cond, s.negative, 1.0)
+    bound(s.x[:1], s.node[:1], s.row[:1])  # as a learner's forward of one row of the batch
+    assert [(k["encoder_hidden_states"].shape[1], k["encoder_hidden_states_mask"]) for k in seen] == [
+        (lengths[0], None)
+    ]
+    hook.remove()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -63,9 +64,12 @@ def test_bytes_and_calls_are_those_of_a_real_step(method: str, extra: list[str])
         terms_per_sample=named.max_terms(model.num_steps).terms,
         penalty=(lambda position, v: torch.zeros_like(v)) if extra else None,
     )
-    rollouts = config.data.shape.items * (model.num_steps + named.renoised)
-    based = config.data.shape.items * len(plans[0].states) if extra else 0
-    assert work(config, costs)[0].calls == rollouts + based
+    shape, at_once = config.data.shape, config.data.rollout_batch
+    drawn = [plans_of_step(named, sigmas, config.plan_seed, i, batch) for i in range(400)]
+    stops = [sum(max(p.stop for p in step[i : i + at_once]) for i in range(0, batch, at_once)) for step in drawn]
+    based = len(plans[0].states) if extra else 0
+    counted = np.mean(stops) + shape.items * (named.renoised + based)
+    assert abs(work(config, costs)[0].calls - counted) <= 0.5 + 4 * np.std(stops) / len(stops) ** 0.5
     assert largest(config) >= max(seen) and (max(seen) == largest(config) or not extra)
     assert swept(config) == (report.forwards * config.learners.count, report.rows * config.learners.count)
 

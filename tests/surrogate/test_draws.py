@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterable
 from dataclasses import replace
 from itertools import combinations, permutations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import torch
 from scipy import stats
 
 from flowbp_ray.backbones.sigmas import static_shift
+from flowbp_ray.rollout.items import plans_of_step
 from flowbp_ray.surrogate import (
     METHODS,
     DirichletPair,
@@ -79,6 +81,16 @@ def test_refl_is_uniform_over_the_last_nodes() -> None:
     found = draws(METHODS["refl"](5), 8)
     assert_distributed([draw.end for draw in found], dict.fromkeys(range(3, 8), 0.2))
     assert all(draw.nodes == (draw.end,) for draw in found)
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("per", ["per_batch", "per_sample"])
+@pytest.mark.parametrize("method", [METHODS["refl"](5), METHODS["drtune"](3, 0.4)], ids=["refl", "drtune"])
+def test_the_mean_number_of_steps_is_that_of_the_draws(method: Method, per: Any, rows: int) -> None:
+    """The longest rollout of the rows decides; 4 standard errors."""
+    method = replace(method, draws=per)
+    stops = [max(p.stop for p in plans_of_step(method, static_shift(12, 3.0), 0, i, rows)) for i in range(1000)]
+    assert abs(np.mean(stops) - method.mean_stop(12, rows)) < 4 * np.std(stops) / len(stops) ** 0.5
 
 
 def test_drtune_strides_up_to_its_early_stop() -> None:

@@ -1,0 +1,57 @@
+"""How the transformer computes: compiled blocks (`backbone.compile`), and the attention kernel (`backbone.attention`).
+
+Both change speed and, by rounding, the last bits of a velocity; samplers and learners always use the same.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Literal
+
+from torch import nn
+
+from flowbp_ray.config.sections import Attention
+
+REPEATED = {"SD3Transformer2DModel": ["JointTransformerBlock"]}
+"""Repeated blocks of the classes for which diffusers names none (`_repeated_blocks`)."""
+
+
+def repeated_blocks(transformer: nn.Module) -> list[nn.Module]:
+    """The blocks of which the transformer mostly consists, in order. Raises ValueError if none of it are known."""
+    cls = type(transformer).__name__
+    names = getattr(transformer, "_repeated_blocks", None) or REPEATED.get(cls, [])
+    found = [module for module in transformer.modules() if type(module).__name__ in names]
+    if not found:
+        raise ValueError(f"backbone.compile=blocks: the repeated blocks of {cls} are not known; write compile=null")
+    return found
+
+
+def use_kernels(transformer: Any, compiled: Literal["blocks"] | None, attention: Attention | None) -> None:
+    """Compile the repeated blocks of a diffusers transformer and choose its attention kernel, in place.
+
+    All blocks of a kind share a graph, which is dynamic: one for all numbers of rows above one and all lengths, and one
+    for a single row, where torch always specialises. Raises ValueError for a kernel that cannot be used here.
+    """
+    if attention is not None:
+        if not any(hasattr(processor, "_attention_backend") for processor in _processors(transformer)):
+            raise ValueError(
+                f"backbone.attention={attention}: {type(transformer).__name__} of diffusers has one attention only, "
+                "torch's; write attention=null"
+            )
+        quiet = logging.getLogger("diffusers.models.modeling_utils")
+        level = quiet.level
+        quiet.setLevel(logging.ERROR)  # it warns that the dispatcher is experimental
+        try:
+            transformer.set_attention_backend(attention)
+        except (RuntimeError, ImportError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"backbone.attention={attention} cannot be used here: {reason}") from error
+        finally:
+            quiet.setLevel(level)
+    if compiled is not None:
+        for block in repeated_blocks(transformer):
+            block.compile(dynamic=True)
+
+
+def _processors(transformer: nn.Module) -> list[Any]:
+    return [module.processor for module in transformer.modules() if hasattr(module, "processor")]

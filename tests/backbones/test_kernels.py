@@ -1,0 +1,119 @@
+"""Compiled blocks and other attention kernels compute what the plain model does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch import Tensor
+
+from flowbp_ray.backbones import encode_all
+from flowbp_ray.backbones.guidance import full_velocity
+from flowbp_ray.backbones.kernels import repeated_blocks, use_kernels
+from flowbp_ray.backbones.registry import backbone_named
+from flowbp_ray.config.sections import Attention
+from flowbp_ray.local import LocalLoop
+from tests.backbones import tiny
+from tests.conftest import Saved
+from tests.small import small_config
+
+SIZE = (32, 48)
+
+
+@pytest.fixture(params=tiny.NAMES)
+def model(request: pytest.FixtureRequest, saved: Saved) -> Any:
+    backbone = backbone_named(request.param, str(saved(request.param)[0]))
+    return backbone, encode_all(backbone.load_encoder(), ["a red circle", "two blue squares"])
+
+
+def velocity_and_gradient(model: Any, transformer: Any, rows: int) -> tuple[Tensor, Tensor]:
+    """v [rows, ...] with two branches, and the gradient of |v|² at all weights in one vector."""
+    backbone, table = model
+    ids = [i % 2 for i in range(rows)]
+    x = torch.randn(rows, *backbone.latent_shape(*SIZE), generator=torch.Generator().manual_seed(rows))
+    sigmas = backbone.sigmas(4, *SIZE)
+    bound = full_velocity(backbone, transformer, sigmas, table.rows(ids), table.negative(rows), 3.0)
+    transformer.zero_grad(set_to_none=True)
+    v = bound(x, torch.full((rows,), 1), torch.arange(rows))
+    v.square().sum().backward()
+    return v.detach(), torch.cat([p.grad.flatten() for p in transformer.parameters() if p.grad is not None])
+
+
+def assert_equal(got: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor]) -> None:
+    for a, b in zip(got, wanted, strict=True):
+        assert a.shape == b.shape and float((a - b).norm() / b.norm()) < 1e-5
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiled_blocks_compute_the_same_with_one_graph_for_all_rows(model: Any, checkpointing: bool) -> None:
+    """The graphs are counted by torch; its own autograd runs them, so that only what is traced differs."""
+    from torch._dynamo import reset
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    backbone, _ = model
+    transformer: Any = backbone.load_transformer(torch.float32).train()
+    if checkpointing:
+        transformer.enable_gradient_checkpointing()
+    wanted = {rows: velocity_and_gradient(model, transformer, rows) for rows in (2, 3, 5)}
+    reset()
+    counter, graphs = CompileCounterWithBackend("aot_eager"), []
+    for block in repeated_blocks(transformer):
+        block.compile(dynamic=True, backend=counter)
+    for rows, expected in wanted.items():
+        assert_equal(velocity_and_gradient(model, transformer, rows), expected)
+        graphs.append(counter.frame_count)
+    assert graphs[0] > 0 and graphs == graphs[:1] * len(graphs), "another number of rows was compiled again"
+    reset()
+
+
+def test_the_key_compiles_what_the_sampler_and_the_learner_run(tmp_path: Path) -> None:
+    """A step of the embedded model by the real compiler, against one that is not compiled."""
+    reports = []
+    for extra in ([], ["backbone.compile=blocks"]):
+        loop = LocalLoop(small_config(tmp_path, "flowbp_sparse", "learners.engine=torch", *extra))
+        compiled = [
+            block._compiled_call_impl is not None
+            for module in (loop.sampler.transformer, loop.learner.engine.bare)
+            for block in repeated_blocks(module)
+        ]
+        assert compiled == [bool(extra)] * len(compiled)
+        reports.append((loop.step(0).grad_norm, loop.learner.publish()))
+    (norm, published), (other, compiled_published) = reports
+    assert other == pytest.approx(norm, rel=1e-4)
+    for plain, changed in zip(published, compiled_published, strict=True):
+        for name, tensor in plain.unpack().items():
+            torch.testing.assert_close(changed.unpack()[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_attention_kernel_is_diffusers_choice(model: Any) -> None:
+    """torch's kernel by name is the default, bit for bit; a family without a choice is refused."""
+    backbone, table = model
+    transformer: Any = backbone.load_transformer(torch.float32)
+    if backbone.name == "sd35":
+        with pytest.raises(ValueError, match="write attention=null"):
+            use_kernels(transformer, None, "native")
+        return
+    x, node = torch.ones(2, *backbone.latent_shape(*SIZE)), torch.full((2,), 1)
+    bound = full_velocity(backbone, transformer, backbone.sigmas(4, *SIZE), table.rows([0, 0]), table.negative(2), 3.0)
+    plain = bound(x, node, torch.arange(2))
+    for kernel, tolerance in (("native", 0.0), ("_native_math", 1e-5)):
+        use_kernels(transformer, None, kernel)  # type: ignore[arg-type]
+        torch.testing.assert_close(bound(x, node, torch.arange(2)), plain, rtol=tolerance, atol=tolerance)
+    with pytest.raises(ValueError, match=r"backbone\.attention=flash cannot be used here"):
+        use_kernels(transformer, None, "flash")
+
+
+def test_every_kernel_of_the_key_is_one_of_diffusers() -> None:
+    from diffusers.models.attention_dispatch import AttentionBackendName
+
+    assert set(get_args(Attention)) <= {backend.value for backend in AttentionBackendName}
+
+
+def test_zero_3_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"write learners\.zero=2"):
+        small_config(
+            tmp_path, "flowbp_sparse", "learners.engine=deepspeed", "learners.zero=3", "backbone.compile=blocks"
+        )
