@@ -156,7 +156,7 @@ def test_the_log_of_a_server_of_our_own_comes_into_the_runs_folder(local_ray: An
         assert len(on_the_node()) == 1 and serving()
         os.kill(ray.get(loop.judges.handles["own"].pid.remote()), signal.SIGKILL)
 
-    with before_step(1, kill):
+    with before_step(0, kill):
         run, _ = driver.train(config(tmp_path, *evaluated(), f"judges=[{{{fields}}}]", "name=logged"))
     assert [(line["step"], line["own"], line["missing"]) for line in lines(run)] == [
         (step, 4.0, 0) for step in range(3)

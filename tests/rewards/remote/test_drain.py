@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import signal
 import socket
@@ -13,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import aiohttp
 import pytest
 
 from flowbp_ray.rewards.remote import codec
@@ -99,5 +99,5 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
         assert server.process.poll() is None
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(10) == 1
-        with pytest.raises((OSError, http.client.HTTPException)):
+        with pytest.raises((OSError, aiohttp.ClientError)):
             call.result(60)
