@@ -21,6 +21,7 @@ from tests.rewards.geneval import tiny
 pytestmark = pytest.mark.gpu
 
 TEXTS = ["a red star", "two rings, and a dog!"]
+SHAPES = ("a red circle", "two blue squares")
 DOGS = [
     {"tag": "colors", "include": [{"class": "dog", "count": 1, "color": "red"}], "prompt": TEXTS[0]},
     {"tag": "single_object", "include": [{"class": "dog", "count": 1}], "prompt": TEXTS[1]},
@@ -63,8 +64,8 @@ def geneval(detector: str) -> Callable[[Path], dict[str, Any]]:
 
 
 CASES = {
-    "shapes_clip": Case("shapes_clip", lambda folder: {}, size=(64, 64)),
-    "shapes_clip_heldout": Case("shapes_clip_heldout", lambda folder: {}, size=(64, 64)),
+    "shapes_clip": Case("shapes_clip", lambda folder: {}, SHAPES, size=(64, 64)),
+    "shapes_clip_heldout": Case("shapes_clip_heldout", lambda folder: {}, SHAPES, size=(64, 64)),
     "clipscore": Case("clipscore", clip),
     "clipscore bf16": Case("clipscore", clip, dtype="bfloat16"),
     "pickscore": Case("pickscore", clip),

