@@ -23,8 +23,8 @@ AROUND_ROLLOUT = 5
 """The noise up; states, velocities, the meter's and the base's down, once each; not a number per step."""
 AROUND_SWEEP = 4
 """The gradient's norm; after all forwards whether values are finite, the drift, the distance to the base."""
-AROUND_SCORE = 12
-"""Targets up; cotangents, scores, losses and products down; whether each is finite."""
+AROUND_SCORE = 14
+"""Targets, jitter's draws and Qwen-Image's scales up; cotangents, scores, losses, products and what is finite down."""
 
 
 def rolled(loop: LocalLoop, step: int = 0) -> tuple[Waits, RolloutReport, Rollout, object]:
