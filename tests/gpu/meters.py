@@ -42,7 +42,7 @@ class Waits(TorchDispatchMode):
     def total(self) -> int:
         return sum(self.kinds.values())
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return "\n".join(f"{count} x {place}" for place, count in self.places.most_common())
 
 
@@ -65,6 +65,8 @@ class Operators(TorchDispatchMode):
 def _place() -> str:
     """The innermost line of the library on the stack, and of what it called, if that is elsewhere."""
     frames = [f for f in traceback.extract_stack() if f.filename != __file__ and "/torch/" not in f.filename]
+    if not frames:
+        return "a backward, in torch's own thread"
     own = [f for f in frames if f.filename.startswith(str(ROOT / "flowbp_ray"))]
     inner = own[-1] if own else frames[-1]
     said = f"{inner.filename.removeprefix(str(ROOT)).lstrip('/')}:{inner.lineno}"

@@ -10,14 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowbp_ray.backbones import guidance
+from flowbp_ray.backbones import Backbone, guidance
 from flowbp_ray.learning import learner
 from flowbp_ray.local import LocalLoop
 from flowbp_ray.messages import Packed
 from flowbp_ray.rewards import scorer
 from flowbp_ray.rollout import execute, sampler
 from flowbp_ray.utils import random
-from flowbp_ray.weights import packing
 from tests.conftest import Saved
 from tests.gpu.runs import METER, PENALTY, config_of, on_cpu
 
@@ -44,9 +43,11 @@ def on_the_host(device: str) -> Callable[..., Any]:
     return lambda name, _, /, **options: scorer.base.build(name, device, **options)
 
 
-def arrived(name: str, tensor: Tensor, own: Tensor) -> Tensor:
-    return tensor.cpu()
+def host_decoder(self: Any, device: str = "cpu") -> Any:
+    return load_decoder(self)
 
+
+load_decoder = Backbone.load_decoder
 
 FAULTS: dict[str, tuple[Any, str, Any]] = {
     "the embeddings stay on the host": (guidance, "_moved", lambda tensor, device: tensor),
@@ -55,7 +56,7 @@ FAULTS: dict[str, tuple[Any, str, Any]] = {
     "the learner's states stay on the host": (learner.Learner, "_there", stays),
     "a reward is built on the host": (scorer, "build", on_the_host("cpu")),
     "a cotangent is sent as it is": (scorer, "pack", bare),
-    "weights are installed in the host's memory": (packing, "_fitting", arrived),
+    "the decoder stays on the host": (Backbone, "load_decoder", host_decoder),
 }
 
 
@@ -66,7 +67,7 @@ def test_a_fault_is_noticed(saved: Saved, tmp_path: Path, monkeypatch: pytest.Mo
     config = config_of("sd35", saved, tmp_path, "flowbp_bridge", *METER, *PENALTY)
     assert hasattr(owner, name)
     monkeypatch.setattr(owner, name, fault)
-    with pytest.raises((RuntimeError, TypeError), match=r"same device|on cpu or on|numpy|generator|device type"):
+    with pytest.raises((RuntimeError, TypeError), match=r"same device|on cpu or on|weight type|numpy|generator"):
         LocalLoop(config).step(0)
     assert LocalLoop(on_cpu(config)).step(0).grad_norm > 0
 

@@ -21,6 +21,7 @@ from tests.rewards.geneval import tiny
 pytestmark = pytest.mark.gpu
 
 TEXTS = ["a red star", "two rings, and a dog!"]
+SHAPES = ("a red circle", "two blue squares")
 DOGS = [
     {"tag": "colors", "include": [{"class": "dog", "count": 1, "color": "red"}], "prompt": TEXTS[0]},
     {"tag": "single_object", "include": [{"class": "dog", "count": 1}], "prompt": TEXTS[1]},
@@ -36,6 +37,7 @@ class Case:
     texts: tuple[str, ...] = tuple(TEXTS)
     dtype: str = "float32"
     differentiable: bool = True
+    size: tuple[int, int] = (72, 64)
 
 
 def clip(folder: Path) -> dict[str, Any]:
@@ -62,8 +64,8 @@ def geneval(detector: str) -> Callable[[Path], dict[str, Any]]:
 
 
 CASES = {
-    "shapes_clip": Case("shapes_clip", lambda folder: {}),
-    "shapes_clip_heldout": Case("shapes_clip_heldout", lambda folder: {}),
+    "shapes_clip": Case("shapes_clip", lambda folder: {}, SHAPES, size=(64, 64)),
+    "shapes_clip_heldout": Case("shapes_clip_heldout", lambda folder: {}, SHAPES, size=(64, 64)),
     "clipscore": Case("clipscore", clip),
     "clipscore bf16": Case("clipscore", clip, dtype="bfloat16"),
     "pickscore": Case("pickscore", clip),
@@ -78,7 +80,7 @@ CASES = {
 def scored(case: Case, options: dict[str, Any], device: str) -> list[torch.Tensor]:
     """Scores and their gradient at the images, moved to the host from `device`, where both must be."""
     reward = base.build(case.kind, device, **options)
-    images = tiny_clip.pictures(len(case.texts), 72, 64).to(device).requires_grad_(case.differentiable)
+    images = tiny_clip.pictures(len(case.texts), *case.size).to(device).requires_grad_(case.differentiable)
     score = reward.score(images, list(case.texts))
     found = [score.detach()]
     if case.differentiable:

@@ -11,6 +11,7 @@ from torch import Tensor
 from flowbp_ray.utils import accelerator
 from tests.gpu import standin
 from tests.gpu.meters import Waits
+from tests.gpu.runs import relative
 
 pytestmark = pytest.mark.gpu
 
@@ -106,7 +107,7 @@ def test_memory_is_metered_per_device() -> None:
 
 
 def test_gradients_are_the_cpu_s() -> None:
-    """Convolution, norms, attention and a loss, bit for bit with the same operators on the CPU."""
+    """Of a convolution, norms and a loss, which torch would take apart for a device that it does not know."""
     torch.manual_seed(0)
     net = torch.nn.Sequential(
         torch.nn.Conv2d(3, 8, 3), torch.nn.GroupNorm(2, 8), torch.nn.SiLU(), torch.nn.Flatten(2), torch.nn.LayerNorm(36)
@@ -116,13 +117,13 @@ def test_gradients_are_the_cpu_s() -> None:
     def gradients(where: str) -> list[Tensor]:
         net.to(where)
         given = x.detach().to(where).requires_grad_()
-        net(given).square().mean().backward()
+        net(given).sin().square().mean().backward()
         found = [given.grad, *(p.grad for p in net.parameters())]
         net.zero_grad()
         return [g.cpu() for g in found if g is not None]
 
     here, there = gradients("cpu"), gradients(device())
-    assert len(here) == 7 and all(torch.equal(a, b) for a, b in zip(here, there, strict=True))
+    assert len(here) == 7 and all(relative(a, b) <= 1e-5 for a, b in zip(there, here, strict=True))
 
 
 @pytest.mark.parametrize(
