@@ -13,7 +13,7 @@ import ray
 
 import actors.encoding
 from actors.encoder import EncoderActor
-from actors.encoding import PART_BYTES, Encoding, distinct_texts, next_size
+from actors.encoding import PART_BYTES, Encoding, distinct_texts, has_room_beside, next_size
 from actors.process import Roles
 from flowbp_ray import driver, prompts
 from flowbp_ray.backbones.embeddings import EMPTY, PackedEmbeddings
@@ -103,7 +103,7 @@ def test_the_first_step_does_not_wait_for_the_prompts_of_the_last(local_ray: Any
     assert 1 + 4 <= at[0] < 1 + drawn
     log = (run.folder / "log.txt").read_text()
     assert f"embeddings: {1 + drawn} distinct prompts" in log
-    assert f"of {1 + drawn}; the others follow in the course of the run" in log
+    assert "; the others follow in the course of the run" in log
 
 
 class Stuck:
@@ -114,6 +114,16 @@ class Stuck:
 
     def add(self, texts: Sequence[str], ids: Sequence[tuple[int, ...]]) -> None:
         time.sleep(3600)
+
+
+def test_a_gpu_encodes_beside_training_only_where_all_have_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Three samplers at most with half a GPU each are two, and a learner, a reward server and the encoder are five."""
+    gpus = ["samplers.gpus=0.5", "samplers.max=3", "learners.gpus=1", "rewards.gpus=1", "encoder.gpus=1"]
+    config = small_config(tmp_path, "refl", *gpus)
+    for there, beside in ((5.0, True), (4.0, False)):
+        monkeypatch.setattr(ray, "available_resources", lambda there=there: {"GPU": there})
+        assert has_room_beside(config) is beside
+        assert has_room_beside(small_config(tmp_path, "refl", *gpus, "encoder.gpus=0"))
 
 
 @pytest.mark.ray
