@@ -142,7 +142,7 @@ def test_what_travels_is_independent_of_the_images_per_prompt_and_holds_no_embed
         first, second = Step(loop, 0), Step(loop, 1)
         assert [len({*second.items[0].prompt_ids}), second.rows] == [2 if images == 1 else 1, 4]
         table: Any = loop.learner.embeddings
-        one_prompt = sum(tensor.nbytes for tensor in table.prompts[0].values())
+        one_prompt = sum(tensor.nbytes for tensor in table.negative(1).values())
         for step in (first, second):
             blob = b"".join(step.pickled)
             assert (

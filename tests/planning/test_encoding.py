@@ -16,7 +16,15 @@ from flowbp_ray.utils.units import GIB
 from tests.planning.common import config_of, write
 from tests.test_cli import call
 
-T5_XXL = {"model_type": "t5", "d_model": 4096, "d_ff": 10240, "d_kv": 64, "num_heads": 64, "num_layers": 24}
+T5_XXL = {
+    "architectures": ["T5EncoderModel"],
+    "model_type": "t5",
+    "d_model": 4096,
+    "d_ff": 10240,
+    "d_kv": 64,
+    "num_heads": 64,
+    "num_layers": 24,
+}
 T5_XXL |= {"vocab_size": 32128, "feed_forward_proj": "gated-gelu", "torch_dtype": "float16"}
 CPU = ["encoder.gpus=0", "encoder.threads=2"]
 
