@@ -23,7 +23,7 @@ from flowbp_ray.messages import EncodedPart
 from flowbp_ray.utils.errors import RunFailed
 from tests.driver.chaos import before_step
 from tests.driver.faulty import instead
-from tests.small import local_digest, small_config
+from tests.small import local_digest, short_prompts, small_config
 
 
 def test_each_distinct_text_once_in_the_order_of_need_with_all_its_ids() -> None:
@@ -37,14 +37,6 @@ def test_a_part_grows_until_a_call_takes_long_or_gives_much() -> None:
     assert next_size(8, 4.0, 1000, 2.0) == 4 and next_size(8, 0.0, 0, 2.0) == 16
     assert next_size(1, 0.01, PART_BYTES + 1, 2.0) == 1 and next_size(4, 0.01, PART_BYTES // 2, 2.0) == 8
     assert next_size(8, 0.01, PART_BYTES, 2.0) == 8
-
-
-def short_prompts(folder: Path, count: int) -> Path:
-    """A file with `count` different prompts in the words of the embedded model: each digit of a number is a word."""
-    words = sorted({word for record in prompts.load("shapes:train") for word in record.text.split()})[:10]
-    file = folder / f"{count}.txt"
-    file.write_text("".join(" ".join(words[int(d)] for d in str(i)) + "\n" for i in range(count)))
-    return file
 
 
 def looked_at(loop: Loop, step: int) -> tuple[int, int, int, int]:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from flowbp_ray import prompts
-from flowbp_ray.backbones.embeddings import PackedEmbeddings
+from flowbp_ray.backbones.embeddings import EMPTY, PackedEmbeddings
 from flowbp_ray.backbones.shapes import ShapesBackbone
 from flowbp_ray.cli import app
 from flowbp_ray.config.schema import RunConfig
@@ -25,7 +25,7 @@ from flowbp_ray.run.folder import comparable, differences
 from flowbp_ray.utils.console import guarded
 from flowbp_ray.weights.packing import PackedTensors
 from tests.paths import ROOT
-from tests.small import small_config
+from tests.small import short_prompts, small_config
 
 
 def started(*arguments: str) -> subprocess.Popen[str]:
@@ -84,6 +84,22 @@ def test_each_prompt_has_the_bits_that_it_has_alone() -> None:
     assert torch.allclose(alone, together, atol=1e-5)
     table = encode(small_config(Path("runs"), "refl", "encoder.cache=null"), texts)
     assert torch.equal(table.rows(range(64))["pooled_prompt_embeds"], alone)
+
+
+def test_of_107515_prompts_those_of_the_steps_are_encoded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two steps of four, and the empty one, however long the file is."""
+    held = {}
+    for count in (64, 107_515):
+        settings = [f"data.prompts={short_prompts(tmp_path, count)}", f"encoder.cache={tmp_path}/of_{count}"]
+        loop = LocalLoop(small_config(tmp_path, "refl", *settings))
+        drawn = {i for item in (*loop.items(0), *loop.items(1)) for i in item.prompt_ids}
+        assert set(loop.learner.embeddings.prompts) == {EMPTY, *drawn}
+        held[count] = PackedEmbeddings.of(loop.learner.embeddings).nbytes
+        small = ["steps=2", "data.prompts_per_step=4", "data.rollout_batch=2", "learners.micro_batch=2"]
+        with pytest.raises(SystemExit):
+            guarded(lambda given=(*settings, *small): app(["encode", "shapes_refl", "evaluation.prompts=null", *given]))
+        assert counts(capsys.readouterr().out) == [9, 9, 0]
+    assert held[64] == held[107_515] == 9 * 4 * (14 * 128 + 128)
 
 
 def test_another_cache_is_no_other_run(tmp_path: Path) -> None:
