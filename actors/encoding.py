@@ -24,6 +24,7 @@ from flowbp_ray.messages import Encoded, EncodedPart
 from flowbp_ray.utils.errors import RunFailed
 from flowbp_ray.utils.files import cache_path
 from flowbp_ray.utils.settings import MAX_CALLS_IN_FLIGHT, PoolConfig, ProcessConfig
+from flowbp_ray.utils.units import format_seconds
 
 PART_BYTES = 4 * 2**20
 """Bytes of a part, unless one prompt has more. It travels whole, even if an item needs only one of its prompts."""
@@ -48,6 +49,7 @@ class Encoding:
         self.parts: dict[int, Ref] = {}  # prompt id -> the part that holds it
         self.calls: dict[Ref, tuple[Ref, int]] = {}  # report of a call -> its part, the end of its texts
         self.issued = self.done = 0  # texts
+        self.seconds = 0.0  # that the encoder was at work
         self.size = 1  # texts of the next call
         self.encoded: Encoded | None = None
         self.log: logging.Logger | None = None
@@ -97,6 +99,7 @@ class Encoding:
         texts = self.queue[self.done : until]
         self.parts |= {i: part for _, ids in texts for i in ids}
         self.done, self.encoded, self.moved = until, report.encoded, time.monotonic()
+        self.seconds += report.seconds
         self.size = next_size(len(texts), report.seconds, report.nbytes, min(CALL_SECONDS, self.timeout / 20))
         self._call()
         if self.complete:
@@ -131,7 +134,9 @@ class Encoding:
 
     def describe(self) -> str:
         """A line on how far it is."""
-        return f"encoding prompts: {self.done} of {len(self.queue)}"
+        left = (len(self.queue) - self.done) * self.seconds / max(1, self.done)
+        soon = f", about {format_seconds(left)} left" if left >= 60 else ""
+        return f"encoding prompts: {self.done} of {len(self.queue)}{soon}"
 
     def log_to(self, log: logging.Logger) -> None:
         """Log the encoder's report: now, or once it has encoded all prompts."""
@@ -179,8 +184,9 @@ def next_size(count: int, seconds: float, nbytes: int, target: float) -> int:
 
 
 def has_room_beside(config: RunConfig) -> bool:
-    """Whether the encoder may stay while the others train: whether they find their GPUs without those it has now."""
-    pools = [(config.learners.count, config.learners.gpus), *((1, judge.gpus) for judge in config.judges)]
+    """Whether the cluster has GPUs for the encoder beside all others of the run. Ask before anything is placed."""
+    pools = [(1, config.encoder.gpus), (config.learners.count, config.learners.gpus)]
     pools += [(pool.bounds[1], pool.gpus) for pool in (config.samplers, config.rewards)]
+    pools += [(1, judge.gpus) for judge in config.judges if judge.model is not None]
     needed = sum(math.ceil(count * gpus) for count, gpus in pools)
     return not config.encoder.gpus or needed <= ray.available_resources().get("GPU", 0)

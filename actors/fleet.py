@@ -63,8 +63,9 @@ class Fleet:
     def _start(self, config: RunConfig, prompts: list[str], drawn: Sequence[int]) -> None:
         timeout = config.cluster.stall_timeout
         self.notify("placing the encoder")
+        beside = has_room_beside(config)
         self.encoding = self._encoding = Encoding(config, prompts, drawn, self.roles, self.notify)
-        if not has_room_beside(config):  # the other actors need its GPU
+        if not beside:  # the other actors need its GPU
             self.encoding.finish()
         self.notify(f"placing the learners ({config.learners.count})")
         self.learners = self._learners = LearnerGroup(config, self.roles, self.notify, self._wait, self.encoding.refs)

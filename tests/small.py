@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from flowbp_ray import prompts
 from flowbp_ray.config import loading
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.local import LocalLoop
@@ -51,3 +52,11 @@ def local_digest(config: RunConfig) -> str:
 def scorer_of(config: RunConfig) -> Scorer:
     """The rewards of `config`, in this process, whatever its `rewards.url`."""
     return Scorer(config.backbone, config.rewards, config.data.shape.batch)
+
+
+def short_prompts(folder: Path, count: int) -> Path:
+    """A file with `count` different prompts in the words of the embedded model: each digit of a number is a word."""
+    words = sorted({word for record in prompts.load("shapes:train") for word in record.text.split()})[:10]
+    file = folder / f"{count}.txt"
+    file.write_text("".join(" ".join(words[int(d)] for d in str(i)) + "\n" for i in range(count)))
+    return file

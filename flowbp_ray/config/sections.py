@@ -91,7 +91,11 @@ class DataConfig(Strict):
 
 
 class EncoderConfig(ProcessConfig):
-    """The process that encodes all prompts before training; it ends when it has done so."""
+    """The process that encodes the prompts which the run draws, ahead of training and beside it.
+
+    It ends when it has done so. With `gpus` it stays beside training where the cluster has GPUs for all; otherwise it
+    encodes everything before the others are placed.
+    """
 
     cache: str | None = Field("auto", min_length=1)
     """Folder in which embeddings are kept on disk, which runs may share. auto:

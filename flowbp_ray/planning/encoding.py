@@ -44,7 +44,9 @@ class PromptEncoding:
 
 def prompt_encoding(config: RunConfig, costs: Costs, sizes: Sizes) -> PromptEncoding:
     """Plan the encoding of `config`."""
-    prompts, counted = costs.once(("prompts",), lambda: count_prompts(config))
+    data, held_out = config.data, config.evaluation
+    draws = (config.seed, config.steps, data.prompts, data.prompts_per_step, held_out.prompts, held_out.limit)
+    prompts, counted = costs.once(("prompts", *draws), lambda: count_prompts(config))
     tokens = max(tensor.shape[1] for tensor in costs.backbone.conditioning_skeleton().values() if tensor.dim() > 2)
     flops = 2 * tokens * sum(sizes.encoders.values())
     speed = GPU_FLOPS if config.encoder.gpus else CPU_FLOPS * config.encoder.threads
@@ -76,7 +78,8 @@ def refusal(config: RunConfig, plan: PromptEncoding, sizes: Sizes, smallest_gpu:
         if smallest_gpu is None or needs <= smallest_gpu * min(1.0, config.encoder.gpus):
             return None
         room = format_bytes(int(smallest_gpu * min(1.0, config.encoder.gpus)), "GiB")
-        return f"the {parameters} need {format_bytes(needs, 'GiB')} of {room}: write encoder.gpus=0 and encoder.threads"
+        more = "encoder.gpus=1" if config.encoder.gpus < 1 and needs <= smallest_gpu else "encoder.gpus=0"
+        return f"the {parameters} need {format_bytes(needs, 'GiB')} of {room}: write {more}"
     if plan.seconds <= LONGEST:
         return None
     enough = math.ceil(plan.seconds * config.encoder.threads / LONGEST)

@@ -13,7 +13,7 @@ import ray
 
 import actors.encoding
 from actors.encoder import EncoderActor
-from actors.encoding import PART_BYTES, Encoding, distinct_texts, next_size
+from actors.encoding import PART_BYTES, Encoding, distinct_texts, has_room_beside, next_size
 from actors.process import Roles
 from flowbp_ray import driver, prompts
 from flowbp_ray.backbones.embeddings import EMPTY, PackedEmbeddings
@@ -23,7 +23,7 @@ from flowbp_ray.messages import EncodedPart
 from flowbp_ray.utils.errors import RunFailed
 from tests.driver.chaos import before_step
 from tests.driver.faulty import instead
-from tests.small import local_digest, small_config
+from tests.small import local_digest, short_prompts, small_config
 
 
 def test_each_distinct_text_once_in_the_order_of_need_with_all_its_ids() -> None:
@@ -37,14 +37,6 @@ def test_a_part_grows_until_a_call_takes_long_or_gives_much() -> None:
     assert next_size(8, 4.0, 1000, 2.0) == 4 and next_size(8, 0.0, 0, 2.0) == 16
     assert next_size(1, 0.01, PART_BYTES + 1, 2.0) == 1 and next_size(4, 0.01, PART_BYTES // 2, 2.0) == 8
     assert next_size(8, 0.01, PART_BYTES, 2.0) == 8
-
-
-def short_prompts(folder: Path, count: int) -> Path:
-    """A file with `count` different prompts in the words of the embedded model: each digit of a number is a word."""
-    words = sorted({word for record in prompts.load("shapes:train") for word in record.text.split()})[:10]
-    file = folder / f"{count}.txt"
-    file.write_text("".join(" ".join(words[int(d)] for d in str(i)) + "\n" for i in range(count)))
-    return file
 
 
 def looked_at(loop: Loop, step: int) -> tuple[int, int, int, int]:
@@ -103,7 +95,7 @@ def test_the_first_step_does_not_wait_for_the_prompts_of_the_last(local_ray: Any
     assert 1 + 4 <= at[0] < 1 + drawn
     log = (run.folder / "log.txt").read_text()
     assert f"embeddings: {1 + drawn} distinct prompts" in log
-    assert f"of {1 + drawn}; the others follow in the course of the run" in log
+    assert "; the others follow in the course of the run" in log
 
 
 class Stuck:
@@ -114,6 +106,16 @@ class Stuck:
 
     def add(self, texts: Sequence[str], ids: Sequence[tuple[int, ...]]) -> None:
         time.sleep(3600)
+
+
+def test_a_gpu_encodes_beside_training_only_where_all_have_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Three samplers at most with half a GPU each are two, and a learner, a reward server and the encoder are five."""
+    gpus = ["samplers.gpus=0.5", "samplers.max=3", "learners.gpus=1", "rewards.gpus=1", "encoder.gpus=1"]
+    config = small_config(tmp_path, "refl", *gpus)
+    for there, beside in ((5.0, True), (4.0, False)):
+        monkeypatch.setattr(ray, "available_resources", lambda there=there: {"GPU": there})
+        assert has_room_beside(config) is beside
+        assert has_room_beside(small_config(tmp_path, "refl", *gpus, "encoder.gpus=0"))
 
 
 @pytest.mark.ray

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from flowbp_ray import prompts
-from flowbp_ray.backbones.embeddings import PackedEmbeddings
+from flowbp_ray.backbones.embeddings import EMPTY, PackedEmbeddings
 from flowbp_ray.backbones.shapes import ShapesBackbone
 from flowbp_ray.cli import app
 from flowbp_ray.config.schema import RunConfig
@@ -25,7 +25,7 @@ from flowbp_ray.run.folder import comparable, differences
 from flowbp_ray.utils.console import guarded
 from flowbp_ray.weights.packing import PackedTensors
 from tests.paths import ROOT
-from tests.small import small_config
+from tests.small import short_prompts, small_config
 
 
 def started(*arguments: str) -> subprocess.Popen[str]:
@@ -86,6 +86,22 @@ def test_each_prompt_has_the_bits_that_it_has_alone() -> None:
     assert torch.equal(table.rows(range(64))["pooled_prompt_embeds"], alone)
 
 
+def test_of_107515_prompts_those_of_the_steps_are_encoded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two steps of four, and the empty one, however long the file is."""
+    held = {}
+    for count in (64, 107_515):
+        settings = [f"data.prompts={short_prompts(tmp_path, count)}", f"encoder.cache={tmp_path}/of_{count}"]
+        loop = LocalLoop(small_config(tmp_path, "refl", *settings))
+        drawn = {i for item in (*loop.items(0), *loop.items(1)) for i in item.prompt_ids}
+        assert set(loop.learner.embeddings.prompts) == {EMPTY, *drawn}
+        held[count] = PackedEmbeddings.of(loop.learner.embeddings).nbytes
+        small = ["steps=2", "data.prompts_per_step=4", "data.rollout_batch=2", "learners.micro_batch=2"]
+        with pytest.raises(SystemExit):
+            guarded(lambda given=(*settings, *small): app(["encode", "shapes_refl", "evaluation.prompts=null", *given]))
+        assert counts(capsys.readouterr().out) == [9, 9, 0]
+    assert held[64] == held[107_515] == 9 * 4 * (14 * 128 + 128)
+
+
 def test_another_cache_is_no_other_run(tmp_path: Path) -> None:
     one = comparable(small_config(tmp_path))
     other = small_config(tmp_path, "flowbp_sparse", "encoder={cache: null, threads: 2, cpus: 1}")
@@ -142,7 +158,7 @@ def test_what_travels_is_independent_of_the_images_per_prompt_and_holds_no_embed
         first, second = Step(loop, 0), Step(loop, 1)
         assert [len({*second.items[0].prompt_ids}), second.rows] == [2 if images == 1 else 1, 4]
         table: Any = loop.learner.embeddings
-        one_prompt = sum(tensor.nbytes for tensor in table.prompts[0].values())
+        one_prompt = sum(tensor.nbytes for tensor in table.negative(1).values())
         for step in (first, second):
             blob = b"".join(step.pickled)
             assert (

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flowbp_ray.backbones import Conditioning, encode_all
+from flowbp_ray.backbones.base import padded
 from flowbp_ray.backbones.guidance import full_velocity, trained_velocity
 from flowbp_ray.backbones.registry import backbone_named
 from flowbp_ray.config.learners import LoraConfig
@@ -59,6 +60,19 @@ class Setting:
 @pytest.fixture(scope="module", params=tiny.NAMES)
 def setting(request: pytest.FixtureRequest, saved: Saved) -> Setting:
     return Setting(request.param, saved)
+
+
+def test_how_far_the_prompts_are_padded_changes_no_bit(setting: Setting) -> None:
+    """Rows have their own lengths; before, all had that of the run's longest prompt. Only Qwen-Image's differ."""
+    s, most = setting, 40 if setting.name == "qwen_image" else 0
+    lengths = {s.cond["prompt_embeds"].shape[1], s.negative["prompt_embeds"].shape[1]}
+    assert (len(lengths) > 1) == (s.name == "qwen_image")
+    wide = [{n: padded(t, max(t.shape[1], most)) if n.startswith("prompt_") else t for n, t in c.items()}
+            for c in (s.cond, s.negative)]  # fmt: skip
+    for guidance in (1.0, G):
+        own, far = (full_velocity(s.backbone, s.transformer, s.sigmas, *c, guidance)(s.x, s.node, s.row)
+                    for c in ((s.cond, s.negative), wide))  # fmt: skip
+        assert torch.equal(own, far)
 
 
 @pytest.mark.parametrize("detach", [True, False])

@@ -38,7 +38,7 @@ def test_bytes_and_calls_are_those_of_a_real_step(method: str, extra: list[str])
     model, batch = config.backbone, config.data.shape.batch
     sigmas = costs.backbone.sigmas(model.num_steps, 64, 64)
     plans = plans_of_step(named, sigmas, config.plan_seed, 0, batch)
-    moved = traffic(config, costs, memory.Sizes.of(config, costs), None)
+    moved = traffic(config, costs, memory.Sizes.of(config, costs), 0)
     assert moved.states == state_bytes(config.backbone, plans) and moved.base == (moved.states if extra else 0)
     assert moved.per_update == sum(p.nbytes for p in costs.backbone.load_transformer(torch.float32).parameters())
 
