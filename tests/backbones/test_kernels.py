@@ -22,10 +22,14 @@ from tests.small import small_config
 SIZE = (32, 48)
 
 
+def loaded(name: str, saved: Saved) -> Any:
+    backbone = backbone_named(name, str(saved(name)[0]))
+    return backbone, encode_all(backbone.load_encoder(), ["a red circle", "two blue squares"])
+
+
 @pytest.fixture(params=tiny.NAMES)
 def model(request: pytest.FixtureRequest, saved: Saved) -> Any:
-    backbone = backbone_named(request.param, str(saved(request.param)[0]))
-    return backbone, encode_all(backbone.load_encoder(), ["a red circle", "two blue squares"])
+    return loaded(request.param, saved)
 
 
 def velocity_and_gradient(model: Any, transformer: Any, rows: int) -> tuple[Tensor, Tensor]:
@@ -46,14 +50,23 @@ def assert_equal(got: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor]) -> N
         assert a.shape == b.shape and float((a - b).norm() / b.norm()) < 1e-5
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_compiled_blocks_compute_the_same_with_one_graph_for_all_rows(model: Any, checkpointing: bool) -> None:
+@pytest.mark.parametrize(
+    ("name", "checkpointing"),
+    [
+        pytest.param(name, flag, marks=[] if (name, flag) == ("sd35", True) else pytest.mark.long)
+        for name in tiny.NAMES
+        for flag in (True, False)
+    ],
+)
+def test_compiled_blocks_compute_the_same_with_one_graph_for_all_rows(
+    name: str, checkpointing: bool, saved: Saved
+) -> None:
     """The graphs are counted by torch; its own autograd runs them, so that only what is traced differs."""
     from torch._dynamo import reset
     from torch._dynamo.testing import CompileCounterWithBackend
 
-    backbone, _ = model
-    transformer: Any = backbone.load_transformer(torch.float32).train()
+    model = loaded(name, saved)
+    transformer: Any = model[0].load_transformer(torch.float32).train()
     if checkpointing:
         transformer.enable_gradient_checkpointing()
     wanted = {rows: velocity_and_gradient(model, transformer, rows) for rows in (2, 3, 5)}
@@ -68,6 +81,7 @@ def test_compiled_blocks_compute_the_same_with_one_graph_for_all_rows(model: Any
     reset()
 
 
+@pytest.mark.long
 def test_the_key_compiles_what_the_sampler_and_the_learner_run(tmp_path: Path) -> None:
     """A step of the embedded model by the real compiler, against one that is not compiled."""
     reports = []
