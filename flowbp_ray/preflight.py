@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from flowbp_ray.backbones.quantised import check_library
 from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.judges import preflight as judges
@@ -41,6 +42,7 @@ def check(config: RunConfig) -> Checked:
     model, lora = config.backbone, config.learners.lora
     backbone = build_backbone(model)
     backbone.latent_shape(model.height, model.width)
+    check_library(model.quantization)
     prepared = trainable.prepare(backbone.skeleton(), lora, config.seed, backbone.lora_targets)
     train, held_out = read_prompts(config)
     agreed = handshake.check(config)

@@ -238,6 +238,14 @@ def _check_judges(config: RunConfig) -> None:
 def _check_engine(config: RunConfig) -> None:
     """Combinations that an engine cannot do, staleness without a bound on drift, and a warm-up that never ends."""
     learners = config.learners
+    if kind := config.backbone.quantization:
+        if learners.lora is None:
+            raise ValueError(
+                f"backbone.quantization={kind} freezes the base, so only adapters can be trained; write "
+                "learners.lora={rank: 16}, or backbone.quantization=null"
+            )
+        if learners.engine == "deepspeed" and learners.zero == 3:
+            raise ValueError(f"learners.zero=3 cannot shard a base in {kind}; write learners.zero=2")
     if learners.engine == "deepspeed" and learners.zero == 0 and config.backbone.dtype != "float32":
         raise ValueError(
             f"learners.zero=0 keeps no fp32 masters of {config.backbone.dtype} weights; write learners.zero=1"

@@ -39,6 +39,9 @@ class BackboneConfig(Strict):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights that compute: float32 or bfloat16. The optimizer's own copies are always float32. float16 is
     not offered, since its gradients would need loss scaling."""
+    quantization: Literal["int8", "nf4"] | None = None
+    """Hold the frozen base in fewer bits, in samplers and learners, and train adapters over it: int8 (8 bits a weight)
+    or nf4 (4.5 bits). It needs learners.lora and the extra `quant` (docs/one-card.md). null: in `dtype`."""
     sigmas: Literal["pipeline", "even"] = "pipeline"
     """Noise levels of the sampling steps. pipeline: those of the family's pipeline in diffusers. even: evenly spaced
     before the shift. They differ for sd35 only, whose published runs are even."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from flowbp_ray.backbones.embeddings import Embeddings
 from flowbp_ray.backbones.guidance import trained_velocity
+from flowbp_ray.backbones.quantised import load_base
 from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.config.learners import LearnersConfig
 from flowbp_ray.config.schema import RunConfig
@@ -56,7 +57,7 @@ class Learner:
         self.backbone = build_backbone(backbone)
         self.sigmas = self.backbone.sigmas(backbone.num_steps, backbone.height, backbone.width)
         self.terms = method.max_terms(backbone.num_steps).terms
-        transformer: Any = self.backbone.load_transformer(backbone.torch_dtype)
+        transformer: Any = load_base(self.backbone, backbone, learners.device)
         trainable.prepare(transformer, learners.lora, seed, self.backbone.lora_targets)
         if learners.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()

@@ -13,6 +13,7 @@ from flowbp_ray.backbones.embeddings import (
     PackedEmbeddings,
 )
 from flowbp_ray.backbones.guidance import full_velocity, trained_velocity
+from flowbp_ray.backbones.quantised import load_base
 from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.config.learners import LoraConfig
 from flowbp_ray.config.schema import RunConfig
@@ -54,7 +55,7 @@ class Sampler:
         self.drift_meter, self.base_velocities = drift_meter, base_velocities
         self.backbone = build_backbone(backbone)
         self.latent_shape = self.backbone.latent_shape(backbone.height, backbone.width)
-        self.transformer = self.backbone.load_transformer(backbone.torch_dtype)
+        self.transformer = load_base(self.backbone, backbone, device)
         trainable.prepare(self.transformer, lora, seed, self.backbone.lora_targets)
         self.transformer.to(device)
         self.receiver = Receiver(self.transformer)
