@@ -14,6 +14,7 @@ from torch import nn
 
 from flowbp_ray.backbones.guidance import one_branch
 from flowbp_ray.config.schema import RunConfig
+from flowbp_ray.planning.base import Linears, base_bytes
 from flowbp_ray.planning.costs import Costs
 from flowbp_ray.utils.settings import PoolConfig
 from flowbp_ray.weights import buckets
@@ -92,6 +93,8 @@ class Sizes:
     """Bytes of all text encoders, as they are stored."""
     largest: int = 0
     """Elements of the largest trained tensor."""
+    linears: Linears = Linears()
+    """The weights that quantisation replaces."""
 
     @staticmethod
     def of(config: RunConfig, costs: Costs) -> Sizes:
@@ -108,6 +111,7 @@ class Sizes:
             encoders={name: elements(encoder) for name, encoder in encoders.items()},
             encoder_bytes=sum(p.nbytes for encoder in encoders.values() for p in encoder.parameters()),
             largest=max((p.numel() for p in trained(module).values()), default=0),
+            linears=Linears.of(costs.backbone.skeleton()),
         )
 
 
@@ -128,7 +132,7 @@ def samplers(config: RunConfig, costs: Costs, sizes: Sizes) -> Role:
     item = model.torch_dtype.itemsize
     latent = latent_bytes(costs, item)
     kept = 2 * model.num_steps + 1 + 2 * config.surrogate().renoised
-    shares = [Share("weights", sizes.transformer * item)]
+    shares = [Share("weights", base_bytes(model, sizes.transformer, sizes.linears))]
     if config.learners.base_penalty is not None:
         budget = config.surrogate().max_terms(model.num_steps)
         kept += budget.terms + budget.junction
@@ -224,7 +228,7 @@ def torch_shares(config: RunConfig, sizes: Sizes) -> list[Share]:
     item, t = config.backbone.torch_dtype.itemsize, sizes.trained
     half = item < FP32
     return [
-        Share("weights", sizes.transformer * item),
+        Share("weights", base_bytes(config.backbone, sizes.transformer, sizes.linears)),
         Share("optimizer: fp32 masters", t * FP32 * half),
         Share("optimizer: moments", 2 * t * FP32),
         Share("average", t * FP32 * (config.learners.ema is not None)),
@@ -246,9 +250,9 @@ def deepspeed_shares(config: RunConfig, sizes: Sizes) -> list[Share]:
     stage, t, ema = learners.zero, sizes.trained, learners.ema is not None
     own = -(-t // learners.count) if stage else t
     place: Place = "host" if learners.offload else "device"
-    fixed = sizes.transformer if stage < 3 else -(-sizes.transformer // learners.count)
+    whole = base_bytes(config.backbone, sizes.transformer, sizes.linears)
     shares = [
-        Share("weights", fixed * item),
+        Share("weights", whole if stage < 3 else -(-sizes.transformer // learners.count) * item),
         Share("optimizer: fp32 masters", own * FP32 * (stage > 0), place=place),
         Share("optimizer: moments", 2 * own * FP32, place=place),
         Share("average", own * FP32 * ema, place=place),

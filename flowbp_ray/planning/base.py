@@ -1,0 +1,43 @@
+"""Bytes of the transformer's weights as a process holds them, quantised or not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import get_args
+
+from torch import nn
+
+from flowbp_ray.backbones.quantised import Quantization, quantised_bytes
+from flowbp_ray.config.sections import BackboneConfig
+
+
+@dataclass(frozen=True)
+class Linears:
+    """The weights of a model's linear layers, which quantisation replaces."""
+
+    elements: int = 0
+    largest: int = 0
+    """Elements of the largest weight."""
+    codes: Mapping[str, int] | None = None
+    """Quantisation -> bytes of all codes and scales."""
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Linears:
+        """Counted in a module without adapters, on any device."""
+        shapes = [layer.weight.shape for layer in module.modules() if isinstance(layer, nn.Linear)]
+        kinds: tuple[Quantization, ...] = get_args(Quantization)
+        codes = {kind: sum(quantised_bytes(shape, kind) for shape in shapes) for kind in kinds}
+        return cls(sum(s.numel() for s in shapes), max((s.numel() for s in shapes), default=0), codes)
+
+
+def base_bytes(model: BackboneConfig, transformer: int, linears: Linears) -> int:
+    """Bytes of all weights. transformer: their number, adapters included.
+
+    With quantisation one layer is dense for the time of its product; it is counted.
+    """
+    item = model.torch_dtype.itemsize
+    if model.quantization is None:
+        return transformer * item
+    assert linears.codes is not None
+    return (transformer - linears.elements + linears.largest) * item + linears.codes[model.quantization]
