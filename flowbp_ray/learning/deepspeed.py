@@ -45,7 +45,7 @@ class DeepSpeedEngine:
         self.named = trained(module)
         self.shapes = {name: p.shape for name, p in self.named.items()}  # stage 3 leaves empty tensors behind
         self.max_grad_norm = config.optimizer.max_grad_norm
-        self.optimizer = adamw(list(self.named.values()), config.optimizer)
+        self.optimizer = adamw(list(self.named.values()), config.optimizer, config.device)
         self.engine, *_ = deepspeed.initialize(
             model=module,
             optimizer=self.optimizer,

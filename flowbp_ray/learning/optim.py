@@ -12,9 +12,15 @@ from torch import Tensor, nn
 from flowbp_ray.config.learners import OptimizerConfig, ScheduleConfig
 
 
-def adamw(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:
+def adamw(parameters: list[nn.Parameter], config: OptimizerConfig, device: str) -> torch.optim.AdamW:
+    """AdamW over `parameters`. device: where the forwards compute; an offloaded state may be elsewhere.
+
+    On CUDA one fused kernel updates everything in place (over a list of tensors it would hold one more number per
+    parameter). On CPUs it is torch's default, whose last bits differ from those of the fused kernel.
+    """
+    fused = True if device == "cuda" else None
     return torch.optim.AdamW(
-        parameters, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay
+        parameters, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, fused=fused
     )
 
 

@@ -20,7 +20,10 @@ T = TypeVar("T")
 
 
 class Costs:
-    """Traces of one model folder. Each is made once, since advice asks for the same ones many times."""
+    """Traces of one model folder at one image size. Each is made once: advice asks for the same ones many times.
+
+    Configurations of the same model may share one, whatever their methods, pools and batches.
+    """
 
     def __init__(self, config: RunConfig) -> None:
         """Raises ValueError where the folder holds no model of the family, or the image size is not possible."""
@@ -41,8 +44,10 @@ class Costs:
 
     def node(self, config: RunConfig) -> Cost:
         """A learner's largest forward and backward, the junction's gradient at x included."""
-        learners, rows = config.learners, largest(config)
-        key = ("node", str(learners.lora), learners.gradient_checkpointing, rows)
+        model, learners, rows = config.backbone, config.learners, largest(config)
+        attached = not (one_branch(self.backbone, model.guidance) or model.detach_negative)
+        junction = config.surrogate().max_terms(model.num_steps).junction
+        key = ("node", str(learners.lora), learners.gradient_checkpointing, rows, attached, bool(junction))
         return self.once(key, lambda: self._velocity(config, rows, config.backbone.guidance, True))
 
     def decoding(self, rows: int, differentiate: bool) -> Cost:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from flowbp_ray.config.schema import RunConfig
-from flowbp_ray.planning import memory
+from flowbp_ray.planning import learner_memory, memory, sharing
 from flowbp_ray.planning.costs import Costs
 from flowbp_ray.planning.memory import Role, Sizes
 from flowbp_ray.planning.traffic import Traffic, traffic
@@ -33,6 +33,8 @@ class Forecast:
     """Bytes of host memory, all nodes together, the object store included."""
     judges: tuple[Role, ...] = ()
     """The judges that the run serves itself."""
+    turns: bool = False
+    """Whether roles that share a GPU take turns on it (`flowbp_ray.planning.sharing`)."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and numbers, for JSON; a role also says its total and its fullest phase."""
@@ -58,12 +60,15 @@ def forecast(config: RunConfig, costs: Costs | None = None) -> Forecast:
     texts = costs.once(("prompts",), lambda: count_prompts(config))
     roles = (
         memory.samplers(config, costs, sizes),
-        memory.learners(config, costs, sizes),
+        learner_memory.learners(config, costs, sizes),
         memory.rewards(config, costs, sizes),
     )
     done, moved, judges = work(config, costs), traffic(config, costs, sizes, texts), memory.judges(config)
     total = host(config, roles, sizes, moved) + sum(2 * PROCESS + (0 if j.gpus else j.nbytes) for j in judges)
-    return Forecast(sizes, roles, moved, done, ratio([w.time for w in done]), total, judges)
+    roles = sharing.divide(config, roles)
+    return Forecast(
+        sizes, roles, moved, done, ratio([w.time for w in done]), total, judges, sharing.take_turns(config)
+    )
 
 
 def count_prompts(config: RunConfig) -> int | None:

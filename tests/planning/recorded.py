@@ -1,0 +1,94 @@
+"""Traces of the published models at true size, kept in tests/data/traces.json because making them takes minutes.
+
+`python -m tests.planning.recorded` makes those that the shipped runs need and that are not there yet; with `--anew` all.
+A test marked long makes some of them again and compares.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from flowbp_ray.config import loading
+from flowbp_ray.config.schema import RunConfig
+from flowbp_ray.planning.costs import Costs
+from flowbp_ray.planning.forecast import forecast
+from flowbp_ray.planning.memory import Sizes
+from flowbp_ray.planning.trace import Cost
+from flowbp_ray.surrogate import METHODS
+from tests.paths import DATA
+from tests.planning.common import write
+
+FILE = DATA / "traces.json"
+FAMILIES = {
+    "sd35": "stabilityai/stable-diffusion-3.5-medium",
+    "flux1": "black-forest-labs/FLUX.1-dev",
+    "flux2": "black-forest-labs/FLUX.2-klein-base-9B",
+}
+VAE = {
+    "_class_name": "AutoencoderKL",
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "latent_channels": 16,
+    "layers_per_block": 2,
+    "scaling_factor": 1.5305,
+    "shift_factor": 0.0609,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
+"""Of SD3.5 and FLUX.1, whose scaling differs and does not matter here. That of FLUX.2 is its class's default."""
+PUBLISHED = [f"{family}_{method}" for family in FAMILIES for method in METHODS]
+
+
+def model_folder(family: str, folder: Path) -> Path:
+    """The configurations of a published model, below `folder`, without a weight."""
+    entry = json.loads((DATA / "model_configs.json").read_text())[FAMILIES[family]]
+    write(folder, "transformer", entry["config"] | {"_class_name": entry["class"]})
+    write(folder, "vae", {"_class_name": "AutoencoderKLFlux2"} if family == "flux2" else VAE)
+    return folder
+
+
+class RecordedCosts(Costs):
+    """The traces of a published model from the file; one that is missing fails, or is made with `record`."""
+
+    def __init__(self, config: RunConfig, record: bool = False) -> None:
+        super().__init__(config)
+        self.name, self.record = config.backbone.name, record
+        self.kept: dict[str, Any] = json.loads(FILE.read_text()) if FILE.is_file() else {}
+
+    def once(self, key: tuple[Any, ...], find: Callable[[], Any]) -> Any:
+        """As in `Costs`; numbers of prompts are not kept."""
+        if key[0] == "prompts" or key in self.known:
+            return super().once(key, find)
+        name = f"{self.name} {key!r}"
+        if name not in self.kept:
+            assert self.record, f"{FILE.name} has no {name}; run python -m tests.planning.recorded"
+            print(name, flush=True)
+            self.kept[name] = asdict(find())
+            FILE.write_text(json.dumps(dict(sorted(self.kept.items())), indent=1) + "\n")
+        kind = Sizes if key[0] == "sizes" else Cost
+        return super().once(key, lambda: kind(**self.kept[name]))
+
+
+def main(anew: bool) -> None:
+    """Make the traces of all runs of the published families that are shipped."""
+    if anew:
+        FILE.unlink(missing_ok=True)
+    shipped = sorted(path.stem for path in (loading.shipped() / "runs").glob("*.yaml"))
+    for family in FAMILIES:
+        with tempfile.TemporaryDirectory() as folder:
+            model_folder(family, Path(folder))
+            for name in shipped:
+                if name.startswith(f"{family}_"):
+                    config = loading.load(name, [f"backbone.path={folder}"])
+                    forecast(config, RecordedCosts(config, record=True))
+
+
+if __name__ == "__main__":
+    main("--anew" in sys.argv)
