@@ -20,6 +20,7 @@ from actors.process import REAL, Roles, actor_options
 from actors.queue_stats import QueueStats
 from actors.reward import RemoteReward
 from actors.sampler import RemoteSampler
+from actors.shared import RemoteShared, pool_of_both
 from flowbp_ray.backbones import distinct
 from flowbp_ray.backbones.embeddings import Encoded
 from flowbp_ray.config.rewards import RewardsConfig
@@ -68,8 +69,13 @@ class Fleet:
         if config.encoder.gpus:  # the other actors may need its GPU
             self.encoded = encoding.finish(timeout, self.notify)
         self.notify(f"placing the learners ({config.learners.count})")
-        self.learners = self._learners = LearnerGroup(config, self.roles, self.notify, self._wait)
-        samplers = self._pool("sampler", "samplers", self.roles.sampler or RemoteSampler, config.samplers)
+        shares = config.cluster.share_base and self.roles.sampler is None  # emulated processes have nothing to share
+        self.learners = self._learners = LearnerGroup(config, self.roles, self.notify, self._wait, shares)
+        if shares:
+            samplers = self._pool("sampler", "samplers", RemoteShared, pool_of_both(config))
+            self.learners.host = samplers.handles[0]
+        else:
+            samplers = self._pool("sampler", "samplers", self.roles.sampler or RemoteSampler, config.samplers)
         reward = self.roles.reward or RemoteReward
         scorers = self._pool("reward server", "rewards", reward, config.rewards, self.agreed)
         built = self.learners.launch(self.embeddings)

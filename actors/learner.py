@@ -22,6 +22,9 @@ from flowbp_ray.weights.packing import PackedTensors
 class LearnerActor:
     """One learner rank. It is built in two steps: rank 0 names the rendezvous, then all ranks join it in `build`."""
 
+    base: Any = None
+    """The loaded base, where it is shared with a sampler of the same process."""
+
     def rendezvous(self) -> tuple[str, int]:
         """Return this host's address and a free port."""
         return ray.util.get_node_ip_address(), free_port("")
@@ -32,11 +35,11 @@ class LearnerActor:
         from flowbp_ray.learning.learner import build_learner
 
         prepare(config, config.learners.threads)
-        if config.learners.engine == "deepspeed":
+        if config.learners.engine == "deepspeed" and self.base is None:
             from flowbp_ray.learning.deepspeed import join_process_group
 
             join_process_group(rank, config.learners, address, port, config.cluster.stall_timeout)
-        self.learner = build_learner(config, embeddings.unpack(), rank)
+        self.learner = build_learner(config, embeddings.unpack(), rank, self.base)
         return socket.gethostname()
 
     def step(

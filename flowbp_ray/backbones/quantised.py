@@ -20,9 +20,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from flowbp_ray.backbones.base import Backbone
-from flowbp_ray.config.sections import BackboneConfig
-
 Quantization = Literal["int8", "nf4"]
 BLOCK = 64
 """Weights of one scale in nf4; in int8 it is a row. The same as bitsandbytes' default."""
@@ -77,16 +74,6 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         return gradient @ ctx.layer.dense(), None
-
-
-def load_base(backbone: Backbone, config: BackboneConfig, device: str) -> nn.Module:
-    """Load the transformer of `config`, in eval mode, with linear layers in `config.quantization`.
-
-    Without quantisation it is on the CPU. With it, its linear layers are on `device` and quantised there one after the
-    other: the host holds the dense model while it is read, the device never more than one dense layer of it.
-    """
-    transformer = backbone.load_transformer(config.torch_dtype)
-    return quantise(transformer, config.quantization, device) if config.quantization else transformer
 
 
 def quantise(module: nn.Module, kind: Quantization, device: torch.device | str = "cpu") -> nn.Module:

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from flowbp_ray.config.learners import LearnersConfig
 from flowbp_ray.config.method import build_method
+from flowbp_ray.config.one_card import check_one_card
 from flowbp_ray.config.rewards import RewardsConfig
 from flowbp_ray.config.sections import (
     BackboneConfig,
@@ -129,6 +130,7 @@ def check_together(config: RunConfig) -> None:
     _check_batch(config)
     _check_engine(config)
     _check_gpus(config)
+    check_one_card(config.backbone, config.learners, config.samplers, config.cluster)
     _check_scaling(config)
     _check_guard(config)
     _check_judges(config)
@@ -238,14 +240,6 @@ def _check_judges(config: RunConfig) -> None:
 def _check_engine(config: RunConfig) -> None:
     """Combinations that an engine cannot do, staleness without a bound on drift, and a warm-up that never ends."""
     learners = config.learners
-    if kind := config.backbone.quantization:
-        if learners.lora is None:
-            raise ValueError(
-                f"backbone.quantization={kind} freezes the base, so only adapters can be trained; write "
-                "learners.lora={rank: 16}, or backbone.quantization=null"
-            )
-        if learners.engine == "deepspeed" and learners.zero == 3:
-            raise ValueError(f"learners.zero=3 cannot shard a base in {kind}; write learners.zero=2")
     if learners.engine == "deepspeed" and learners.zero == 0 and config.backbone.dtype != "float32":
         raise ValueError(
             f"learners.zero=0 keeps no fp32 masters of {config.backbone.dtype} weights; write learners.zero=1"

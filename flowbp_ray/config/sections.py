@@ -181,6 +181,10 @@ class ClusterConfig(Strict):
     colocate: bool = False
     """true: samplers, reward servers and the one learner share a GPU: each process gets an equal part of it,
     whatever its `gpus` says."""
+    share_base: bool = False
+    """true: the sampler and the learner are one process with one copy of the frozen base, in turns, for adapters on
+    one GPU. The weights are the same as those of two processes (docs/one-card.md). The process takes the `threads` of
+    learners, and the sum of the two pools' cpus and gpus."""
     transport: Literal["object_store"] = "object_store"
     """How weights travel from learners to samplers. Ray's object store is the only way so far."""
 

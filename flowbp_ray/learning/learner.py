@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from flowbp_ray.backbones.embeddings import Embeddings
+from flowbp_ray.backbones.frozen import load_base
 from flowbp_ray.backbones.guidance import trained_velocity
-from flowbp_ray.backbones.quantised import load_base
 from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.config.learners import LearnersConfig
 from flowbp_ray.config.schema import RunConfig
@@ -47,17 +47,19 @@ class Learner:
         batch: int,
         seed: int = 0,
         rank: int = 0,
+        base: nn.Module | None = None,
     ) -> None:
         """steps: optimizer steps of the run, for the learning rate schedule. batch: rows of the global batch.
 
         seed: initialises the adapters. An engine over several ranks needs the process group to be joined before.
+        base: a loaded base on the learner's device, whose tensors are used and not changed.
         """
         self.model, self.config, self.steps, self.batch = backbone, learners, steps, batch
         self.rank, self.embeddings = rank, embeddings
         self.backbone = build_backbone(backbone)
         self.sigmas = self.backbone.sigmas(backbone.num_steps, backbone.height, backbone.width)
         self.terms = method.max_terms(backbone.num_steps).terms
-        transformer: Any = load_base(self.backbone, backbone, learners.device)
+        transformer: Any = load_base(self.backbone, backbone, learners.device, base)
         trainable.prepare(transformer, learners.lora, seed, self.backbone.lora_targets)
         if learners.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
@@ -243,8 +245,10 @@ def make_engine(module: nn.Module, config: LearnersConfig, dtype: torch.dtype) -
     return DeepSpeedEngine(module, config, dtype)
 
 
-def build_learner(config: RunConfig, embeddings: Embeddings, rank: int = 0) -> Learner:
-    """Build a learner rank of a run in this process. With DeepSpeed, join the process group before."""
+def build_learner(
+    config: RunConfig, embeddings: Embeddings, rank: int = 0, base: nn.Module | None = None
+) -> Learner:
+    """Build a learner rank of a run in this process. With DeepSpeed, join the process group before. base: as there."""
     return Learner(
         config.backbone,
         config.learners,
@@ -254,4 +258,5 @@ def build_learner(config: RunConfig, embeddings: Embeddings, rank: int = 0) -> L
         batch=config.data.shape.batch,
         seed=config.seed,
         rank=rank,
+        base=base,
     )

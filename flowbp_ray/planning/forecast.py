@@ -86,7 +86,8 @@ def host(config: RunConfig, roles: tuple[Role, ...], sizes: Sizes, moved: Traffi
     """
     loaded = sizes.transformer * config.backbone.torch_dtype.itemsize
     total = PROCESS + sizes.encoder_bytes + moved.in_flight
-    for role, weights in zip(roles, (loaded, loaded, sizes.vae * memory.FP32), strict=True):
+    own = 0 if config.cluster.share_base else loaded
+    for role, weights in zip(roles, (own, loaded, sizes.vae * memory.FP32), strict=True):
         each = weights if role.gpus else max(role.nbytes, weights)
         each += max(role.held(phase, "host") for phase in memory.MEMORY_PHASES) + PROCESS
         total += role.count * each

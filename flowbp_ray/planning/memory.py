@@ -6,7 +6,7 @@ all of them, the rest in one phase only. The phase that holds most decides wheth
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -55,6 +55,8 @@ class Role:
     gpus: float
     """GPUs that each process asks of Ray; 0 runs on CPUs."""
     shares: tuple[Share, ...]
+    process: bool = True
+    """Whether its processes are its own. False: it is in the learner's process, whose CUDA context counts there."""
 
     def held(self, phase: str, place: Place = "device") -> int:
         """Bytes in one phase, without overhead."""
@@ -79,7 +81,7 @@ class Role:
     def needs(self, phase: str) -> int:
         """Bytes in one phase, overhead included; in a phase that is not its own it is at rest."""
         held = self.held(phase)
-        return held + (WORKSPACE + int(FRAGMENTATION * held) if self.gpus else 0)
+        return held + (WORKSPACE * self.process + int(FRAGMENTATION * held) if self.gpus else 0)
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,9 @@ def samplers(config: RunConfig, costs: Costs, sizes: Sizes) -> Role:
     item = model.torch_dtype.itemsize
     latent = latent_bytes(costs, item)
     kept = 2 * model.num_steps + 1 + 2 * config.surrogate().renoised
-    shares = [Share("weights", base_bytes(model, sizes.transformer, sizes.linears))]
+    shared = config.cluster.share_base  # then the learner's process holds the base
+    whole = sizes.trained * item if shared else base_bytes(model, sizes.transformer, sizes.linears)
+    shares = [Share("adapters" if shared else "weights", whole)]
     if config.learners.base_penalty is not None:
         budget = config.surrogate().max_terms(model.num_steps)
         kept += budget.terms + budget.junction
@@ -152,7 +156,7 @@ def samplers(config: RunConfig, costs: Costs, sizes: Sizes) -> Role:
         guidance = max([*config.evaluation.guidance, *config.evaluation.guidance_ends])
         shares.append(Share("activations, no gradient", costs.rollout(config, rows, guidance).peak, "evaluation"))
         shares.append(Share("states and velocities", rows * kept * latent, "evaluation"))
-    return role("samplers", config.samplers, shares)
+    return replace(role("samplers", config.samplers, shares), process=not shared)
 
 
 def rewards(config: RunConfig, costs: Costs, sizes: Sizes) -> Role:
