@@ -10,6 +10,9 @@ from torch import nn
 
 from flowbp_ray.backbones.quantised import Quantization, quantised_bytes
 from flowbp_ray.config.sections import BackboneConfig
+from flowbp_ray.planning.costs import Costs
+
+LINEARS = ("linears",)
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,14 @@ class Linears:
         kinds: tuple[Quantization, ...] = get_args(Quantization)
         codes = {kind: sum(quantised_bytes(shape, kind) for shape in shapes) for kind in kinds}
         return cls(sum(s.numel() for s in shapes), max((s.numel() for s in shapes), default=0), codes)
+
+
+def linears_of(costs: Costs) -> Linears:
+    """The linear layers of the model of `costs`, counted once."""
+    if LINEARS not in costs.known:
+        costs.known[LINEARS] = Linears.of(costs.backbone.skeleton())
+    found: Linears = costs.known[LINEARS]
+    return found
 
 
 def base_bytes(model: BackboneConfig, transformer: int, linears: Linears) -> int:

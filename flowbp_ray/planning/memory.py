@@ -14,7 +14,7 @@ from torch import nn
 
 from flowbp_ray.backbones.guidance import one_branch
 from flowbp_ray.config.schema import RunConfig
-from flowbp_ray.planning.base import Linears, base_bytes
+from flowbp_ray.planning.base import Linears, base_bytes, linears_of
 from flowbp_ray.planning.costs import Costs
 from flowbp_ray.utils.settings import PoolConfig
 from flowbp_ray.weights.trainable import trained
@@ -99,12 +99,13 @@ class Sizes:
     largest: int = 0
     """Elements of the largest trained tensor."""
     linears: Linears = Linears()
-    """The weights that quantisation replaces."""
+    """The weights that quantisation replaces; counted where it is on."""
 
     @staticmethod
     def of(config: RunConfig, costs: Costs) -> Sizes:
         """Counted on the meta device, once for the same adapters."""
-        return costs.once(("sizes", str(config.learners.lora)), lambda: Sizes._count(config, costs))
+        found = costs.once(("sizes", str(config.learners.lora)), lambda: Sizes._count(config, costs))
+        return replace(found, linears=linears_of(costs)) if config.backbone.quantization else found
 
     @staticmethod
     def _count(config: RunConfig, costs: Costs) -> Sizes:
@@ -116,7 +117,6 @@ class Sizes:
             encoders={name: elements(encoder) for name, encoder in encoders.items()},
             encoder_bytes=sum(p.nbytes for encoder in encoders.values() for p in encoder.parameters()),
             largest=max((p.numel() for p in trained(module).values()), default=0),
-            linears=Linears.of(costs.backbone.skeleton()),
         )
 
 

@@ -24,7 +24,7 @@ from flowbp_ray.planning.costs import Costs
 from flowbp_ray.weights import trainable
 from tests.artifacts.exporting import trained_run
 from tests.backbones import tiny
-from tests.backbones.families import PROMPTS, relative, run_config
+from tests.backbones.families import PROMPTS, run_config
 from tests.conftest import Saved
 from tests.planning.common import peak_of
 
@@ -150,7 +150,8 @@ def test_adapters_get_the_gradient_of_the_dequantised_model(
     assert found[0][2].keys() == found[1][2].keys()
     pairs = [found[0][:2], found[1][:2]]
     for a, b in [*zip(*pairs, strict=True), *((found[0][2][k].grad, found[1][2][k].grad) for k in found[0][2])]:
-        assert a is not None and b is not None and relative(a, b) < 1e-5
+        assert a is not None and b is not None
+        assert float((a - b).norm()) <= 1e-5 * float(b.norm())  # in a last block some are exactly zero
 
 
 @pytest.mark.parametrize("kind", KINDS)
