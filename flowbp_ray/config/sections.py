@@ -176,8 +176,8 @@ class ClusterConfig(Strict):
     """Who changes the number of samplers and reward servers, within their min and max. hand: only
     `flowbp-ray scale`. rule: also the run itself, from how busy they are; it needs staleness of at least 1."""
     colocate: bool = False
-    """true: samplers, reward servers and the one learner share a GPU: each process gets an equal part of it,
-    whatever its `gpus` says."""
+    """true: samplers, reward servers and the one learner share a GPU: each process gets the part of it that
+    `flowbp-ray plan` says it needs, whatever its `gpus` says, and gives back cached memory when its turn is over."""
     transport: Literal["object_store"] = "object_store"
     """How weights travel from learners to samplers. Ray's object store is the only way so far."""
 
