@@ -6,7 +6,7 @@ from typing import Any
 
 import ray
 
-from actors.learner import LearnerActor
+from actors.learner import LearnerActor, learner_threads
 from actors.process import prepare
 from actors.sampler import SamplerActor
 from flowbp_ray.backbones.frozen import shared_base
@@ -23,8 +23,8 @@ class SharedActor(LearnerActor, SamplerActor):
     """
 
     def __init__(self, config: RunConfig) -> None:
-        learners = config.learners
-        prepare(config, learners.threads)
+        self.config, learners = config, config.learners
+        prepare(config, learner_threads(learners))
         if learners.engine == "deepspeed":  # the only rank; joined here because it must come before the base
             from flowbp_ray.learning.deepspeed import join_process_group
 

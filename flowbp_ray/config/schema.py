@@ -137,7 +137,10 @@ def check_together(config: RunConfig) -> None:
 
 
 def share_a_gpu(plain: Any) -> Any:
-    """The plain tree; with cluster.colocate `gpus` of samplers, rewards and learners are equal parts of one GPU."""
+    """The plain tree; with cluster.colocate `gpus` of samplers, rewards and learners are parts of one GPU.
+
+    They are equal here, where the model is not known; `flowbp_ray.planning.colocation` replaces them by what is needed.
+    """
     if (
         not isinstance(plain, dict)
         or not isinstance(plain.get("cluster"), dict)
@@ -246,6 +249,9 @@ def _check_engine(config: RunConfig) -> None:
         )
     if learners.offload and (learners.engine == "torch" or learners.zero == 0):
         raise ValueError("learners.offload needs shards: write learners.engine=deepspeed and learners.zero=1 or more")
+    if learners.optimizer.moments == "int8" and learners.engine != "torch":
+        raise ValueError("learners.optimizer.moments=int8 is there for one rank; write learners.engine=torch, or "
+                         "learners.optimizer.moments=fp32, which deepspeed shards over its ranks")  # fmt: skip
     if config.staleness > 1 and config.drift.max is None:
         raise ValueError(
             f"staleness={config.staleness} needs drift.max (samples that aged more are masked); "

@@ -45,8 +45,23 @@ def check_fit(config: RunConfig, cluster: Cluster, costs: Costs) -> FitVerdict:
         return FitVerdict(True, f"fits: {asked} of {len(cluster.gpus)} GPUs, {_headroom(plan, cluster)}", {})
     changes = _remedy(config, plan, cluster, costs)
     if changes is not None:
-        return FitVerdict(False, f"{wrong[0]}: write {_as_overrides(changes)}", changes)
+        slower = _offloaded(config, plan, changes)
+        return FitVerdict(False, f"{wrong[0]}{slower}: write {_as_overrides(changes)}", changes)
     return FitVerdict(False, f"{wrong[0]}: nothing that plan tries is enough; {_least_gpus(plan)}", {})
+
+
+SECONDS_OF_ADAMW = 9.3e-9
+"""Of one CPU thread for one parameter, measured on one core of a server."""
+
+
+def _offloaded(config: RunConfig, plan: Forecast, changes: Changes) -> str:
+    """What AdamW on the host costs, if that is among the changes."""
+    if not changes.get("learners.offload"):
+        return ""
+    count = changes.get("learners.count", config.learners.count)
+    seconds = SECONDS_OF_ADAMW * plan.sizes.trained / count
+    threads = "all cores" if config.learners.threads is None else f"the {config.learners.threads} of learners.threads"
+    return f"; AdamW on the host takes {seconds:.0f} s a step, divided by its threads ({threads})"
 
 
 def _headroom(plan: Forecast, cluster: Cluster) -> str:

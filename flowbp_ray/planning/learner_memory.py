@@ -29,6 +29,13 @@ def bucket_bytes(config: RunConfig, sizes: Sizes) -> int:
     return max(min(buckets.BUCKET, -(-sizes.trained // config.learners.count) * item), sizes.largest * item)
 
 
+def moment_bytes(config: RunConfig, count: int) -> int:
+    """Bytes of AdamW's two moments of `count` parameters: in int8 one each, and an fp32 scale for every 256."""
+    if config.learners.optimizer.moments == "fp32":
+        return 2 * count * FP32
+    return 2 * (count + count // 256 * FP32)
+
+
 def torch_shares(config: RunConfig, sizes: Sizes) -> list[Share]:
     """What `TorchEngine` holds on its one rank.
 
@@ -41,7 +48,7 @@ def torch_shares(config: RunConfig, sizes: Sizes) -> list[Share]:
     return [
         Share("weights", base_bytes(config.backbone, sizes.transformer, sizes.linears)),
         Share("optimizer: fp32 masters", t * FP32 * half),
-        Share("optimizer: moments", 2 * t * FP32),
+        Share("optimizer: moments", moment_bytes(config, t)),
         Share("average", t * FP32 * (config.learners.ema is not None)),
         Share("gradients", t * item, "backward"),
         Share("fp32 gradients", t * FP32, "optimizer"),
@@ -76,7 +83,8 @@ def deepspeed_shares(config: RunConfig, sizes: Sizes) -> list[Share]:
     ]
     if stage == 0:
         return [*shares, Share("gradients on their way", min(BUCKET, t) * item, "backward")]
-    bucket = Share("gradients on their way", BUCKET * item, "backward" if stage < 3 else "", built=True)
+    buffers = 2 if learners.interconnect == "pcie" else 1
+    bucket = Share("gradients on their way", buffers * BUCKET * item, "backward" if stage < 3 else "", built=True)
     shares += [bucket, Share("fp32 gradients", updated * FP32, "optimizer", place)]
     if stage < 3:
         return [*shares, Share("gradients of this node", own * item, "backward")]

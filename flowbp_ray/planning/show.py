@@ -36,6 +36,8 @@ def _sizes(plan: Forecast) -> Table:
     listed = ", ".join(f"{name} {format_bytes(nbytes)}" for name, nbytes in parts.items())
     table.add_row("bytes per image", format_bytes(moved.per_image), f"at most: {listed}")
     table.add_row("bytes per weight update", format_bytes(moved.per_update), "once to each node with samplers")
+    if moved.between_learners:
+        table.add_row("bytes between learners", format_bytes(moved.between_learners), "each sends in a step")
     texts = "of unknown number" if moved.prompts is None else f"of {moved.prompts:,}"
     table.add_row("bytes per prompt", format_bytes(moved.per_prompt), f"{texts}, the longest text, encoded once")
     held = f"{moved.images} images, {moved.versions} versions of the weights, the prompts"

@@ -1,7 +1,7 @@
 """Traces of the published models at true size, kept in tests/data/traces.json because making them takes minutes.
 
-`python -m tests.planning.recorded` makes those that the shipped runs need and that are not there yet; with `--anew` all.
-A test marked long makes some of them again and compares.
+`python -m benchmarks.published` makes those that the shipped runs need and that are not there yet; with `--anew` all, as
+after a change of what is traced. A test marked long makes some of them again and compares.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from flowbp_ray.planning.forecast import forecast
 from flowbp_ray.planning.memory import Sizes
 from flowbp_ray.planning.trace import Cost
 from flowbp_ray.surrogate import METHODS
-from tests.paths import DATA
-from tests.planning.common import write
 
+DATA = Path(__file__).resolve().parents[1] / "tests" / "data"
 FILE = DATA / "traces.json"
 FAMILIES = {
     "sd35": "stabilityai/stable-diffusion-3.5-medium",
@@ -49,8 +48,10 @@ PUBLISHED = [f"{family}_{method}" for family in FAMILIES for method in METHODS]
 def model_folder(family: str, folder: Path) -> Path:
     """The configurations of a published model, below `folder`, without a weight."""
     entry = json.loads((DATA / "model_configs.json").read_text())[FAMILIES[family]]
-    write(folder, "transformer", entry["config"] | {"_class_name": entry["class"]})
-    write(folder, "vae", {"_class_name": "AutoencoderKLFlux2"} if family == "flux2" else VAE)
+    vae = {"_class_name": "AutoencoderKLFlux2"} if family == "flux2" else VAE
+    for part, config in (("transformer", entry["config"] | {"_class_name": entry["class"]}), ("vae", vae)):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+        (folder / part / "config.json").write_text(json.dumps(config))
     return folder
 
 
@@ -68,7 +69,7 @@ class RecordedCosts(Costs):
             return super().once(key, find)
         name = f"{self.name} {key!r}"
         if name not in self.kept:
-            assert self.record, f"{FILE.name} has no {name}; run python -m tests.planning.recorded"
+            assert self.record, f"{FILE.name} has no {name}; run python -m benchmarks.published"
             print(name, flush=True)
             self.kept[name] = asdict(find())
             FILE.write_text(json.dumps(dict(sorted(self.kept.items())), indent=1) + "\n")
