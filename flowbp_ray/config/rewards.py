@@ -87,6 +87,9 @@ class RewardsConfig(ElasticPoolConfig):
     bfloat16, half the memory. A reward's own `options.dtype` goes before it."""
     decoder: DecoderConfig = DecoderConfig()
     """How the decoder saves memory."""
+    offload: bool = False
+    """true: the decoder and the rewards' models wait in host memory (pinned) between the calls that need them. Each
+    call copies them to the GPU first; the scores are the same bits. For a GPU that other roles use in turns."""
     url: Annotated[list[str], Field(min_length=1)] | None = None
     """Address of a `flowbp-ray serve-reward`, or a list of them, which then score in place of this cluster: process i
     of the pool asks address i modulo their number. null: the rewards are computed by the pool itself."""

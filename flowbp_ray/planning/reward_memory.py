@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from flowbp_ray.backbones.decoding import Decoding
 from flowbp_ray.config.rewards import RewardConfig
@@ -44,7 +45,14 @@ def rewards(config: RunConfig, costs: Costs, sizes: Sizes) -> Role:
         shares.append(
             Share("rewards' activations" if seen > peak else "decoder activations", max(seen, peak), "evaluation")
         )
-    return role("reward servers", config.rewards, shares)
+    return role("reward servers", config.rewards, offloaded(shares) if config.rewards.offload else shares)
+
+
+def offloaded(shares: Sequence[Share]) -> list[Share]:
+    """The shares with `rewards.offload`: what is always held is on the host, and on the device while it is used."""
+    fixed, phases = [s for s in shares if not s.phase], dict.fromkeys(s.phase for s in shares if s.phase)
+    there = [replace(share, phase=phase) for share in fixed for phase in phases]
+    return [*(replace(share, place="host") for share in fixed), *there, *(s for s in shares if s.phase)]
 
 
 def stated(config: RunConfig, reward: RewardConfig, costs: Costs) -> Skeleton | None:

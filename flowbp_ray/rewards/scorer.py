@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from flowbp_ray.rewards import base
 from flowbp_ray.rewards.base import build
 from flowbp_ray.rewards.jitter import KeyedJitter
 from flowbp_ray.rewards.objective import RewardTerm, score_and_cotangent
+from flowbp_ray.rewards.offload import Offloaded
 from flowbp_ray.rewards.precision import computing, with_dtype
 from flowbp_ray.surrogate import append_dims
 
@@ -32,7 +34,16 @@ class Scorer:
         self.size = backbone.height, backbone.width
         self.decode = build_backbone(backbone).load_decoder(self.device, Decoding.of(rewards))
         self.rewards = {r.name: build(r.factory, self.device, **_options(r, rewards)) for r in rewards.all}
+        self.parked = Offloaded([self.decode, *self.rewards.values()], self.device) if rewards.offload else None
         self.trained = [(RewardTerm(t.name, t.weight, t.clip, t.scale), self.rewards[t.name]) for t in rewards.terms]
+
+    def _computing(self) -> ExitStack:
+        """The context of a call: the precision of its products, and with `rewards.offload` its models on the device."""
+        context = ExitStack()
+        context.enter_context(computing(self.config.precision))
+        if self.parked is not None:
+            context.enter_context(self.parked.here())
+        return context
 
     def reach(self) -> None:
         """Does nothing: the rewards are in this process."""
@@ -44,7 +55,7 @@ class Scorer:
         if self.config.jitter.noise or self.config.jitter.shift:
             jitter = KeyedJitter(item.seed, item.step, self.config.jitter.noise, self.config.jitter.shift, item.samples)
         latents = unpack(target).to(self.device)
-        with computing(self.config.precision):
+        with self._computing():
             result = score_and_cotangent(
                 latents,
                 self.decode,
@@ -79,7 +90,7 @@ class Scorer:
         Decoded once more, without a graph. A latent that is not finite is decoded as zeros; its row counts for nothing.
         """
         latents = torch.nan_to_num(unpack(target)[:, 0].to(self.device), 0.0, 0.0, 0.0)
-        with torch.no_grad(), computing(self.config.precision):
+        with torch.no_grad(), self._computing():
             return np.concatenate([uint8_images(self.decode(part)) for part in self._parts(latents)])
 
     def evaluate(self, item: Item, prompts: Sequence[str], latents: Packed) -> Evaluated:
@@ -92,7 +103,7 @@ class Scorer:
         good = torch.isfinite(finished).flatten(1).all(dim=1)
         found: dict[str, list[torch.Tensor]] = {name: [] for name in self.rewards}
         pictures, texts = [], list(prompts)
-        with torch.no_grad(), computing(self.config.precision):
+        with torch.no_grad(), self._computing():
             for part in self._parts(finished.where(append_dims(good, finished.dim()), 0.0)):
                 images, here = self.decode(part), texts[: len(part)]
                 for name, reward in self.rewards.items():
