@@ -26,7 +26,7 @@ def load_base(backbone: Backbone, config: BackboneConfig, device: str, shared: n
 
 
 def shared_base(config: RunConfig) -> nn.Module | None:
-    """The base for the sampler and the learner of one process, frozen, on their device; None if they do not share it."""
+    """The frozen base for sampler and learner of one process, on their device; None if they do not share it."""
     if not config.cluster.share_base:
         return None
     device = config.learners.device

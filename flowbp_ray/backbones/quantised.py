@@ -29,7 +29,7 @@ class QuantisedLinear(nn.Linear):
     """A frozen linear layer from quantised weights.
 
     Codes and scales are buffers of bytes, so that casting a module leaves them as they are, and no part of its state:
-    they are made again from the model's folder. `weight` is empty; it tells peft and diffusers the dtype and the device.
+    they are made again from the model's folder. `weight` is empty; it tells peft and diffusers the dtype and device.
     """
 
     codes: Tensor
@@ -48,32 +48,40 @@ class QuantisedLinear(nn.Linear):
 
     def dense(self) -> Tensor:
         """The dequantised weight [out, in], in the layer's dtype."""
-        scales, shape, dtype = self.scales.view(torch.float32), (self.out_features, self.in_features), self.weight.dtype
-        if self.kind == "int8":  # rounded once, from fp32
-            return torch.mul(self.codes, scales[:, None] / 127, out=torch.empty(shape, dtype=dtype, device=scales.device))
-        state = _library().QuantState(scales, torch.Size(shape), blocksize=BLOCK, quant_type="nf4", dtype=dtype)
-        dense: Tensor = _library().dequantize_4bit(self.codes, state)
-        return dense
+        return dequantise(self.codes, self.scales, *self._how())
 
     def forward(self, input: Tensor) -> Tensor:
-        out: Tensor = _Product.apply(input, self)
+        out: Tensor = _Product.apply(input, self.codes, self.scales, self.bias, *self._how())
         return out
+
+    def _how(self) -> tuple[Quantization, tuple[int, int], torch.dtype]:
+        return self.kind, (self.out_features, self.in_features), self.weight.dtype
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self.kind}"
+
+
+def dequantise(codes: Tensor, scales: Tensor, kind: Quantization, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """The dense weight of `shape` [out, in]. scales: the bytes of fp32 numbers, [rows or blocks · 4] uint8."""
+    scales = scales.view(torch.float32)
+    if kind == "int8":  # rounded once, from fp32
+        return torch.mul(codes, scales[:, None] / 127, out=torch.empty(shape, dtype=dtype, device=codes.device))
+    dense: Tensor = torch.ops.bitsandbytes.dequantize_4bit(codes, scales, BLOCK, kind, shape, dtype)
+    return dense
 
 
 class _Product(torch.autograd.Function):
     """x [..., in] times the transposed weight, plus the bias; the backward dequantises again."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: QuantisedLinear) -> Tensor:
-        ctx.layer = layer
-        return linear(x, layer.dense(), layer.bias)
+    def forward(ctx: Any, x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None, *how: Any) -> Tensor:
+        ctx.save_for_backward(codes, scales)
+        ctx.how = how
+        return linear(x, dequantise(codes, scales, *how), bias)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return gradient @ ctx.layer.dense(), None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return gradient @ dequantise(*ctx.saved_tensors, *ctx.how), *(None,) * 6
 
 
 def quantise(module: nn.Module, kind: Quantization, device: torch.device | str = "cpu") -> nn.Module:

@@ -30,11 +30,15 @@ def _check_quantised(key: str, learners: LearnersConfig) -> None:
 def _check_shared(key: str, learners: LearnersConfig, samplers: ElasticPoolConfig) -> None:
     off = "or cluster.share_base=false"
     if learners.lora is None:
-        raise ValueError(f"{key} shares a frozen base, and all weights are trained; write learners.lora={{rank: 16}}, {off}")
+        raise ValueError(
+            f"{key} shares a frozen base, and all weights are trained; write learners.lora={{rank: 16}}, {off}"
+        )
     if samplers.bounds != (1, 1):
         raise ValueError(f"{key} is for one sampler; write samplers={{count: 1, min: null, max: null}}, {off}")
     if learners.count != 1:
-        raise ValueError(f"{key} is for one learner, got learners.count={learners.count}; write learners.count=1, {off}")
+        raise ValueError(
+            f"{key} is for one learner, got learners.count={learners.count}; write learners.count=1, {off}"
+        )
     if learners.engine == "deepspeed" and learners.zero == 3:
         raise ValueError(f"{key} needs the whole base, which learners.zero=3 shards; write learners.zero=2, {off}")
     if bool(samplers.gpus) != bool(learners.gpus) or samplers.gpus + learners.gpus > 1:

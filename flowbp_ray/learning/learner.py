@@ -245,9 +245,7 @@ def make_engine(module: nn.Module, config: LearnersConfig, dtype: torch.dtype) -
     return DeepSpeedEngine(module, config, dtype)
 
 
-def build_learner(
-    config: RunConfig, embeddings: Embeddings, rank: int = 0, base: nn.Module | None = None
-) -> Learner:
+def build_learner(config: RunConfig, embeddings: Embeddings, rank: int = 0, base: nn.Module | None = None) -> Learner:
     """Build a learner rank of a run in this process. With DeepSpeed, join the process group before. base: as there."""
     return Learner(
         config.backbone,

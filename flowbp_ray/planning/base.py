@@ -19,10 +19,10 @@ LINEARS = ("linears",)
 class Linears:
     """The weights of a model's linear layers, which quantisation replaces."""
 
-    elements: int = 0
-    largest: int = 0
+    elements: int
+    largest: int
     """Elements of the largest weight."""
-    codes: Mapping[str, int] | None = None
+    codes: Mapping[str, int]
     """Quantisation -> bytes of all codes and scales."""
 
     @classmethod
@@ -42,7 +42,7 @@ def linears_of(costs: Costs) -> Linears:
     return found
 
 
-def base_bytes(model: BackboneConfig, transformer: int, linears: Linears) -> int:
+def base_bytes(model: BackboneConfig, transformer: int, linears: Linears | None) -> int:
     """Bytes of all weights. transformer: their number, adapters included.
 
     With quantisation one layer is dense for the time of its product; it is counted.
@@ -50,5 +50,5 @@ def base_bytes(model: BackboneConfig, transformer: int, linears: Linears) -> int
     item = model.torch_dtype.itemsize
     if model.quantization is None:
         return transformer * item
-    assert linears.codes is not None
+    assert linears is not None
     return (transformer - linears.elements + linears.largest) * item + linears.codes[model.quantization]

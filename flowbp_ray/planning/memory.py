@@ -98,8 +98,8 @@ class Sizes:
     """Bytes of all text encoders, as they are stored."""
     largest: int = 0
     """Elements of the largest trained tensor."""
-    linears: Linears = Linears()
-    """The weights that quantisation replaces; counted where it is on."""
+    linears: Linears | None = None
+    """The weights that quantisation replaces; None where it is off."""
 
     @staticmethod
     def of(config: RunConfig, costs: Costs) -> Sizes:

@@ -149,9 +149,7 @@ class Sampler:
         return without_adapters
 
 
-def build_sampler(
-    config: RunConfig, embeddings: Embeddings | None = None, base: nn.Module | None = None
-) -> Sampler:
+def build_sampler(config: RunConfig, embeddings: Embeddings | None = None, base: nn.Module | None = None) -> Sampler:
     """Build a sampler of a run in this process. base: see `Sampler`."""
     learners = config.learners
     return Sampler(

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from flowbp_ray.artifacts.export import export
-from flowbp_ray.backbones.guidance import trained_velocity
 from flowbp_ray.backbones.frozen import load_base
+from flowbp_ray.backbones.guidance import trained_velocity
 from flowbp_ray.backbones.quantised import QuantisedLinear, quantise, quantised_bytes
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.learning.learner import build_learner
@@ -68,7 +68,7 @@ def test_nf4_is_the_nearest_of_16_values_of_a_block() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_layer_is_linear_in_its_dequantised_weight_and_keeps_no_dense_copy(kind: Any, dtype: torch.dtype) -> None:
-    """Output and gradient bit for bit, with or without gradient; casting the module changes neither codes nor scales."""
+    """Output and gradient bit for bit, with or without gradient; casting a module changes neither codes nor scales."""
     dense = layer(dtype)
     own, twin = QuantisedLinear(dense, kind, "cpu"), copy.deepcopy(dense)
     twin.weight.data = own.dense()
@@ -122,9 +122,7 @@ def encoder_free(config: RunConfig) -> Any:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", tiny.NAMES)
-def test_adapters_get_the_gradient_of_the_dequantised_model(
-    saved: Saved, tmp_path: Path, name: str, kind: str
-) -> None:
+def test_adapters_get_the_gradient_of_the_dequantised_model(saved: Saved, tmp_path: Path, name: str, kind: str) -> None:
     """Velocity, the gradient at the state and all adapters' gradients, against dense layers under autograd."""
     config = over(saved, tmp_path, name, kind, "backbone.guidance=2", "backbone.detach_negative=false")
     backbone, model = encoder_free(config), config.backbone
@@ -189,6 +187,7 @@ def test_bytes_are_planned_as_they_are_held(saved: Saved, tmp_path: Path, kind: 
         trainable.prepare(module, config.learners.lora, 0, backbone.lora_targets)
         held = {t.data_ptr(): t.nbytes for t in [*module.parameters(), *module.buffers()] if t.numel()}
         fixed = {t.data_ptr(): t.nbytes for t in backbone.load_transformer(torch.bfloat16).buffers()}
+        assert sizes.linears is not None
         planned = base_bytes(config.backbone, sizes.transformer, sizes.linears)
         assert planned == sum(held.values()) - sum(fixed.values()) + 2 * sizes.linears.largest
         [weights] = [s for s in memory.samplers(config, Costs(config), sizes).shares if s.name == "weights"]

@@ -52,7 +52,9 @@ def test_zero_trains_the_adapters_of_the_plain_engine(tmp_path: Path, zero: str,
     tiny.save("flux1", tmp_path / "model")
     subprocess.run([sys.executable, "-m", "tests.learning.test_one_card_zero", str(tmp_path), zero, dtype], check=True)
     found = torch.load(tmp_path / "weights.pt")
-    assert sum(f.stat().st_size for f in (tmp_path / "saved").rglob("*.pt")) < 50 * sum(t.nbytes for t in found.values())
+    assert sum(f.stat().st_size for f in (tmp_path / "saved").rglob("*.pt")) < 50 * sum(
+        t.nbytes for t in found.values()
+    )
     run(tmp_path, dtype)
     want = torch.load(tmp_path / "weights.pt")
     assert found.keys() == want.keys()

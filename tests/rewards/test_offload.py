@@ -44,7 +44,9 @@ def test_tensors_are_on_the_device_inside_and_the_hosts_outside() -> None:
     for _ in range(2):
         with parked.here():
             inside = model.state_dict()
-            assert all(torch.equal(inside[name], t) and inside[name].stride() == t.stride() for name, t in before.items())
+            assert all(
+                torch.equal(inside[name], t) and inside[name].stride() == t.stride() for name, t in before.items()
+            )
             assert not {t.data_ptr() for t in inside.values()} & set(outside.values())
         assert {name: t.data_ptr() for name, t in model.state_dict().items()} == outside
 
@@ -59,7 +61,9 @@ def test_a_run_with_offloaded_rewards_is_the_same(tmp_path: Path) -> None:
 
 
 def test_what_waits_on_the_host_is_planned_there(tmp_path: Path) -> None:
-    plain, parked = (small_config(tmp_path, "flowbp_sparse", "rewards.gpus=1", *more) for more in ([], ["rewards.offload=true"]))
+    plain, parked = (
+        small_config(tmp_path, "flowbp_sparse", "rewards.gpus=1", *more) for more in ([], ["rewards.offload=true"])
+    )
     costs = Costs(plain)
     sizes = Sizes.of(plain, costs)
     held, waiting = (reward_memory.rewards(config, costs, sizes) for config in (plain, parked))
