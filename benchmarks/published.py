@@ -41,14 +41,16 @@ VAE = {
     "use_quant_conv": False,
     "use_post_quant_conv": False,
 }
-"""Of SD3.5 and FLUX.1, whose scaling differs and does not matter here. That of FLUX.2 is its class's default."""
+"""Of SD3.5 and FLUX.1, whose scaling differs and does not matter here."""
+FLUX2_VAE = {"_class_name": "AutoencoderKLFlux2", "block_out_channels": [128, 256, 512, 512]}
+"""The rest is the class's default."""
 PUBLISHED = [f"{family}_{method}" for family in FAMILIES for method in METHODS]
 
 
 def model_folder(family: str, folder: Path) -> Path:
     """The configurations of a published model, below `folder`, without a weight."""
     entry = json.loads((DATA / "model_configs.json").read_text())[FAMILIES[family]]
-    vae = {"_class_name": "AutoencoderKLFlux2"} if family == "flux2" else VAE
+    vae = FLUX2_VAE if family == "flux2" else VAE
     for part, config in (("transformer", entry["config"] | {"_class_name": entry["class"]}), ("vae", vae)):
         (folder / part).mkdir(parents=True, exist_ok=True)
         (folder / part / "config.json").write_text(json.dumps(config))
@@ -64,17 +66,19 @@ class RecordedCosts(Costs):
         self.kept: dict[str, Any] = json.loads(FILE.read_text()) if FILE.is_file() else {}
 
     def once(self, key: tuple[Any, ...], find: Callable[[], Any]) -> Any:
-        """As in `Costs`; numbers of prompts are not kept."""
-        if key[0] == "prompts" or key in self.known:
+        """As in `Costs`; numbers of prompts and rewards' modules are not kept."""
+        if key[0] in ("prompts", "reward") or key in self.known:
             return super().once(key, find)
         name = f"{self.name} {key!r}"
         if name not in self.kept:
             assert self.record, f"{FILE.name} has no {name}; run python -m benchmarks.published"
             print(name, flush=True)
-            self.kept[name] = asdict(find())
+            made = find()
+            self.kept[name] = made if isinstance(made, int) else asdict(made)
             FILE.write_text(json.dumps(dict(sorted(self.kept.items())), indent=1) + "\n")
+        kept = self.kept[name]
         kind = Sizes if key[0] == "sizes" else Cost
-        return super().once(key, lambda: kind(**self.kept[name]))
+        return super().once(key, lambda: kept if isinstance(kept, int) else kind(**kept))
 
 
 def main(anew: bool) -> None:
