@@ -1,7 +1,7 @@
 """Traces of the published models at true size, kept in tests/data/traces.json because making them takes minutes.
 
-`python -m benchmarks.published` makes those that the shipped runs need and that are not there yet; with `--anew` all, as
-after a change of what is traced. A test marked long makes some of them again and compares.
+`python -m benchmarks.published` makes those that the shipped runs need and that are not there yet; with `--anew` all,
+as after a change of what is traced. A test marked long makes some of them again and compares.
 """
 
 from __future__ import annotations
@@ -41,14 +41,16 @@ VAE = {
     "use_quant_conv": False,
     "use_post_quant_conv": False,
 }
-"""Of SD3.5 and FLUX.1, whose scaling differs and does not matter here. That of FLUX.2 is its class's default."""
+"""Of SD3.5 and FLUX.1, whose scaling differs and does not matter here."""
+FLUX2_VAE = {"_class_name": "AutoencoderKLFlux2", "block_out_channels": [128, 256, 512, 512]}
+"""The rest is the class's default."""
 PUBLISHED = [f"{family}_{method}" for family in FAMILIES for method in METHODS]
 
 
 def model_folder(family: str, folder: Path) -> Path:
     """The configurations of a published model, below `folder`, without a weight."""
     entry = json.loads((DATA / "model_configs.json").read_text())[FAMILIES[family]]
-    vae = {"_class_name": "AutoencoderKLFlux2"} if family == "flux2" else VAE
+    vae = FLUX2_VAE if family == "flux2" else VAE
     for part, config in (("transformer", entry["config"] | {"_class_name": entry["class"]}), ("vae", vae)):
         (folder / part).mkdir(parents=True, exist_ok=True)
         (folder / part / "config.json").write_text(json.dumps(config))

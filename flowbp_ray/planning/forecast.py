@@ -66,9 +66,7 @@ def forecast(config: RunConfig, costs: Costs | None = None) -> Forecast:
     done, moved, judges = work(config, costs), traffic(config, costs, sizes, texts), memory.judges(config)
     total = host(config, roles, sizes, moved) + sum(2 * PROCESS + (0 if j.gpus else j.nbytes) for j in judges)
     roles = sharing.divide(config, roles)
-    return Forecast(
-        sizes, roles, moved, done, ratio([w.time for w in done]), total, judges, sharing.take_turns(config)
-    )
+    return Forecast(sizes, roles, moved, done, ratio([w.time for w in done]), total, judges, sharing.take_turns(config))
 
 
 def count_prompts(config: RunConfig) -> int | None:
