@@ -10,11 +10,11 @@ from typing import Any
 from flowbp_ray.config import loading
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.planning import cluster as placing
-from flowbp_ray.planning import learner_memory, memory
+from flowbp_ray.planning import learner_memory, memory, reward_memory
 from flowbp_ray.planning.cluster import Cluster
 from flowbp_ray.planning.costs import Costs, Untraced
 from flowbp_ray.planning.forecast import Forecast, forecast
-from flowbp_ray.planning.memory import Role, Sizes
+from flowbp_ray.planning.memory import Role, Sizes, decoded_at_once
 from flowbp_ray.planning.sharing import pack
 from flowbp_ray.utils.errors import ConfigError
 from flowbp_ray.utils.units import format_bytes
@@ -91,7 +91,7 @@ def _remedy(config: RunConfig, plan: Forecast, cluster: Cluster, costs: Costs) -
         for lighter, role_of in (
             (_lighter_samplers, memory.samplers),
             (_lighter_learners, learner_memory.learners),
-            (_lighter_rewards, memory.rewards),
+            (_lighter_rewards, reward_memory.rewards),
         ):
             changes = None if changes is None else _lightened(config, changes, lighter(config), role_of, cluster, costs)
         changed = apply_changes(config, changes) if changes else None
@@ -182,13 +182,17 @@ def _lighter_samplers(config: RunConfig) -> list[Changes]:
 
 
 def _lighter_rewards(config: RunConfig) -> list[Changes]:
-    """Fewer images decoded at a time."""
-    now = config.rewards.micro_batch or config.data.rollout_batch * config.surrogate().branches
-    return _with_evaluation(config, [{"rewards.micro_batch": n} for n in (8, 4, 2, 1) if n < now])
+    """Fewer images decoded at a time, a decoder that computes its parts again, both, and rows of it at a time."""
+    own, now = config.rewards, decoded_at_once(config)
+    small: list[Changes] = [{"rewards.micro_batch": n} for n in (8, 4, 2, 1) if n < now]
+    lean: list[Changes] = [] if own.decoder.checkpointing else [{"rewards.decoder.checkpointing": True}]
+    together = [{**a, **b} for a, b in product(small[-1:] or [{}], lean or [{}])]
+    cut: list[Changes] = [] if own.decoder.tile else [{**together[-1], "rewards.decoder.tile": 128}]
+    return [*small, *lean, *together, *cut]
 
 
 def _with_evaluation(config: RunConfig, training: list[Changes]) -> list[Changes]:
-    """Smaller batches of evaluations, the changes `training`, and then pairs of both."""
+    """Smaller batches of evaluations, the changes `training`, and then pairs of both: what they draw at a time."""
     batches = [{"evaluation.batch": n} for n in (16, 8, 4, 2, 1) if n < config.evaluation.batch]
     evaluation: list[Changes] = batches if config.evaluation.prompts else []
     return [*evaluation, *training, *({**a, **b} for a, b in product(training, evaluation))]

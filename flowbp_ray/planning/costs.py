@@ -1,7 +1,8 @@
-"""Traces of the three computations of a step: a rollout's forward, a learner's node, a decoding."""
+"""Traces of a step's computations: a rollout's forward, a learner's node, a decoding, and what a reward computes."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -10,10 +11,12 @@ from torch import nn
 
 from flowbp_ray.backbones import Backbone, Conditioning
 from flowbp_ray.backbones.base import unit_images
+from flowbp_ray.backbones.decoding import PLAIN, Decoding
 from flowbp_ray.backbones.guidance import full_velocity, one_branch, trained_velocity
 from flowbp_ray.backbones.registry import backbone_named
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.planning.trace import Cost, cost_of, fake_mode, held_by, hollow
+from flowbp_ray.rewards.skeleton import Skeleton
 from flowbp_ray.weights import trainable
 
 T = TypeVar("T")
@@ -50,18 +53,36 @@ class Costs:
         key = ("node", str(learners.lora), learners.gradient_checkpointing, rows, attached, bool(junction))
         return self.once(key, lambda: self._velocity(config, rows, config.backbone.guidance, True))
 
-    def decoding(self, rows: int, differentiate: bool) -> Cost:
-        """The decoder on `rows` latents, in fp32; with the backward to the latents where asked."""
+    def decoding(self, rows: int, differentiate: bool, how: Decoding = PLAIN) -> Cost:
+        """The decoder on `rows` latents; with the backward to the latents where asked."""
 
         def trace() -> Cost:
             with fake_mode():
-                vae = hollow(self.backbone.vae_skeleton().eval().requires_grad_(False), torch.float32)
+                vae = how.lean(hollow(self.backbone.vae_skeleton().eval().requires_grad_(False), how.dtype))
                 latents = torch.empty(rows, *self.latent_shape, requires_grad=differentiate)
                 latents.grad = torch.empty_like(latents) if differentiate else None
                 held = [*held_by(vae), latents, *([] if latents.grad is None else [latents.grad])]
-                return cost_of(lambda: unit_images(self.backbone.decode(vae, latents)), held, differentiate)
+                return cost_of(lambda: unit_images(self.backbone.decode(vae, latents).float()), held, differentiate)
 
-        return self.once(("decoding", rows, differentiate), trace)
+        return self.once(("decoding", rows, differentiate, how), trace)
+
+    def seeing(self, key: tuple[str, ...], reward: Skeleton, rows: int, differentiate: bool) -> int:
+        """Peak bytes of a reward that scores `rows` images; with the backward to the pixels where asked.
+
+        key: what tells the reward from others.
+        """
+        if reward.see is None:
+            return reward.row * differentiate
+        see, side = reward.see, reward.side
+
+        def trace() -> int:
+            with fake_mode():
+                module = hollow(copy.deepcopy(reward.module), reward.dtype)
+                pixels = torch.empty(rows, 3, side, side, dtype=reward.dtype, requires_grad=differentiate)
+                held = [*module.parameters(), *module.buffers(), pixels]
+                return cost_of(lambda: see(module, pixels), held, differentiate).peak
+
+        return self.once((*key, rows, differentiate), trace)
 
     def once(self, key: tuple[Any, ...], find: Callable[[], T]) -> T:
         """The result of `find`, which is called only for a key that is new."""
@@ -117,5 +138,8 @@ class Untraced(Costs):
     def node(self, config: RunConfig) -> Cost:
         return Cost(0, 0, 0)
 
-    def decoding(self, rows: int, differentiate: bool) -> Cost:
+    def decoding(self, rows: int, differentiate: bool, how: Decoding = PLAIN) -> Cost:
         return Cost(0, 0, 0)
+
+    def seeing(self, key: tuple[str, ...], reward: Skeleton, rows: int, differentiate: bool) -> int:
+        return 0

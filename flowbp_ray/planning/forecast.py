@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from flowbp_ray.config.schema import RunConfig
-from flowbp_ray.planning import learner_memory, memory, sharing
+from flowbp_ray.planning import learner_memory, memory, reward_memory, sharing
 from flowbp_ray.planning.costs import Costs
 from flowbp_ray.planning.memory import Role, Sizes
 from flowbp_ray.planning.traffic import Traffic, traffic
@@ -61,7 +61,7 @@ def forecast(config: RunConfig, costs: Costs | None = None) -> Forecast:
     roles = (
         memory.samplers(config, costs, sizes),
         learner_memory.learners(config, costs, sizes),
-        memory.rewards(config, costs, sizes),
+        reward_memory.rewards(config, costs, sizes),
     )
     done, moved, judges = work(config, costs), traffic(config, costs, sizes, texts), memory.judges(config)
     total = host(config, roles, sizes, moved) + sum(2 * PROCESS + (0 if j.gpus else j.nbytes) for j in judges)
@@ -84,7 +84,7 @@ def host(config: RunConfig, roles: tuple[Role, ...], sizes: Sizes, moved: Traffi
     """
     loaded = sizes.transformer * config.backbone.torch_dtype.itemsize
     total = PROCESS + sizes.encoder_bytes + moved.in_flight
-    for role, weights in zip(roles, (loaded, loaded, sizes.vae * memory.FP32), strict=True):
+    for role, weights in zip(roles, (loaded, loaded, roles[2].held("")), strict=True):
         each = weights if role.gpus else max(role.nbytes, weights)
         each += max(role.held(phase, "host") for phase in memory.MEMORY_PHASES) + PROCESS
         total += role.count * each

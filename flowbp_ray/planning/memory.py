@@ -151,24 +151,6 @@ def samplers(config: RunConfig, costs: Costs, sizes: Sizes) -> Role:
     return role("samplers", config.samplers, shares)
 
 
-def rewards(config: RunConfig, costs: Costs, sizes: Sizes) -> Role:
-    """The VAE in fp32 and one decoding with its backward; the rewards' own models are not counted.
-
-    With `rewards.url` all of this is on another cluster, and nothing is held here.
-    """
-    if config.rewards.url:
-        return role("reward servers", config.rewards, [])
-    rows = decoded_at_once(config)
-    shares = [
-        Share("decoder weights (VAE)", sizes.vae * FP32),
-        Share("decoder activations", costs.decoding(rows, True).peak, "scoring"),
-    ]
-    if config.evaluation.prompts:
-        peak = costs.decoding(evaluated_at_once(config), False).peak
-        shares.append(Share("decoder activations", peak, "evaluation"))
-    return role("reward servers", config.rewards, shares)
-
-
 def judges(config: RunConfig) -> tuple[Role, ...]:
     """The judges that the run serves itself: the files of their weights, divided by the GPUs of each.
 
@@ -186,7 +168,7 @@ def judges(config: RunConfig) -> tuple[Role, ...]:
 def decoded_at_once(config: RunConfig) -> int:
     """Rows of one decoding in training."""
     rows = config.data.rollout_batch * config.surrogate().branches
-    return min(rows, config.rewards.micro_batch or rows)
+    return config.rewards.at_once(rows, config.backbone.height, config.backbone.width)
 
 
 def evaluated_at_once(config: RunConfig) -> int:

@@ -89,8 +89,8 @@ def _work(plan: Forecast) -> Table:
 
 NOTES = (
     "forwards: as many rows of a forward without gradient cost the same. share: of the time, fp32 counting twice "
-    "beside bf16 on GPUs; at staleness 0 the roles wait for one another. Not counted: the rewards' own models, and "
-    "evaluations as work. Attention is planned for flash kernels, whose memory is linear in the tokens."
+    "beside bf16 on GPUs; at staleness 0 the roles wait for one another. Not counted as work: the rewards' own "
+    "models, and evaluations. Attention is planned for flash kernels, whose memory is linear in the tokens."
 )
 
 
