@@ -10,7 +10,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -66,17 +66,20 @@ class RecordedCosts(Costs):
         self.kept: dict[str, Any] = json.loads(FILE.read_text()) if FILE.is_file() else {}
 
     def once(self, key: tuple[Any, ...], find: Callable[[], Any]) -> Any:
-        """As in `Costs`; numbers of prompts are not kept."""
-        if key[0] == "prompts" or key in self.known:
+        """As in `Costs`; numbers of prompts and rewards' models are not kept, what these models compute is."""
+        if key[0] in ("prompts", "reward") or key in self.known:
             return super().once(key, find)
         name = f"{self.name} {key!r}"
         if name not in self.kept:
             assert self.record, f"{FILE.name} has no {name}; run python -m benchmarks.published"
             print(name, flush=True)
-            self.kept[name] = asdict(find())
+            found = find()
+            self.kept[name] = asdict(found) if is_dataclass(found) else found
             FILE.write_text(json.dumps(dict(sorted(self.kept.items())), indent=1) + "\n")
-        kind = Sizes if key[0] == "sizes" else Cost
-        return super().once(key, lambda: kind(**self.kept[name]))
+        kept = self.kept[name]
+        if isinstance(kept, dict):
+            kept = Sizes(**kept) if key[0] == "sizes" else Cost(**kept)
+        return super().once(key, lambda: kept)
 
 
 def main(anew: bool) -> None:

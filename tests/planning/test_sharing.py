@@ -92,4 +92,4 @@ def test_parts_written_by_hand_stay_as_they_are(costs: Costs) -> None:
     config = shared("cluster.colocate=false", "learners.gpus=0.5", "samplers.gpus=0.25")
     plan = forecast(config, costs)
     assert [role.gpus for role in plan.roles] == [0.25, 0.5, 0.0]
-    assert cluster.cards(plan)[0].nbytes == sum(role.nbytes for role in plan.roles[:2])
+    assert cluster.cards(plan)[0].nbytes == sum(role.count * role.nbytes for role in plan.roles[:2])
