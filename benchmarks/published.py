@@ -1,7 +1,7 @@
 """Traces of the published models at true size, kept in tests/data/traces.json because making them takes minutes.
 
-`python -m benchmarks.published` makes those that the shipped runs need and that are not there yet; with `--anew` all, as
-after a change of what is traced. A test marked long makes some of them again and compares.
+`python -m benchmarks.published` makes those that the shipped runs need and that are not there yet; with `--anew` all,
+as after a change of what is traced. A test marked long makes some of them again and compares.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -66,19 +66,20 @@ class RecordedCosts(Costs):
         self.kept: dict[str, Any] = json.loads(FILE.read_text()) if FILE.is_file() else {}
 
     def once(self, key: tuple[Any, ...], find: Callable[[], Any]) -> Any:
-        """As in `Costs`; numbers of prompts and rewards' modules are not kept."""
+        """As in `Costs`; numbers of prompts and rewards' models are not kept, what these models compute is."""
         if key[0] in ("prompts", "reward") or key in self.known:
             return super().once(key, find)
         name = f"{self.name} {key!r}"
         if name not in self.kept:
             assert self.record, f"{FILE.name} has no {name}; run python -m benchmarks.published"
             print(name, flush=True)
-            made = find()
-            self.kept[name] = made if isinstance(made, int) else asdict(made)
+            found = find()
+            self.kept[name] = asdict(found) if is_dataclass(found) else found
             FILE.write_text(json.dumps(dict(sorted(self.kept.items())), indent=1) + "\n")
         kept = self.kept[name]
-        kind = Sizes if key[0] == "sizes" else Cost
-        return super().once(key, lambda: kept if isinstance(kept, int) else kind(**kept))
+        if isinstance(kept, dict):
+            kept = Sizes(**kept) if key[0] == "sizes" else Cost(**kept)
+        return super().once(key, lambda: kept)
 
 
 def main(anew: bool) -> None:

@@ -107,8 +107,8 @@ def _moments(x: Tensor, groups: int, rows: int) -> tuple[Tensor, Tensor]:
         grouped = strip.unflatten(1, (groups, -1)).to(torch.promote_types(x.dtype, torch.float32))
         variance, mean = torch.var_mean(grouped, dim=(2, 3, 4), correction=0)
         parts.append((mean, variance, strip.shape[-2] / x.shape[-2]))
-    mean = sum((m * share for m, _, share in parts), torch.zeros(()))
-    variance = sum(((v + (m - mean).square()) * share for m, v, share in parts), torch.zeros(()))
+    mean = torch.stack([m * share for m, _, share in parts]).sum(0)
+    variance = torch.stack([(v + (m - mean).square()) * share for m, v, share in parts]).sum(0)
     return mean[..., None, None], variance[..., None, None]
 
 

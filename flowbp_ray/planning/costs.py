@@ -69,20 +69,21 @@ class Costs:
     def seeing(self, key: tuple[str, ...], reward: Skeleton, rows: int, differentiate: bool) -> int:
         """Peak bytes of a reward that scores `rows` images; with the backward to the pixels where asked.
 
-        key: what tells the reward from others.
+        Traced for one image: with frozen weights nothing but maps of images is kept. key: tells the reward from others.
         """
         if reward.see is None:
             return reward.row * differentiate
         see, side = reward.see, reward.side
 
         def trace() -> int:
+            module = copy.deepcopy(reward.module)  # in a fake mode a copy's buffers would be of another type
             with fake_mode():
-                module = hollow(copy.deepcopy(reward.module), reward.dtype)
-                pixels = torch.empty(rows, 3, side, side, dtype=reward.dtype, requires_grad=differentiate)
+                hollow(module, reward.dtype)
+                pixels = torch.empty(1, 3, side, side, dtype=reward.dtype, requires_grad=differentiate)
                 held = [*module.parameters(), *module.buffers(), pixels]
                 return cost_of(lambda: see(module, pixels), held, differentiate).peak
 
-        return self.once((*key, rows, differentiate), trace)
+        return rows * self.once((*key, differentiate), trace)
 
     def once(self, key: tuple[Any, ...], find: Callable[[], T]) -> T:
         """The result of `find`, which is called only for a key that is new."""
@@ -130,7 +131,8 @@ class Untraced(Costs):
     """The same model without activations: a lower bound of its memory, which needs no trace."""
 
     def __init__(self, costs: Costs) -> None:
-        self.backbone, self.latent_shape, self.known = costs.backbone, costs.latent_shape, {}
+        self.backbone, self.latent_shape = costs.backbone, costs.latent_shape
+        self.known = {key: found for key, found in costs.known.items() if key[0] == "reward"}
 
     def rollout(self, config: RunConfig, rows: int, guidance: float) -> Cost:
         return Cost(0, 0, 0)

@@ -19,7 +19,7 @@ def rewards(config: RunConfig, costs: Costs, sizes: Sizes) -> Role:
     """One process of the pool. With `rewards.url` all of this is on another cluster, and nothing is held here.
 
     In training the decoder's graph waits while one reward after the other builds its own, which is gone before the
-    next; then the decoder is walked back. In evaluations images are decoded, then seen by all rewards, one after the other.
+    next; then the decoder is walked back. In evaluations images are decoded, then seen by one reward after the other.
     A reward that does not state its model (`flowbp_ray.rewards.skeleton`) is not counted.
     """
     if config.rewards.url:
@@ -56,19 +56,25 @@ def offloaded(shares: Sequence[Share]) -> list[Share]:
 
 
 def stated(config: RunConfig, reward: RewardConfig, costs: Costs) -> Skeleton | None:
-    """A reward's model without weights, in the precision that it would have; None where it does not state one."""
+    """A reward's model without weights, in the precision that it would have; None where it does not state one.
+
+    Nor does one that cannot be imported here, which may be installed where the run will be.
+    """
 
     def make() -> Skeleton | None:
-        given = with_dtype(base.factory(reward.factory), reward.options, config.rewards.precision)
-        return skeleton(reward.factory, given)
+        try:
+            factory = base.factory(reward.factory)
+        except ValueError:
+            return None
+        return skeleton(reward.factory, with_dtype(factory, reward.options, config.rewards.precision))
 
-    return costs.once(_key("reward", config, reward), make)
+    return costs.once(_key("reward", config, reward), make)  # kept by `Untraced` too
 
 
-def unstated(config: RunConfig) -> list[str]:
+def unstated(config: RunConfig, costs: Costs) -> list[str]:
     """Names of the rewards whose models are not counted."""
-    named = (r for r in config.rewards.all if not config.rewards.url)
-    return [r.name for r in named if getattr(base.factory(r.factory), "skeleton", None) is None]
+    here = [] if config.rewards.url else config.rewards.all
+    return [reward.name for reward in here if stated(config, reward, costs) is None]
 
 
 def _largest(config: RunConfig, costs: Costs, seeing: Sequence[RewardConfig], rows: int, differentiate: bool) -> int:

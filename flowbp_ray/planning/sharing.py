@@ -1,10 +1,10 @@
 """GPUs that several processes share: what they need together, and which part of a GPU Ray is told for each.
 
 Ray's parts only decide where a process is placed; nothing limits its memory to one. So what counts is the sum of what
-the processes of a GPU hold at a time. At staleness 0 their phases take turns: drawing and scoring, evaluating, learning.
-A process whose turn it is not holds what it always does, its CUDA context, and what its allocator lost to fragmentation:
-with `cluster.colocate` it gives back what it had cached (`flowbp_ray.utils.device_memory`). With more staleness, or
-without `colocate`, each is counted at its fullest.
+the processes of a GPU hold at a time. At staleness 0 their phases take turns: drawing and scoring, evaluating,
+learning. A process whose turn it is not holds what it always does, its CUDA context, and what its allocator lost to
+fragmentation: with `cluster.colocate` it gives back what it had cached (`flowbp_ray.utils.device_memory`). With more
+staleness, or without `colocate`, each is counted at its fullest.
 """
 
 from __future__ import annotations

@@ -82,8 +82,8 @@ def between_learners(config: RunConfig, sizes: Sizes) -> int:
     """Bytes that one learner sends to the others in a step (ZeRO, 1910.02054 §7).
 
     A reduction to shards or a gathering of them costs (n - 1) / n of what is reduced or gathered. Stage 0 reduces and
-    gathers the gradients once; stage 1 reduces gradients once and gathers weights once; stage 2 reduces in each backward;
-    stage 3 too, and gathers the weights for each forward and each backward, instead of once.
+    gathers the gradients once; stage 1 reduces gradients once and gathers weights once; stage 2 reduces in each
+    backward; stage 3 too, and gathers the weights for each forward and each backward, instead of once.
     """
     learners, item = config.learners, config.backbone.torch_dtype.itemsize
     calls = swept(config)[0] // learners.count

@@ -39,7 +39,9 @@ def held(engine: DeepSpeedEngine) -> list[str]:
     """The masters and the average after one more step."""
     stepped(engine, 7)
     assert engine.ema is not None
-    return [fingerprint({str(i): t.detach() for i, t in enumerate(ts)}) for ts in (engine._shards(), engine.ema.average)]
+    return [
+        fingerprint({str(i): t.detach() for i, t in enumerate(ts)}) for ts in (engine._shards(), engine.ema.average)
+    ]
 
 
 def main(folder: Path) -> None:

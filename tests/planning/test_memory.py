@@ -175,7 +175,8 @@ def test_an_offloaded_optimizer_leaves_12_bytes_a_trained_parameter_to_the_host(
     sizes = memory.Sizes(8 * 10**9, 8 * 10**9, 0, {}, 0)
     shared = ("sd35", folders("sd35")[1], "backbone.dtype=bfloat16", "learners.ema=null")
     here, away = (
-        learner_memory.deepspeed_shares(config_of(*shared, f"learners.offload={word}"), sizes) for word in ("false", "true")
+        learner_memory.deepspeed_shares(config_of(*shared, f"learners.offload={word}"), sizes)
+        for word in ("false", "true")
     )
     always = {place: sum(s.nbytes for s in away if s.place == place and not s.phase) for place in ("device", "host")}
     assert always["host"] == 12 * 10**9

@@ -32,13 +32,14 @@ def load(name: str, models: dict[str, Path], *more: str) -> RunConfig:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_run_fits_on_8_gpus_of_80_gb(name: str, models: dict[str, Path]) -> None:
-    """All of them are used, and a reward server has room for HPSv2.1: 3.7 GiB in fp32, 0.6 for each image."""
+    """All of them are used. A reward server holds HPSv2.1 too: 986 M parameters, 3.7 GiB in fp32."""
     config = load(name, models)
     costs = RecordedCosts(config)
     verdict = check_fit(config, Cluster(parse_gpus("8x80GB")), costs)
     assert verdict.fits and verdict.line.startswith("fits: 8 of 8 GPUs"), verdict.line
     scoring = forecast(config, costs).roles[2]
-    assert scoring.nbytes + (3.7 + 0.6 * (config.rewards.micro_batch or 12)) * GIB < 80 * GIB
+    held = {share.name: share.nbytes for share in scoring.shares}
+    assert held["hpsv2 weights"] == pytest.approx(3.7 * GIB, rel=0.02)
     assert config.encoder.gpus <= 1  # which is done before the others are placed
 
 
@@ -64,5 +65,5 @@ def test_readme_has_the_table_of_the_command() -> None:
 def test_the_traces_are_those_of_today(models: dict[str, Path]) -> None:
     config = load("sd35_refl", models)
     kept, made = RecordedCosts(config), Costs(config)
-    assert kept.node(config) == made.node(config) and kept.decoding(4, True) == made.decoding(4, True)
+    assert kept.node(config) == made.node(config) and kept.decoding(1, True) == made.decoding(1, True)
     assert kept.rollout(config, 8, 3.5) == made.rollout(config, 8, 3.5)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,21 +47,28 @@ def test_parts_follow_needs_and_never_exceed_a_gpu() -> None:
 
 
 def shared(*more: str) -> Any:
-    return loading.load("shapes_flowbp_sparse", ["learners.count=1", "cluster.colocate=true", *more])
+    small = ["data.prompts_per_step=8", "data.rollout_batch=4", "learners.micro_batch=4", "evaluation.batch=4"]
+    return loading.load("shapes_flowbp_sparse", [*small, "learners.count=1", "cluster.colocate=true", *more])
 
 
-def test_a_colocated_run_gives_each_role_what_it_needs() -> None:
+@pytest.fixture(scope="module")
+def costs() -> Costs:
+    """Traces that all tests share."""
+    return Costs(shared())
+
+
+def test_a_colocated_run_gives_each_role_what_it_needs(costs: Costs) -> None:
     """The parts are in proportion to the bytes, also with pools of several, and of those that may grow."""
     for extra in ([], ["samplers.count=3"], ["samplers.count=1", "samplers.max=4"]):
         config = shared(*extra)
-        plan = forecast(config, Costs(config))
+        plan = forecast(config, costs)
         most = [config.samplers.max or config.samplers.count, 1, config.rewards.count]
         assert 0.98 < sum(n * role.gpus for n, role in zip(most, plan.roles, strict=True)) <= 1
         total = sum(n * role.nbytes for n, role in zip(most, plan.roles, strict=True))
         for role in plan.roles:
             assert role.gpus == pytest.approx(role.nbytes / total, abs=0.002)
         assert cluster.count_gpus(plan) == 1 and len(cluster.cards(plan)[0].roles) == sum(r.count for r in plan.roles)
-        placed = with_parts(config)
+        placed = with_parts(config, costs)
         assert [pool.gpus for pool in (placed.samplers, placed.learners, placed.rewards)] == [
             role.gpus for role in plan.roles
         ]
@@ -70,20 +76,20 @@ def test_a_colocated_run_gives_each_role_what_it_needs() -> None:
     assert with_parts(apart) is apart
 
 
-def test_a_shared_gpu_is_judged_by_the_sum_and_mended_together() -> None:
-    config = shared("data.rollout_batch=16", "learners.micro_batch=16", "evaluation.batch=30")
-    costs = Costs(config)
+def test_a_shared_gpu_is_judged_by_the_sum_and_mended_together(costs: Costs) -> None:
+    config = shared()
     needed = cluster.cards(forecast(config, costs))[0].nbytes
     assert check_fit(config, Cluster((needed,)), costs).fits
     verdict = check_fit(config, Cluster((needed - 1,)), costs)
     assert not verdict.fits and "learners + samplers + reward servers need" in verdict.line and verdict.changes
     changed = apply_changes(config, verdict.changes)
     assert changed is not None and check_fit(changed, Cluster((needed - 1,)), costs).fits
-    overlapping = shared("data.rollout_batch=16", "learners.micro_batch=16", "evaluation.batch=30", "staleness=1")
-    assert cluster.cards(forecast(overlapping, costs))[0].nbytes > needed
+    assert cluster.cards(forecast(shared("staleness=1"), costs))[0].nbytes > needed
 
 
-def test_the_shipped_folder_is_not_changed(tmp_path: Path) -> None:
-    """Parts written by hand stay as they are: only `colocate` sets them."""
-    config = loading.load("shapes_flowbp_sparse", ["learners.count=1", "learners.gpus=0.5", "samplers.gpus=0.25"])
-    assert [role.gpus for role in forecast(config, Costs(config)).roles] == [0.25, 0.5, 0.0]
+def test_parts_written_by_hand_stay_as_they_are(costs: Costs) -> None:
+    """Only `colocate` sets them; and without it nobody gives memory back, so all peaks add up."""
+    config = shared("cluster.colocate=false", "learners.gpus=0.5", "samplers.gpus=0.25")
+    plan = forecast(config, costs)
+    assert [role.gpus for role in plan.roles] == [0.25, 0.5, 0.0]
+    assert cluster.cards(plan)[0].nbytes == sum(role.count * role.nbytes for role in plan.roles[:2])
