@@ -148,8 +148,10 @@ def test_adapters_get_the_gradient_of_the_dequantised_model(saved: Saved, tmp_pa
     assert found[0][2].keys() == found[1][2].keys()
     pairs = [found[0][:2], found[1][:2]]
     for a, b in [*zip(*pairs, strict=True), *((found[0][2][k].grad, found[1][2][k].grad) for k in found[0][2])]:
-        assert a is not None and b is not None
-        assert float((a - b).norm()) <= 1e-5 * float(b.norm())  # in a last block some are exactly zero
+        if a is None or b is None:  # adapters of a last block that nothing reads
+            assert a is b
+        else:  # where some gradients are exactly zero
+            assert float((a - b).norm()) <= 1e-5 * float(b.norm())
 
 
 @pytest.mark.parametrize("kind", KINDS)
