@@ -19,6 +19,7 @@ from actors.process import REAL, Roles
 from actors.queue_stats import QueueStats
 from actors.reward import RemoteReward
 from actors.sampler import RemoteSampler
+from actors.shared import RemoteShared, pool_of_both
 from flowbp_ray.config.rewards import RewardsConfig
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.rewards.remote.client import assigned
@@ -68,8 +69,15 @@ class Fleet:
         if not beside:  # the other actors need its GPU
             self.encoding.finish()
         self.notify(f"placing the learners ({config.learners.count})")
-        self.learners = self._learners = LearnerGroup(config, self.roles, self.notify, self._wait, self.encoding.refs)
-        samplers = self._pool("sampler", "samplers", self.roles.sampler or RemoteSampler, config.samplers)
+        shares = config.cluster.share_base and self.roles.sampler is None  # emulated processes have nothing to share
+        self.learners = self._learners = LearnerGroup(
+            config, self.roles, self.notify, self._wait, self.encoding.refs, shares
+        )
+        if shares:
+            samplers = self._pool("sampler", "samplers", RemoteShared, pool_of_both(config))
+            self.learners.host = samplers.handles[0]
+        else:
+            samplers = self._pool("sampler", "samplers", self.roles.sampler or RemoteSampler, config.samplers)
         reward = self.roles.reward or RemoteReward
         scorers = self._pool("reward server", "rewards", reward, config.rewards, self.agreed)
         for who, refs in (

@@ -7,11 +7,13 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import ray
 
 from flowbp_ray.backbones.embeddings import PackedEmbeddings
+from flowbp_ray.config.learners import LearnersConfig
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.messages import Packed, Rollout, StepReport, TensorChecksum
 from flowbp_ray.utils.addresses import free_port
@@ -22,6 +24,9 @@ from flowbp_ray.weights.packing import PackedTensors
 class LearnerActor:
     """One learner rank. It is built in two steps: rank 0 names the rendezvous, then all ranks join it in `build`."""
 
+    base: Any = None
+    """The loaded base, where it is shared with a sampler of the same process."""
+
     def rendezvous(self) -> tuple[str, int]:
         """Return this host's address and a free port."""
         return ray.util.get_node_ip_address(), free_port("")
@@ -31,12 +36,14 @@ class LearnerActor:
         from actors.process import prepare
         from flowbp_ray.learning.learner import build_learner
 
-        prepare(config, config.learners.threads)
-        if config.learners.engine == "deepspeed":
+        self.config = config
+        prepare(config, learner_threads(config.learners))
+        if config.learners.engine == "deepspeed" and self.base is None:
             from flowbp_ray.learning.deepspeed import join_process_group
 
             join_process_group(rank, config.learners, address, port, config.cluster.stall_timeout)
-        self.learner = build_learner(config, rank=rank)
+        with self._turn():
+            self.learner = build_learner(config, rank=rank, base=self.base)
         return socket.gethostname()
 
     def step(
@@ -50,14 +57,17 @@ class LearnerActor:
 
         They are separate arguments because Ray only fetches references that are top-level arguments.
         """
-        rollouts = self._hold(messages)
+        rollouts = self._received(messages)
         cotangents = [message for message in messages if isinstance(message, Packed)]
-        return self.learner.step(step, rollouts, cotangents, factors, shares)
+        with self._turn():
+            return self.learner.step(step, rollouts, cotangents, factors, shares)
 
     def drift(self, *messages: Rollout | PackedEmbeddings) -> tuple[float, ...]:
-        return self.learner.drift(self._hold(messages))
+        rollouts = self._received(messages)
+        with self._turn():
+            return self.learner.drift(rollouts)
 
-    def _hold(self, messages: Sequence[Rollout | Packed | PackedEmbeddings]) -> list[Rollout]:
+    def _received(self, messages: Sequence[Rollout | Packed | PackedEmbeddings]) -> list[Rollout]:
         """Give the learner the embeddings among the messages; return the rollouts among them."""
         self.learner.embeddings = PackedEmbeddings.unpack(m for m in messages if isinstance(m, PackedEmbeddings))
         return [message for message in messages if isinstance(message, Rollout)]
@@ -72,7 +82,7 @@ class LearnerActor:
         The driver reads the last result only.
         """
         started = time.perf_counter()
-        with span("publish"):
+        with span("publish"), self._turn():
             yield from self.learner.publish(ema)
         yield time.perf_counter() - started
 
@@ -98,8 +108,28 @@ class LearnerActor:
         """The names of the imported modules; a test checks that neither decoder nor reward is among them."""
         return sorted(sys.modules)
 
+    def _turn(self) -> AbstractContextManager[None]:
+        from actors.process import turn
+
+        return turn(self.config, self.config.learners)
+
     def pid(self) -> int:
         return os.getpid()
+
+
+def learner_threads(learners: LearnersConfig) -> int:
+    """The CPU threads of a rank: `learners.threads`, or if that is null the rank's part of its node's cores.
+
+    As many ranks are on the node as its GPUs have room for, and at most all.
+    """
+    if learners.threads is not None:
+        return learners.threads
+    if not learners.host_bound:
+        return 1
+    here = ray.get_runtime_context().get_node_id()
+    gpus = next(node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["NodeID"] == here)
+    ranks = max(1, min(learners.count, int(gpus / learners.gpus)))
+    return max(1, len(os.sched_getaffinity(0)) // ranks)
 
 
 RemoteLearner: Any = ray.remote(LearnerActor)

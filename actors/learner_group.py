@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from actors import transport
 from actors.errors import Ref, cause, is_permanent
@@ -19,6 +20,10 @@ from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.control.selection import Selection
 from flowbp_ray.messages import ScoredItem, StepReport, Version
 from flowbp_ray.utils.errors import RunFailed
+
+PROBE = 5.0
+"""Seconds in which a process that is asked for its id answers, unless it is busy or hangs."""
+POLL = 0.2  # seconds
 
 
 class LearnersLost(RunFailed):
@@ -35,25 +40,33 @@ class LearnerGroup:
         notify: Callable[[str], None] = lambda line: None,
         wait: Callable[[Sequence[Ref], float], tuple[list[Ref], list[Ref]]] = wait_for_any,
         embedded: Callable[[Sequence[int]], list[Ref]] = lambda prompt_ids: [],
+        shares: bool = False,
     ) -> None:
         """notify: takes a line on what is waited for. wait: stands in for `ray.wait(refs, timeout=seconds)`.
 
         embedded: the references of `PackedEmbeddings` that hold these prompts together.
+        shares: the only rank is in the sampler's process, which is set as `host` before `launch`, and not placed here.
         """
         self.config, self.roles, self.notify = config, roles, notify
         self.wait, self.embedded = wait, embedded
         self.ranks: list[Any] = []
         self.buckets: list[int] = []  # number per rank
         self.timeout = config.cluster.stall_timeout
-        self.group = place(config.learners, "learners", "learners", config.cluster.placement_timeout)
+        self.host: Any = None
+        self.host_pid: int | None = None  # of the process in which the rank was built last
+        self.group = None
+        if not shares:
+            self.group = place(config.learners, "learners", "learners", config.cluster.placement_timeout)
 
     def launch(self) -> list[Ref]:
         """Start the processes; return the references of their `build` calls. Rank 0 names the rendezvous first."""
         learners, remote = self.config.learners, self.roles.learner or RemoteLearner
         given = self.roles.settings(self.config)
-        self.ranks = [
-            remote.options(**actor_options(learners, 0, self.group, rank)).remote() for rank in range(learners.count)
-        ]
+        if self.host is not None:
+            self.ranks, self.host_pid = [self.host], self._await_host()
+        else:
+            options = [actor_options(learners, 0, self.group, rank) for rank in range(learners.count)]
+            self.ranks = [remote.options(**of_rank).remote() for of_rank in options]
         [(address, port)] = self._get([self.ranks[0].rendezvous.remote()], "starting", 0)
         return [rank.build.remote(given, number, address, port) for number, rank in enumerate(self.ranks)]
 
@@ -112,12 +125,40 @@ class LearnerGroup:
         return str(self._get([rank.digest.remote() for rank in self.ranks], "computing its digest")[0])
 
     def kill(self) -> None:
-        for rank in self.ranks:
+        if self.host is not None:
+            self._restart_host()
+        for rank in self.ranks if self.host is None else ():
             ray.kill(rank)
         self.ranks, self.buckets = [], []
 
+    def _restart_host(self) -> None:
+        """Let Ray restart the shared process, unless it does already, or has done."""
+        try:
+            pid = ray.get(self.host.pid.remote(), timeout=PROBE)
+        except GetTimeoutError:
+            pid = self.host_pid
+        except RayError:
+            return
+        if pid == self.host_pid:
+            ray.kill(self.host, no_restart=False)
+
+    def _await_host(self) -> int:
+        """The process id of the shared process, once it is another than `host_pid`."""
+        if self.host_pid is None:
+            return int(self._get([self.host.pid.remote()], "loading the base")[0])
+        until = time.monotonic() + self.timeout
+        while time.monotonic() < until:
+            self.notify("waiting for the sampler and learner to be restarted")
+            with suppress(RayActorError, GetTimeoutError):  # while it is down
+                pid = ray.get(self.host.pid.remote(), timeout=max(0.0, until - time.monotonic()))
+                if pid != self.host_pid:
+                    return int(pid)
+            time.sleep(POLL)
+        raise LearnersLost(f"the process of the sampler and the learner was not restarted within {self.timeout:.0f} s")
+
     def stop(self) -> None:
-        self.kill()
+        if self.host is None:  # otherwise the pool of samplers ends it
+            self.kill()
         free(self.group)
         self.group = None
 

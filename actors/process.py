@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.utils import accelerator, tracing
+from flowbp_ray.utils.device_memory import allocator_settings, release_cached
+from flowbp_ray.utils.files import cache_path
 from flowbp_ray.utils.settings import ProcessConfig
 
 FOLDER = "FLOWBP_RAY_DRIVER_FOLDER"
@@ -27,6 +29,7 @@ def prepare(config: RunConfig, threads: int) -> None:
     """
     import torch
 
+    from flowbp_ray.backbones.finite import remember_in
     from flowbp_ray.utils.random import use_deterministic_kernels
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -34,6 +37,8 @@ def prepare(config: RunConfig, threads: int) -> None:
     record()
     torch.set_num_threads(threads)
     accelerator.choose(ray.get_runtime_context().get_accelerator_ids().get("GPU", []))
+    cache = cache_path(config.encoder.cache)
+    remember_in(None if cache is None else cache / "files")
     if config.cluster.deterministic:
         use_deterministic_kernels()
 
@@ -55,16 +60,29 @@ def thread_env(count: int) -> dict[str, str]:
 
 def actor_options(pool: ProcessConfig, restarts: int, group: Any = None, index: int = 0) -> dict[str, Any]:
     """Return Ray's options of an actor; with a placement `group`, in its bundle `index`."""
+    variables = thread_env(pool.threads or 1) | environment() | {FOLDER: os.getcwd()}
+    if pool.gpus:
+        variables |= allocator_settings(os.environ)
     options = {
         "num_cpus": pool.cpus,
         "num_gpus": pool.gpus,
         "resources": pool.resources,
         "max_restarts": restarts,
-        "runtime_env": {"env_vars": thread_env(pool.threads) | environment() | {FOLDER: os.getcwd()}},
+        "runtime_env": {"env_vars": variables},
     }
     if group is not None:
         options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
     return options
+
+
+@contextmanager
+def turn(config: RunConfig, pool: ProcessConfig) -> Iterator[None]:
+    """The turn of an actor that shares its GPU: at its end the memory is given back that only the turn needed."""
+    try:
+        yield
+    finally:
+        if config.cluster.colocate:
+            release_cached(pool.device)
 
 
 @dataclass(frozen=True)

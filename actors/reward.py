@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from actors.process import prepare
+from actors.process import prepare, turn
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.messages import Evaluated, Item, Packed, RolloutReport, Scored
 from flowbp_ray.rewards.scores import Scores, open_scorer
@@ -23,6 +23,7 @@ class RewardActor:
     def __init__(self, config: RunConfig, agreed: Mapping[str, str] | None = None) -> None:
         """agreed: the result of `handshake.check`, for remote reward servers."""
         prepare(config, config.rewards.threads)
+        self.config = config
         self.scorer: Scores = open_scorer(config, agreed or {})
         self.gated = config.has_gate  # never with remote servers, see `flowbp_ray.config.schema`
 
@@ -35,12 +36,12 @@ class RewardActor:
         self, item: Item, prompts: list[str], report: RolloutReport, target: Packed
     ) -> tuple[Scored, Packed] | tuple[Scored, Packed, np.ndarray]:
         """Return the scores and the cotangent of an item; in a run with a gate also the targets' pictures."""
-        with span("score"):
+        with span("score"), turn(self.config, self.config.rewards):
             scored, cotangent = self.scorer.score(item, prompts, report, target)
             return (scored, cotangent, self.scorer.pictures(target)) if self.gated else (scored, cotangent)
 
     def evaluate(self, item: Item, prompts: list[str], latents: Packed) -> Evaluated:
-        with span("score"):
+        with span("score"), turn(self.config, self.config.rewards):
             evaluated: Evaluated = self.scorer.evaluate(item, prompts, latents)
             return evaluated
 

@@ -9,7 +9,7 @@ from typing import Any
 import ray
 
 from actors import transport
-from actors.process import prepare
+from actors.process import prepare, turn
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport
 from flowbp_ray.rollout.sampler import build_sampler
@@ -23,6 +23,7 @@ class SamplerActor:
 
     def __init__(self, config: RunConfig) -> None:
         prepare(config, config.samplers.threads)
+        self.config = config
         self.sampler = build_sampler(config)
 
     def ready(self) -> str:
@@ -33,13 +34,15 @@ class SamplerActor:
         self, item: Item, weights: transport.Refs, embeddings: transport.Refs
     ) -> tuple[RolloutReport, Rollout, Packed]:
         self._hold(embeddings)
-        return self.sampler.rollout(item, lambda: transport.load(weights))
+        with turn(self.config, self.config.samplers):
+            return self.sampler.rollout(item, lambda: transport.load(weights))
 
     def sample(self, item: Item, weights: transport.Refs, embeddings: transport.Refs) -> tuple[str, Packed]:
         """Return the fingerprint of the weights that were used, and the finished latents."""
         self._hold(embeddings)
-        latents = self.sampler.sample(item, lambda: transport.load(weights))
-        return self.sampler.fingerprint, latents
+        with turn(self.config, self.config.samplers):
+            latents = self.sampler.sample(item, lambda: transport.load(weights))
+            return self.sampler.fingerprint, latents
 
     def _hold(self, embeddings: transport.Refs) -> None:
         """Read the parts that are not held. Every call passes those it needs: an elastic or restarted process has none.

@@ -27,6 +27,7 @@ from flowbp_ray.messages import StepReport, Version
 from flowbp_ray.observability.progress import Progress
 from flowbp_ray.observability.step_metrics import phases, step_metrics
 from flowbp_ray.observability.tracker import Export, Tracker
+from flowbp_ray.planning.colocation import with_parts
 from flowbp_ray.preflight import Checked, check
 from flowbp_ray.rollout.items import build_items
 from flowbp_ray.run.checkpoint import Snapshot
@@ -43,7 +44,7 @@ def train(config: RunConfig, progress: Progress | None = None) -> tuple[Run, dic
     Raises ValueError, before any actor starts, for a mistake of the user; RunFailed for a later failure; Interrupted
     after Ctrl-C or SIGTERM, once the current step is done and saved.
     """
-    checked = check(config)
+    checked, config = check(config), with_parts(config)
     with connected(config.cluster.address, config.output):
         return _train(config, checked, progress or Progress(config.steps, quiet=True))
 

@@ -10,6 +10,7 @@ import torch
 from flowbp_ray import prompts
 from flowbp_ray.backbones.base import uint8_images
 from flowbp_ray.backbones.embeddings import Embeddings, Encoded, build_encoder, distinct, encode_all
+from flowbp_ray.backbones.frozen import shared_base
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.control.selection import select
 from flowbp_ray.learning.learner import build_learner
@@ -59,9 +60,10 @@ class LocalLoop:
         self.config = config
         self.texts = [r.text for r in prompts.load(config.data.prompts)]
         embeddings = encode(config, self.texts, prompts.drawn(config, len(self.texts), 0))
-        self.sampler = build_sampler(config, embeddings)
+        base = shared_base(config)
+        self.sampler = build_sampler(config, embeddings, base)
         self.scorer = open_scorer(config, handshake.check(config))
-        self.learner = build_learner(config, embeddings)
+        self.learner = build_learner(config, embeddings, base=base)
         self.source = build_items(config, len(self.texts))
 
     def items(self, step: int) -> list[Item]:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-import torch
-from safetensors import SafetensorError, safe_open
-
+from flowbp_ray.backbones.finite import check_finite
+from flowbp_ray.backbones.quantised import check_library
 from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.judges import preflight as judges
+from flowbp_ray.learning.optim import check_moments
 from flowbp_ray.prompts import PromptRecord, drawn, read_prompts
 from flowbp_ray.rewards.remote import handshake
 from flowbp_ray.rewards.scorer import check_rewards
 from flowbp_ray.run.folder import Run
-from flowbp_ray.utils.files import cache_folder, cached_file_fact
+from flowbp_ray.utils.files import cache_folder
 from flowbp_ray.weights import trainable
 
 
@@ -47,7 +46,9 @@ def check(config: RunConfig) -> Checked:
     model, lora = config.backbone, config.learners.lora
     backbone = build_backbone(model)
     backbone.latent_shape(model.height, model.width)
+    check_library(model.quantization)
     prepared = trainable.prepare(backbone.skeleton(), lora, config.seed, backbone.lora_targets)
+    check_moments(config.learners.optimizer)
     train, held_out = read_prompts(config)
     agreed = handshake.check(config)
     if not config.rewards.url:  # remote servers have checked their own rewards
@@ -55,30 +56,5 @@ def check(config: RunConfig) -> Checked:
     judges.check(config.judges)
     cache = cache_folder(config.encoder.cache)
     for part in (backbone.base_folder / "transformer", backbone.base_folder / "vae", *backbone.encoder_parts()):
-        _check_weights(part, None if cache is None else cache / "files")
+        check_finite(part, None if cache is None else cache / "files")
     return Checked(train, held_out, trainable.describe(prepared, lora), agreed)
-
-
-def _check_weights(part: Path, memory: Path | None) -> None:
-    """Raises ValueError if a weight of a component is not finite, or its file cannot be read.
-
-    memory: the folder that caches the result for large files. Variants (`*.fp16.safetensors`) are not loaded by a run
-    and not checked.
-    """
-    for file in sorted(part.glob("*.safetensors")):
-        if "." not in file.stem:
-            cached_file_fact(file, memory, "finite", _finite)
-
-
-def _finite(file: Path) -> str:
-    """Return "finite" if all values of a safetensors file are. Raises ValueError otherwise."""
-    broken = f"{file.parent.parent} has a broken {file.parent.name}"
-    try:
-        with safe_open(file, "pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - it is not a dict
-                tensor = tensors.get_tensor(name)
-                if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                    raise ValueError(f"{broken}: {name} has values that are not finite")
-    except SafetensorError as error:
-        raise ValueError(f"{broken}: its weights cannot be read ({error})") from error
-    return "finite"

@@ -42,7 +42,7 @@ def model_card(run: Run, backbone: Backbone, kind: Kind, step: int, average: boo
         "Scores": _scores(evaluator, step, average),
         "Training": _table(_training(run, backbone, step, average) | {"sha256 of the trained weights": f"`{digest}`"}),
         "Data": _data(config, run, known),
-        "Limits": _limits(config),
+        "Limits": _limits(config) + _quantised(config, kind),
     }
     intro = f"{what}, post-trained by reward backpropagation with flowbp_ray {__version__}."
     head = f"---\n{front.to_yaml()}\n---\n# {name}\n\n{intro}\n"
@@ -179,7 +179,7 @@ def _training(run: Run, backbone: Backbone, step: int, average: bool) -> dict[st
     drift = "drift not limited" if limit is None else f"samples of drift above {limit:g} masked"
     branch = "detached" if model.detach_negative else "differentiated"
     return {
-        "base": f"{base_name(backbone)}, family `{backbone.name}`",
+        "base": f"{base_name(backbone)}, family `{backbone.name}`{_held(config)}",
         "steps": f"{step} of {config.steps}, {batch} images each{changed}",
         "weights": f"{averaged}, {model.dtype}",
         "trained": "all weights of the transformer"
@@ -204,6 +204,30 @@ def _training(run: Run, backbone: Backbone, step: int, average: bool) -> dict[st
         "seeds": f"{config.seed} (prompts, noise), {config.plan_seed} (plans)",
         "everything else": "`flowbp_ray.yaml`, which `flowbp-ray train` takes again",
     }
+
+
+def _held(config: RunConfig) -> str:
+    kind = config.backbone.quantization
+    return f", held in {kind} while it was trained over" if kind else ""
+
+
+def _quantised(config: RunConfig, kind: Kind) -> str:
+    """What an export says of a base that training held in fewer bits than the code above loads."""
+    held = config.backbone.quantization
+    if held is None:
+        return ""
+    how = "merged into" if kind == "merged" else "used over"
+    same = ""
+    if held == "nf4" and kind == "lora":
+        same = (
+            "; to draw over the base of training, on a GPU with bitsandbytes, load the transformer with diffusers' "
+            '`BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", '
+            f"bnb_4bit_compute_dtype={config.backbone.torch_dtype})`"
+        )
+    return (
+        f" The adapters were trained and measured over the base in {held}; {how} the base in {config.backbone.dtype} "
+        f"pictures differ by the rounding of its weights{same}."
+    )
 
 
 def _method(spec: dict[str, Any]) -> str:

@@ -37,7 +37,8 @@ class Exported:
 def export(run: Run, to: Path, step: int | None = None, average: bool = False, merge: bool = False) -> Exported:
     """Write a checkpoint of `run` (the newest by default) to the new folder `to`, in the dtype that it computes in.
 
-    average: the average of the weights instead of the weights. merge: adapters added into the base's weights.
+    average: the average of the weights instead of the weights. merge: adapters added into the base's weights, those of
+    the folder also where the run held them quantised, which the card says.
     The folder gets its name when it is complete. Raises ConfigError for what the user must change.
     """
     config, target = run.config, to.resolve()
@@ -48,7 +49,8 @@ def export(run: Run, to: Path, step: int | None = None, average: bool = False, m
     if average and not run.checkpoints.has_average(used):
         raise ConfigError(f"{run.folder} keeps no average; leave out --ema, or train with learners.ema.decay=0.999")
     device = config.samplers.device if accelerator.available() else "cpu"
-    sampler = Sampler(config.backbone, lora=config.learners.lora, seed=config.seed, device=device)
+    dense = config.backbone.model_copy(update={"quantization": None})  # adapters are the same over either base
+    sampler = Sampler(dense, lora=config.learners.lora, seed=config.seed, device=device)
     trainable.install(sampler.transformer, tensors)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flowbp_ray.backbones.decoding import PLAIN, Decoding
+
 Conditioning = dict[str, Tensor]  # name -> [rows, ...]: the transformer's inputs besides state and time
 
 SigmaGrid = Literal["pipeline", "even"]
@@ -95,13 +97,19 @@ class Backbone(abc.ABC):
 
     @abc.abstractmethod
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
-        """Decode states [B, ...] fp32 to images [B, 3, H, W] in -1..1, differentiably, as the pipeline's call does."""
+        """Decode states [B, ...] fp32 to images [B, 3, H, W] in -1..1, differentiably, as the pipeline's call does.
 
-    def load_decoder(self, device: str = "cpu") -> Callable[[Tensor], Tensor]:
-        """Load a differentiable function from latents [B, C, h, w] to images [B, 3, H, W] in 0..1, both on `device`."""
+        The VAE's own latents are found in fp32 and decoded in the precision that the VAE has.
+        """
 
-        vae = self.load_vae().to(device)
-        return lambda latents: unit_images(self.decode(vae, latents.float()))
+    def load_decoder(self, device: str = "cpu", how: Decoding = PLAIN) -> Callable[[Tensor], Tensor]:
+        """Load a differentiable function from latents [B, C, h, w] to images [B, 3, H, W] in 0..1, both on `device`.
+
+        how: its precision, and what it saves memory by. The images are fp32 in any case.
+        """
+
+        vae = how.prepare(self.load_vae()).to(device)
+        return lambda latents: unit_images(self.decode(vae, latents.float()).float())
 
     @property
     @abc.abstractmethod

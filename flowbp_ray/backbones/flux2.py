@@ -61,7 +61,7 @@ class Flux2Backbone(PipelineBackbone):
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
         mean, variance = (t.view(1, -1, 1, 1) for t in (vae.bn.running_mean, vae.bn.running_var))
         std = torch.sqrt(variance + vae.config.batch_norm_eps)
-        return vae.decode(tokens.unpatchify(latents * std + mean), return_dict=False)[0]
+        return vae.decode(tokens.unpatchify(latents * std + mean).to(vae.dtype), return_dict=False)[0]
 
     def predict(self, transformer: nn.Module, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         rows, columns = x.shape[2:]

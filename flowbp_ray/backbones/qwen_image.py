@@ -42,7 +42,7 @@ class QwenImageBackbone(PipelineBackbone):
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
         mean, std = (latents.new_tensor(v).view(1, -1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
         z = tokens.unpatchify(latents) * std + mean
-        return vae.decode(z.unsqueeze(2), return_dict=False)[0][:, :, 0]  # a video of one frame
+        return vae.decode(z.unsqueeze(2).to(vae.dtype), return_dict=False)[0][:, :, 0]  # a video of one frame
 
     def trim(self, conditioning: Conditioning) -> Conditioning:
         """See `Backbone`. Words come before padding."""

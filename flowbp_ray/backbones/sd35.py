@@ -62,7 +62,7 @@ class SD35Backbone(PipelineBackbone):
 
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
         z = latents / vae.config.scaling_factor + vae.config.shift_factor
-        return vae.decode(z, return_dict=False)[0]
+        return vae.decode(z.to(vae.dtype), return_dict=False)[0]
 
     def predict(self, transformer: nn.Module, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         return transformer(

@@ -107,7 +107,8 @@ class ShapesBackbone(Backbone):
 
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
         z = latents / vae.config.scaling_factor + vae.config.shift_factor
-        return vae.decode(z.contiguous(memory_format=torch.channels_last), return_dict=False)[0]
+        z = z.to(vae.dtype).contiguous(memory_format=torch.channels_last)
+        return vae.decode(z, return_dict=False)[0]
 
     @property
     def base_folder(self) -> Path:

@@ -58,6 +58,9 @@ class OptimizerConfig(Strict):
     """Decoupled weight decay: at each step weights shrink by lr · weight_decay."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Largest norm of the whole gradient; a longer one is scaled down to it."""
+    moments: Literal["fp32", "int8"] = "fp32"
+    """How AdamW's two moments are kept. fp32: 8 bytes per trained parameter. int8: 2, in blocks of 256 with a scale
+    each (arXiv 2110.02861), which changes results; it needs learners.engine=torch and the extra `quant`."""
     schedule: ScheduleConfig = ScheduleConfig()
     """How the learning rate changes over the run."""
 
@@ -73,6 +76,13 @@ class LearnersConfig(PoolConfig):
     offload: bool = False
     """true: optimizer state stays in host memory and AdamW runs there. It is slower and takes 12 bytes per trained
     parameter less on the GPUs, all ranks together. Needs deepspeed with zero of at least 1."""
+    threads: int | None = Field(None, ge=1)  # type: ignore[assignment]
+    """CPU threads that torch computes with in each process. null: 1; where `offload` brings AdamW from a GPU to the
+    host, the rank's even part of its node's cores."""
+    interconnect: Literal["nvlink", "pcie"] = "nvlink"
+    """What connects the GPUs of deepspeed's ranks. pcie: gradients are exchanged while the backward goes on, which
+    takes a second buffer of 500 M elements; with it write zero=1 where the memory is there, because from zero=2 on
+    gradients are exchanged in every backward and not once a step. `flowbp-ray plan` prints the bytes."""
     micro_batch: int = Field(ge=1)
     """Samples that a rank works on at a time. A rank's part of the batch must be divisible by it."""
     fuse: int = Field(1, ge=1)
@@ -88,3 +98,8 @@ class LearnersConfig(PoolConfig):
     """Penalise, or only measure, the distance to the base model (docs/staying-near-the-base.md). null: neither."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """The optimizer and its learning rate."""
+
+    @property
+    def host_bound(self) -> bool:
+        """Whether AdamW runs on the host while the forwards run on a GPU."""
+        return self.offload and self.gpus > 0

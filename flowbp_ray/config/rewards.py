@@ -48,6 +48,23 @@ class JitterConfig(Strict):
     """Largest shift in pixels, in each direction; each image draws its own. 0: no shift."""
 
 
+Precision = Literal["float32", "tf32", "bfloat16"]
+SMALL = 256 * 256
+"""Pixels of an image up to which all rows of an item are decoded at once, unless micro_batch says otherwise."""
+
+
+class DecoderConfig(Strict):
+    """How the decoder saves memory. Neither key changes what is computed."""
+
+    checkpointing: bool = False
+    """true: the decoder keeps the inputs of its parts only and computes them again in the backward pass: less memory
+    for a third more work, and the same bits."""
+    tile: int | None = Field(None, ge=1)
+    """Rows of a feature map that are computed at a time, for images of 1024 pixels a side and above: 128, say. The
+    whole map's statistics are used, so there are no seams, and values and gradients are equal up to rounding. null: all
+    rows at once."""
+
+
 class RewardsConfig(ElasticPoolConfig):
     """The reward servers: what is trained on, what is only measured, and the processes that compute it."""
 
@@ -62,7 +79,17 @@ class RewardsConfig(ElasticPoolConfig):
     jitter: JitterConfig = JitterConfig()
     """Noise and shifts on the images that the rewards see in training."""
     micro_batch: int | None = Field(None, ge=1)
-    """Images that are decoded and scored at a time in training; fewer take less memory. null: all rows of an item."""
+    """Images that are decoded and scored at a time, in training and in evaluations; fewer take less memory. null: one
+    where an image has more than 256 × 256 pixels, else all rows of an item."""
+    precision: Precision = "float32"
+    """How the decoder and the rewards' models compute. float32: exactly. tf32: weights in float32, products of 10 bits
+    on GPUs that have them, convolutions and matrices alike; the same as float32 elsewhere. bfloat16: weights in
+    bfloat16, half the memory. A reward's own `options.dtype` goes before it."""
+    decoder: DecoderConfig = DecoderConfig()
+    """How the decoder saves memory."""
+    offload: bool = False
+    """true: the decoder and the rewards' models wait in host memory (pinned) between the calls that need them. Each
+    call copies them to the GPU first; the scores are the same bits. For a GPU that other roles use in turns."""
     url: Annotated[list[str], Field(min_length=1)] | None = None
     """Address of a `flowbp-ray serve-reward`, or a list of them, which then score in place of this cluster: process i
     of the pool asks address i modulo their number. null: the rewards are computed by the pool itself."""
@@ -83,6 +110,10 @@ class RewardsConfig(ElasticPoolConfig):
     def _by_name(cls, value: Any) -> Any:
         """Accept a monitor without options that is written as its name alone."""
         return [{"name": v} if isinstance(v, str) else v for v in value] if isinstance(value, list) else value
+
+    def at_once(self, rows: int, height: int, width: int) -> int:
+        """How many of `rows` images of height × width pixels are decoded and scored at a time."""
+        return min(rows, self.micro_batch or (rows if height * width <= SMALL else 1))
 
     @property
     def all(self) -> list[RewardConfig]:

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from flowbp_ray.config.learners import LearnersConfig
 from flowbp_ray.config.method import build_method
+from flowbp_ray.config.one_card import check_one_card
 from flowbp_ray.config.rewards import RewardsConfig
 from flowbp_ray.config.sections import (
     BackboneConfig,
@@ -129,13 +130,17 @@ def check_together(config: RunConfig) -> None:
     _check_batch(config)
     _check_engine(config)
     _check_gpus(config)
+    check_one_card(config.backbone, config.learners, config.samplers, config.cluster)
     _check_scaling(config)
     _check_guard(config)
     _check_judges(config)
 
 
 def share_a_gpu(plain: Any) -> Any:
-    """The plain tree; with cluster.colocate `gpus` of samplers, rewards and learners are equal parts of one GPU."""
+    """The plain tree; with cluster.colocate `gpus` of samplers, rewards and learners are parts of one GPU.
+
+    They are equal here, where the model is not known; `flowbp_ray.planning.colocation` replaces them by what is needed.
+    """
     if (
         not isinstance(plain, dict)
         or not isinstance(plain.get("cluster"), dict)
@@ -248,6 +253,9 @@ def _check_engine(config: RunConfig) -> None:
         )
     if learners.offload and (learners.engine == "torch" or learners.zero == 0):
         raise ValueError("learners.offload needs shards: write learners.engine=deepspeed and learners.zero=1 or more")
+    if learners.optimizer.moments == "int8" and learners.engine != "torch":
+        raise ValueError("learners.optimizer.moments=int8 is there for one rank; write learners.engine=torch, or "
+                         "learners.optimizer.moments=fp32, which deepspeed shards over its ranks")  # fmt: skip
     if config.staleness > 1 and config.drift.max is None:
         raise ValueError(
             f"staleness={config.staleness} needs drift.max (samples that aged more are masked); "

@@ -55,6 +55,9 @@ class BackboneConfig(Strict):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights that compute: float32 or bfloat16. The optimizer's own copies are always float32. float16 is
     not offered, since its gradients would need loss scaling."""
+    quantization: Literal["int8", "nf4"] | None = None
+    """Hold the frozen base in fewer bits, in samplers and learners, and train adapters over it: int8 (8 bits a weight)
+    or nf4 (4.5 bits). It needs learners.lora and the extra `quant` (docs/one-card.md). null: in `dtype`."""
     sigmas: Literal["pipeline", "even"] = "pipeline"
     """Noise levels of the sampling steps. pipeline: those of the family's pipeline in diffusers. even: evenly spaced
     before the shift. They differ for sd35 only, whose published runs are even."""
@@ -203,8 +206,12 @@ class ClusterConfig(Strict):
     """Who changes the number of samplers and reward servers, within their min and max. hand: only
     `flowbp-ray scale`. rule: also the run itself, from how busy they are; it needs staleness of at least 1."""
     colocate: bool = False
-    """true: samplers, reward servers and the one learner share a GPU: each process gets an equal part of it,
-    whatever its `gpus` says."""
+    """true: samplers, reward servers and the one learner share a GPU: each process gets the part of it that
+    `flowbp-ray plan` says it needs, whatever its `gpus` says, and gives back cached memory when its turn is over."""
+    share_base: bool = False
+    """true: the sampler and the learner are one process with one copy of the frozen base, in turns, for adapters on
+    one GPU. The weights are the same as those of two processes (docs/one-card.md). The process takes the `threads` of
+    learners, and the sum of the two pools' cpus and gpus."""
     transport: Literal["object_store"] = "object_store"
     """How weights travel from learners to samplers. Ray's object store is the only way so far."""
 

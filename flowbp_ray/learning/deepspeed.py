@@ -44,9 +44,10 @@ class DeepSpeedEngine:
         self.stage, self.rank = config.zero, torch.distributed.get_rank()
         self.scale = float(torch.distributed.get_world_size())
         self.named = trained(module)
+        self.frozen = any(not p.requires_grad for p in module.parameters())
         self.shapes = {name: p.shape for name, p in self.named.items()}  # stage 3 leaves empty tensors behind
         self.max_grad_norm = config.optimizer.max_grad_norm
-        self.optimizer = adamw(list(self.named.values()), config.optimizer)
+        self.optimizer = adamw(list(self.named.values()), config.optimizer, config.device)
         self.engine, *_ = deepspeed.initialize(
             model=module,
             optimizer=self.optimizer,
@@ -147,12 +148,13 @@ class DeepSpeedEngine:
         return [] if mapping is None else [(mapping.lp_fragment_address.start, mapping.get_hp_fragment())]
 
     def save(self, folder: Path) -> None:
-        self.engine.save_checkpoint(str(folder), tag="engine")
+        self.engine.save_checkpoint(str(folder), tag="engine", exclude_frozen_parameters=True)
         if self.ema is not None:
             torch.save(self.ema.state(), folder / f"ema_rank_{self.rank}.pt")
 
     def load(self, folder: Path) -> None:
-        path, _ = self.engine.load_checkpoint(str(folder), tag="engine")
+        # Not strict with adapters: their base is in the model's folder (in checkpoints of before, also in them).
+        path, _ = self.engine.load_checkpoint(str(folder), tag="engine", load_module_strict=not self.frozen)
         if path is None:
             raise ValueError(f"no DeepSpeed checkpoint in {folder}")
         if self.ema is not None:
@@ -162,6 +164,8 @@ class DeepSpeedEngine:
 def deepspeed_config(config: LearnersConfig, dtype: torch.dtype) -> dict[str, Any]:
     """DeepSpeed's settings. Micro-batch and accumulation steps are 1, because the learner sums the batch itself."""
     sharding: dict[str, Any] = {"stage": config.zero}
+    if config.interconnect == "pcie":
+        sharding["overlap_comm"] = True
     if config.offload:
         sharding["offload_optimizer"] = {"device": "cpu", "pin_memory": config.device == "cuda"}
     return {

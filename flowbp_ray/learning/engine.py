@@ -76,7 +76,7 @@ class TorchEngine:
         self.masters: dict[str, nn.Parameter] = {
             name: p if p.dtype == torch.float32 else nn.Parameter(p.detach().float()) for name, p in self.named.items()
         }
-        self.optimizer = adamw(list(self.masters.values()), config.optimizer)
+        self.optimizer = adamw(list(self.masters.values()), config.optimizer, config.device)
         self.ema = Ema(list(self.masters.values()), config.ema.decay) if config.ema else None
 
     def backward(self, loss: Tensor, last: bool) -> None:
@@ -85,8 +85,8 @@ class TorchEngine:
     def step(self, rate: float) -> float:
         masters = list(self.masters.values())
         for name, p in self.named.items():
-            if p is not self.masters[name]:
-                self.masters[name].grad = None if p.grad is None else p.grad.float()
+            if p is not self.masters[name]:  # one after the other, so that both gradients never exist in full
+                self.masters[name].grad, p.grad = None if p.grad is None else p.grad.float(), None
         norm = float(torch.nn.utils.clip_grad_norm_(masters, self.max_grad_norm))
         if norm < float("inf"):
             set_rate(self.optimizer, rate)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flowbp_ray.backbones.embeddings import Embeddings
+from flowbp_ray.backbones.frozen import load_base
 from flowbp_ray.backbones.guidance import trained_velocity
 from flowbp_ray.backbones.kernels import use_kernels
 from flowbp_ray.backbones.registry import build_backbone
@@ -47,18 +48,20 @@ class Learner:
         batch: int,
         seed: int = 0,
         rank: int = 0,
+        base: nn.Module | None = None,
     ) -> None:
         """embeddings: may be set later, before each step those of its prompts. batch: rows of the global batch.
 
         steps: optimizer steps of the run, for the learning rate schedule.
         seed: initialises the adapters. An engine over several ranks needs the process group to be joined before.
+        base: a loaded base on the learner's device, whose tensors are used and not changed.
         """
         self.model, self.config, self.steps, self.batch = backbone, learners, steps, batch
         self.rank, self.embeddings = rank, embeddings or Embeddings({})
         self.backbone = build_backbone(backbone)
         self.sigmas = self.backbone.sigmas(backbone.num_steps, backbone.height, backbone.width)
         self.terms = method.max_terms(backbone.num_steps).terms
-        transformer: Any = self.backbone.load_transformer(backbone.torch_dtype)
+        transformer: Any = load_base(self.backbone, backbone, learners.device, base)
         trainable.prepare(transformer, learners.lora, seed, self.backbone.lora_targets)
         if learners.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
@@ -248,8 +251,10 @@ def make_engine(module: nn.Module, config: LearnersConfig, dtype: torch.dtype) -
     return DeepSpeedEngine(module, config, dtype)
 
 
-def build_learner(config: RunConfig, embeddings: Embeddings | None = None, rank: int = 0) -> Learner:
-    """Build a learner rank of a run in this process. With DeepSpeed, join the process group before."""
+def build_learner(
+    config: RunConfig, embeddings: Embeddings | None = None, rank: int = 0, base: nn.Module | None = None
+) -> Learner:
+    """Build a learner rank of a run in this process. With DeepSpeed, join the process group before. base: as there."""
     return Learner(
         config.backbone,
         config.learners,
@@ -259,4 +264,5 @@ def build_learner(config: RunConfig, embeddings: Embeddings | None = None, rank:
         batch=config.data.shape.batch,
         seed=config.seed,
         rank=rank,
+        base=base,
     )

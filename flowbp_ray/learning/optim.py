@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +15,35 @@ from torch import Tensor, nn
 from flowbp_ray.config.learners import OptimizerConfig, ScheduleConfig
 
 
-def adamw(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:
-    return torch.optim.AdamW(
-        parameters, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay
-    )
+def adamw(parameters: list[nn.Parameter], config: OptimizerConfig, device: str) -> torch.optim.Optimizer:
+    """AdamW over `parameters`. device: where the forwards compute; an offloaded state may be elsewhere.
+
+    Moments in int8 are those of bitsandbytes, which has kernels for CUDA and for CPUs; raises ValueError without it. On
+    CUDA one fused kernel updates everything in place (over a list of tensors it would hold one more number per
+    parameter). On CPUs it is torch's default, whose last bits differ from those of the fused kernel.
+    """
+    settings: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
+    settings["weight_decay"] = config.weight_decay
+    if config.moments == "int8":
+        check_moments(config)
+        optimizer: torch.optim.Optimizer = importlib.import_module("bitsandbytes").optim.AdamW8bit(
+            parameters, **settings, min_8bit_size=SMALLEST_QUANTISED
+        )
+        return optimizer
+    return torch.optim.AdamW(parameters, **settings, fused=True if device == "cuda" else None)
+
+
+SMALLEST_QUANTISED = 4096
+"""Elements from which a tensor's moments are kept in int8; biases and norms are more sensitive and take no memory."""
+
+
+def check_moments(config: OptimizerConfig) -> None:
+    """Raises ValueError where the library is missing that `moments` needs."""
+    if config.moments == "int8" and importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError(
+            "learners.optimizer.moments=int8 needs bitsandbytes; run pip install 'flowbp-ray[quant]', or write "
+            "learners.optimizer.moments=fp32"
+        )
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

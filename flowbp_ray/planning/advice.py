@@ -10,18 +10,19 @@ from typing import Any
 from flowbp_ray.config import loading
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.planning import cluster as placing
-from flowbp_ray.planning import memory
+from flowbp_ray.planning import learner_memory, memory, reward_memory
 from flowbp_ray.planning.cluster import Cluster
 from flowbp_ray.planning.costs import Costs, Untraced
 from flowbp_ray.planning.forecast import Forecast, forecast
-from flowbp_ray.planning.memory import Role, Sizes
+from flowbp_ray.planning.memory import Role, Sizes, decoded_at_once
+from flowbp_ray.planning.sharing import pack
 from flowbp_ray.utils.errors import ConfigError
 from flowbp_ray.utils.units import format_bytes
 
 Changes = dict[str, Any]
 """What to write: dotted key -> value."""
 RoleOf = Callable[[RunConfig, Costs, Sizes], Role]
-"""What one process of a role would hold, such as `memory.learners`."""
+"""What one process of a role would hold, such as `memory.samplers`."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +45,32 @@ def check_fit(config: RunConfig, cluster: Cluster, costs: Costs) -> FitVerdict:
         return FitVerdict(True, f"fits: {asked} of {len(cluster.gpus)} GPUs, {_headroom(plan, cluster)}", {})
     changes = _remedy(config, plan, cluster, costs)
     if changes is not None:
-        return FitVerdict(False, f"{wrong[0]}: write {_as_overrides(changes)}", changes)
+        slower = _offloaded(config, plan, changes)
+        return FitVerdict(False, f"{wrong[0]}{slower}: write {_as_overrides(changes)}", changes)
     return FitVerdict(False, f"{wrong[0]}: nothing that plan tries is enough; {_least_gpus(plan)}", {})
+
+
+SECONDS_OF_ADAMW = 9.3e-9
+"""Of one CPU thread for one parameter, measured on one core of a server."""
+
+
+def _offloaded(config: RunConfig, plan: Forecast, changes: Changes) -> str:
+    """What AdamW on the host costs, if that is among the changes."""
+    if not changes.get("learners.offload"):
+        return ""
+    count = changes.get("learners.count", config.learners.count)
+    seconds = SECONDS_OF_ADAMW * plan.sizes.trained / count
+    threads = "all cores" if config.learners.threads is None else f"the {config.learners.threads} of learners.threads"
+    return f"; AdamW on the host takes {seconds:.0f} s a step, divided by its threads ({threads})"
 
 
 def _headroom(plan: Forecast, cluster: Cluster) -> str:
     """How full the fullest GPU is, in words."""
-    on_gpu = [role for role in plan.placed if role.gpus]
-    if not on_gpu:
+    cards = placing.cards(plan)
+    if not cards:
         return "no role asks for one (write samplers.gpus=1, learners.gpus=1, rewards.gpus=1 to use them)"
-    fullest = max(on_gpu, key=lambda role: role.nbytes / placing.available(role, cluster))
-    holds, room = format_bytes(fullest.nbytes, "GiB"), format_bytes(placing.available(fullest, cluster), "GiB")
+    fullest = max(cards, key=lambda card: card.nbytes)
+    holds, room = format_bytes(fullest.nbytes, "GiB"), format_bytes(cluster.smallest, "GiB")
     return f"the fullest holds {holds} of {room} ({fullest.name})"
 
 
@@ -66,11 +82,16 @@ def _remedy(config: RunConfig, plan: Forecast, cluster: Cluster, costs: Costs) -
     elif cluster.host is not None and plan.host > cluster.host:
         tried = [{}, *_fewer_samplers(config)]
     for counts in tried:
+        if any(len(card.roles) > 1 for card in placing.cards(plan)):
+            together = _lightened_together(config, counts, cluster, costs)
+            if together:
+                return together
+            continue
         changes: Changes | None = counts
         for lighter, role_of in (
             (_lighter_samplers, memory.samplers),
-            (_lighter_learners, memory.learners),
-            (_lighter_rewards, memory.rewards),
+            (_lighter_learners, learner_memory.learners),
+            (_lighter_rewards, reward_memory.rewards),
         ):
             changes = None if changes is None else _lightened(config, changes, lighter(config), role_of, cluster, costs)
         changed = apply_changes(config, changes) if changes else None
@@ -95,6 +116,43 @@ def _lightened(
         else:
             return {**so_far, **option}
     return None
+
+
+def _lightened_together(config: RunConfig, counts: Changes, cluster: Cluster, costs: Costs) -> Changes | None:
+    """`counts` with changes of roles that share GPUs: as long as one is too full, the next that helps its largest."""
+    lighter = {
+        "samplers": iter(_lighter_samplers(config)),
+        "learners": iter(_lighter_learners(config)),
+        "reward servers": iter(_lighter_rewards(config)),
+    }
+    chosen: dict[str, Changes] = {}
+
+    def written() -> Changes:
+        return {key: value for option in (counts, *chosen.values()) for key, value in option.items()}
+
+    while (changed := apply_changes(config, written())) is not None:
+        plan = forecast(changed, costs)
+        if not placing.shortages(plan, cluster):
+            return written()
+        card = max(placing.cards(plan), key=lambda card: card.nbytes)
+        if card.nbytes <= cluster.smallest:  # it is something else that is short
+            return None
+        tried = sorted(set(card.roles), key=lambda role: (role is not card.largest, -role.nbytes))
+        steps = ((role.name, option) for role in tried for option in lighter.get(role.name, ()))
+        for name, option in steps:
+            kept, chosen[name] = chosen.get(name, {}), option
+            smaller = apply_changes(config, written())
+            if smaller is not None and _fullest_bytes(forecast(smaller, costs)) < card.nbytes:
+                break
+            chosen[name] = kept
+        else:
+            return None
+    return None
+
+
+def _fullest_bytes(plan: Forecast) -> int:
+    """Bytes that the fullest GPU holds."""
+    return max(card.nbytes for card in placing.cards(plan))
 
 
 def _lighter_learners(config: RunConfig) -> list[Changes]:
@@ -124,13 +182,17 @@ def _lighter_samplers(config: RunConfig) -> list[Changes]:
 
 
 def _lighter_rewards(config: RunConfig) -> list[Changes]:
-    """Fewer images decoded at a time."""
-    now = config.rewards.micro_batch or config.data.rollout_batch * config.surrogate().branches
-    return _with_evaluation(config, [{"rewards.micro_batch": n} for n in (8, 4, 2, 1) if n < now])
+    """Fewer images decoded at a time, a decoder that computes its parts again, both, and rows of it at a time."""
+    own, now = config.rewards, decoded_at_once(config)
+    small: list[Changes] = [{"rewards.micro_batch": n} for n in (8, 4, 2, 1) if n < now]
+    lean: list[Changes] = [] if own.decoder.checkpointing else [{"rewards.decoder.checkpointing": True}]
+    together = [{**a, **b} for a, b in product(small[-1:] or [{}], lean or [{}])]
+    cut: list[Changes] = [] if own.decoder.tile else [{**together[-1], "rewards.decoder.tile": 128}]
+    return [*small, *lean, *together, *cut]
 
 
 def _with_evaluation(config: RunConfig, training: list[Changes]) -> list[Changes]:
-    """Smaller batches of evaluations, the changes `training`, and then pairs of both."""
+    """Smaller batches of evaluations, the changes `training`, and then pairs of both: what they draw at a time."""
     batches = [{"evaluation.batch": n} for n in (16, 8, 4, 2, 1) if n < config.evaluation.batch]
     evaluation: list[Changes] = batches if config.evaluation.prompts else []
     return [*evaluation, *training, *({**a, **b} for a, b in product(training, evaluation))]
@@ -156,7 +218,7 @@ def fitting_counts(config: RunConfig, plan: Forecast, gpus: int) -> Iterator[Cha
     found = []
     for learners, rewards in product(choices[1], choices[2]):
         others = (learners, pools[1].gpus), (rewards, pools[2].gpus)
-        fitting = [n for n in choices[0] if placing.pack([others[0], (n, pools[0].gpus), others[1], *judges]) <= gpus]
+        fitting = [n for n in choices[0] if len(pack([others[0], (n, pools[0].gpus), others[1], *judges])) <= gpus]
         if fitting:
             found.append((fitting[-1], learners, rewards))
     slowest = [(max(t / n for t, n in zip(times, counts, strict=True)), sum(counts), counts) for counts in found]
@@ -187,8 +249,8 @@ def _as_overrides(changes: Changes) -> str:
 
 def _least_gpus(plan: Forecast) -> str:
     """How many GPUs of which size the run would take as it is."""
-    on_gpu = [role for role in plan.placed if role.gpus]
-    if not on_gpu:
+    cards = placing.cards(plan)
+    if not cards:
         return "it takes more host memory"
-    most = max(role.nbytes / min(1.0, role.gpus) for role in on_gpu)
-    return f"it takes {placing.count_gpus(plan)} GPUs of {format_bytes(int(most), 'GiB')}"
+    most = max(card.nbytes for card in cards)
+    return f"it takes {placing.count_gpus(plan)} GPUs of {format_bytes(most, 'GiB')}"

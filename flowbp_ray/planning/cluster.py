@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from flowbp_ray.planning.forecast import Forecast
 from flowbp_ray.planning.memory import Role
+from flowbp_ray.planning.sharing import Card, pack
 from flowbp_ray.utils.units import GIB, format_bytes
 
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(G|T)i?B?", re.IGNORECASE)
@@ -100,10 +101,13 @@ def shortages(plan: Forecast, cluster: Cluster) -> list[str]:
     if (asked := count_gpus(plan)) > len(cluster.gpus):
         parts = " + ".join(f"{r.count} {r.name}" for r in plan.placed if r.gpus)
         found.append(f"{parts} ask for {asked} GPUs of {len(cluster.gpus)}")
-    for role in plan.placed:
-        if role.gpus and role.nbytes > (room := available(role, cluster)):
-            needed, per_gpu = format_bytes(role.nbytes, "GiB"), format_bytes(room, "GiB")
-            found.append(f"{role.name} need {needed} per GPU of {per_gpu} ({role.fullest or 'always'})")
+    for card in dict.fromkeys(cards(plan)):
+        if card.nbytes > (room := available(card.largest, cluster)):
+            needed, per_gpu = format_bytes(card.nbytes, "GiB"), format_bytes(room, "GiB")
+            fullest = card.largest.fullest or "always"
+            if len(card.roles) > 1:
+                fullest = f"{fullest} of the {card.largest.name}"
+            found.append(f"{card.name} need {needed} per GPU of {per_gpu} ({fullest})")
     for what, needs, has in (
         ("host memory", plan.host, cluster.host),
         ("object store", plan.traffic.in_flight, cluster.store),
@@ -114,26 +118,23 @@ def shortages(plan: Forecast, cluster: Cluster) -> list[str]:
 
 
 def count_gpus(plan: Forecast) -> int:
-    """GPUs that all roles take, placed as the driver does it: learners, samplers, reward servers, judges."""
-    samplers, *others, rewards = plan.roles
-    return pack([(role.count, role.gpus) for role in (*others, samplers, rewards, *plan.judges)])
+    """GPUs that all roles take."""
+    return len(_packed(plan)[1])
 
 
-def pack(pools: Sequence[tuple[int, float]]) -> int:
-    """GPUs that pools of (count, gpus of each process) take when they are placed in this order.
+def cards(plan: Forecast) -> list[Card]:
+    """The GPUs with what is on each; those on which nothing computes are left out."""
+    roles, packed = _packed(plan)
+    return [Card(tuple(roles[index] for index in indices), plan.turns) for indices in packed if indices]
 
-    As in Ray, a part of a GPU goes to the fullest GPU that has room for it.
-    """
-    used: list[float] = []
-    for part in (gpus for count, gpus in pools for _ in range(count) if 0 < gpus < 1):
-        fitting = [i for i, taken in enumerate(used) if taken + part <= 1 + 1e-6]
-        if fitting:
-            used[max(fitting, key=lambda i: used[i])] += part
-        else:
-            used.append(part)
-    return len(used) + sum(count * int(gpus) for count, gpus in pools)
+
+def _packed(plan: Forecast) -> tuple[list[Role], list[list[int]]]:
+    """All roles as the driver places them (learners, samplers, reward servers, judges), and their indices per GPU."""
+    samplers, learners, rewards = plan.roles
+    roles = [learners, samplers, rewards, *plan.judges]
+    return roles, pack([(role.count, role.gpus) for role in roles])
 
 
 def available(role: Role, cluster: Cluster) -> int:
-    """Bytes of GPU memory that one process may use: its part of a GPU, or all of one, as it computes on one only."""
-    return int(cluster.smallest * min(1.0, role.gpus))
+    """Bytes of a GPU on which a process of `role` is: any may be the smallest one, and it computes on one only."""
+    return cluster.smallest

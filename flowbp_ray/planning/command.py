@@ -16,6 +16,7 @@ from flowbp_ray.planning.cluster import read_cluster
 from flowbp_ray.planning.costs import Costs
 from flowbp_ray.planning.encoding import refusal
 from flowbp_ray.planning.forecast import forecast
+from flowbp_ray.planning.reward_memory import unstated
 
 
 def print_surrogate(config: RunConfig, step: int, console: Console) -> None:
@@ -53,6 +54,8 @@ def print_plan(
     for part in show.tables(found):
         Console(highlight=False, width=None if console.is_terminal else 100).print(part)
     console.print(show.NOTES)
+    if missing := unstated(config, costs):
+        console.print(f"not counted, since they do not say what they hold: the models of {', '.join(missing)}")
     if verdict is not None and verdict.fits:
         console.print(verdict.line)
     return verdict

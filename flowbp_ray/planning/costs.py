@@ -1,7 +1,8 @@
-"""Traces of the three computations of a step: a rollout's forward, a learner's node, a decoding."""
+"""Traces of a step's computations: a rollout's forward, a learner's node, a decoding, and what a reward computes."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -10,17 +11,22 @@ from torch import nn
 
 from flowbp_ray.backbones import Backbone, Conditioning
 from flowbp_ray.backbones.base import unit_images
+from flowbp_ray.backbones.decoding import PLAIN, Decoding
 from flowbp_ray.backbones.guidance import full_velocity, one_branch, trained_velocity
 from flowbp_ray.backbones.registry import backbone_named
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.planning.trace import Cost, cost_of, fake_mode, held_by, hollow
+from flowbp_ray.rewards.skeleton import Skeleton
 from flowbp_ray.weights import trainable
 
 T = TypeVar("T")
 
 
 class Costs:
-    """Traces of one model folder. Each is made once, since advice asks for the same ones many times."""
+    """Traces of one model folder at one image size. Each is made once: advice asks for the same ones many times.
+
+    Configurations of the same model may share one, whatever their methods, pools and batches.
+    """
 
     def __init__(self, config: RunConfig) -> None:
         """Raises ValueError where the folder holds no model of the family, or the image size is not possible."""
@@ -41,22 +47,43 @@ class Costs:
 
     def node(self, config: RunConfig) -> Cost:
         """A learner's largest forward and backward, the junction's gradient at x included."""
-        learners, rows = config.learners, largest(config)
-        key = ("node", str(learners.lora), learners.gradient_checkpointing, rows)
+        model, learners, rows = config.backbone, config.learners, largest(config)
+        attached = not (one_branch(self.backbone, model.guidance) or model.detach_negative)
+        junction = config.surrogate().max_terms(model.num_steps).junction
+        key = ("node", str(learners.lora), learners.gradient_checkpointing, rows, attached, bool(junction))
         return self.once(key, lambda: self._velocity(config, rows, config.backbone.guidance, True))
 
-    def decoding(self, rows: int, differentiate: bool) -> Cost:
-        """The decoder on `rows` latents, in fp32; with the backward to the latents where asked."""
+    def decoding(self, rows: int, differentiate: bool, how: Decoding = PLAIN) -> Cost:
+        """The decoder on `rows` latents; with the backward to the latents where asked."""
 
         def trace() -> Cost:
             with fake_mode():
-                vae = hollow(self.backbone.vae_skeleton().eval().requires_grad_(False), torch.float32)
+                vae = how.lean(hollow(self.backbone.vae_skeleton().eval().requires_grad_(False), how.dtype))
                 latents = torch.empty(rows, *self.latent_shape, requires_grad=differentiate)
                 latents.grad = torch.empty_like(latents) if differentiate else None
                 held = [*held_by(vae), latents, *([] if latents.grad is None else [latents.grad])]
-                return cost_of(lambda: unit_images(self.backbone.decode(vae, latents)), held, differentiate)
+                return cost_of(lambda: unit_images(self.backbone.decode(vae, latents).float()), held, differentiate)
 
-        return self.once(("decoding", rows, differentiate), trace)
+        return self.once(("decoding", rows, differentiate, how), trace)
+
+    def seeing(self, key: tuple[str, ...], reward: Skeleton, rows: int, differentiate: bool) -> int:
+        """Peak bytes of a reward that scores `rows` images; with the backward to the pixels where asked.
+
+        Traced for one image: with frozen weights nothing but maps of images is kept. key: tells the reward from others.
+        """
+        if reward.see is None:
+            return reward.row * differentiate
+        see, side = reward.see, reward.side
+
+        def trace() -> int:
+            module = copy.deepcopy(reward.module)  # in a fake mode a copy's buffers would be of another type
+            with fake_mode():
+                hollow(module, reward.dtype)
+                pixels = torch.empty(1, 3, side, side, dtype=reward.dtype, requires_grad=differentiate)
+                held = [*module.parameters(), *module.buffers(), pixels]
+                return cost_of(lambda: see(module, pixels), held, differentiate).peak
+
+        return rows * self.once((*key, differentiate), trace)
 
     def once(self, key: tuple[Any, ...], find: Callable[[], T]) -> T:
         """The result of `find`, which is called only for a key that is new."""
@@ -104,7 +131,8 @@ class Untraced(Costs):
     """The same model without activations: a lower bound of its memory, which needs no trace."""
 
     def __init__(self, costs: Costs) -> None:
-        self.backbone, self.latent_shape, self.known = costs.backbone, costs.latent_shape, {}
+        self.backbone, self.latent_shape = costs.backbone, costs.latent_shape
+        self.known = {key: found for key, found in costs.known.items() if key[0] == "reward"}
 
     def rollout(self, config: RunConfig, rows: int, guidance: float) -> Cost:
         return Cost(0, 0, 0)
@@ -112,5 +140,8 @@ class Untraced(Costs):
     def node(self, config: RunConfig) -> Cost:
         return Cost(0, 0, 0)
 
-    def decoding(self, rows: int, differentiate: bool) -> Cost:
+    def decoding(self, rows: int, differentiate: bool, how: Decoding = PLAIN) -> Cost:
         return Cost(0, 0, 0)
+
+    def seeing(self, key: tuple[str, ...], reward: Skeleton, rows: int, differentiate: bool) -> int:
+        return 0

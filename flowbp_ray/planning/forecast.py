@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from flowbp_ray.config.schema import RunConfig
-from flowbp_ray.planning import memory
+from flowbp_ray.planning import learner_memory, memory, reward_memory, sharing
 from flowbp_ray.planning.costs import Costs
 from flowbp_ray.planning.encoding import PromptEncoding, prompt_encoding
 from flowbp_ray.planning.memory import Role, Sizes
@@ -35,6 +35,8 @@ class Forecast:
     """The encoding of the prompts."""
     judges: tuple[Role, ...] = ()
     """The judges that the run serves itself."""
+    turns: bool = False
+    """Whether roles that share a GPU take turns on it (`flowbp_ray.planning.sharing`)."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and numbers, for JSON; a role also says its total and its fullest phase."""
@@ -60,12 +62,13 @@ def forecast(config: RunConfig, costs: Costs | None = None) -> Forecast:
     encoding = prompt_encoding(config, costs, sizes)
     roles = (
         memory.samplers(config, costs, sizes),
-        memory.learners(config, costs, sizes),
-        memory.rewards(config, costs, sizes),
+        learner_memory.learners(config, costs, sizes),
+        reward_memory.rewards(config, costs, sizes),
     )
     done, moved, judges = work(config, costs), traffic(config, costs, sizes, encoding.prompts), memory.judges(config)
     total = host(config, roles, sizes, moved) + sum(2 * PROCESS + (0 if j.gpus else j.nbytes) for j in judges)
-    return Forecast(sizes, roles, moved, done, ratio([w.time for w in done]), total, encoding, judges)
+    roles, turns = sharing.divide(config, roles), sharing.take_turns(config)
+    return Forecast(sizes, roles, moved, done, ratio([w.time for w in done]), total, encoding, judges, turns)
 
 
 def host(config: RunConfig, roles: tuple[Role, ...], sizes: Sizes, moved: Traffic) -> int:
@@ -75,7 +78,8 @@ def host(config: RunConfig, roles: tuple[Role, ...], sizes: Sizes, moved: Traffi
     """
     loaded = sizes.transformer * config.backbone.torch_dtype.itemsize
     total = PROCESS + sizes.encoder_bytes + moved.in_flight
-    for role, weights in zip(roles, (loaded, loaded, sizes.vae * memory.FP32), strict=True):
+    own = 0 if config.cluster.share_base else loaded
+    for role, weights in zip(roles, (own, loaded, roles[2].held("")), strict=True):
         each = weights if role.gpus else max(role.nbytes, weights)
         each += max(role.held(phase, "host") for phase in memory.MEMORY_PHASES) + PROCESS
         total += role.count * each

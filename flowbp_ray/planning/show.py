@@ -36,6 +36,8 @@ def _sizes(plan: Forecast) -> Table:
     listed = ", ".join(f"{name} {format_bytes(nbytes)}" for name, nbytes in parts.items())
     table.add_row("bytes per image", format_bytes(moved.per_image), f"at most: {listed}")
     table.add_row("bytes per weight update", format_bytes(moved.per_update), "once to each node with samplers")
+    if moved.between_learners:
+        table.add_row("bytes between learners", format_bytes(moved.between_learners), "each sends in a step")
     encoding = plan.encoding
     drawn = f"{'' if encoding.counted else 'at most '}{encoding.prompts:,} prompts are drawn, and encoded once"
     table.add_row("bytes per prompt", format_bytes(moved.per_prompt), "the longest text")
@@ -90,8 +92,8 @@ def _work(plan: Forecast) -> Table:
 
 NOTES = (
     "forwards: as many rows of a forward without gradient cost the same. share: of the time, fp32 counting twice "
-    "beside bf16 on GPUs; at staleness 0 the roles wait for one another. Not counted: the rewards' own models, and "
-    "evaluations as work. Attention is planned for flash kernels, whose memory is linear in the tokens."
+    "beside bf16 on GPUs; at staleness 0 the roles wait for one another. Not counted as work: the rewards' own "
+    "models, and evaluations. Attention is planned for flash kernels, whose memory is linear in the tokens."
 )
 
 

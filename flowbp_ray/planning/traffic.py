@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.planning.costs import Costs
 from flowbp_ray.planning.memory import FP32, Sizes, latent_bytes, prompt_bytes
+from flowbp_ray.planning.work import swept
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Traffic:
     """Number of distinct prompts that the run draws, the empty one among them."""
     in_flight: int
     """Largest number of bytes in the object store."""
+    between_learners: int = 0
+    """Bytes that a learner sends to the others in a step, gradients and weights together."""
 
 
 def traffic(config: RunConfig, costs: Costs, sizes: Sizes, prompts: int) -> Traffic:
@@ -59,5 +62,32 @@ def traffic(config: RunConfig, costs: Costs, sizes: Sizes, prompts: int) -> Traf
     per_prompt = prompt_bytes(costs)
     waiting = images * per_image + versions * update + prompts * per_prompt
     return Traffic(
-        states, targets, cotangents, velocities, base, per_image, images, update, versions, per_prompt, prompts, waiting
+        states,
+        targets,
+        cotangents,
+        velocities,
+        base,
+        per_image,
+        images,
+        update,
+        versions,
+        per_prompt,
+        prompts,
+        waiting,
+        between_learners(config, sizes),
     )
+
+
+def between_learners(config: RunConfig, sizes: Sizes) -> int:
+    """Bytes that one learner sends to the others in a step (ZeRO, 1910.02054 §7).
+
+    A reduction to shards or a gathering of them costs (n - 1) / n of what is reduced or gathered. Stage 0 reduces and
+    gathers the gradients once; stage 1 reduces gradients once and gathers weights once; stage 2 reduces in each
+    backward; stage 3 too, and gathers the weights for each forward and each backward, instead of once.
+    """
+    learners, item = config.learners, config.backbone.torch_dtype.itemsize
+    calls = swept(config)[0] // learners.count
+    trained, whole = sizes.trained * item, sizes.transformer * item
+    reduced = trained * (calls if learners.zero >= 2 else 1)
+    gathered = 2 * calls * whole if learners.zero == 3 else trained
+    return (reduced + gathered) * (learners.count - 1) // learners.count

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from flowbp_ray.backbones.decoding import Decoding
 from flowbp_ray.backbones.guidance import one_branch
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.planning.costs import Costs, largest, penalised_junctions
@@ -91,10 +92,11 @@ def _forward(config: RunConfig, costs: Costs) -> float:
 
 def _scoring(config: RunConfig, costs: Costs) -> Work:
     rows, at_once = config.data.shape.batch * config.surrogate().branches, decoded_at_once(config)
-    cost, forward = costs.decoding(at_once, True), costs.decoding(at_once, False)
+    how = Decoding.of(config.rewards)
+    cost, forward = costs.decoding(at_once, True, how), costs.decoding(at_once, False, how)
     per_item = math.ceil(config.data.rollout_batch * config.surrogate().branches / at_once)
     flops = cost.flops * rows // at_once
-    slower = 4 / config.backbone.torch_dtype.itemsize if config.rewards.gpus else 1.0
+    slower = how.dtype.itemsize / config.backbone.torch_dtype.itemsize if config.rewards.gpus else 1.0
     what = f"decoding + backward, {at_once} images"
     calls = config.data.shape.items * per_item
     return Work("reward servers", what, calls, rows, rows * cost.flops / forward.flops, flops, flops * slower)

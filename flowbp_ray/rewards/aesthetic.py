@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from flowbp_ray.rewards.clip_folder import check_model, image_embedder, load_clip
 from flowbp_ray.rewards.embedding import check_pairs, tower_dtype
 from flowbp_ray.rewards.files import check_file, fill, read_checkpoint
+from flowbp_ray.rewards.skeleton import VIT_L_14, Skeleton, clip_skeleton
 
 WHAT = "LAION's head sac+logos+ava1-l14-linearMSE.pth, from improved-aesthetic-predictor on GitHub"
 CLIP = "the folder of openai/clip-vit-large-patch14 from Hugging Face"
@@ -68,6 +69,11 @@ class Aesthetic:
         check_file("aesthetic", "path", path, WHAT)
         check_model("aesthetic", "clip", clip, CLIP)
         tower_dtype("aesthetic", dtype)
+
+    @staticmethod
+    def skeleton(clip: str | Path | None, dtype: str) -> Skeleton:
+        """The CLIP model by config.json, or as published; the head is small beside it."""
+        return clip_skeleton(clip, VIT_L_14, dtype)
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores [B] of images [B, 3, H, W] in 0..1 (any H, W); differentiable in the images."""

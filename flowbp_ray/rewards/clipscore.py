@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flowbp_ray.rewards.clip_folder import check_model, check_tokenizer, embedder, load_clip
 from flowbp_ray.rewards.embedding import tower_dtype
+from flowbp_ray.rewards.skeleton import VIT_L_14, Skeleton, clip_skeleton
 
 WHAT = "the folder of openai/clip-vit-large-patch14 from Hugging Face"
 
@@ -34,6 +35,11 @@ class CLIPScore:
         check_model("clipscore", "path", path, WHAT)
         check_tokenizer("clipscore", "path", path, WHAT)
         tower_dtype("clipscore", dtype)
+
+    @staticmethod
+    def skeleton(path: str | Path | None, dtype: str) -> Skeleton:
+        """Its model by config.json, or as published."""
+        return clip_skeleton(path, VIT_L_14, dtype)
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Cosine [B] of images [B, 3, H, W] in 0..1 (any H, W) with B prompts; differentiable in the images."""

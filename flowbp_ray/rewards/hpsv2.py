@@ -16,6 +16,7 @@ from torch import Tensor
 from flowbp_ray.rewards.embedding import Embedder, tower_dtype
 from flowbp_ray.rewards.files import check_file, fill, read_checkpoint
 from flowbp_ray.rewards.preprocess import padded_pixels
+from flowbp_ray.rewards.skeleton import VIT_H_14, Skeleton, clip_skeleton
 from flowbp_ray.utils.errors import nearest
 
 WHAT = "HPSv2.1's checkpoint HPS_v2.1_compressed.pt, from xswu/HPSv2 on Hugging Face"
@@ -64,6 +65,11 @@ class HPSv2:
         tower_dtype("hpsv2", dtype)
         if importlib.util.find_spec("open_clip") is None:
             raise ValueError("reward 'hpsv2' needs open-clip-torch; install it with pip install 'flowbp-ray[hps]'")
+
+    @staticmethod
+    def skeleton(architecture: str, dtype: str) -> Skeleton | None:
+        """The ViT-H/14 of transformers, which has the sizes of open_clip's; None for another architecture."""
+        return clip_skeleton(None, VIT_H_14, dtype) if architecture == "ViT-H-14" else None
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Cosine [B] of images [B, 3, H, W] in 0..1 (any H, W) with B prompts; differentiable in the images."""

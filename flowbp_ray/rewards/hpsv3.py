@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,11 +32,15 @@ from flowbp_ray.rewards.base import needed
 from flowbp_ray.rewards.embedding import check_pairs, tower_dtype
 from flowbp_ray.rewards.files import Shapes, check_finite, check_fit, read_shapes, read_tensors
 from flowbp_ray.rewards.preprocess import precise
-from flowbp_ray.rewards.qwen2vl import MERGE, older_name, patches, skeleton
+from flowbp_ray.rewards.qwen2vl import MERGE, kept_bytes, older_name, patches, published_config, skeleton
 from flowbp_ray.rewards.rows import score_rows
+from flowbp_ray.rewards.skeleton import Skeleton, dtype_of
+from flowbp_ray.utils.addresses import existing_path
 
 NAME = "hpsv3"
 PIXELS = 256 * 28 * 28
+WORDS = 768
+"""Tokens of the question and a prompt, about: for plans."""
 REWARD, IMAGE, PROMPT = "<|Reward|>", "<|image_pad|>", "{text_prompt}"
 QUESTION_SHA256 = "f6ee57479d4e9eee76b49c00dc962e1e696a5a2b3cc32cebd9b1fa76fe27502c"
 WEIGHTS = "HPSv3.safetensors (17 GB) of MizzenAI/HPSv3 on the Hugging Face hub"
@@ -96,6 +101,15 @@ class HPSv3:
         """
         _opened(path, backbone, question, published_question)
         tower_dtype(NAME, dtype)
+
+    @staticmethod
+    def skeleton(backbone: str | Path | None, dtype: str) -> Skeleton:
+        """By config.json of `backbone`, or as published. What a row keeps is estimated (`qwen2vl.kept_bytes`)."""
+        found = None if backbone is None else existing_path(backbone)
+        known = found is not None and (found / "config.json").is_file()
+        config: Any = Qwen2VLConfig.from_pretrained(str(found), local_files_only=True) if known else published_config()
+        kind, side = dtype_of(dtype), math.isqrt(PIXELS)
+        return Skeleton(skeleton(config), kind, side, row=kept_bytes(config, PIXELS, WORDS, kind.itemsize))
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores [B] of images [B, 3, H, W] against B prompts. Differentiable once in the images."""

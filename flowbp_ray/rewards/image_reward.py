@@ -21,6 +21,8 @@ from flowbp_ray.rewards.blip import Blip, BlipSizes
 from flowbp_ray.rewards.embedding import check_pairs, tower_dtype
 from flowbp_ray.rewards.files import check_finite, check_fit, read_shapes, read_tensors
 from flowbp_ray.rewards.preprocess import clip_pixels
+from flowbp_ray.rewards.skeleton import Skeleton, dtype_of
+from flowbp_ray.utils.addresses import existing_path
 
 NAME = "image_reward"
 MEAN, DEVIATION = 0.16717362830052426, 1.0333394966054072
@@ -34,6 +36,9 @@ UNUSED = (
     "blip.text_proj.bias",
     "blip.text_encoder.embeddings.position_ids",  # 0, 1, 2, …: a buffer of the transformers of the time
 )
+
+
+PUBLISHED = BlipSizes(1024, 4096, 24, 16, 224, 768, 3072, 12, 30524, 512)
 
 
 class Model(nn.Module):
@@ -109,6 +114,15 @@ class ImageReward:
         _tokenizer(needed(NAME, "tokenizer", tokenizer, WORDS), sizes.vocabulary)
         tower_dtype(NAME, dtype)
 
+    @staticmethod
+    def skeleton(path: str | Path | None, dtype: str) -> Skeleton:
+        """By the shapes in the file, or as published; the head is small beside it."""
+        file = None if path is None else existing_path(path)
+        sizes = PUBLISHED if file is None else BlipSizes.of(dict(read_shapes(file)), "blip.")
+        with torch.device("meta"):
+            model = Model(sizes).eval().requires_grad_(False)
+        return Skeleton(model, dtype_of(dtype), sizes.image, _see)
+
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores [B] of images [B, 3, H, W] against B prompts, about -2..2. Differentiable in the images."""
         check_pairs(NAME, images, prompts)
@@ -122,6 +136,13 @@ class ImageReward:
         read = self.tokenizer(list(prompts), padding="max_length", truncation=True, max_length=TOKENS)
         ids, mask = (torch.tensor(read[key], device=self.device) for key in ("input_ids", "attention_mask"))
         return ids, mask.bool()
+
+
+def _see(model: Model, pixels: Tensor) -> Tensor:
+    """States at [CLS], for prompts of full length."""
+    ids = torch.zeros(len(pixels), TOKENS, dtype=torch.long)
+    states: Tensor = model.blip(pixels, ids, ids == 0)[:, 0]
+    return states
 
 
 def _files(path: str | Path | None, tokenizer: str | Path | None) -> tuple[Path, BlipSizes]:

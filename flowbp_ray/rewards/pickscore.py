@@ -13,6 +13,7 @@ from torch import Tensor
 
 from flowbp_ray.rewards.clip_folder import TOKENIZER, check_model, check_tokenizer, embedder, load_clip
 from flowbp_ray.rewards.embedding import tower_dtype
+from flowbp_ray.rewards.skeleton import VIT_H_14, Skeleton, clip_skeleton
 
 WHAT = "the folder of yuvalkirstain/PickScore_v1 from Hugging Face"
 WORDS = "the folder of a CLIP tokenizer, such as that of laion/CLIP-ViT-H-14-laion2B-s32B-b79K from Hugging Face"
@@ -54,6 +55,11 @@ class PickScore:
         if not isinstance(scale, int | float) or not 0 < scale < math.inf:
             raise ValueError(f"reward 'pickscore': options.scale must be a number above 0, got {scale!r}")
         tower_dtype("pickscore", dtype)
+
+    @staticmethod
+    def skeleton(path: str | Path | None, dtype: str) -> Skeleton:
+        """Its model by config.json, or as published."""
+        return clip_skeleton(path, VIT_H_14, dtype)
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores [B] of images [B, 3, H, W] in 0..1 (any H, W) for B prompts; differentiable in the images."""

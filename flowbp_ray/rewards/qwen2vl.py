@@ -11,7 +11,7 @@ from typing import Any
 
 from accelerate import init_empty_weights
 from torch import Tensor
-from transformers import Qwen2VLModel
+from transformers import Qwen2VLConfig, Qwen2VLModel
 
 from flowbp_ray.rewards.preprocess import normalise, resize
 
@@ -61,3 +61,33 @@ def older_name(name: str) -> str:
     """What transformers 4.45 called a parameter of `Qwen2VLModel`, and the published file still does."""
     stem = "language_model."
     return f"model.{name[len(stem) :]}" if name.startswith(stem) else name
+
+
+def published_config() -> Any:
+    """The configuration of Qwen2-VL-7B-Instruct, as far as sizes go."""
+    text = {
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 152064,
+        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+    }
+    return Qwen2VLConfig(text_config=text, vision_config={"hidden_size": 3584})  # the vision tower's default is 7B's
+
+
+def kept_bytes(config: Any, pixels: int, words: int, itemsize: int) -> int:
+    """About what one image of `pixels` pixels and a text of `words` tokens keep for a backward to the pixels.
+
+    Weights are frozen, so a linear layer keeps nothing. Per token a layer of the language model of width d keeps q, k,
+    v and the output of attention, 4 d; two RMS norms in fp32, 4 d in units of bf16; and gate, silu(gate) and up of its
+    feed-forward, 3 f. A vision layer of width w keeps 4 w for attention, 2 w for the norms, and the two factors of its
+    quick GELU, 8 w.
+    """
+    text, vision = config.text_config, config.vision_config
+    patches = pixels // PATCH**2
+    per_token = text.num_hidden_layers * (8 * text.hidden_size + 3 * text.intermediate_size)
+    per_patch = vision.depth * 14 * vision.embed_dim
+    tokens = patches // MERGE**2 + words
+    return int(itemsize * (per_token * tokens + per_patch * patches))

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
 
 import numpy as np
 import torch
 
 from flowbp_ray.backbones.base import uint8_images
+from flowbp_ray.backbones.decoding import Decoding
 from flowbp_ray.backbones.registry import build_backbone
-from flowbp_ray.config.rewards import RewardsConfig
+from flowbp_ray.config.rewards import RewardConfig, RewardsConfig
 from flowbp_ray.config.sections import BackboneConfig
 from flowbp_ray.messages import Evaluated, Fault, Item, Packed, RolloutReport, Scored, pack, unpack
 from flowbp_ray.rewards import base
 from flowbp_ray.rewards.base import build
 from flowbp_ray.rewards.jitter import KeyedJitter
 from flowbp_ray.rewards.objective import RewardTerm, score_and_cotangent
+from flowbp_ray.rewards.offload import Offloaded
+from flowbp_ray.rewards.precision import computing, with_dtype
 from flowbp_ray.surrogate import append_dims
 
 
@@ -26,9 +31,19 @@ class Scorer:
     def __init__(self, backbone: BackboneConfig, rewards: RewardsConfig, batch: int) -> None:
         """batch: rows of the global batch, by which each row's loss is divided."""
         self.config, self.batch, self.device = rewards, batch, rewards.device
-        self.decode = build_backbone(backbone).load_decoder(self.device)
-        self.rewards = {r.name: build(r.factory, self.device, **r.options) for r in rewards.all}
+        self.size = backbone.height, backbone.width
+        self.decode = build_backbone(backbone).load_decoder(self.device, Decoding.of(rewards))
+        self.rewards = {r.name: build(r.factory, self.device, **_options(r, rewards)) for r in rewards.all}
+        self.parked = Offloaded([self.decode, *self.rewards.values()], self.device) if rewards.offload else None
         self.trained = [(RewardTerm(t.name, t.weight, t.clip, t.scale), self.rewards[t.name]) for t in rewards.terms]
+
+    def _computing(self) -> ExitStack:
+        """The context of a call: the precision of its products, and with `rewards.offload` its models on the device."""
+        context = ExitStack()
+        context.enter_context(computing(self.config.precision))
+        if self.parked is not None:
+            context.enter_context(self.parked.here())
+        return context
 
     def reach(self) -> None:
         """Does nothing: the rewards are in this process."""
@@ -39,17 +54,19 @@ class Scorer:
         jitter = None
         if self.config.jitter.noise or self.config.jitter.shift:
             jitter = KeyedJitter(item.seed, item.step, self.config.jitter.noise, self.config.jitter.shift, item.samples)
-        result = score_and_cotangent(
-            unpack(target).to(self.device),
-            self.decode,
-            self.trained,
-            prompts,
-            torch.tensor(report.omega) * torch.tensor(report.kept),
-            self.batch,
-            self.config.micro_batch,
-            jitter,
-            separate=self.config.balance != "none",
-        )
+        latents = unpack(target).to(self.device)
+        with self._computing():
+            result = score_and_cotangent(
+                latents,
+                self.decode,
+                self.trained,
+                prompts,
+                torch.tensor(report.omega) * torch.tensor(report.kept),
+                self.batch,
+                self.config.at_once(latents.shape[0] * latents.shape[1], *self.size),
+                jitter,
+                separate=self.config.balance != "none",
+            )
         cotangent = pack(result.cotangent)
         scored = Scored(
             step=item.step,
@@ -72,9 +89,9 @@ class Scorer:
 
         Decoded once more, without a graph. A latent that is not finite is decoded as zeros; its row counts for nothing.
         """
-        latents = unpack(target)[:, 0].to(self.device)
-        with torch.no_grad():
-            return uint8_images(self.decode(torch.nan_to_num(latents, 0.0, 0.0, 0.0)))
+        latents = torch.nan_to_num(unpack(target)[:, 0].to(self.device), 0.0, 0.0, 0.0)
+        with torch.no_grad(), self._computing():
+            return np.concatenate([uint8_images(self.decode(part)) for part in self._parts(latents)])
 
     def evaluate(self, item: Item, prompts: Sequence[str], latents: Packed) -> Evaluated:
         """Scores of finished latents by every reward and monitor, and the pictures as uint8; no gradient.
@@ -84,20 +101,33 @@ class Scorer:
         started = time.perf_counter()
         finished = unpack(latents).to(self.device)
         good = torch.isfinite(finished).flatten(1).all(dim=1)
-        with torch.no_grad():
-            images = self.decode(finished.where(append_dims(good, finished.dim()), 0.0))
-            scores = {
-                name: tuple(reward.score(images, prompts).float().cpu().where(good.cpu(), torch.nan).tolist())
-                for name, reward in self.rewards.items()
-            }
-        drawn = tuple(good.tolist())
-        return Evaluated(item.index, scores, drawn, uint8_images(images), time.perf_counter() - started)
+        found: dict[str, list[torch.Tensor]] = {name: [] for name in self.rewards}
+        pictures, texts = [], list(prompts)
+        with torch.no_grad(), self._computing():
+            for part in self._parts(finished.where(append_dims(good, finished.dim()), 0.0)):
+                images, here = self.decode(part), texts[: len(part)]
+                for name, reward in self.rewards.items():
+                    found[name].append(reward.score(images, here).float().cpu())
+                pictures.append(uint8_images(images))
+                del texts[: len(part)]
+        known = good.cpu()
+        scores = {name: tuple(torch.cat(parts).where(known, torch.nan).tolist()) for name, parts in found.items()}
+        drawn, images = tuple(known.tolist()), np.concatenate(pictures)
+        return Evaluated(item.index, scores, drawn, images, time.perf_counter() - started)
+
+    def _parts(self, latents: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Latents [B, ...] in parts that are decoded at once."""
+        return latents.split(self.config.at_once(len(latents), *self.size))
+
+
+def _options(reward: RewardConfig, rewards: RewardsConfig) -> dict[str, Any]:
+    return with_dtype(base.factory(reward.factory), reward.options, rewards.precision)
 
 
 def check_rewards(rewards: RewardsConfig, evaluated: Sequence[str] = ()) -> None:
     """Raises ValueError for a reward that could not be built here, or judge the prompts of the evaluations."""
     for reward in rewards.all:
-        base.check(reward.factory, reward.options, rewards.device)
+        base.check(reward.factory, _options(reward, rewards), rewards.device)
         base.check_prompts(reward.factory, reward.options, list(evaluated))
     for term in rewards.terms:
         base.check_trainable(term.factory)

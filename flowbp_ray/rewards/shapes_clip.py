@@ -22,6 +22,7 @@ from torch import Tensor
 
 from flowbp_ray.rewards.base import needed
 from flowbp_ray.rewards.embedding import tower_dtype
+from flowbp_ray.rewards.skeleton import Skeleton, dtype_of
 from flowbp_ray.rewards.towers import build_towers
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "shapes" / "data" / "rewards"
@@ -65,6 +66,7 @@ class ShapesClip:
         self.words = Words(config["vocabulary"], config["text_length"])
         self.low, self.high = float(config["calibration"]["low"]), float(config["calibration"]["high"])
         self.device, self.dtype = torch.device(device), tower_dtype(self.name, dtype)
+        self.wide = torch.promote_types(self.dtype, torch.float32)
         self.model = build_towers(config["architecture"], config["model"])
         self.model.load_state_dict(load_file(folder / "model.safetensors"))
         self.model.to(self.device, self.dtype).eval().requires_grad_(False)
@@ -78,10 +80,19 @@ class ShapesClip:
             raise ValueError(f"reward {cls.name!r}: no model in {found}; options.folder is {WHAT}")
         tower_dtype(cls.name, dtype)
 
+    @classmethod
+    def skeleton(cls, folder: str | Path | None, dtype: str) -> Skeleton:
+        """By its config.json."""
+        found = WEIGHTS / cls.name if folder is None else needed(cls.name, "folder", folder, WHAT)
+        config: dict[str, Any] = json.loads((found / "config.json").read_text())
+        with torch.device("meta"):
+            model = build_towers(config["architecture"], config["model"]).eval().requires_grad_(False)
+        return Skeleton(model, dtype_of(dtype), 64, lambda model, pixels: model.encode_images(pixels))
+
     def cosine(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Cosine of each image [B, 3, 64, 64] in 0..1 with its prompt; [B]. Differentiable in the images."""
-        seen = self.model.encode_images(images.to(self.device, self.dtype))
-        return F.cosine_similarity(seen, self.embed(prompts), dim=-1)
+        seen, wide = self.model.encode_images(images.to(self.device, self.dtype)), self.wide
+        return F.cosine_similarity(seen.to(wide), self.embed(prompts).to(wide), dim=-1)
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Calibrated score [B]: 0 for the mean wrong caption, 1 for the mean true one."""

@@ -9,6 +9,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from flowbp_ray.backbones.embeddings import Embeddings
+from flowbp_ray.backbones.frozen import load_base
 from flowbp_ray.backbones.guidance import full_velocity, trained_velocity
 from flowbp_ray.backbones.kernels import use_kernels
 from flowbp_ray.backbones.registry import build_backbone
@@ -42,19 +43,20 @@ class Sampler:
         drift_meter: bool = False,
         base_velocities: bool = False,
         embeddings: Embeddings | None = None,
+        base: nn.Module | None = None,
     ) -> None:
         """lora, seed: which weights are trained, and the adapters' initialisation; see `trainable.prepare`.
 
         drift_meter: return the velocities that the drift is measured with. base_velocities: return the base model's
         velocities at the active states; without adapters this needs a second copy of the weights. embeddings: may be
-        set later, but before the first item.
+        set later, but before the first item. base: a loaded base on `device`, whose tensors are used and not changed.
         """
         self.config, self.device, self.embeddings = backbone, device, embeddings
         self.parts = HeldParts()
         self.drift_meter, self.base_velocities = drift_meter, base_velocities
         self.backbone = build_backbone(backbone)
         self.latent_shape = self.backbone.latent_shape(backbone.height, backbone.width)
-        self.transformer = self.backbone.load_transformer(backbone.torch_dtype)
+        self.transformer = load_base(self.backbone, backbone, device, base)
         trainable.prepare(self.transformer, lora, seed, self.backbone.lora_targets)
         self.transformer.to(device)
         use_kernels(self.transformer, backbone.compile, backbone.attention)
@@ -149,8 +151,8 @@ class Sampler:
         return without_adapters
 
 
-def build_sampler(config: RunConfig, embeddings: Embeddings | None = None) -> Sampler:
-    """Build a sampler of a run in this process."""
+def build_sampler(config: RunConfig, embeddings: Embeddings | None = None, base: nn.Module | None = None) -> Sampler:
+    """Build a sampler of a run in this process. base: see `Sampler`."""
     learners = config.learners
     return Sampler(
         config.backbone,
@@ -160,4 +162,5 @@ def build_sampler(config: RunConfig, embeddings: Embeddings | None = None) -> Sa
         drift_meter=config.drift.on,
         base_velocities=learners.base_penalty is not None,
         embeddings=embeddings,
+        base=base,
     )

@@ -28,7 +28,7 @@ from flowbp_ray.utils.files import write_atomically
 FREE = {"output", "resume", "cluster", "samplers", "tracking", "checkpoint", "encoder", "nonfinite", "guard"}
 WHERE = {"threads", "cpus", "gpus", "resources"}
 FREE_IN = {
-    "rewards": {"count", "min", "max", "url", "token_file"} | WHERE,
+    "rewards": {"count", "min", "max", "offload", "url", "token_file"} | WHERE,
     "learners": WHERE,
 }
 

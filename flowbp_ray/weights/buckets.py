@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from flowbp_ray.utils.device_memory import release_cached
+
 BUCKET = 512 * 2**20
 """The most bytes of a bucket, unless a single tensor has more. A rank holds one whole bucket while it publishes.
 
@@ -77,3 +79,5 @@ def make_contiguous(parameters: Mapping[str, nn.Parameter]) -> None:
             for name, p in here.items():
                 views[name].copy_(p)
                 p.data = views[name]
+    for kind in {p.device.type for p in dense.values()}:  # once: where they lay before is of use to other processes
+        release_cached(kind)

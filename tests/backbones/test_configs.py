@@ -93,7 +93,7 @@ def test_the_run_has_the_published_numbers(run: tuple[str, str, RunConfig]) -> N
         "reward_scale": config.rewards.terms[0].scale,
         "run_seed": config.seed,
         "index_seed": config.plan_seed,
-        "gpus": learners.count,
+        "gpus": config.samplers.count + learners.count + config.rewards.count,
     } == common
     assert len(config.rewards.terms) == 1 and config.rewards.terms[0].weight == 1.0
     assert learners.optimizer.schedule.name == "constant" and config.staleness == 0 and learners.lora is None

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from flowbp_ray.backbones import Backbone
+from flowbp_ray.backbones import Backbone, finite
 from flowbp_ray.backbones.registry import backbone_named
 from flowbp_ray.preflight import check
 from flowbp_ray.utils import files
@@ -187,3 +187,17 @@ def test_nothing_is_asked_of_a_hub(saved: Saved, monkeypatch: pytest.MonkeyPatch
         backbone = backbone_named(name, str(saved(name)[0]))
         for load in LOADERS.values():
             load(backbone)
+
+
+def test_a_large_file_that_was_good_is_not_read_again(
+    copy: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What one process found out another one uses, as long as the file is the same."""
+    name, folder = copy
+    monkeypatch.setattr(files, "LARGE", 1)
+    monkeypatch.setattr(finite, "_memory", tmp_path / "facts")
+    loaded = backbone_named(name, str(folder)).load_transformer(torch.float32)
+    assert {note.read_text() for note in (tmp_path / "facts").iterdir()} == {"finite"}
+    monkeypatch.setattr(finite, "_finite", lambda file: pytest.fail(f"{file} is read again"))
+    again = backbone_named(name, str(folder)).load_transformer(torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), again.parameters(), strict=True))

@@ -23,6 +23,7 @@ from flowbp_ray.observability.tracker import Tracker
 from flowbp_ray.prompts import PromptRecord
 from flowbp_ray.run.checkpoint import Checkpoints, Snapshot
 from flowbp_ray.run.folder import Run
+from flowbp_ray.utils.memory_meter import LiveBytes
 from flowbp_ray.weights.fingerprint import checksum, fingerprint
 from tests.small import small_config
 
@@ -108,6 +109,56 @@ def test_the_torch_engine_is_adamw_on_fp32_masters(dtype: torch.dtype) -> None:
     for p, q in zip(engine.module.parameters(), twin.parameters(), strict=True):
         assert p.dtype == dtype and torch.equal(p, q)
     assert combine([engine.checksums()]) == fingerprint(engine.weights())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_gradient_exists_twice(dtype: torch.dtype) -> None:
+    """In a step there are fp32 gradients, one tensor's in bf16 beside them, and AdamW's own of one or two tensors."""
+    torch.manual_seed(0)
+    module = nn.Sequential(*(nn.Linear(64, 64, bias=False) for _ in range(16))).to(dtype)
+    engine, count = TorchEngine(module, learners()), 16 * 64 * 64
+
+    def gradients() -> list[Tensor]:
+        for p in module.parameters():
+            p.grad = torch.full_like(p, 0.1)
+        return [p.grad for p in module.parameters() if p.grad is not None]
+
+    gradients()
+    engine.step(1e-3)  # which makes the moments
+    moments = [t for state in engine.optimizer.state.values() for t in state.values()]
+    meter = LiveBytes(counted=gradients(), ignored=[*module.parameters(), *engine.masters.values(), *moments])
+    assert 4 * count <= meter.measure(lambda: engine.step(1e-3)) <= 5 * count
+    assert all(p.grad is None for p in (*engine.named.values(), *engine.masters.values()))
+
+
+def test_moments_in_int8_train_and_go_on_bit_for_bit(tmp_path: Path) -> None:
+    """Two bytes and a scale per 256 parameters; near fp32 AdamW after 20 steps; a loaded engine is the same one."""
+    pytest.importorskip("bitsandbytes")
+
+    def build(moments: str) -> TorchEngine:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(5, 1024), nn.GELU(), nn.Linear(1024, 8))
+        return TorchEngine(net, learners(optimizer={"lr": 1e-3, "moments": moments, "weight_decay": 0.1}))
+
+    exact, small = build("fp32"), build("int8")
+    start = {name: p.detach().clone() for name, p in exact.named.items()}
+    for seed in range(20):
+        for engine in (exact, small):
+            push(engine, seed)
+            engine.step(1e-3)
+    for name, p in exact.named.items():
+        moved, apart = (p - start[name]).norm(), (p - small.named[name]).norm()
+        assert moved > 0 and apart < 0.1 * moved, name
+    large = small.optimizer.state[small.named["2.weight"]]
+    tensors = [t for key, t in large.items() if isinstance(t, Tensor) and not key.startswith("qmap")]
+    assert sum(t.nbytes for t in tensors) == 2 * 8192 + 2 * 8192 // 256 * 4
+    small.save(tmp_path)
+    again = build("int8")
+    again.load(tmp_path)
+    for engine in (small, again):
+        push(engine, 50)
+        engine.step(1e-3)
+    assert fingerprint(small.weights()) == fingerprint(again.weights())
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ def write(folder: Path, component: str, config: dict[str, Any]) -> None:
 def config_of(name: str, folder: Path, *overrides: str, method: str = "flowbp_bridge") -> RunConfig:
     small = ["backbone.dtype=float32", "backbone.height=64", "backbone.width=64", "evaluation.limit=2"]
     small += ["data.prompts_per_step=16", "data.rollout_batch=2", "learners.micro_batch=2"]
+    small += ["samplers.count=8", "learners.count=8", "learners.zero=2", "rewards.count=2"]
     run = "sd35" if name == "qwen_image" else name
     return loading.load(f"{run}_{method}", [*small, f"backbone.name={name}", f"backbone.path={folder}", *overrides])
 

@@ -19,7 +19,7 @@ from flowbp_ray.backbones.base import unit_images
 from flowbp_ray.backbones.registry import backbone_named
 from flowbp_ray.config import loading
 from flowbp_ray.learning.engine import TorchEngine
-from flowbp_ray.planning import memory
+from flowbp_ray.planning import learner_memory, memory
 from flowbp_ray.planning.costs import Costs
 from flowbp_ray.weights import buckets, trainable
 from tests.backbones import tiny
@@ -166,7 +166,7 @@ def test_zero_keeps_the_bytes_of_its_paper(stage: int, formula: float, folders: 
     config = config_of("sd35", folders("sd35")[1], "backbone.dtype=bfloat16", f"learners.zero={stage}")
     sizes = memory.Sizes(8 * 10**9, 8 * 10**9, 0, {}, 0)
     state = ("weights", "optimizer: fp32 masters", "optimizer: moments", "gradients")
-    held = sum(s.nbytes for s in memory.deepspeed_shares(config, sizes) if s.name in state and not s.phase)
+    held = sum(s.nbytes for s in learner_memory.deepspeed_shares(config, sizes) if s.name in state and not s.phase)
     assert config.learners.count == 8 and held == formula * sizes.transformer
 
 
@@ -175,12 +175,28 @@ def test_an_offloaded_optimizer_leaves_12_bytes_a_trained_parameter_to_the_host(
     sizes = memory.Sizes(8 * 10**9, 8 * 10**9, 0, {}, 0)
     shared = ("sd35", folders("sd35")[1], "backbone.dtype=bfloat16", "learners.ema=null")
     here, away = (
-        memory.deepspeed_shares(config_of(*shared, f"learners.offload={word}"), sizes) for word in ("false", "true")
+        learner_memory.deepspeed_shares(config_of(*shared, f"learners.offload={word}"), sizes)
+        for word in ("false", "true")
     )
     always = {place: sum(s.nbytes for s in away if s.place == place and not s.phase) for place in ("device", "host")}
     assert always["host"] == 12 * 10**9
     assert sum(always.values()) == sum(s.nbytes for s in here if not s.phase)
     assert {s.name for s in away if s.place == "device" and s.phase == "optimizer"} == set()
+
+
+@pytest.mark.parametrize("count", [4, 8])
+def test_stage_3_is_sharded_before_there_is_any_state(count: int, folders: Any) -> None:
+    """FLUX.1's 11.9 B on `count` ranks. Building holds whole weights only; a running rank 20 bytes of its shard (bf16
+    weights and gradients, masters, two moments, the average) and the optimizer's share."""
+    config = config_of("sd35", folders("sd35")[1], "backbone.dtype=bfloat16", "learners.zero=3")
+    config = config.model_copy(update={"learners": config.learners.model_copy(update={"count": count})})
+    t, live = 11_901_408_320, 10**9
+    shares = learner_memory.deepspeed_shares(config, memory.Sizes(t, t, 0, {}, 0, largest=10**7))
+    role = memory.role("learners", config.learners, shares)
+    assert role.held("building") == 2 * t
+    assert role.held("") == 20 * t // count + 500_000_000 * 2
+    assert role.held("optimizer") == role.held("") + 4 * live * (1 if config.learners.gpus else 2)
+    assert role.fullest == "optimizer"
 
 
 @pytest.mark.parametrize(("stage", "copies"), [(0, 0), (1, 1), (2, 1), (3, 2)])
@@ -190,14 +206,14 @@ def test_publishing_takes_a_bucket_and_not_the_whole(stage: int, copies: int, fo
     config = config_of("sd35", folders("sd35")[1], f"backbone.dtype={dtype}", f"learners.zero={stage}")
     assert config.learners.ema is not None
     sizes = memory.Sizes(8 * 10**9, 8 * 10**9, 0, {}, 0, largest=10**7)
-    held = [s.nbytes for s in memory.deepspeed_shares(config, sizes) if s.phase == "publishing"]
+    held = [s.nbytes for s in learner_memory.deepspeed_shares(config, sizes) if s.phase == "publishing"]
     assert max(held, default=0) == copies * buckets.BUCKET
     if not stage:
         return
     large = memory.Sizes(8 * 10**9, 8 * 10**9, 0, {}, 0, largest=10**9)
-    assert memory.bucket_bytes(config, large) == 2 * 10**9  # a tensor is never cut
+    assert learner_memory.bucket_bytes(config, large) == 2 * 10**9  # a tensor is never cut
     few = memory.Sizes(8 * 10**9, 8 * 10**6, 0, {}, 0, largest=10)
-    assert memory.bucket_bytes(config, few) == 2 * 10**6  # each of 8 ranks its share
+    assert learner_memory.bucket_bytes(config, few) == 2 * 10**6  # each of 8 ranks its share
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -219,4 +235,4 @@ def test_the_plain_engine_holds_what_is_planned(dtype: str, extra: list[str], fo
     moments = [t for s in engine.optimizer.state.values() for t in s.values() if t.dim()]
     storages = {t.data_ptr(): t.nbytes for t in [*module.parameters(), *engine.masters.values()]}
     really = sum(storages.values()) + gradients + sum(t.nbytes for t in [*moments, *engine.ema.average])
-    assert sum(s.nbytes for s in memory.torch_shares(config, sizes) if not s.phase) == really
+    assert sum(s.nbytes for s in learner_memory.torch_shares(config, sizes) if s.phase in ("", "backward")) == really

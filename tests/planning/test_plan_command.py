@@ -17,6 +17,7 @@ from flowbp_ray.planning.cluster import Cluster, parse_gpus, parse_size
 from flowbp_ray.planning.costs import Costs
 from flowbp_ray.planning.forecast import forecast
 from flowbp_ray.planning.memory import Role
+from flowbp_ray.planning.sharing import pack
 from flowbp_ray.utils.units import GIB
 from tests.backbones import tiny
 from tests.test_cli import call
@@ -135,9 +136,14 @@ def test_what_nothing_can_mend_says_which_gpus_it_takes(folder: Path, costs: Cos
 
 def test_parts_of_gpus_are_packed_as_ray_gives_them_out() -> None:
     """One after the other, each on the fullest GPU with room: what is left over is not put together."""
-    assert cluster.pack([(2, 0.6)]) == 2 and cluster.pack([(10, 0.1)]) == 1
-    assert cluster.pack([(2, 0.6), (2, 0.4)]) == 2 and cluster.pack([(2, 0.4), (2, 0.6)]) == 3
-    assert cluster.pack([(2, 2.0), (1, 0.5), (3, 0.0)]) == 5
+
+    def count(*pools: tuple[int, float]) -> int:
+        return len(pack(pools))
+
+    assert count((2, 0.6)) == 2 and count((10, 0.1)) == 1
+    assert count((2, 0.6), (2, 0.4)) == 2 and count((2, 0.4), (2, 0.6)) == 3
+    assert count((2, 2.0), (1, 0.5), (3, 0.0)) == 5
+    assert pack([(2, 0.6), (1, 0.3), (1, 1.0)]) == [[0, 1], [0], [2]]
 
 
 def test_roles_are_packed_in_the_order_in_which_they_are_placed(folder: Path, costs: Costs) -> None:
@@ -188,11 +194,15 @@ def test_host_memory_and_the_object_store_count(folder: Path, costs: Costs) -> N
     assert "object store" in check_fit(config, Cluster((80 * GIB,) * 8, None, plan.traffic.in_flight - 1), costs).line
 
 
-def test_a_share_of_a_gpu_is_a_share_of_its_memory(folder: Path, costs: Costs) -> None:
-    config = config_of(folder, "rewards.gpus=0.5", "rewards.count=2")
-    role = forecast(config, costs).roles[2]
-    there = Cluster((80 * GIB,) * 7)
-    assert cluster.available(role, there) == 40 * GIB and check_fit(config, there, costs).fits
+def test_processes_of_one_gpu_have_it_together(folder: Path, costs: Costs) -> None:
+    """Parts bound nobody's memory: two reward servers need twice what one does, whatever their parts are."""
+    for gpus in (0.5, 0.1):
+        config = config_of(folder, f"rewards.gpus={gpus}", "rewards.count=2")
+        plan = forecast(config, costs)
+        both = max(plan.roles[1].nbytes, 2 * plan.roles[2].nbytes)
+        assert len(cluster.cards(plan)) == 7 and check_fit(config, Cluster((both,) * 7), costs).fits
+        card = next(card for card in cluster.cards(plan) if card.roles[0].name == "reward servers")
+        assert card.nbytes == 2 * plan.roles[2].nbytes
 
 
 def test_a_running_cluster_is_read_from_its_resources() -> None:

@@ -18,6 +18,7 @@ from flowbp_ray.rewards.geneval.colours import CLIP, ColourNamer, check_clip
 from flowbp_ray.rewards.geneval.detect import check_nouns, open_detector, read_config
 from flowbp_ray.rewards.geneval.prompts import Task, load
 from flowbp_ray.rewards.geneval.verdict import Detection, GenEvalVerdict, Thresholds, keep, verdict
+from flowbp_ray.rewards.skeleton import VIT_L_14, Skeleton, clip_skeleton
 
 DETECTOR = (
     "the folder of a detector for transformers: Mask2Former trained on COCO instances, as published "
@@ -79,6 +80,11 @@ class GenEval:
         check_nouns(folders[0], {noun for task in tasks.values() for noun in task.nouns})
         check_clip(folders[1])
         tower_dtype("geneval", dtype)
+
+    @staticmethod
+    def skeleton(clip: str | Path | None, dtype: str) -> Skeleton:
+        """Its CLIP model, by config.json or as published. The detector (published: 69 M) is left out: kinds differ."""
+        return clip_skeleton(clip, VIT_L_14, dtype)
 
     @staticmethod
     def check_prompts(texts: Sequence[str], prompts: str | Path | None) -> None:

@@ -21,7 +21,10 @@ from flowbp_ray.utils.diff import differing, shown
 from flowbp_ray.utils.digest import file_digest
 from flowbp_ray.utils.files import cache_folder
 
-ELSEWHERE = {"terms", "monitors", "count", "threads", "cpus", "gpus", "micro_batch", "url", "token_file"}
+ELSEWHERE = {
+    *("terms", "monitors", "count", "threads", "cpus", "gpus"),
+    *("micro_batch", "decoder", "url", "token_file"),
+}
 
 
 def identity(config: RunConfig) -> dict[str, Any]:
