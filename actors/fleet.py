@@ -10,6 +10,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
+from actors.broadcasts import Broadcasts
 from actors.elastic_pool import ElasticPool
 from actors.encoder import RemoteEncoder
 from actors.errors import Ref, cause
@@ -84,6 +85,8 @@ class Fleet:
             for ref in refs:
                 self.notify(f"building the {who}: {len(self.hosts[who])} of {len(refs)}")
                 self.hosts[who].append(_get(ref, f"the {who}", timeout))
+        if config.broadcasts and self.roles.learner is None:
+            self.learners.broadcasts = Broadcasts(samplers, config.staleness, timeout)
         tries, gated = config.cluster.tries, config.has_gate
         self.queues = QueueStats(self.notify)
         pools = (samplers, scorers)
@@ -113,8 +116,14 @@ class Fleet:
         return self.pools[key]
 
     def log_start(self, log: logging.Logger) -> None:
-        """Log the encoder's report and the hosts of all roles."""
+        """Log the encoder's report and the hosts of all roles. It is also where broadcasts of weights are logged."""
         log.info("embeddings: %s", self.encoded.describe())
+        if self.learners.broadcasts is not None:
+            self.learners.broadcasts.log = log
+        elif self.config.cluster.transport != "object_store":
+            log.info(
+                "weights travel by the object store: adapters are small, and emulated actors have none to broadcast"
+            )
         log.info("%s", "; ".join(f"{who} on {counted(hosts)}" for who, hosts in self.hosts.items()))
 
     def rebuild(self) -> None:

@@ -10,6 +10,8 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 
 from actors import transport
+from actors.broadcasts import Broadcasts
+from actors.errors import LearnersLost as LearnersLost
 from actors.errors import Ref, cause, is_permanent
 from actors.learner import RemoteLearner
 from actors.pipeline import wait_for_any
@@ -19,10 +21,6 @@ from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.control.selection import Selection
 from flowbp_ray.messages import ScoredItem, StepReport, Version
 from flowbp_ray.utils.errors import RunFailed
-
-
-class LearnersLost(RunFailed):
-    """A rank died or does not answer. The ranks' state since the last checkpoint is lost."""
 
 
 class LearnerGroup:
@@ -40,6 +38,7 @@ class LearnerGroup:
         self.wait = wait
         self.ranks: list[Any] = []
         self.buckets: list[int] = []  # number per rank
+        self.broadcasts: Broadcasts | None = None  # with cluster.transport=nccl, once there are samplers
         self.timeout = config.cluster.stall_timeout
         self.group = place(config.learners, "learners", "learners", config.cluster.placement_timeout)
 
@@ -80,12 +79,18 @@ class LearnerGroup:
         return [value for part in self._get(refs, f"measuring drift in step {step}") for value in part]
 
     def publish(self, version: Version) -> transport.Published:
-        """Publish the weights of `version`; return the references to them once all ranks have stored their buckets."""
+        """Publish the weights of `version`; return once they are stored, or the samplers that were called have them."""
         if not self.buckets:
             self.buckets = self._get([rank.buckets.remote() for rank in self.ranks], "counting what it publishes")
-        published = transport.publish(self.ranks, self.buckets, version)
-        self._get(published.acks, f"publishing version {version.step}")
+        sends = self.broadcasts
+        if sends is not None and sends.opened is None:
+            opening = [rank.open_broadcasts.remote(sends.kept, self.timeout) for rank in self.ranks]
+            sends.opened = self._get(opening, "preparing broadcasts")[0]
+        published = transport.publish(self.ranks, self.buckets, version, sends)
+        answers = self._get(published.acks, f"publishing version {version.step}")
         self._get(published.checks, f"publishing version {version.step}")
+        if sends is not None and published.on_demand is not None:
+            published.settle(sends.landed(version, answers[0]))
         return published
 
     def check_folder_visible(self, folder: str) -> None:
@@ -106,6 +111,8 @@ class LearnerGroup:
         for rank in self.ranks:
             ray.kill(rank)
         self.ranks, self.buckets = [], []
+        if self.broadcasts is not None:
+            self.broadcasts.forget()
 
     def stop(self) -> None:
         self.kill()

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from actors.errors import Ref, arguments_arrived, cause, is_permanent
+from actors.errors import Ref, arguments_arrived, cause, is_permanent, lacks_weights
 from actors.pool import Pool
 from actors.transport import Published, Refs
 from flowbp_ray.messages import Evaluated, Item, RolloutReport, Scored, ScoredItem
@@ -180,7 +180,8 @@ class Pipeline:
     def _roll(self, job: Job, worker: int) -> None:
         actor = self.samplers.handles[worker]
         method, returns = (actor.rollout, 3) if job.item.plans else (actor.sample, 2)
-        job.refs = tuple(method.options(num_returns=returns).remote(job.item, job.weights.weights, self.embeddings))
+        weights = job.weights.given_to(worker)
+        job.refs = tuple(method.options(num_returns=returns).remote(job.item, weights, self.embeddings))
         job.stage, job.worker, job.pending = "rolling", worker, job.refs[0]
 
     def _score(self, job: Job, worker: int) -> None:
@@ -206,7 +207,11 @@ class Pipeline:
         try:
             value = ray.get(ref)
         except RayError as error:
-            self._failed(job, pool, worker, error)
+            if lacks_weights(error) and not job.dropped:
+                job.weights.holders.discard(worker)  # the next call carries references
+                job.stage = "queued"
+            else:
+                self._failed(job, pool, worker, error)
             return
         if job.dropped:
             return
@@ -226,6 +231,7 @@ class Pipeline:
             pool.suspect(worker)
         if job.dropped:
             return
+        job.weights.check()
         job.tries += 1
         self.retries += 1
         job.failed_on = worker

@@ -33,13 +33,19 @@ class SamplerActor:
         self, item: Item, weights: transport.Refs, embeddings: transport.Refs
     ) -> tuple[RolloutReport, Rollout, Packed]:
         self._hold(embeddings)
-        return self.sampler.rollout(item, lambda: transport.load(weights))
+        with self.sampler.busy:
+            return self.sampler.rollout(item, lambda: transport.load(weights))
 
     def sample(self, item: Item, weights: transport.Refs, embeddings: transport.Refs) -> tuple[str, Packed]:
         """Return the fingerprint of the weights that were used, and the finished latents."""
         self._hold(embeddings)
-        latents = self.sampler.sample(item, lambda: transport.load(weights))
-        return self.sampler.fingerprint, latents
+        with self.sampler.busy:
+            latents = self.sampler.sample(item, lambda: transport.load(weights))
+            return self.sampler.fingerprint, latents
+
+    def sit(self, address: str, port: int, seat: str, spare: int, timeout: float) -> None:
+        """From now on receive the versions that learner rank 0, whose store is there, broadcasts to this seat."""
+        self.sampler.open_inbox(address, port, seat, spare, timeout)
 
     def _hold(self, embeddings: transport.Refs) -> None:
         """Read the embeddings if there are none yet. Every call passes them, because a restarted process has none."""
