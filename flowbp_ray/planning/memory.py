@@ -129,6 +129,8 @@ def samplers(config: RunConfig, costs: Costs, sizes: Sizes) -> Role:
     latent = latent_bytes(costs, item)
     kept = 2 * model.num_steps + 1 + 2 * config.surrogate().renoised
     shares = [Share("weights", sizes.transformer * item)]
+    if config.broadcasts:
+        shares.append(Share("versions received ahead", config.staleness * sizes.trained * item))
     if config.learners.base_penalty is not None:
         budget = config.surrogate().max_terms(model.num_steps)
         kept += budget.terms + budget.junction
@@ -205,6 +207,10 @@ def learners(config: RunConfig, costs: Costs, sizes: Sizes) -> Role:
     rows = config.data.shape.batch // config.learners.count
     prompts = Share("embeddings of the batch", rows * prompt_bytes(costs), "backward")
     engine = torch_shares(config, sizes) if config.learners.engine == "torch" else deepspeed_shares(config, sizes)
+    if config.broadcasts:
+        kept = (config.staleness + 1 if config.staleness else 0) * sizes.trained * config.backbone.torch_dtype.itemsize
+        staged = bucket_bytes(config, sizes) * (config.learners.engine == "deepspeed" and config.learners.zero > 0)
+        engine += [Share("copies of versions", kept, place="host"), Share("a bucket to send", staged, "publishing")]
     return role("learners", config.learners, [*engine, node, prompts])
 
 

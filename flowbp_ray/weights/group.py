@@ -76,9 +76,14 @@ class Group:
 
 
 def gloo(store: Any, rank: int, size: int, here: str, seconds: float) -> Any:
-    """By default gloo uses the address of the host's name: 127.0.1.1 on Debian, which no other host reaches."""
+    """A group on the interface that GLOO_SOCKET_IFNAME names, or else on that of `here`.
+
+    By default gloo uses the address of the host's name: 127.0.1.1 on Debian, which no other host reaches.
+    """
     options = dist.ProcessGroupGloo._Options()
-    options._devices = [dist.ProcessGroupGloo.create_device(hostname=here)]
+    named = os.environ.get("GLOO_SOCKET_IFNAME")
+    device = {"interface": named} if named else {"hostname": here}
+    options._devices = [dist.ProcessGroupGloo.create_device(**device)]
     options._timeout = timedelta(seconds=seconds)
     return dist.ProcessGroupGloo(store, rank, size, options)
 
