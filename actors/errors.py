@@ -7,8 +7,23 @@ from typing import Any, TypeAlias
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from flowbp_ray.utils.errors import RunFailed
+
 Ref: TypeAlias = "ray.ObjectRef[Any]"
 """A reference to the result of a call, which is in Ray's object store or still to come."""
+
+
+class LearnersLost(RunFailed):
+    """A rank died or does not answer. The ranks' state since the last checkpoint is lost."""
+
+
+class WeightsMissing(RuntimeError):
+    """A sampler was to hold a version that it received by broadcast, and does not, or no longer."""
+
+
+def lacks_weights(error: Exception) -> bool:
+    """Whether a call failed because the sampler lacks the version and was given no references to it."""
+    return isinstance(error, RayTaskError) and isinstance(error.cause, WeightsMissing)
 
 
 def is_permanent(error: Exception) -> bool:

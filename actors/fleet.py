@@ -10,6 +10,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
+from actors.broadcasts import Broadcasts
 from actors.elastic_pool import ElasticPool
 from actors.encoding import Encoding, has_room_beside
 from actors.errors import Ref, cause
@@ -91,6 +92,8 @@ class Fleet:
                 if not self._wait([ref], timeout)[0]:
                     raise RunFailed(f"the {who} did not answer within {timeout:.0f} s")
                 self.hosts[who].append(_get(ref, f"the {who}", timeout))
+        if config.broadcasts and self.roles.learner is None:
+            self.learners.broadcasts = Broadcasts(samplers, config.staleness, timeout)
         tries, gated = config.cluster.tries, config.has_gate
         self.queues = QueueStats(self.notify)
         pools = (samplers, scorers)
@@ -120,8 +123,14 @@ class Fleet:
         return self.pools[key]
 
     def log_start(self, log: logging.Logger) -> None:
-        """Log the encoder's report and the hosts of all roles."""
+        """Log the encoder's report and the hosts of all roles. It is also where broadcasts of weights are logged."""
         self.encoding.log_to(log)
+        if self.learners.broadcasts is not None:
+            self.learners.broadcasts.log = log
+        elif self.config.cluster.transport != "object_store":
+            log.info(
+                "weights travel by the object store: adapters are small, and emulated actors have none to broadcast"
+            )
         log.info("%s", "; ".join(f"{who} on {counted(hosts)}" for who, hosts in self.hosts.items()))
 
     def saved(self) -> None:

@@ -8,17 +8,20 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
 from flowbp_ray.backbones.embeddings import PackedEmbeddings
 from flowbp_ray.config.learners import LearnersConfig
 from flowbp_ray.config.schema import RunConfig
-from flowbp_ray.messages import Packed, Rollout, StepReport, TensorChecksum
+from flowbp_ray.messages import Packed, Rollout, StepReport, TensorChecksum, Version
 from flowbp_ray.utils.addresses import free_port
 from flowbp_ray.utils.tracing import span
 from flowbp_ray.weights.packing import PackedTensors
+
+if TYPE_CHECKING:
+    from flowbp_ray.weights.broadcast import Delivery
 
 
 class LearnerActor:
@@ -84,6 +87,29 @@ class LearnerActor:
         started = time.perf_counter()
         with span("publish"), self._turn():
             yield from self.learner.publish(ema)
+        yield time.perf_counter() - started
+
+    def open_broadcasts(self, kept: int, timeout: float) -> tuple[str, int, int]:
+        """Get ready for `broadcast`; return rank 0's address and port, and the number of buckets.
+
+        kept: versions of which rank 0 keeps a copy. timeout: cluster.stall_timeout.
+        """
+        from flowbp_ray.learning.broadcaster import Broadcaster
+
+        learner, address = self.learner, ray.util.get_node_ip_address()
+        device = learner.config.device
+        self.broadcaster = Broadcaster(learner.engine, learner.rank, device, kept, address, timeout)
+        return address, self.broadcaster.port, len(self.broadcaster.blocks.buckets)
+
+    def broadcast(self, version: Version, seats: Sequence[str]) -> Delivery:
+        """Send the weights to the samplers in these seats."""
+        with span("publish"):
+            return self.broadcaster.broadcast(version, seats)
+
+    def publish_kept(self, version: Version) -> Iterator[PackedTensors | float]:
+        """Yield rank 0's copy of a version that was broadcast, as `publish` does."""
+        started = time.perf_counter()
+        yield from self.broadcaster.read(version)
         yield time.perf_counter() - started
 
     def checksums(self, ema: bool = False) -> dict[str, TensorChecksum]:

@@ -11,6 +11,8 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from actors import transport
+from actors.broadcasts import Broadcasts
+from actors.errors import LearnersLost as LearnersLost
 from actors.errors import Ref, cause, is_permanent
 from actors.learner import RemoteLearner
 from actors.pipeline import wait_for_any
@@ -24,10 +26,6 @@ from flowbp_ray.utils.errors import RunFailed
 PROBE = 5.0
 """Seconds in which a process that is asked for its id answers, unless it is busy or hangs."""
 POLL = 0.2  # seconds
-
-
-class LearnersLost(RunFailed):
-    """A rank died or does not answer. The ranks' state since the last checkpoint is lost."""
 
 
 class LearnerGroup:
@@ -51,6 +49,7 @@ class LearnerGroup:
         self.wait, self.embedded = wait, embedded
         self.ranks: list[Any] = []
         self.buckets: list[int] = []  # number per rank
+        self.broadcasts: Broadcasts | None = None  # with cluster.transport=nccl, once there are samplers
         self.timeout = config.cluster.stall_timeout
         self.host: Any = None
         self.host_pid: int | None = None  # of the process in which the rank was built last
@@ -102,12 +101,18 @@ class LearnerGroup:
         return [*(scored.rollout for scored in items), *self.embedded(prompts)]
 
     def publish(self, version: Version) -> transport.Published:
-        """Publish the weights of `version`; return the references to them once all ranks have stored their buckets."""
+        """Publish the weights of `version`; return once they are stored, or the samplers that were called have them."""
         if not self.buckets:
             self.buckets = self._get([rank.buckets.remote() for rank in self.ranks], "counting what it publishes")
-        published = transport.publish(self.ranks, self.buckets, version)
-        self._get(published.acks, f"publishing version {version.step}")
+        sends = self.broadcasts
+        if sends is not None and sends.opened is None:
+            opening = [rank.open_broadcasts.remote(sends.kept, self.timeout) for rank in self.ranks]
+            sends.opened = self._get(opening, "preparing broadcasts")[0]
+        published = transport.publish(self.ranks, self.buckets, version, sends)
+        answers = self._get(published.acks, f"publishing version {version.step}")
         self._get(published.checks, f"publishing version {version.step}")
+        if sends is not None and published.on_demand is not None:
+            published.settle(sends.landed(version, answers[0]))
         return published
 
     def check_folder_visible(self, folder: str) -> None:
@@ -130,6 +135,8 @@ class LearnerGroup:
         for rank in self.ranks if self.host is None else ():
             ray.kill(rank)
         self.ranks, self.buckets = [], []
+        if self.broadcasts is not None:
+            self.broadcasts.forget()
 
     def _restart_host(self) -> None:
         """Let Ray restart the shared process, unless it does already, or has done."""

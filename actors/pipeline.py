@@ -14,7 +14,7 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from actors.encoding import Encoding
-from actors.errors import Ref, arguments_arrived, cause, is_permanent
+from actors.errors import Ref, arguments_arrived, cause, is_permanent, lacks_weights
 from actors.pool import Pool
 from actors.transport import Published
 from flowbp_ray.messages import Evaluated, Item, RolloutReport, Scored, ScoredItem
@@ -197,8 +197,8 @@ class Pipeline:
     def _roll(self, job: Job, worker: int) -> None:
         actor = self.samplers.handles[worker]
         method, returns = (actor.rollout, 3) if job.item.plans else (actor.sample, 2)
-        parts = self.encoding.refs(job.item.prompt_ids)
-        job.refs = tuple(method.options(num_returns=returns).remote(job.item, job.weights.weights, parts))
+        parts, weights = self.encoding.refs(job.item.prompt_ids), job.weights.given_to(worker)
+        job.refs = tuple(method.options(num_returns=returns).remote(job.item, weights, parts))
         job.stage, job.worker, job.pending = "rolling", worker, job.refs[0]
 
     def _score(self, job: Job, worker: int) -> None:
@@ -224,7 +224,11 @@ class Pipeline:
         try:
             value = ray.get(ref)
         except RayError as error:
-            self._failed(job, pool, worker, error)
+            if lacks_weights(error) and not job.dropped:
+                job.weights.holders.discard(worker)  # the next call carries references
+                job.stage = "queued"
+            else:
+                self._failed(job, pool, worker, error)
             return
         if job.dropped:
             return
@@ -244,6 +248,7 @@ class Pipeline:
             pool.suspect(worker)
         if job.dropped:
             return
+        job.weights.check()
         job.tries += 1
         self.retries += 1
         job.failed_on = worker

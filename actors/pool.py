@@ -32,6 +32,7 @@ class Pool:
         self.retired: set[int] = set()
         self.new: set[int] = set()  # not ready yet since they joined
         self.failed: dict[int, RayError] = {}  # new actors whose constructor failed
+        self.deaths = [0] * len(self.handles)  # how often each was marked as down: what its process knew is lost
 
     @property
     def silent(self) -> list[int]:
@@ -48,6 +49,7 @@ class Pool:
         self.handles.append(handle)
         self.places.append(place)
         self.load.append(0)
+        self.deaths.append(0)
         self.active.append(len(self.handles) - 1)
         self.new.add(len(self.handles) - 1)
         self.down(len(self.handles) - 1)
@@ -97,6 +99,7 @@ class Pool:
 
     def down(self, index: int) -> None:
         """Mark an actor as down until it is ready again."""
+        self.deaths[index] += 1
         self.suspected.discard(index)
         self._probe(index)
 

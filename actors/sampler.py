@@ -34,15 +34,19 @@ class SamplerActor:
         self, item: Item, weights: transport.Refs, embeddings: transport.Refs
     ) -> tuple[RolloutReport, Rollout, Packed]:
         self._hold(embeddings)
-        with turn(self.config, self.config.samplers):
+        with self.sampler.busy, turn(self.config, self.config.samplers):
             return self.sampler.rollout(item, lambda: transport.load(weights))
 
     def sample(self, item: Item, weights: transport.Refs, embeddings: transport.Refs) -> tuple[str, Packed]:
         """Return the fingerprint of the weights that were used, and the finished latents."""
         self._hold(embeddings)
-        with turn(self.config, self.config.samplers):
+        with self.sampler.busy, turn(self.config, self.config.samplers):
             latents = self.sampler.sample(item, lambda: transport.load(weights))
             return self.sampler.fingerprint, latents
+
+    def sit(self, address: str, port: int, seat: str, spare: int, timeout: float) -> None:
+        """From now on receive the versions that learner rank 0, whose store is there, broadcasts to this seat."""
+        self.sampler.open_inbox(address, port, seat, spare, timeout)
 
     def _hold(self, embeddings: transport.Refs) -> None:
         """Read the parts that are not held. Every call passes those it needs: an elastic or restarted process has none.

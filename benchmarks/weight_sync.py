@@ -1,17 +1,21 @@
-"""python -m benchmarks.weight_sync: what it takes to publish weights and to load them, against Ray alone.
+"""python -m benchmarks.weight_sync: what it takes to publish weights and to load them, by both transports.
 
 A learner's actor with an engine on random weights publishes through `actors.transport.publish`, a sampler's actor loads
 through `actors.transport.load`; in turn with these the same learner does `ray.put` of one array of as many bytes, and
-the same sampler `ray.get`. The learner has touched the whole store before: what is touched for the first time costs ten
+the same sampler `ray.get`, and broadcasts the weights as `cluster.transport: nccl` does (here by gloo) to another
+sampler's actor. The learner has touched the whole store before: what is touched for the first time costs ten
 times as much, and on which side that happens would be chance. One node, an otherwise idle machine. Prints a table on
 stderr and JSON on stdout.
 
 publish_s, put_s: inside the learner, from the call until the last byte is in the store. load_s, get_s: inside the
     sampler, until every byte can be read. ratio: (put + get) / (publish + load), the median over the pairs: the share
     of Ray's own throughput.
+copy_s: inside the sampler, copying what was loaded into the module's parameters. broadcast_s: inside the learner, from
+    the call of the sampler until that has said that its parameters hold the weights. gain: (publish + load + copy) /
+    broadcast, the median over the pairs.
 publish_wall_s, put_wall_s: what the driver sees, with the calls' way there and back.
-install_s, fingerprint_s, checksums_s: beside the transfer, what a sampler does with a new version (copying it into the
-    module, stating what it holds) and a learner (stating what its masters are).
+install_s, fingerprint_s, checksums_s: beside the transfer, what a sampler does with its first version (copying it into
+    the module, whose memory is laid out then; stating what it holds) and a learner (stating what its masters are).
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ import os
 import shlex
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from itertools import pairwise
@@ -38,10 +43,12 @@ from actors.process import thread_env
 from flowbp_ray.config.learners import LearnersConfig
 from flowbp_ray.learning.engine import TorchEngine
 from flowbp_ray.learning.learner import Learner
-from flowbp_ray.messages import Version
+from flowbp_ray.messages import Version, combine
 from flowbp_ray.weights import trainable
+from flowbp_ray.weights.broadcast import Delivery
 from flowbp_ray.weights.buckets import assign_buckets
 from flowbp_ray.weights.fingerprint import fingerprint
+from flowbp_ray.weights.inbox import Inbox
 from flowbp_ray.weights.packing import Packer, Receiver
 
 WIDTH = 1536  # SD3.5-M's
@@ -50,6 +57,7 @@ STORE, WARM = (
     3.0,
     0.85,
 )  # so many of the largest Ray's store has room for at a time; the part that is written beforehand
+TIMEOUT = 600.0  # seconds
 PAUSE = 0.3  # seconds after each side, in which Ray frees what nobody refers to
 
 
@@ -80,7 +88,8 @@ class Publisher(LearnerActor):
         torch.set_num_threads(1)
         learner = Learner.__new__(Learner)
         learner.rank = 0
-        learner.engine = TorchEngine(module(mb), LearnersConfig(micro_batch=1, engine="torch"))
+        learner.config = LearnersConfig(micro_batch=1, engine="torch")
+        learner.engine = TorchEngine(module(mb), learner.config)
         sizes = learner.engine.sizes()
         learner.buckets, learner.packer = assign_buckets(sizes), Packer()
         self.learner = learner
@@ -107,15 +116,24 @@ class Loader:
         self.module = module(mb)
         self.receiver = Receiver(self.module)
 
-    def load(self, held: transport.Refs, install: bool) -> dict[str, Any]:
-        """Seconds; where the weights are installed also the fingerprint of what is held then."""
+    def sit(self, address: str, port: int) -> None:
+        self.inbox = Inbox(self.receiver, address, port, "sampler", threading.Lock())
+
+    def holds(self, version: Version) -> str:
+        """The fingerprint of what came as `version` by broadcast."""
+        if not self.inbox.install(version):
+            raise RuntimeError(f"version {version.step} did not arrive")
+        return fingerprint(trainable.trained(self.module))
+
+    def load(self, held: transport.Refs, first: bool) -> dict[str, Any]:
+        """Seconds; for the first version also the fingerprint of what is held then."""
         started = time.perf_counter()
         packed = transport.load(held)
         marks = [started, time.perf_counter()]
-        if not install:
-            return {"load_s": marks[1] - marks[0]}
         self.receiver.install(packed)
         marks.append(time.perf_counter())
+        if not first:
+            return {"load_s": marks[1] - marks[0], "copy_s": marks[2] - marks[1]}
         stated = fingerprint(trainable.trained(self.module))
         marks.append(time.perf_counter())
         load, install_s, fingerprint_s = (b - a for a, b in pairwise(marks))
@@ -130,9 +148,11 @@ class Loader:
 def row(mb: float, pairs: int, room: float) -> dict[str, Any]:
     """One size: `pairs` pairs in turn, after one that does not count. room: bytes of the store."""
     options = {"num_cpus": 0.1, "runtime_env": {"env_vars": thread_env(1)}}
-    learner, sampler = (ray.remote(actor).options(**options).remote() for actor in (Publisher, Loader))
-    (nbytes, tensors), _ = ray.get([learner.hold.remote(mb), sampler.hold.remote(mb)])
+    learner, sampler, seated = (ray.remote(actor).options(**options).remote() for actor in (Publisher, Loader, Loader))
+    (nbytes, tensors), *_ = ray.get([learner.hold.remote(mb), sampler.hold.remote(mb), seated.hold.remote(mb)])
     buckets = ray.get(learner.buckets.remote())
+    address, port, _ = ray.get(learner.open_broadcasts.remote(0, TIMEOUT))
+    ray.get(seated.sit.remote(address, port))
 
     def ours(step: int) -> dict[str, Any]:
         started = time.perf_counter()
@@ -151,6 +171,13 @@ def row(mb: float, pairs: int, room: float) -> dict[str, Any]:
         wall = time.perf_counter() - started
         return {"put_s": seconds, "put_wall_s": wall, "get_s": ray.get(sampler.get.remote(held))}
 
+    def sent(step: int) -> dict[str, Any]:
+        version = Version(0, step)
+        delivery: Delivery = ray.get(learner.broadcast.remote(version, ["sampler"]))
+        if delivery.error:
+            raise RuntimeError(delivery.error)
+        return {"broadcast_s": delivery.seconds}
+
     def warm() -> None:
         """Let the learner touch the store's memory: the first time costs a page fault per 4 kB."""
         held = [ray.get(learner.put.remote()) for _ in range(int(room * WARM / nbytes))]
@@ -159,19 +186,23 @@ def row(mb: float, pairs: int, room: float) -> dict[str, Any]:
 
     warm()
     ours(0)  # in which the sampler's parameters are laid out as they come
-    first = ours(0) | rays() | {"checksums_s": ray.get(learner.timed_checksums.remote())}
+    first = ours(0) | rays() | sent(0) | {"checksums_s": ray.get(learner.timed_checksums.remote())}
+    if ray.get(seated.holds.remote(Version(0, 0))) != combine(ray.get([learner.checksums.remote()])):
+        raise RuntimeError("what was broadcast is not what the learner holds")
     measured = []
     for turn in range(1, pairs + 1):
         found: dict[str, Any] = {}
-        for side in (lambda t=turn: ours(t), rays) if turn % 2 else (rays, lambda t=turn: ours(t)):
+        sides = (lambda t=turn: ours(t), rays, lambda t=turn: sent(t))
+        for side in sides if turn % 2 else reversed(sides):
             found |= side()
             time.sleep(PAUSE)
         measured.append(found)
-    for actor in (learner, sampler):
+    for actor in (learner, sampler, seated):
         ray.kill(actor)
     ratios = sorted((m["put_s"] + m["get_s"]) / (m["publish_s"] + m["load_s"]) for m in measured)
     walls = [(m["put_wall_s"] + m["get_s"]) / (m["publish_wall_s"] + m["load_s"]) for m in measured]
-    names = ("publish_s", "load_s", "put_s", "get_s", "publish_wall_s", "put_wall_s")
+    gains = sorted((m["publish_s"] + m["load_s"] + m["copy_s"]) / m["broadcast_s"] for m in measured)
+    names = ("publish_s", "load_s", "copy_s", "broadcast_s", "put_s", "get_s", "publish_wall_s", "put_wall_s")
     return {
         "mb": mb,
         "bytes": nbytes,
@@ -180,6 +211,7 @@ def row(mb: float, pairs: int, room: float) -> dict[str, Any]:
         **{name: round(statistics.median(m[name] for m in measured), 5) for name in names},
         "ratio": round(statistics.median(ratios), 3),
         "ratios": [round(r, 3) for r in ratios],
+        "gain": round(statistics.median(gains), 3),
         "wall_ratio": round(statistics.median(walls), 3),
         **{name: round(first[name], 4) for name in ("install_s", "fingerprint_s", "checksums_s")},
         "load": round(os.getloadavg()[0], 1),
@@ -188,12 +220,15 @@ def row(mb: float, pairs: int, room: float) -> dict[str, Any]:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """For people, in Markdown."""
-    head = ["MB", "tensors", "objects", "publish", "load", "ray.put", "ray.get", "ratio", "install", "fingerprint"]
+    head = ["MB", "tensors", "objects", "publish", "load", "ray.put", "ray.get", "ratio", "copy", "broadcast", "gain"]
+    head += ["install", "fingerprint"]
     lines = [head, ["---"] * len(head)]
     for r in rows:
         times = [f"{1000 * r[name]:.1f} ms" for name in ("publish_s", "load_s", "put_s", "get_s")]
+        both = [f"{1000 * r[name]:.1f} ms" for name in ("copy_s", "broadcast_s")]
         after = [f"{1000 * r[name]:.0f} ms" for name in ("install_s", "fingerprint_s")]
-        lines.append([f"{r['mb']:g}", str(r["tensors"]), str(r["objects"]), *times, f"{r['ratio']:.2f}", *after])
+        sizes = [f"{r['mb']:g}", str(r["tensors"]), str(r["objects"])]
+        lines.append([*sizes, *times, f"{r['ratio']:.2f}", *both, f"{r['gain']:.2f}", *after])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

@@ -113,6 +113,11 @@ class RunConfig(Strict):
         return self.guard is not None and self.guard.action == "rollback"
 
     @property
+    def broadcasts(self) -> bool:
+        """Whether learner rank 0 broadcasts weights to the samplers."""
+        return self.cluster.transport == "nccl" and self.learners.lora is None
+
+    @property
     def judged(self) -> list[str]:
         """The metrics of judges that are monitors."""
         return [metric for judge in self.judges if judge.role == "monitor" for metric in judge.metrics.values()]
@@ -131,6 +136,7 @@ def check_together(config: RunConfig) -> None:
     _check_engine(config)
     _check_gpus(config)
     check_one_card(config.backbone, config.learners, config.samplers, config.cluster)
+    _check_transport(config)
     _check_scaling(config)
     _check_guard(config)
     _check_judges(config)
@@ -202,6 +208,25 @@ def _check_gpus(config: RunConfig) -> None:
             f"learners.gpus={learners.gpus:g} could put two ranks on one GPU, where NCCL cannot connect them; "
             "write learners.gpus=1, or learners.count=1"
         )
+
+
+def _check_transport(config: RunConfig) -> None:
+    """Broadcasts are between GPUs or between CPUs, and NCCL connects no two processes on one GPU."""
+    if not config.broadcasts:
+        return
+    gpus = {"samplers": config.samplers.gpus, "learners": config.learners.gpus}
+    if len({number > 0 for number in gpus.values()}) > 1:
+        without = next(name for name, number in gpus.items() if not number)
+        raise ValueError(
+            f"cluster.transport=nccl connects GPUs with GPUs or CPUs with CPUs; write {without}.gpus=1, or "
+            "cluster.transport=object_store"
+        )
+    for name, number in gpus.items():
+        if 0 < number < 1:
+            raise ValueError(
+                f"cluster.transport=nccl needs a GPU for each process, got {name}.gpus={number:g}"
+                f"{' of cluster.colocate' * config.cluster.colocate}; write cluster.transport=object_store"
+            )
 
 
 def _check_scaling(config: RunConfig) -> None:

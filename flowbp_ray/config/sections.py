@@ -212,8 +212,11 @@ class ClusterConfig(Strict):
     """true: the sampler and the learner are one process with one copy of the frozen base, in turns, for adapters on
     one GPU. The weights are the same as those of two processes (docs/one-card.md). The process takes the `threads` of
     learners, and the sum of the two pools' cpus and gpus."""
-    transport: Literal["object_store"] = "object_store"
-    """How weights travel from learners to samplers. Ray's object store is the only way so far."""
+    transport: Literal["object_store", "nccl"] = "object_store"
+    """How weights travel from learners to samplers. object_store: through host memory, by Ray. nccl: learner rank 0
+    broadcasts them, between GPUs by NCCL and between CPUs by gloo; who misses a broadcast takes them from the object
+    store, as adapters always do. It needs a whole GPU for each process. With staleness S samplers keep S versions
+    beside the one in use, and rank 0 keeps S + 1 in host memory. See docs/cluster.md."""
 
 
 @dataclass(frozen=True)

@@ -218,9 +218,8 @@ class Learner:
         All ranks must iterate to the end. A yielded bucket may share the weights' memory: copy it before requesting
         the next.
         """
-        for bucket, tensors in zip(self.buckets, self.engine.parts(self.buckets, ema), strict=True):
-            if bucket.rank == self.rank:
-                yield self.packer.pack(tensors)
+        parts = zip(self.buckets, self.engine.parts(self.buckets, ema), strict=True)
+        yield from self.packer.stream(tensors for bucket, tensors in parts if bucket.rank == self.rank)
 
     def checksums(self, ema: bool = False) -> dict[str, TensorChecksum]:
         """This rank's part of the weights' fingerprint, from its fp32 masters cast to the published dtype."""

@@ -20,6 +20,10 @@ def learners(config: RunConfig, costs: Costs, sizes: Sizes) -> Role:
     rows = config.data.shape.batch // config.learners.count
     prompts = Share("embeddings of the batch", rows * prompt_bytes(costs), "backward")
     engine = torch_shares(config, sizes) if config.learners.engine == "torch" else deepspeed_shares(config, sizes)
+    if config.broadcasts:
+        kept = (config.staleness + 1 if config.staleness else 0) * sizes.trained * config.backbone.torch_dtype.itemsize
+        staged = bucket_bytes(config, sizes) * (config.learners.engine == "deepspeed" and config.learners.zero > 0)
+        engine += [Share("copies of versions", kept, place="host"), Share("a bucket to send", staged, "publishing")]
     return role("learners", config.learners, [*engine, node, prompts])
 
 

@@ -140,6 +140,8 @@ def samplers(config: RunConfig, costs: Costs, sizes: Sizes) -> Role:
     shared = config.cluster.share_base  # then the learner's process holds the base
     whole = sizes.trained * item if shared else base_bytes(model, sizes.transformer, sizes.linears)
     shares = [Share("adapters" if shared else "weights", whole)]
+    if config.broadcasts:
+        shares.append(Share("versions received ahead", config.staleness * sizes.trained * item))
     if config.learners.base_penalty is not None:
         budget = config.surrogate().max_terms(model.num_steps)
         kept += budget.terms + budget.junction

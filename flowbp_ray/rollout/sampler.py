@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -24,7 +25,9 @@ from flowbp_ray.surrogate.trajectory import Velocity
 from flowbp_ray.utils.digest import digest
 from flowbp_ray.utils.tracing import span
 from flowbp_ray.weights import trainable
+from flowbp_ray.weights.broadcast import limits
 from flowbp_ray.weights.fingerprint import fingerprint
+from flowbp_ray.weights.inbox import Inbox
 from flowbp_ray.weights.packing import PackedTensors, Receiver
 
 FetchWeights = Callable[[], Sequence[PackedTensors]]
@@ -66,6 +69,8 @@ class Sampler:
             frozen = self.backbone.load_transformer(backbone.torch_dtype).requires_grad_(False)
             self.frozen = frozen.to(device)
             use_kernels(self.frozen, backbone.compile, backbone.attention)
+        self.inbox: Inbox | None = None  # where versions arrive by broadcast
+        self.busy = threading.Lock()  # held while an item uses the weights, if there is an inbox
         self.version: Version | None = None
         self.fingerprint = ""
         self.weight_bytes = self.embedding_bytes = 0  # received since the last report
@@ -82,10 +87,30 @@ class Sampler:
         started = time.perf_counter()
         self.version = None  # an installation that fails halfway leaves no valid version
         with span("load weights"):
-            self.receiver.install(fetch())
+            if self.inbox is None or not self.inbox.install(version):
+                packed = fetch()
+                if self.inbox is not None:
+                    self.inbox.forget()
+                self.receiver.install(packed)
             self.weight_bytes += self.receiver.nbytes
             self.version, self.fingerprint = version, fingerprint(trainable.trained(self.transformer))
         return time.perf_counter() - started
+
+    def open_inbox(self, address: str, port: int, seat: str, spare: int, timeout: float) -> None:
+        """Receive broadcast versions from the sender at address:port, in the place of an earlier one; see `Inbox`.
+
+        timeout: seconds after which the run gives up a process that does not answer.
+        """
+        if self.inbox is not None:
+            self.inbox.close()
+        with self.busy:
+            blocks, _ = self.receiver.lay_out()
+        self.inbox = Inbox(
+            self.receiver, address, port, seat, self.busy, spare, self._overwritten, *limits(blocks, timeout)
+        )
+
+    def _overwritten(self) -> None:
+        self.version = None
 
     def rollout(self, item: Item, fetch: FetchWeights) -> tuple[RolloutReport, Rollout, Packed]:
         """Roll out a training item; return the report, the learner's part and the targets [rows, branches, ...]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -51,15 +52,21 @@ def assign_buckets(nbytes: Mapping[str, int], ranks: int = 1, limit: int | None 
     return found + [Bucket((), rank) for rank in sorted(idle)]
 
 
+def offsets(nbytes: Mapping[str, int]) -> tuple[dict[str, int], int]:
+    """The first byte of each tensor in contiguous memory, and the bytes of all, aligned to ALIGNED."""
+    at, starts = 0, {}
+    for name, size in nbytes.items():
+        starts[name] = at
+        at += -(-size // ALIGNED) * ALIGNED
+    return starts, at
+
+
 def allocate_contiguous(
     tensors: Mapping[str, tuple[torch.Size, torch.dtype]], device: torch.device | str
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Allocate zeros [bytes] uint8 and, as views of this memory, a tensor of each shape and dtype; return both."""
-    at, starts = 0, {}
-    for name, (shape, dtype) in tensors.items():
-        starts[name] = at
-        at += -(-shape.numel() * dtype.itemsize // ALIGNED) * ALIGNED
-    whole = torch.zeros(at, dtype=torch.uint8, device=device)
+    starts, total = offsets({name: shape.numel() * dtype.itemsize for name, (shape, dtype) in tensors.items()})
+    whole = torch.zeros(total, dtype=torch.uint8, device=device)
     views = {
         name: whole[starts[name] : starts[name] + shape.numel() * dtype.itemsize].view(dtype).view(shape)
         for name, (shape, dtype) in tensors.items()
@@ -81,3 +88,34 @@ def make_contiguous(parameters: Mapping[str, nn.Parameter]) -> None:
                 p.data = views[name]
     for kind in {p.device.type for p in dense.values()}:  # once: where they lay before is of use to other processes
         release_cached(kind)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The trained weights as the few arrays in which they are broadcast: one per bucket, tensors at `offsets`.
+
+    It depends on the names and sizes only, so learners and samplers compute the same one.
+    """
+
+    buckets: tuple[Bucket, ...]
+    nbytes: Mapping[str, int]
+
+    @classmethod
+    def of(cls, nbytes: Mapping[str, int]) -> Blocks:
+        """nbytes: bytes of each trained tensor, in the module's order."""
+        return cls(tuple(assign_buckets(nbytes)), dict(nbytes))
+
+    @property
+    def digest(self) -> str:
+        """sha256 of names, sizes and division, by which two processes find out whether theirs is the same."""
+        said = [[(name, self.nbytes[name]) for name in bucket.names] for bucket in self.buckets]
+        return hashlib.sha256(repr(said).encode()).hexdigest()
+
+    def size(self, bucket: Bucket) -> int:
+        """Bytes of the bucket's array."""
+        return offsets({name: self.nbytes[name] for name in bucket.names})[1]
+
+    @property
+    def total(self) -> int:
+        """Bytes of all arrays."""
+        return sum(self.size(bucket) for bucket in self.buckets)

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from flowbp_ray.messages import Packed, unpack
-from flowbp_ray.weights.buckets import ALIGNED
+from flowbp_ray.weights.buckets import ALIGNED, Blocks, allocate_contiguous
+from flowbp_ray.weights.staging import Download, Mark, Upload
 from flowbp_ray.weights.trainable import check_names, trained
 
 Place = tuple[int, int, str, tuple[int, ...]]
@@ -77,25 +78,68 @@ class Layout:
         """Whether these tensors, with the same names, shapes and dtypes, still have this layout."""
         return _held(self.runs, tensors) == self.held
 
+    def arrays(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+        """The bytes of each run [n] uint8, as views of the tensors' memory."""
+        return [_bytes(tensors[name], size) for name, size in self.runs]
+
     def pack(self, tensors: Mapping[str, Tensor]) -> PackedTensors:
-        return PackedTensors(tuple(_bytes(tensors[name], size).cpu().numpy() for name, size in self.runs), self.places)
+        return PackedTensors(tuple(array.cpu().numpy() for array in self.arrays(tensors)), self.places)
 
 
 class Packer:
     """Packs the same tensors repeatedly. Their layout is computed once, and again only if they have moved."""
 
-    def __init__(self) -> None:
+    def __init__(self, staged: bool | None = None) -> None:
+        """staged: whether buckets go through reused host memory; None: those on a GPU do."""
         self.layouts: dict[tuple[str, ...], Layout] = {}
+        self.staged, self.download = staged, Download()
 
     def pack(self, tensors: Mapping[str, Tensor]) -> PackedTensors:
         """Pack the trained parameters of a bucket, as `PackedTensors.of` does."""
+        layout = self._layout(tensors)
+        return PackedTensors.of(tensors) if layout is None else layout.pack(tensors)
+
+    def stream(self, buckets: Iterable[Mapping[str, Tensor]]) -> Iterator[PackedTensors]:
+        """Pack bucket after bucket. Copy what is yielded before requesting the next.
+
+        From a GPU the next bucket is on its way to the host while the caller copies the one before. A bucket's tensors
+        are not read after the next bucket has been requested from `buckets`.
+        """
+        before: PackedTensors | None = None
+        for tensors in buckets:
+            layout = self._layout(tensors)
+            if layout is None or not layout.runs or not self._is_staged(tensors):
+                if before is not None:
+                    yield before
+                before = None
+                yield self.pack(tensors)
+                continue
+            packed, mark = self._start(layout, tensors)
+            if before is not None:
+                yield before
+            mark.wait()
+            before = packed
+        if before is not None:
+            yield before
+
+    def _start(self, layout: Layout, tensors: Mapping[str, Tensor]) -> tuple[PackedTensors, Mark]:
+        host, mark = self.download.start(layout.arrays(tensors))
+        return PackedTensors(tuple(array.numpy() for array in host), layout.places), mark
+
+    def _layout(self, tensors: Mapping[str, Tensor]) -> Layout | None:
+        """The layout of dense tensors; None if one is not dense."""
         if not all(tensor.is_contiguous() for tensor in tensors.values()):
-            return PackedTensors.of(tensors)
+            return None
         names = tuple(tensors)
         layout = self.layouts.get(names)
         if layout is None or not layout.still(tensors):
             layout = self.layouts[names] = Layout.of(tensors)
-        return layout.pack(tensors)
+        return layout
+
+    def _is_staged(self, tensors: Mapping[str, Tensor]) -> bool:
+        if self.staged is not None:
+            return self.staged
+        return {tensor.device.type for tensor in tensors.values()} == {"cuda"}
 
 
 def _held(runs: Sequence[tuple[str, int]], tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
@@ -151,22 +195,61 @@ def _bytes(first: Tensor, count: int) -> Tensor:
 class Receiver:
     """Installs published weights into the trained parameters of a module. nbytes: the size of one version."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, staged: bool | None = None) -> None:
+        """staged: whether versions go through reused host memory on their way to the module; None: to a GPU they do."""
         self.module = module
         self.layout: list[Mapping[str, Place]] = []  # of the own memory; nearly always that of every later version
         self.arrays: list[Tensor] = []
         self.nbytes = 0
+        self.staged, self.upload = staged, Upload()
+        self.fixed = False  # whether the parameters lie as they are broadcast, and stay there
 
     @torch.no_grad()
     def install(self, packed: Sequence[PackedTensors]) -> None:
         """Copy a version into the module. Raises ValueError if its tensors are not exactly the trained parameters."""
+        if self.fixed:
+            self._install_by_name(packed)
+            return
         arrived = [array for bucket in packed for array in bucket.bytes()]
         layout = [bucket.places for bucket in packed]
         if layout != self.layout or [len(a) for a in arrived] != [len(a) for a in self.arrays]:
             self._adopt(packed)
             self.layout = layout
         for mine, array in zip(self.arrays, arrived, strict=True):
-            mine.copy_(array)
+            if self.staged or (self.staged is None and mine.device.type == "cuda"):
+                self.upload.copy(mine, array)
+            else:
+                mine.copy_(array)
+        self.upload.finish()
+
+    def _install_by_name(self, packed: Sequence[PackedTensors]) -> None:
+        own = trained(self.module)
+        arrived = merge_tensors(packed)
+        check_names(own, arrived)
+        for name, tensor in arrived.items():
+            own[name].copy_(_fitting(name, tensor, own[name]))
+
+    @torch.no_grad()
+    def lay_out(self) -> tuple[Blocks, list[Tensor]]:
+        """Move the parameters into the arrays in which versions are broadcast; return these [bytes] uint8 each.
+
+        Versions from the object store are copied tensor by tensor from now on.
+        """
+        own = trained(self.module)
+        blocks = Blocks.of({name: p.nbytes for name, p in own.items()})
+        if not self.fixed:
+            self.arrays = []
+            for bucket in blocks.buckets:
+                held = {name: own[name] for name in bucket.names}
+                kinds = {name: (p.shape, p.dtype) for name, p in held.items()}
+                whole, views = allocate_contiguous(kinds, next(iter(held.values())).device)
+                for name, p in held.items():
+                    views[name].copy_(p)
+                    p.data = views[name]
+                self.arrays.append(whole)
+            self.nbytes, self.fixed = sum(p.nbytes for p in own.values()), True
+            _give_back(self.arrays)
+        return blocks, self.arrays
 
     def _adopt(self, packed: Sequence[PackedTensors]) -> None:
         """Move the parameters into memory with the layout of `packed`, so that versions are copied array by array."""
@@ -179,6 +262,13 @@ class Receiver:
                 own[name].data = _fitting(name, tensor_at(arrays[place[0]], place), own[name])
             self.arrays += arrays
         self.nbytes = sum(p.nbytes for p in own.values())
+        _give_back(self.arrays)
+
+
+def _give_back(arrays: Sequence[Tensor]) -> None:
+    """Return the memory in which the parameters lay before to the GPU, for other processes on it."""
+    if any(array.device.type == "cuda" for array in arrays):
+        torch.cuda.empty_cache()
 
 
 def _fitting(name: str, arrived: Tensor, own: Tensor) -> Tensor:

@@ -76,6 +76,11 @@ BAD = {
     "penalty": (["learners.base_penalty.weight=-1"], r"base_penalty.weight: .*greater than or equal to 0.*-1"),
     "part of a GPU": (["learners.gpus=0.5", "learners.count=2"], r"write learners.gpus=1, or learners.count=1"),
     "one GPU and a half": (["samplers.gpus=1.5"], r"samplers.gpus=1.5: .*whole number; write 1"),
+    "broadcasts to CPUs": (["cluster.transport=nccl", "learners.gpus=1"], r"GPUs with GPUs .*write samplers.gpus=1"),
+    "broadcasts within a GPU": (
+        ["cluster.transport=nccl", "learners.count=1", "cluster.colocate=true"],
+        r"transport=nccl needs a GPU for each process, got samplers.gpus=0.2 of cluster.colocate; write",
+    ),
     "value": (["steps=-1"], r"steps: .*greater than or equal to 1.*-1"),
     "no equals": (["steps"], r"is not key=value"),
 }
@@ -117,3 +122,11 @@ def test_an_index_changes_one_entry_of_a_list() -> None:
         with pytest.raises(ConfigError) as caught:
             loading.load("shapes_flowbp_sparse", [override])
         assert "\n" not in str(caught.value) and override.split("[")[0] in str(caught.value)
+
+
+def test_adapters_are_not_broadcast() -> None:
+    lora = ["learners.lora={rank: 4, alpha: 8}", "learners.count=1"]
+    shared = ["cluster.transport=nccl", "cluster.colocate=true"]
+    assert not loading.load("shapes_flowbp_sparse", [*shared, *lora]).broadcasts
+    assert loading.load("shapes_flowbp_sparse", shared[:1]).broadcasts
+    assert not loading.load("shapes_flowbp_sparse").broadcasts

@@ -119,7 +119,7 @@ def test_a_wish_is_for_a_run_that_goes_on_and_for_its_own_limits(
     ("overrides", "message"),
     [
         (["samplers.min=3", "samplers.max=2"], "samplers: min=3 is above max=2"),
-        (["cluster.transport=nccl"], "cluster.transport: Input should be 'object_store', got 'nccl'"),
+        (["cluster.transport=rdma"], "cluster.transport: Input should be 'object_store' or 'nccl', got 'rdma'"),
         (["samplers.resources.GPU=1"], "write cpus or gpus"),
         (["rewards.resources.fast=1.5"], "resources.fast=1.5: Ray wants whole numbers above 1; write 1"),
         (["samplers.count=5", "samplers.max=4"], "samplers: count=5 is above max=4"),

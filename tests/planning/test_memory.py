@@ -236,3 +236,25 @@ def test_the_plain_engine_holds_what_is_planned(dtype: str, extra: list[str], fo
     storages = {t.data_ptr(): t.nbytes for t in [*module.parameters(), *engine.masters.values()]}
     really = sum(storages.values()) + gradients + sum(t.nbytes for t in [*moments, *engine.ema.average])
     assert sum(s.nbytes for s in learner_memory.torch_shares(config, sizes) if s.phase in ("", "backward")) == really
+
+
+def test_versions_that_wait_for_their_items_are_counted(folders: Any) -> None:
+    """With staleness S samplers hold S versions more, and rank 0 keeps S + 1 on the host."""
+    folder = folders("sd35")[1]
+    config = config_of("sd35", folder)
+    costs = Costs(config)
+    sizes = memory.Sizes.of(config, costs)
+
+    def held(role: str, *overrides: str) -> dict[str, tuple[int, str]]:
+        of_role = memory.samplers if role == "samplers" else learner_memory.learners
+        found = of_role(config_of("sd35", folder, *overrides), costs, sizes)
+        return {share.name: (share.nbytes, share.place) for share in found.shares}
+
+    update = sizes.trained * 4
+    sent = ["cluster.transport=nccl", "samplers.gpus=1", "learners.gpus=1"]
+    late = [*sent, "staleness=2", "drift.max=0.1"]
+    assert held("samplers", *late)["versions received ahead"] == (2 * update, "device")
+    assert held("learners", *late)["copies of versions"] == (3 * update, "host")
+    for overrides in (sent, [*late, "cluster.transport=object_store"]):
+        names = {*held("samplers", *overrides), *held("learners", *overrides)}
+        assert not names & {"versions received ahead", "copies of versions"}
