@@ -117,8 +117,7 @@ class Loop:
         self.published: dict[int, transport.Published] = {}
         self.incarnation = self.done = self.issued = self.skipped = 0
         self.verdict: HackingVerdict | None = None  # the guard's, once it has ended the run
-        self.started = time.perf_counter()
-        self.log = run.logger()
+        self.started, self.log = time.perf_counter(), run.logger()
 
     def run_all(self) -> dict[str, Any]:
         """Train from the newest checkpoint, or from the start, to the last step; begin again there if learners die."""
@@ -265,8 +264,8 @@ class Loop:
         if not self.evaluator.held_out:
             return []
         self.progress.phase("evaluating")
-        ema = self.config.learners.ema is not None
-        published = self.fleet.learners.publish(self.version(step, True)) if ema else self.published[step]
+        averaged = self.config.learners.ema is not None
+        published = self.fleet.learners.publish(self.version(step, True)) if averaged else self.published[step]
         results = self.evaluator.evaluate(published.version, lambda items: self.fleet.pipeline.draw(items, published))
         for guidance, result in results.items():
             self.tracker.log(step, "evaluation", {"guidance": guidance, **result.means()})

@@ -58,7 +58,7 @@ class DecoderConfig(Strict):
 
     checkpointing: bool = False
     """true: the decoder keeps the inputs of its parts only and computes them again in the backward pass: less memory
-    for a third more work, and the same bits."""
+    for a quarter more work, and the same bits."""
     tile: int | None = Field(None, ge=1)
     """Rows of a feature map that are computed at a time, for images of 1024 pixels a side and above: 128, say. The
     whole map's statistics are used, so there are no seams, and values and gradients are equal up to rounding. null: all

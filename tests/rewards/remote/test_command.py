@@ -9,7 +9,8 @@ import pytest
 
 from flowbp_ray.cli import app
 from flowbp_ray.planning.costs import Costs
-from flowbp_ray.planning.memory import Sizes, rewards
+from flowbp_ray.planning.memory import Sizes
+from flowbp_ray.planning.reward_memory import rewards
 from flowbp_ray.rewards.remote import token
 from flowbp_ray.rewards.remote.identity import content, different, identity
 from flowbp_ray.utils.console import guarded
