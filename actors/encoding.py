@@ -47,7 +47,7 @@ class Encoding:
         self.notify, self.timeout = notify, config.cluster.stall_timeout
         self.queue = distinct_texts(texts, ids)
         self.parts: dict[int, Ref] = {}  # prompt id -> the part that holds it
-        self.calls: dict[Ref, tuple[Ref, int]] = {}  # report of a call -> its part, the end of its texts
+        self.calls: dict[Ref, tuple[Ref, list[tuple[str, tuple[int, ...]]]]] = {}  # report of a call -> part, texts
         self.issued = self.done = 0  # texts
         self.seconds = 0.0  # that the encoder was at work
         self.size = 1  # texts of the next call
@@ -91,14 +91,13 @@ class Encoding:
 
     def settle(self, ref: Ref) -> None:
         """Read the report of a call that has ended, and make the next one. Raises RunFailed if it failed."""
-        part, until = self.calls.pop(ref)
+        part, texts = self.calls.pop(ref)
         try:
             report: EncodedPart = ray.get(ref)
         except RayError as error:
             raise RunFailed(f"the encoder failed: {cause(error)}") from error
-        texts = self.queue[self.done : until]
         self.parts |= {i: part for _, ids in texts for i in ids}
-        self.done, self.encoded, self.moved = until, report.encoded, time.monotonic()
+        self.done, self.encoded, self.moved = self.done + len(texts), report.encoded, time.monotonic()
         self.seconds += report.seconds
         self.size = next_size(len(texts), report.seconds, report.nbytes, min(CALL_SECONDS, self.timeout / 20))
         self._call()
@@ -159,7 +158,7 @@ class Encoding:
             self.issued += len(some)
             add = self.actor.add.options(num_returns=2)
             report, part = add.remote([text for text, _ in some], [ids for _, ids in some])
-            self.calls[report] = part, self.issued
+            self.calls[report] = part, some
 
     def _report(self) -> None:
         if self.complete and self.log is not None and self.encoded is not None:

@@ -9,9 +9,11 @@ from typing import Any
 import ray
 
 from actors import transport
+from actors.errors import Ref
 from actors.process import prepare, turn
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport
+from flowbp_ray.rollout.held import Key
 from flowbp_ray.rollout.sampler import build_sampler
 
 
@@ -53,7 +55,7 @@ class SamplerActor:
 
         They are known by the bytes of their references: a reference that is kept would keep the object.
         """
-        refs = {ref.binary(): ref for ref in embeddings}
+        refs: dict[Key, Ref] = {ref.binary(): ref for ref in embeddings}
         self.sampler.hold(list(refs), lambda keys: ray.get([refs[key] for key in keys]))
 
     def digest(self) -> str:

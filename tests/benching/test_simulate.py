@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from actors import pipeline, pool
-from benchmarks.driver_costs import Counting
+from benchmarks.driver_costs import AllEncoded, Counting
 from flowbp_ray.benching.points import Ratio
 from flowbp_ray.benching.predict import Seconds
 from flowbp_ray.benching.simulate import (
@@ -84,7 +84,8 @@ def test_thousands_of_samplers_scale_until_the_driver_is_the_bottleneck() -> Non
 
 def test_a_look_of_the_pipeline_takes_all_answers_and_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three calls of which two have been answered, then the third: what the simulation pays `scan` for is 3 + 1."""
-    counting = Counting(pool.Pool("s", [None]), pool.Pool("r", [None]), [], [], 1, 1.0)
+    encoded: Any = AllEncoded()
+    counting = Counting(pool.Pool("s", [None]), pool.Pool("r", [None]), encoded, [], 1, 1.0)
     answers = iter([["a", "b"], ["c"]])
 
     def settle(job: Any) -> None:
