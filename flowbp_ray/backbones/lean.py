@@ -38,6 +38,10 @@ def make_lean(vae: Any, checkpointing: bool, rows: int | None) -> None:
 class LeanDecoder(nn.Module):
     """What the lean decoders share. `inner` is the decoder of diffusers."""
 
+    inner: Any
+    checkpointing: bool
+    rows: int | None
+
     def __init__(self, inner: Any, checkpointing: bool, rows: int | None) -> None:
         super().__init__()
         self.inner, self.checkpointing, self.rows = inner, checkpointing, rows

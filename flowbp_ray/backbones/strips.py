@@ -56,8 +56,8 @@ def in_strips(local: Local, cut: Cut, norm: nn.GroupNorm | None, *maps: Tensor) 
 class _InStrips(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, local: Local, cut: Cut, norm: nn.GroupNorm | None, *maps: Tensor) -> Tensor:
-        mean, variance = (None, None) if norm is None else _moments(maps[0], norm.num_groups, cut.rows)
-        factors = () if norm is None else _factors(norm, mean, variance)
+        moments = () if norm is None else _moments(maps[0], norm.num_groups, cut.rows)
+        factors = () if norm is None else _factors(norm, *moments)
         height, result = maps[0].shape[-2], None
         for seen, kept, place in cut.spans(height):
             strip = local(_normalise(*factors), *(x[..., seen, :] for x in maps))[..., kept, :]
@@ -65,17 +65,18 @@ class _InStrips(torch.autograd.Function):
                 result = strip.new_empty(*strip.shape[:-2], height * cut.scale, strip.shape[-1])
             result[..., place, :] = strip
         ctx.local, ctx.cut, ctx.norm = local, cut, norm
-        ctx.save_for_backward(mean, variance, *maps)
+        ctx.save_for_backward(*maps, *moments)
         assert result is not None
         return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-        mean, variance, *maps = ctx.saved_tensors
+        saved: list[Tensor] = list(ctx.saved_tensors)
+        maps, moments = (saved, []) if ctx.norm is None else (saved[:-2], saved[-2:])
         leaves: tuple[Tensor, ...] = ()
         if ctx.norm is not None:
-            leaves = tuple(f.requires_grad_(True) for f in _factors(ctx.norm, mean, variance))
+            leaves = tuple(f.requires_grad_(True) for f in _factors(ctx.norm, *moments))
         gradients = [torch.zeros_like(x) for x in maps]
         owed = [torch.zeros_like(leaf) for leaf in leaves]
         for seen, kept, place in ctx.cut.spans(maps[0].shape[-2]):
@@ -88,7 +89,7 @@ class _InStrips(torch.autograd.Function):
             for total, part in zip(owed, found[len(maps) :], strict=True):
                 total += part
         if ctx.norm is not None:
-            _add_moments(gradients[0], maps[0], ctx.norm, mean, variance, owed, ctx.cut.rows)
+            _add_moments(gradients[0], maps[0], ctx.norm, *moments, owed, ctx.cut.rows)
         return None, None, None, *gradients
 
 

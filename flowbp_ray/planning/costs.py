@@ -76,9 +76,9 @@ class Costs:
         see, side = reward.see, reward.side
 
         def trace() -> int:
-            module = copy.deepcopy(reward.module)  # in a fake mode a copy's buffers would be of another type
+            copied = copy.deepcopy(reward.module)  # a trace leaves fake tensors in it
             with fake_mode():
-                hollow(module, reward.dtype)
+                module = hollow(copied, reward.dtype)
                 pixels = torch.empty(1, 3, side, side, dtype=reward.dtype, requires_grad=differentiate)
                 held = [*module.parameters(), *module.buffers(), pixels]
                 return cost_of(lambda: see(module, pixels), held, differentiate).peak

@@ -48,7 +48,7 @@ def skeleton(name: str, options: Mapping[str, Any]) -> Skeleton | None:
         parameter.name: parameter.default for parameter in inspect.signature(base.factory(name)).parameters.values()
     }
     given |= options
-    made: Skeleton = own(**{parameter: given[parameter] for parameter in inspect.signature(own).parameters})
+    made: Skeleton | None = own(**{parameter: given[parameter] for parameter in inspect.signature(own).parameters})
     return made
 
 
