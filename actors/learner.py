@@ -154,8 +154,12 @@ def learner_threads(learners: LearnersConfig) -> int:
         return 1
     here = ray.get_runtime_context().get_node_id()
     gpus = next(node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["NodeID"] == here)
-    ranks = max(1, min(learners.count, int(gpus / learners.gpus)))
-    return max(1, len(os.sched_getaffinity(0)) // ranks)
+    return even_part(len(os.sched_getaffinity(0)), gpus, learners)
+
+
+def even_part(cores: int, gpus: float, learners: LearnersConfig) -> int:
+    """The cores of each rank on a node with `cores` and `gpus`, at least one."""
+    return max(1, cores // max(1, min(learners.count, int(gpus / learners.gpus))))
 
 
 RemoteLearner: Any = ray.remote(LearnerActor)

@@ -57,6 +57,10 @@ def model_folder(family: str, folder: Path) -> Path:
     return folder
 
 
+REWARDS: dict[tuple[Any, ...], Any] = {}
+"""Rewards' models without weights, which are the same for all runs."""
+
+
 class RecordedCosts(Costs):
     """The traces of a published model from the file; one that is missing fails, or is made with `record`."""
 
@@ -67,6 +71,8 @@ class RecordedCosts(Costs):
 
     def once(self, key: tuple[Any, ...], find: Callable[[], Any]) -> Any:
         """As in `Costs`; numbers of prompts and rewards' models are not kept, what these models compute is."""
+        if key[0] == "reward":
+            REWARDS.setdefault(key, super().once(key, lambda: REWARDS[key] if key in REWARDS else find()))
         if key[0] in ("prompts", "reward") or key in self.known:
             return super().once(key, find)
         name = f"{self.name} {key!r}"

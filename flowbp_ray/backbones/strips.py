@@ -89,7 +89,7 @@ class _InStrips(torch.autograd.Function):
             for total, part in zip(owed, found[len(maps) :], strict=True):
                 total += part
         if ctx.norm is not None:
-            _add_moments(gradients[0], maps[0], ctx.norm, *moments, owed, ctx.cut.rows)
+            _add_moments(gradients[0], maps[0], ctx.norm, moments[0], moments[1], owed, ctx.cut.rows)
         return None, None, None, *gradients
 
 

@@ -30,7 +30,7 @@ class Linears:
         """Counted in a module without adapters, on any device."""
         shapes = [layer.weight.shape for layer in module.modules() if isinstance(layer, nn.Linear)]
         kinds: tuple[Quantization, ...] = get_args(Quantization)
-        codes = {kind: sum(quantised_bytes(shape, kind) for shape in shapes) for kind in kinds}
+        codes: dict[str, int] = {kind: sum(quantised_bytes(shape, kind) for shape in shapes) for kind in kinds}
         return cls(sum(s.numel() for s in shapes), max((s.numel() for s in shapes), default=0), codes)
 
 

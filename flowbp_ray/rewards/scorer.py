@@ -112,8 +112,8 @@ class Scorer:
                 del texts[: len(part)]
         known = good.cpu()
         scores = {name: tuple(torch.cat(parts).where(known, torch.nan).tolist()) for name, parts in found.items()}
-        drawn, images = tuple(known.tolist()), np.concatenate(pictures)
-        return Evaluated(item.index, scores, drawn, images, time.perf_counter() - started)
+        drawn, seconds = tuple(known.tolist()), time.perf_counter() - started
+        return Evaluated(item.index, scores, drawn, np.concatenate(pictures), seconds)
 
     def _parts(self, latents: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Latents [B, ...] in parts that are decoded at once."""

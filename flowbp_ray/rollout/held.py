@@ -27,7 +27,7 @@ class HeldParts:
         """Return the embeddings of these parts, and how many bytes of them had to be fetched."""
         missing = [key for key in keys if key not in self.parts]
         fetched = dict(zip(missing, fetch(missing), strict=True)) if missing else {}
-        wanted = {key: self.parts.pop(key, None) or fetched[key] for key in keys}
+        wanted = {key: self.parts.pop(key) if key in self.parts else fetched[key] for key in keys}
         room = self.kept
         for key, part in reversed(list(self.parts.items())):
             room -= part.nbytes

@@ -80,7 +80,7 @@ def gloo(store: Any, rank: int, size: int, here: str, seconds: float) -> Any:
 
     By default gloo uses the address of the host's name: 127.0.1.1 on Debian, which no other host reaches.
     """
-    options = dist.ProcessGroupGloo._Options()
+    options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     named = os.environ.get("GLOO_SOCKET_IFNAME")
     device = {"interface": named} if named else {"hostname": here}
     options._devices = [dist.ProcessGroupGloo.create_device(**device)]

@@ -19,7 +19,7 @@ from flowbp_ray.observability.step_metrics import state_bytes
 from flowbp_ray.planning import memory
 from flowbp_ray.planning.costs import Costs, largest
 from flowbp_ray.planning.forecast import forecast
-from flowbp_ray.planning.traffic import traffic
+from flowbp_ray.planning.traffic import between_learners, traffic
 from flowbp_ray.planning.work import balance, ratio, split, swept, work
 from flowbp_ray.rollout.items import plans_of_step
 from flowbp_ray.surrogate import Cache, gather_states, sweep
@@ -104,3 +104,20 @@ def test_a_forecast_counts_every_process_on_the_host(folders: Any) -> None:
     assert [role.count for role in plan.roles] == [8, 2, 2] and not any(role.overhead for role in plan.roles)
     assert plan.host > sum(role.count * role.nbytes for role in plan.roles) + plan.traffic.in_flight
     assert json.loads(json.dumps(plan.to_dict()))["roles"][1]["bytes"] == plan.roles[1].nbytes
+
+
+def test_learners_exchange_what_zero_says(folders: Any) -> None:
+    """2 Ψ a step for plain data parallelism and stages 1 and 2, 3 Ψ for stage 3 (1910.02054 §7), with one backward.
+
+    With more of them per step, stages 2 and 3 exchange gradients in each, and stage 3 the weights twice.
+    """
+    sizes = memory.Sizes(8 * 10**6, 8 * 10**6, 0, {}, 0)
+    for method in ("refl", "draft_lv"):
+        found = {}
+        for stage in (0, 1, 2, 3):
+            config = config_of("sd35", folders("sd35")[1], f"learners.zero={stage}", method=method)
+            calls = swept(config)[0] // config.learners.count
+            found[stage] = between_learners(config, sizes) / (8 * 10**6 * 4 * 7 / 8)
+        assert found == {0: 2, 1: 2, 2: 1 + calls, 3: 3 * calls}
+        if method == "refl":
+            assert found[2] == 2 and found[3] == 3
