@@ -20,10 +20,10 @@ from torch import Tensor
 
 from flowbp_ray.messages import Version
 from flowbp_ray.weights.broadcast import GRACE, OK, PATIENCE
-from flowbp_ray.weights.group import Group, GroupBroken, first_line, own_address
+from flowbp_ray.weights.group import Group, first_line, own_address
 from flowbp_ray.weights.packing import Receiver
 
-IDLE = timedelta(hours=1)  # after which the thread asks the store again
+IDLE = timedelta(minutes=10)  # after which the thread looks whether it is still needed
 
 
 class Inbox:
@@ -147,7 +147,7 @@ class Inbox:
                 held = self._place(version)
                 for array in held:
                     self.group.broadcast(array)
-        except GroupBroken as error:
+        except RuntimeError as error:  # GroupBroken, or no memory for a spare copy
             self._leave()
             if held is not None and held is not self.arrays:
                 self.free.append(held)

@@ -136,6 +136,22 @@ def test_what_came_otherwise_is_not_taken_for_what_was_broadcast(sender: Sender)
     assert seated.inbox.install(Version(0, 2)) and seated.fingerprint == want
 
 
+def test_a_sampler_without_memory_for_a_copy_says_so(sender: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
+    full, well = Seated(sender, "full", spare=1), Seated(sender, "well")
+
+    def place(version: Version) -> list[torch.Tensor]:
+        raise torch.OutOfMemoryError("out of memory")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(full.inbox, "_place", place)
+        _, delivery = deliver(sender, ["full", "well"], 1)
+    assert "full" not in delivery.seats and delivery.error
+    want, delivery = deliver(sender, ["full", "well"], 2)
+    assert set(delivery.seats) == {"full", "well"}
+    for seated in (full, well):
+        assert seated.inbox.install(Version(0, 2)) and seated.fingerprint == want
+
+
 def test_who_does_not_answer_is_left_out() -> None:
     """One never came, one is busy with an item, one has another model: the fourth gets the weights all the same."""
     sender = Sender(HERE, blocks(), "cpu", patience=2.0, seconds=SECONDS)
