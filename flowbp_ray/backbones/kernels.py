@@ -38,8 +38,10 @@ def use_kernels(transformer: Any, compiled: Literal["blocks"] | None, attention:
                 f"backbone.attention={attention}: {type(transformer).__name__} of diffusers has one attention only, "
                 "torch's; write attention=null"
             )
+        from diffusers.models.attention_dispatch import _AttentionBackendRegistry as registry
+
         quiet = logging.getLogger("diffusers.models.modeling_utils")
-        level = quiet.level
+        level, others = quiet.level, registry.get_active_backend()[0]
         quiet.setLevel(logging.ERROR)  # it warns that the dispatcher is experimental
         try:
             transformer.set_attention_backend(attention)
@@ -48,6 +50,7 @@ def use_kernels(transformer: Any, compiled: Literal["blocks"] | None, attention:
             raise ValueError(f"backbone.attention={attention} cannot be used here: {reason}") from error
         finally:
             quiet.setLevel(level)
+            registry.set_active_backend(others)  # diffusers sets it for all models of the process
     if compiled is not None:
         for block in repeated_blocks(transformer):
             block.compile(dynamic=True)
