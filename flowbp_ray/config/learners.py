@@ -81,8 +81,9 @@ class LearnersConfig(PoolConfig):
     host, the rank's even part of its node's cores."""
     interconnect: Literal["nvlink", "pcie"] = "nvlink"
     """What connects the GPUs of deepspeed's ranks. nvlink: gradients are exchanged after each backward. pcie: they are
-    exchanged while the backward goes on, which takes a second buffer of 500 M elements; with it write zero=1 where the memory is there, because from zero=2 on
-    gradients are exchanged in every backward and not once a step. `flowbp-ray plan` prints the bytes."""
+    exchanged while the backward goes on, which takes a second buffer of 500 M elements; with it write zero=1 where the
+    memory is there, because from zero=2 on gradients are exchanged in every backward and not once a step.
+    `flowbp-ray plan` prints the bytes."""
     micro_batch: int = Field(ge=1)
     """Samples that a rank works on at a time. A rank's part of the batch must be divisible by it."""
     fuse: int = Field(1, ge=1)
