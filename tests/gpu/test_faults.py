@@ -43,8 +43,8 @@ def on_the_host(device: str) -> Callable[..., Any]:
     return lambda name, _, /, **options: scorer.base.build(name, device, **options)
 
 
-def host_decoder(self: Any, device: str = "cpu") -> Any:
-    return load_decoder(self)
+def host_decoder(self: Any, device: str, *how: Any) -> Any:
+    return load_decoder(self, "cpu", *how)
 
 
 load_decoder = Backbone.load_decoder

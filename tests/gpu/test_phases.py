@@ -31,10 +31,11 @@ def test_an_evaluation_is_the_cpu_s(saved: Saved, tmp_path: Path, family: str) -
 
     def evaluated(loop: LocalLoop) -> tuple[Evaluated, np.ndarray]:
         guidance = config.backbone.guidance
-        item = Item("evaluation", 0, 0, (0, 1), (0, 1), (), 7, 4, guidance, Version(0, 0))
+        first = loop.items(0)[0].prompt_ids[0]  # only prompts that the run draws are encoded
+        item = Item("evaluation", 0, 0, (first, first), (0, 1), (), 7, 4, guidance, Version(0, 0))
         latents = loop.sampler.sample(item, lambda: list(loop.learner.publish()))
         target = loop.sampler.rollout(loop.items(0)[0], lambda: list(loop.learner.publish()))[2]
-        return loop.scorer.evaluate(item, loop.texts[:2], latents), loop.scorer.pictures(target)
+        return loop.scorer.evaluate(item, [loop.texts[first]] * 2, latents), loop.scorer.pictures(target)
 
     there, gate = evaluated(LocalLoop(config))
     with plain_attention():

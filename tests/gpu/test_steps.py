@@ -72,7 +72,7 @@ def test_a_step_on_the_gpu_is_the_cpu_s(saved: Saved, tmp_path: Path, case: tupl
     with plain_attention():
         here = one_step(LocalLoop(on_cpu(config)))
     exact = config.backbone.torch_dtype == torch.float32
-    near = 1e-5 if exact else 2e-2
+    near = 1e-5 if exact else 3e-2  # seven of the steps between bf16 numbers
     for mine, theirs in zip([*there.targets, *there.cotangents], [*here.targets, *here.cotangents], strict=True):
         assert relative(mine, theirs) <= near
     assert there.scores == pytest.approx(here.scores, rel=near, abs=near)

@@ -16,8 +16,9 @@ from tests.gpu.runs import EMA, LORA, METER, PENALTY, config_of
 
 pytestmark = pytest.mark.gpu
 
-PER_FORWARD = {"qwen_image": 5}
-"""Qwen-Image reads its mask's lengths, in every forward; the others must not wait at all."""
+PER_FORWARD = {"qwen_image": 1}
+"""Qwen-Image's rows of several lengths need a mask, with which diffusers moves a number to the GPU in each forward. No
+other family may wait at all."""
 
 AROUND_ROLLOUT = 5
 """The noise up; states, velocities, the meter's and the base's down, once each; not a number per step."""
@@ -43,9 +44,10 @@ def test_no_step_of_a_rollout_waits(saved: Saved, tmp_path: Path, family: str) -
     for steps in (4, 8):
         overrides = [f"backbone.num_steps={steps}", *METER, *PENALTY, *LORA]
         loop = LocalLoop(config_of(family, saved, tmp_path / str(steps), "flowbp_bridge", *overrides))
-        waits = rolled(loop)[0]
+        rolled(loop)  # Qwen-Image's first forward in a process moves its table of positions
+        waits = rolled(loop, 1)[0]
         counts.append(waits.total)
-        assert waits.total <= AROUND_ROLLOUT + per_forward * (steps + 4), waits  # the base's two guided forwards too
+        assert waits.total <= AROUND_ROLLOUT + per_forward * (steps + 2), waits  # the base's two guided forwards too
     assert per_forward or counts[0] == counts[1], waits
 
 
