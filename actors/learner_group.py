@@ -16,7 +16,7 @@ from actors.errors import LearnersLost as LearnersLost
 from actors.errors import Ref, cause, is_permanent
 from actors.learner import RemoteLearner
 from actors.pipeline import wait_for_any
-from actors.placement import free, place
+from actors.placement import Group, free, place
 from actors.process import REAL, Roles, actor_options
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.control.selection import Selection
@@ -53,7 +53,7 @@ class LearnerGroup:
         self.timeout = config.cluster.stall_timeout
         self.host: Any = None
         self.host_pid: int | None = None  # of the process in which the rank was built last
-        self.group = None
+        self.group: Group = None
         if not shares:
             self.group = place(config.learners, "learners", "learners", config.cluster.placement_timeout)
 

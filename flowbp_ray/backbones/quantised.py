@@ -41,7 +41,8 @@ class QuantisedLinear(nn.Linear):
         self.in_features, self.out_features, self.kind = dense.in_features, dense.out_features, kind
         weight = dense.weight.detach().to(device)
         self.weight = nn.Parameter(torch.empty(0, dtype=weight.dtype, device=device), requires_grad=False)
-        self.bias = None if dense.bias is None else nn.Parameter(dense.bias.detach().to(device), requires_grad=False)
+        bias = None if dense.bias is None else nn.Parameter(dense.bias.detach().to(device), requires_grad=False)
+        self.register_parameter("bias", bias)
         codes, scales = _QUANTISE[kind](weight)
         self.register_buffer("codes", codes, persistent=False)
         self.register_buffer("scales", scales.contiguous().view(torch.uint8), persistent=False)
