@@ -21,6 +21,7 @@ from flowbp_ray.planning.forecast import forecast
 from flowbp_ray.utils.units import format_bytes
 
 CARDS = re.compile(r"_(?:(\d+)x)?(\d+)gb$")
+BASES = {"nf4": "an NF4 base", "int8": "an int8 base"}
 HEAD = ("config", "GPUs", "model", "trained", "images per step", "fullest GPU, by plan")
 
 
@@ -44,7 +45,8 @@ def row(config: RunConfig, costs: Costs) -> tuple[str, ...]:
         raise ValueError(f"{config.name} does not fit: {verdict.line}")
     fullest = max(card.nbytes for card in cluster.cards(forecast(config, costs)))
     lora, model = config.learners.lora, config.backbone
-    trained = "all weights" if lora is None else f"adapters of rank {lora.rank}"
+    base = f" over {BASES[model.quantization]}" if model.quantization else ""
+    trained = "all weights" if lora is None else f"adapters of rank {lora.rank}{base}"
     name, images = FAMILIES[model.name].split("/")[-1], str(config.data.shape.batch)
     return config.name, gpus, f"{name}, {model.height}²", trained, images, format_bytes(fullest, "GiB")
 
