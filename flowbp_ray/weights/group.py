@@ -80,12 +80,13 @@ def gloo(store: Any, rank: int, size: int, here: str, seconds: float) -> Any:
 
     By default gloo uses the address of the host's name: 127.0.1.1 on Debian, which no other host reaches.
     """
-    options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+    kind: Any = dist.ProcessGroupGloo  # whose stub lacks the options
+    options = kind._Options()
     named = os.environ.get("GLOO_SOCKET_IFNAME")
     device = {"interface": named} if named else {"hostname": here}
-    options._devices = [dist.ProcessGroupGloo.create_device(**device)]
+    options._devices = [kind.create_device(**device)]
     options._timeout = timedelta(seconds=seconds)
-    return dist.ProcessGroupGloo(store, rank, size, options)
+    return kind(store, rank, size, options)
 
 
 def nccl(store: Any, rank: int, size: int, seconds: float) -> Any:
