@@ -83,6 +83,7 @@ def scale(sizes: dict[int, int]) -> Callable[[Loop], None]:
     return ask
 
 
+@pytest.mark.long
 def test_a_pool_that_grows_and_shrinks_has_the_same_digest(local_ray: Any, tmp_path: Path) -> None:
     """1 to 3 to 2 samplers at staleness 1, with averages that evaluations take from the object store."""
     shared = ["steps=6", "staleness=1", "data.rollout_batch=1", "samplers.min=1", "samplers.max=3"]
