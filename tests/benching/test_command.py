@@ -50,7 +50,7 @@ def test_lists_are_numbers_each_once() -> None:
     config = loading.load("sd35_flowbp_sparse")
     asked = ratio_overrides(config, "1,2", None, None, "0,1")
     assert len(asked) == 4
-    assert asked[1] == ["staleness=0", "learners.count=8", "rewards.count=2", "samplers.count=2"]
+    assert asked[1] == ["staleness=0", "learners.count=2", "rewards.count=1", "samplers.count=2"]
 
 
 def test_the_room_of_an_emulation_is_all_that_any_ratio_asks_for() -> None:
@@ -137,7 +137,7 @@ def made(samplers: int, staleness: int, given: profile.Profile, config: Any) -> 
 def test_what_is_measured_is_shown_written_and_drawn(tmp_path: Path) -> None:
     given, config = profile.load("sd35_m_h100"), loading.load("sd35_flowbp_sparse")
     points = [made(samplers, staleness, given, config) for staleness in (0, 1) for samplers in (1, 2, 4)]
-    assert points[0].devices == 11 and points[0].idle["samplers"] < 0.2 < points[0].idle["rewards"]
+    assert points[0].devices == 4 and points[0].idle["samplers"] < 0.2 < points[0].idle["rewards"]
     result = Result.of("sd35_flowbp_sparse", config, given, points).with_simulation(64)
     for found in points:
         assert result.predictions(found.ratio)["fitted"] == pytest.approx(found.step_s, rel=1e-6)
