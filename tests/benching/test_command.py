@@ -44,6 +44,9 @@ def test_bad_input_is_one_line_and_exit_code_2(case: str, capsys: pytest.Capture
     assert ray.is_initialized() == was_up
 
 
+COUNTS = ["learners.count=8", "rewards.count=2"]
+
+
 def test_lists_are_numbers_each_once() -> None:
     assert parse_numbers("4,1,4,2", "--samplers") == [4, 1, 2]
     assert parse_numbers("0,1", "--staleness", 0) == [0, 1]
@@ -116,7 +119,7 @@ def test_a_broken_profile_is_named(tmp_path: Path) -> None:
 def made(samplers: int, staleness: int, given: profile.Profile, config: Any) -> Point:
     """A point of a run that took exactly what was planned."""
     ratio, seconds = Ratio(samplers, 8, 2, staleness), Seconds.of(given.emulation(config), config)
-    changed = loading.load("sd35_flowbp_sparse", [f"samplers.count={samplers}", f"staleness={staleness}"])
+    changed = loading.load("sd35_flowbp_sparse", [f"samplers.count={samplers}", f"staleness={staleness}", *COUNTS])
     step_s = seconds.step(ratio)
     line = {
         "sampler_s": seconds.sampler * seconds.items,
@@ -135,9 +138,9 @@ def made(samplers: int, staleness: int, given: profile.Profile, config: Any) -> 
 
 
 def test_what_is_measured_is_shown_written_and_drawn(tmp_path: Path) -> None:
-    given, config = profile.load("sd35_m_h100"), loading.load("sd35_flowbp_sparse")
+    given, config = profile.load("sd35_m_h100"), loading.load("sd35_flowbp_sparse", COUNTS)
     points = [made(samplers, staleness, given, config) for staleness in (0, 1) for samplers in (1, 2, 4)]
-    assert points[0].devices == 4 and points[0].idle["samplers"] < 0.2 < points[0].idle["rewards"]
+    assert points[0].devices == 11 and points[0].idle["samplers"] < 0.2 < points[0].idle["rewards"]
     result = Result.of("sd35_flowbp_sparse", config, given, points).with_simulation(64)
     for found in points:
         assert result.predictions(found.ratio)["fitted"] == pytest.approx(found.step_s, rel=1e-6)
@@ -154,7 +157,7 @@ def test_what_is_measured_is_shown_written_and_drawn(tmp_path: Path) -> None:
 
 def test_beyond_has_an_emulations_true_seconds_and_the_driver_once() -> None:
     """The same whatever the scale was and whatever the driver took of the measured step; its costs come on top."""
-    config, kept = loading.load("sd35_flowbp_sparse"), profile.load("sd35_m_h100")
+    config, kept = loading.load("sd35_flowbp_sparse", COUNTS), profile.load("sd35_m_h100")
 
     def first(scale: float, driver_s: float, costs: DriverCosts, samplers: int = 2) -> Any:
         given = kept.scaled(scale, None)
