@@ -183,7 +183,13 @@ def next_size(count: int, seconds: float, nbytes: int, target: float) -> int:
 
 
 def has_room_beside(config: RunConfig) -> bool:
-    """Whether the cluster has GPUs for the encoder beside all others of the run. Ask before anything is placed."""
+    """Whether the cluster has GPUs for the encoder beside all others of the run. Ask before anything is placed.
+
+    Not where a pool asks for nodes of its own, whose GPUs the encoder might take.
+    """
+    every = (config.encoder, config.learners, config.samplers, config.rewards)
+    if config.encoder.gpus and any(pool.resources for pool in every):
+        return False
     pools = [(1, config.encoder.gpus), (config.learners.count, config.learners.gpus)]
     pools += [(pool.bounds[1], pool.gpus) for pool in (config.samplers, config.rewards)]
     pools += [(1, judge.gpus) for judge in config.judges if judge.model is not None]

@@ -113,10 +113,12 @@ class LearnerActor:
         yield time.perf_counter() - started
 
     def checksums(self, ema: bool = False) -> dict[str, TensorChecksum]:
-        return self.learner.checksums(ema)
+        with self._turn():
+            return self.learner.checksums(ema)
 
     def digest(self) -> str:
-        return self.learner.digest()
+        with self._turn():
+            return self.learner.digest()
 
     def check_folder_visible(self, folder: str) -> None:
         """Raises ValueError if this node does not see the folder."""
@@ -124,11 +126,12 @@ class LearnerActor:
             raise ValueError(f"{socket.gethostname()} has no {folder}; write output=/a/folder that every node sees")
 
     def save(self, folder: str) -> None:
-        with span("save"):
+        with span("save"), self._turn():
             self.learner.save(folder)
 
     def load(self, folder: str) -> None:
-        self.learner.load(folder)
+        with self._turn():
+            self.learner.load(folder)
 
     def modules(self) -> list[str]:
         """The names of the imported modules; a test checks that neither decoder nor reward is among them."""

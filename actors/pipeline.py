@@ -224,7 +224,7 @@ class Pipeline:
         try:
             value = ray.get(ref)
         except RayError as error:
-            if lacks_weights(error) and not job.dropped:
+            if lacks_weights(error):
                 job.weights.holders.discard(worker)  # the next call carries references
                 job.stage = "queued"
             else:

@@ -12,6 +12,10 @@ from torch import nn
 
 from flowbp_ray.config.sections import Attention
 
+GRAPHS = 64
+"""Graphs that torch may make of one function: kinds of blocks × (one row or more) × (gradient or none) × (adapters on
+or off)."""
+
 REPEATED = {"SD3Transformer2DModel": ["JointTransformerBlock"]}
 """Repeated blocks of the classes for which diffusers names none (`_repeated_blocks`)."""
 
@@ -29,8 +33,10 @@ def repeated_blocks(transformer: nn.Module) -> list[nn.Module]:
 def use_kernels(transformer: Any, compiled: Literal["blocks"] | None, attention: Attention | None) -> None:
     """Compile the repeated blocks of a diffusers transformer and choose its attention kernel, in place.
 
-    All blocks of a kind share a graph, which is dynamic: one for all numbers of rows above one and all lengths, and one
-    for a single row, where torch always specialises. Raises ValueError for a kernel that cannot be used here.
+    Blocks of a kind share their graphs, which are dynamic: one serves all numbers of rows above one and all lengths.
+    There are others for one row (torch always specialises there), without gradient, with adapters off, and for each
+    kind of block, so torch's limit of 8 is raised: what is beyond it would not be compiled.
+    Raises ValueError for a kernel that cannot be used here.
     """
     if attention is not None:
         if not any(hasattr(processor, "_attention_backend") for processor in _processors(transformer)):
@@ -52,6 +58,9 @@ def use_kernels(transformer: Any, compiled: Literal["blocks"] | None, attention:
             quiet.setLevel(level)
             registry.set_active_backend(others)  # diffusers sets it for all models of the process
     if compiled is not None:
+        from torch._dynamo import config as dynamo
+
+        dynamo.recompile_limit = max(dynamo.recompile_limit, GRAPHS)
         for block in repeated_blocks(transformer):
             block.compile(dynamic=True)
 

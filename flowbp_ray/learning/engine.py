@@ -126,8 +126,11 @@ class TorchEngine:
             yield cast
 
     def checksums(self, ema: bool = False) -> dict[str, TensorChecksum]:
-        cast = {name: m.detach().to(self.named[name].dtype) for name, m in self._masters(ema).items()}
-        return {name: TensorChecksum.of(m, checksum(m)) for name, m in cast.items()}
+        def of(name: str, master: Tensor) -> TensorChecksum:
+            cast = master.detach().to(self.named[name].dtype)
+            return TensorChecksum.of(cast, checksum(cast))
+
+        return {name: of(name, master) for name, master in self._masters(ema).items()}
 
     def _masters(self, ema: bool) -> Mapping[str, Tensor]:
         return dict(zip(self.masters, require_ema(self.ema).average, strict=True)) if ema else self.masters

@@ -29,7 +29,7 @@ FREE = {"output", "resume", "cluster", "samplers", "tracking", "checkpoint", "en
 WHERE = {"threads", "cpus", "gpus", "resources"}
 FREE_IN = {
     "rewards": {"count", "min", "max", "offload", "url", "token_file"} | WHERE,
-    "learners": WHERE,
+    "learners": {"interconnect"} | WHERE,
 }
 
 FREE_IN_JUDGES = {"url", "server", "concurrency", "timeout", "tries", "backoff", "api_key_env"} | WHERE
@@ -132,6 +132,7 @@ def comparable(config: RunConfig) -> dict[str, Any]:
     plain = config.model_dump(mode="json", exclude=FREE)
     for pool, free in FREE_IN.items():
         plain[pool] = {key: value for key, value in plain[pool].items() if key not in free}
+    plain["rewards"]["decoder"].pop("checkpointing")  # which changes no bit
     plain["judges"] = [judge.model_dump(mode="json", exclude=FREE_IN_JUDGES) for judge in config.judges]
     return plain | {f"{p}.gpus": "above 0" if getattr(config, p).gpus else 0 for p in ("encoder", "samplers", *FREE_IN)}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -37,7 +38,7 @@ class Group:
 
         Raises GroupBroken if the others do not come in time.
         """
-        self.device, self.seconds = device, seconds
+        self.device, self.seconds, self.made = device, seconds, False
         try:
             self.backend = (
                 nccl(store, rank, size, seconds) if device.type == "cuda" else gloo(store, rank, size, here, seconds)
@@ -55,10 +56,37 @@ class Group:
         options = dist.BroadcastOptions()
         options.rootRank, options.rootTensor = 0, 0
         try:
-            work = self.backend.broadcast([array], options)
-            self._wait(work)
+            self._wait(self._started(array, options))
         except RuntimeError as error:
             raise GroupBroken(first_line(error)) from error
+
+    def _started(self, array: Tensor, options: Any) -> Any:
+        """The operation, under way. The group's first one is started in a thread.
+
+        NCCL makes its communicator there and blocks until all processes have come, which no deadline of its own ends.
+        A thread that still blocks is left behind, and `close` gives the communicator up.
+        """
+        if self.made:
+            return self.backend.broadcast([array], options)
+        stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
+        found: list[Any] = []
+
+        def start() -> None:
+            try:
+                with torch.cuda.stream(stream):
+                    found.append(self.backend.broadcast([array], options))
+            except RuntimeError as error:
+                found.append(error)
+
+        thread = threading.Thread(target=start, name="first broadcast", daemon=True)
+        thread.start()
+        thread.join(self.seconds)
+        if not found:
+            raise RuntimeError(f"the others did not come within {self.seconds:g} s")
+        if isinstance(found[0], RuntimeError):
+            raise found[0]
+        self.made = True
+        return found[0]
 
     def _wait(self, work: Any) -> None:
         if self.device.type == "cuda":  # there `wait` would only enqueue

@@ -120,7 +120,7 @@ class Inbox:
             self.store.set(f"here/{number}/{self.seat}", "its weights have other names or sizes than the learners'")
             return
         in_place = self.spare == 0
-        if in_place and not self.busy.acquire(timeout=self.patience):
+        if in_place and not self.busy.acquire(timeout=0.8 * self.patience):  # so that the answer comes in time
             self.store.set(f"here/{number}/{self.seat}", "busy with an item")
             return
         try:
@@ -153,7 +153,8 @@ class Inbox:
                 self.free.append(held)
             return first_line(error)
         with self.mutex:
-            self.arrived[version] = held
+            if not self.closed:
+                self.arrived[version] = held
         return OK
 
     @contextmanager
@@ -200,6 +201,7 @@ class Inbox:
             if self.free:
                 return self.free.pop()
             if self.copies < self.spare:
-                self.copies += 1
-                return [torch.empty_like(array) for array in self.arrays]
+                copy = [torch.empty_like(array) for array in self.arrays]
+                self.copies += 1  # only now: there may be no memory for it
+                return copy
             return self.arrived.pop(next(iter(self.arrived)))

@@ -25,9 +25,13 @@ def flags() -> tuple[bool, bool]:
     return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
 
 
-def test_tf32_is_for_all_products_or_for_none_and_afterwards_as_before() -> None:
-    before = flags()
-    assert before == (False, True)  # PyTorch's own default: neither exact nor fast
+@pytest.mark.parametrize("before", [(False, True), (False, False), (True, True)])
+def test_tf32_is_for_all_products_or_for_none_and_afterwards_as_before(
+    before: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch's own default is (False, True): neither exact nor fast."""
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", before[0])
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", before[1])
     for precision, expected in (("float32", False), ("tf32", True), ("bfloat16", False)):
         with pytest.raises(KeyError), computing(precision):  # type: ignore[arg-type]
             assert flags() == (expected, expected)
