@@ -27,16 +27,17 @@ def flags() -> tuple[bool, bool]:
 
 @pytest.mark.parametrize("before", [(False, True), (False, False), (True, True)])
 def test_tf32_is_for_all_products_or_for_none_and_afterwards_as_before(
-    before: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch
+    before: tuple[bool, bool],
 ) -> None:
     """PyTorch's own default is (False, True): neither exact nor fast."""
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", before[0])
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", before[1])
+    found = flags()
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
     for precision, expected in (("float32", False), ("tf32", True), ("bfloat16", False)):
         with pytest.raises(KeyError), computing(precision):  # type: ignore[arg-type]
             assert flags() == (expected, expected)
             raise KeyError
         assert flags() == before
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = found
 
 
 def test_rewards_are_built_in_bf16_unless_their_options_say_otherwise() -> None:
