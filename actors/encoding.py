@@ -184,8 +184,12 @@ def next_size(count: int, seconds: float, nbytes: int, target: float) -> int:
 
 def has_room_beside(config: RunConfig) -> bool:
     """Whether the cluster has GPUs for the encoder beside all others of the run. Ask before anything is placed."""
-    pools = [(1, config.encoder.gpus), (config.learners.count, config.learners.gpus)]
-    pools += [(pool.bounds[1], pool.gpus) for pool in (config.samplers, config.rewards)]
+    pools = [(1, config.encoder.gpus), (config.rewards.bounds[1], config.rewards.gpus)]
+    if config.cluster.colocate == "pairs":
+        pools.append((config.learners.count, 1))
+    else:
+        samplers, learners = config.samplers, config.learners
+        pools += [(samplers.bounds[1], samplers.gpus), (learners.count, learners.gpus)]
     pools += [(1, judge.gpus) for judge in config.judges if judge.model is not None]
     needed = sum(math.ceil(count * gpus) for count, gpus in pools)
     return not config.encoder.gpus or needed <= ray.available_resources().get("GPU", 0)

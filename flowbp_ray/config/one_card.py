@@ -1,6 +1,8 @@
-"""What a run in little memory cannot do: a quantised base without adapters, a base shared by several processes."""
+"""What a run on few GPUs cannot do: a quantised base without adapters, a base of several processes, uneven pairs."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from flowbp_ray.config.learners import LearnersConfig
 from flowbp_ray.config.sections import BackboneConfig, ClusterConfig
@@ -8,13 +10,27 @@ from flowbp_ray.utils.settings import ElasticPoolConfig
 
 
 def check_one_card(
-    model: BackboneConfig, learners: LearnersConfig, samplers: ElasticPoolConfig, cluster: ClusterConfig
+    model: BackboneConfig, learners: LearnersConfig, samplers: ElasticPoolConfig, cluster: ClusterConfig, staleness: int
 ) -> None:
-    """Raises ValueError where `backbone.quantization` or `cluster.share_base` cannot be."""
+    """Raises ValueError where `backbone.quantization`, `cluster.share_base` or `cluster.colocate=pairs` cannot be."""
+    if cluster.colocate == "pairs":
+        _check_pairs("cluster.colocate=pairs", learners, samplers, staleness)
     if model.quantization:
         _check_quantised(f"backbone.quantization={model.quantization}", learners)
     if cluster.share_base:
         _check_shared("cluster.share_base=true", learners, samplers)
+
+
+def in_pairs(plain: dict[str, Any]) -> dict[str, Any]:
+    """The plain tree with one GPU for each learner and sampler together.
+
+    More than half of it is the learner's, so that no two learners fit on one. `flowbp_ray.planning.colocation` replaces
+    the parts by what is needed.
+    """
+    roles = {"samplers": 0.4, "learners": 0.6}
+    if not all(isinstance(plain.get(role) or {}, dict) for role in roles):  # which validation will name
+        return plain
+    return plain | {role: {**(plain.get(role) or {}), "gpus": part} for role, part in roles.items()}
 
 
 def _check_quantised(key: str, learners: LearnersConfig) -> None:
@@ -45,4 +61,20 @@ def _check_shared(key: str, learners: LearnersConfig, samplers: ElasticPoolConfi
         raise ValueError(
             f"{key} puts samplers.gpus={samplers.gpus:g} and learners.gpus={learners.gpus:g} on one GPU; write "
             "cluster.colocate=true, or samplers.gpus=0.5 and learners.gpus=0.5"
+        )
+
+
+def _check_pairs(key: str, learners: LearnersConfig, samplers: ElasticPoolConfig, staleness: int) -> None:
+    count = learners.count
+    if staleness:
+        raise ValueError(
+            f"{key} lets roles take turns, and with staleness={staleness} they overlap; write staleness=0, or "
+            "cluster.colocate=false"
+        )
+    if samplers.bounds != (count, count):
+        least, most = samplers.bounds
+        got = f"samplers.count={samplers.count}" + f" (from {least} to {most})" * (least != most)
+        raise ValueError(
+            f"{key} puts one sampler beside each learner, got {got} and learners.count={count}; write "
+            f"samplers={{count: {count}, min: null, max: null}}"
         )

@@ -20,6 +20,8 @@ TURNS = (("rollout", "scoring"), ("evaluation",), ("building", "backward", "opti
 """Phases of different roles that may meet when roles take turns."""
 PARTS = 1000
 """Ray counts in ten-thousandths of a GPU; rounding down to thousandths keeps a sum of parts at most 1."""
+MOST = 0.501
+"""The least part of a GPU that is more than half of it."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Card:
 
 def take_turns(config: RunConfig) -> bool:
     """Whether processes that share a GPU give back what they hold only in their turn."""
-    return config.cluster.colocate and config.staleness == 0
+    return bool(config.cluster.colocate) and config.staleness == 0
 
 
 def pack(pools: Sequence[tuple[int, float]]) -> list[list[int]]:
@@ -92,10 +94,15 @@ def parts(needs: Sequence[int]) -> list[float]:
 def divide(config: RunConfig, roles: tuple[Role, Role, Role]) -> tuple[Role, Role, Role]:
     """Samplers, learners and reward servers; with `cluster.colocate` each with the part of a GPU that it needs.
 
-    A pool that may grow has room for its largest size.
+    A pool that may grow has room for its largest size. In pairs a learner gets more than half, so that no GPU has room
+    for two, and reward servers keep what they ask for.
     """
     if not config.cluster.colocate:
         return roles
+    if config.cluster.colocate == "pairs":
+        samplers, learners, rewards = roles
+        part = max(MOST, parts([samplers.nbytes, learners.nbytes])[1])
+        return replace(samplers, gpus=round(1 - part, 3)), replace(learners, gpus=part), rewards
     pools = (config.samplers, config.learners, config.rewards)
     most = [getattr(pool, "max", None) or pool.count for pool in pools]
     sharing = [(role, count) for role, count in zip(roles, most, strict=True) if role.gpus]
