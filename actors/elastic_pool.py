@@ -35,8 +35,8 @@ class ElasticPool(Pool):
         """key: the pool's section of the configuration. make(i): the constructor arguments of actor i.
 
         place(i): what actor i depends on, see `Pool`. within: somebody else's group, whose bundle i has room for actor
-        i; the pool then reserves and frees nothing, and keeps its size. Raises RunFailed if the first `config.count` actors cannot be
-        placed within `timeout` seconds.
+        i; the pool then reserves and frees nothing, and keeps its size. Raises RunFailed if the first `config.count`
+        actors cannot be placed within `timeout` seconds.
         """
         self.remote, self.config, self.timeout = remote, config, timeout
         self.make, self.place = make, place

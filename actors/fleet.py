@@ -110,7 +110,9 @@ class Fleet:
             return self.encoding.wait_for(refs, timeout)
         return self._pipeline.wait_for(refs, timeout)
 
-    def _pool(self, name: str, key: str, remote: Any, pool: PoolConfig, *more: Any, within: Group = None) -> ElasticPool:
+    def _pool(
+        self, name: str, key: str, remote: Any, pool: PoolConfig, *more: Any, within: Group = None
+    ) -> ElasticPool:
         """Start the actors of a pool. more: constructor arguments after the configuration. within: see ElasticPool."""
         urls = pool.url if isinstance(pool, RewardsConfig) else None
         self.notify(f"placing the {name}s ({pool.count})")

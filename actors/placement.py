@@ -38,15 +38,16 @@ def reserve(pool: PoolConfig, count: int) -> Group:
 
 
 def pool_of_pairs(config: RunConfig) -> PoolConfig:
-    """What Ray reserves for each learner with its sampler (`cluster.colocate: pairs`): all that both take, on one GPU.
+    """What Ray reserves for each learner with its sampler (`cluster.colocate: pairs`): all that both take of one GPU.
 
-    One bundle for both keeps them together on any cluster; two that fit on one GPU may be put on two of different nodes.
+    One bundle for both keeps them together on any cluster; two bundles that fit on one GPU may be put on two.
     """
     learners, samplers = config.learners, config.samplers
     names = {**learners.resources, **samplers.resources}
     sums = {name: learners.resources.get(name, 0.0) + samplers.resources.get(name, 0.0) for name in names}
     both = {name: math.ceil(amount) if amount > 1 else amount for name, amount in sums.items()}
-    return PoolConfig(count=learners.count, cpus=learners.cpus + samplers.cpus, gpus=1, resources=both)
+    cpus = learners.cpus + samplers.cpus
+    return PoolConfig(count=learners.count, cpus=cpus, gpus=round(learners.gpus + samplers.gpus, 4), resources=both)
 
 
 def wait_until_placed(groups: Sequence[Group], pool: PoolConfig, name: str, key: str, timeout: float) -> None:

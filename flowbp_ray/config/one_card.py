@@ -8,6 +8,9 @@ from flowbp_ray.config.learners import LearnersConfig
 from flowbp_ray.config.sections import BackboneConfig, ClusterConfig
 from flowbp_ray.utils.settings import ElasticPoolConfig
 
+BESIDE = 0.2
+"""The largest `rewards.gpus` with which reward servers have their room on the GPUs of pairs."""
+
 
 def check_one_card(
     model: BackboneConfig, learners: LearnersConfig, samplers: ElasticPoolConfig, cluster: ClusterConfig, staleness: int
@@ -22,15 +25,23 @@ def check_one_card(
 
 
 def in_pairs(plain: dict[str, Any]) -> dict[str, Any]:
-    """The plain tree with one GPU for each learner and sampler together.
+    """The plain tree with one GPU for each learner and sampler together, and for a reward server that asks for little.
 
-    More than half of it is the learner's, so that no two learners fit on one. `flowbp_ray.planning.colocation` replaces
-    the parts by what is needed.
+    No two learners fit on one, and no two samplers beside a learner. `flowbp_ray.planning.sharing` replaces the parts
+    by what is needed.
     """
-    roles = {"samplers": 0.4, "learners": 0.6}
-    if not all(isinstance(plain.get(role) or {}, dict) for role in roles):  # which validation will name
+    samplers, learners, rewards = (plain.get(role) or {} for role in ("samplers", "learners", "rewards"))
+    try:
+        left = beside_pairs(float(rewards.get("gpus") or 0))
+        parts = {"samplers": {**samplers, "gpus": round(0.45 - left, 3)}, "learners": {**learners, "gpus": 0.55}}
+    except (AttributeError, TypeError, ValueError):  # which validation will name
         return plain
-    return plain | {role: {**(plain.get(role) or {}), "gpus": part} for role, part in roles.items()}
+    return plain | parts
+
+
+def beside_pairs(gpus: float) -> float:
+    """The part of a pair's GPU that is left for a reward server: what it asks for, if that is at most BESIDE."""
+    return gpus if 0 < gpus <= BESIDE else 0.0
 
 
 def _check_quantised(key: str, learners: LearnersConfig) -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from flowbp_ray.config.one_card import beside_pairs
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.planning.work import Work
 
@@ -42,7 +43,7 @@ def compare(config: RunConfig, work: Sequence[Work]) -> Pairs | None:
 
     work: of samplers, learners and reward servers. A step is sampling, beside which scoring goes on, and then learning.
     An item is on one sampler and one reward server; the learners divide all items evenly. Reward servers count where
-    they have GPUs, which are the same in both.
+    they have GPUs; on those of pairs, scoring delays the sampler that is there by all that it takes.
     """
     samplers, learners = config.samplers, config.learners
     if config.cluster.colocate == "pairs":
@@ -56,13 +57,14 @@ def compare(config: RunConfig, work: Sequence[Work]) -> Pairs | None:
     sampling, learning, scoring = (role.time for role in work)
     items, batch = config.data.shape.items, config.data.shape.batch
 
-    def step(samplers: int, learners: int) -> float:
+    def step(samplers: int, learners: int, shared: bool = False) -> float:
         drawn = sampling * math.ceil(items / samplers) / items
         scored = scoring * math.ceil(items / config.rewards.count) / items if config.rewards.gpus else 0.0
-        return max(drawn, scored) + learning / learners
+        return (drawn + scored if shared else max(drawn, scored)) + learning / learners
 
     ranks = [n for n in range(1, gpus + 1) if items % n == 0 and batch // n % learners.micro_batch == 0]
     if learners.engine == "torch":
         ranks = [1]
     best = min(((gpus - n, n) for n in ranks if n < gpus), key=lambda counts: step(*counts))
-    return Pairs(gpus, ranks[-1], best, step(ranks[-1], ranks[-1]) / step(*best))
+    shared = config.cluster.colocate == "pairs" and beside_pairs(config.rewards.gpus) > 0
+    return Pairs(gpus, ranks[-1], best, step(ranks[-1], ranks[-1], shared) / step(*best))

@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from flowbp_ray.config.one_card import beside_pairs
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.planning.memory import Role
 
@@ -20,8 +21,8 @@ TURNS = (("rollout", "scoring"), ("evaluation",), ("building", "backward", "opti
 """Phases of different roles that may meet when roles take turns."""
 PARTS = 1000
 """Ray counts in ten-thousandths of a GPU; rounding down to thousandths keeps a sum of parts at most 1."""
-MOST = 0.501
-"""The least part of a GPU that is more than half of it."""
+PAIR = (0.25, 0.501)
+"""The least parts of a sampler and a learner with which a GPU has no room for two learners, or two samplers and one."""
 
 
 @dataclass(frozen=True)
@@ -94,15 +95,18 @@ def parts(needs: Sequence[int]) -> list[float]:
 def divide(config: RunConfig, roles: tuple[Role, Role, Role]) -> tuple[Role, Role, Role]:
     """Samplers, learners and reward servers; with `cluster.colocate` each with the part of a GPU that it needs.
 
-    A pool that may grow has room for its largest size. In pairs a learner gets more than half, so that no GPU has room
-    for two, and reward servers keep what they ask for.
+    A pool that may grow has room for its largest size. In pairs no GPU gets two of a role, and reward servers keep
+    what they ask for.
     """
     if not config.cluster.colocate:
         return roles
     if config.cluster.colocate == "pairs":
         samplers, learners, rewards = roles
-        part = max(MOST, parts([samplers.nbytes, learners.nbytes])[1])
-        return replace(samplers, gpus=round(1 - part, 3)), replace(learners, gpus=part), rewards
+        room = 1 - beside_pairs(rewards.gpus)
+        part = room * parts([samplers.nbytes, learners.nbytes])[1]
+        part = round(min(max(part, PAIR[1]), room - PAIR[0]), 3)
+        rest = math.floor(PARTS * (room - part) + 1e-6) / PARTS
+        return replace(samplers, gpus=rest), replace(learners, gpus=part), rewards
     pools = (config.samplers, config.learners, config.rewards)
     most = [getattr(pool, "max", None) or pool.count for pool in pools]
     sharing = [(role, count) for role, count in zip(roles, most, strict=True) if role.gpus]
