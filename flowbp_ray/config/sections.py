@@ -206,7 +206,8 @@ class ClusterConfig(Strict):
     """Who changes the number of samplers and reward servers, within their min and max. hand: only
     `flowbp-ray scale`. rule: also the run itself, from how busy they are; it needs staleness of at least 1."""
     colocate: Literal[False, True, "pairs"] = False
-    """true: samplers, reward servers and the one learner share a GPU: each process gets the part of it that
+    """false: processes get what their `gpus` says.
+    true: samplers, reward servers and the one learner share a GPU: each process gets the part of it that
     `flowbp-ray plan` says it needs, whatever its `gpus` says, and gives back cached memory when its turn is over.
     pairs: each of learners.count GPUs has one learner and one sampler, which take turns in the same way. Reward
     servers with rewards.gpus of at most 0.2 are on them too, others have GPUs of their own. It needs staleness 0. See
