@@ -22,6 +22,7 @@ from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.control.selection import Selection
 from flowbp_ray.messages import ScoredItem, StepReport, Version
 from flowbp_ray.utils.errors import RunFailed
+from flowbp_ray.utils.settings import PoolConfig
 
 PROBE = 5.0
 """Seconds in which a process that is asked for its id answers, unless it is busy or hangs."""
@@ -55,7 +56,8 @@ class LearnerGroup:
         self.host_pid: int | None = None  # of the process in which the rank was built last
         self.group = None
         if not shares:
-            pool, name = config.learners, "learners"
+            pool: PoolConfig = config.learners
+            name = "learners"
             if config.cluster.colocate == "pairs":  # bundle i has room for sampler i too
                 pool, name = pool_of_pairs(config), "pairs of a learner and a sampler"
             self.group = place(pool, name, "learners", config.cluster.placement_timeout)
