@@ -103,10 +103,10 @@ def divide(config: RunConfig, roles: tuple[Role, Role, Role]) -> tuple[Role, Rol
     if config.cluster.colocate == "pairs":
         samplers, learners, rewards = roles
         room = 1 - beside_pairs(rewards.gpus)
-        part = room * parts([samplers.nbytes, learners.nbytes])[1]
-        part = round(min(max(part, PAIR[1]), room - PAIR[0]), 3)
-        rest = math.floor(PARTS * (room - part) + 1e-6) / PARTS
-        return replace(samplers, gpus=rest), replace(learners, gpus=part), rewards
+        wanted = room * parts([samplers.nbytes, learners.nbytes])[1]
+        most = round(min(max(wanted, PAIR[1]), room - PAIR[0]), 3)
+        rest = math.floor(PARTS * (room - most) + 1e-6) / PARTS
+        return replace(samplers, gpus=rest), replace(learners, gpus=most), rewards
     pools = (config.samplers, config.learners, config.rewards)
     most = [getattr(pool, "max", None) or pool.count for pool in pools]
     sharing = [(role, count) for role, count in zip(roles, most, strict=True) if role.gpus]
