@@ -30,15 +30,18 @@ class ElasticPool(Pool):
         timeout: float,
         make: Callable[[int], Sequence[Any]],
         place: Callable[[int], Hashable],
+        within: Group = None,
     ) -> None:
         """key: the pool's section of the configuration. make(i): the constructor arguments of actor i.
 
-        place(i): what actor i depends on, see `Pool`. Raises RunFailed if the first `config.count` actors cannot be
-        placed within `timeout` seconds.
+        place(i): what actor i depends on, see `Pool`. within: somebody else's group, whose bundle i has room for actor
+        i; the pool then reserves and frees nothing, and keeps its size. Raises RunFailed if the first `config.count`
+        actors cannot be placed within `timeout` seconds.
         """
         self.remote, self.config, self.timeout = remote, config, timeout
         self.make, self.place = make, place
-        self.groups: dict[int, Group] = {i: reserve(config, 1) for i in range(config.count)}
+        self.within = within
+        self.groups: dict[int, Group] = {i: within or reserve(config, 1) for i in range(config.count)}
         self.waiting: dict[int, float] = {}  # index of an actor that is not placed yet -> since when
         try:
             wait_until_placed(list(self.groups.values()), config, f"{name}s", key, timeout)
@@ -49,7 +52,8 @@ class ElasticPool(Pool):
         super().__init__(name, handles, [place(i) for i in self.groups])
 
     def _start(self, index: int) -> Any:
-        options = actor_options(self.config, RESTARTS, self.groups[index])
+        bundle = 0 if self.within is None else index
+        options = actor_options(self.config, RESTARTS, self.groups[index], bundle)
         return self.remote.options(**options).remote(*self.make(index))
 
     def resize(self, size: int) -> None:
@@ -93,6 +97,6 @@ class ElasticPool(Pool):
         self._free()
 
     def _free(self) -> None:
-        for group in self.groups.values():
+        for group in self.groups.values() if self.within is None else ():
             free(group)
         self.groups = {}

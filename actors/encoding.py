@@ -190,8 +190,12 @@ def has_room_beside(config: RunConfig) -> bool:
     every = (config.encoder, config.learners, config.samplers, config.rewards)
     if config.encoder.gpus and any(pool.resources for pool in every):
         return False
-    pools = [(1, config.encoder.gpus), (config.learners.count, config.learners.gpus)]
-    pools += [(pool.bounds[1], pool.gpus) for pool in (config.samplers, config.rewards)]
+    pools = [(1, config.encoder.gpus), (config.rewards.bounds[1], config.rewards.gpus)]
+    if config.cluster.colocate == "pairs":
+        pools.append((config.learners.count, 1))
+    else:
+        samplers, learners = config.samplers, config.learners
+        pools += [(samplers.bounds[1], samplers.gpus), (learners.count, learners.gpus)]
     pools += [(1, judge.gpus) for judge in config.judges if judge.model is not None]
     needed = sum(math.ceil(count * gpus) for count, gpus in pools)
     return not config.encoder.gpus or needed <= ray.available_resources().get("GPU", 0)

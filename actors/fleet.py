@@ -16,6 +16,7 @@ from actors.encoding import Encoding, has_room_beside
 from actors.errors import Ref, cause
 from actors.learner_group import LearnerGroup
 from actors.pipeline import Pipeline
+from actors.placement import Group
 from actors.process import REAL, Roles
 from actors.queue_stats import QueueStats
 from actors.reward import RemoteReward
@@ -78,7 +79,9 @@ class Fleet:
             samplers = self._pool("sampler", "samplers", RemoteShared, pool_of_both(config))
             self.learners.host = samplers.handles[0]
         else:
-            samplers = self._pool("sampler", "samplers", self.roles.sampler or RemoteSampler, config.samplers)
+            pairs = config.cluster.colocate == "pairs"
+            remote, group = self.roles.sampler or RemoteSampler, self.learners.group if pairs else None
+            samplers = self._pool("sampler", "samplers", remote, config.samplers, within=group)
         reward = self.roles.reward or RemoteReward
         scorers = self._pool("reward server", "rewards", reward, config.rewards, self.agreed)
         for who, refs in (
@@ -107,8 +110,10 @@ class Fleet:
             return self.encoding.wait_for(refs, timeout)
         return self._pipeline.wait_for(refs, timeout)
 
-    def _pool(self, name: str, key: str, remote: Any, pool: PoolConfig, *more: Any) -> ElasticPool:
-        """Start the actors of a pool. more: constructor arguments after the configuration."""
+    def _pool(
+        self, name: str, key: str, remote: Any, pool: PoolConfig, *more: Any, within: Group = None
+    ) -> ElasticPool:
+        """Start the actors of a pool. more: constructor arguments after the configuration. within: see ElasticPool."""
         urls = pool.url if isinstance(pool, RewardsConfig) else None
         self.notify(f"placing the {name}s ({pool.count})")
         self.pools[key] = ElasticPool(
@@ -119,6 +124,7 @@ class Fleet:
             self.config.cluster.placement_timeout,
             make=lambda index: (self.roles.settings(assigned(self.config, index)), *more),
             place=lambda index: urls[index % len(urls)] if urls else index,
+            within=within,
         )
         return self.pools[key]
 

@@ -161,8 +161,8 @@ def learner_threads(learners: LearnersConfig) -> int:
 
 
 def even_part(cores: int, gpus: float, learners: LearnersConfig) -> int:
-    """The cores of each rank on a node with `cores` and `gpus`, at least one."""
-    return max(1, cores // max(1, min(learners.count, int(gpus / learners.gpus))))
+    """The cores of each rank on a node with `cores` and `gpus`, at least one. No two ranks share a GPU."""
+    return max(1, cores // max(1, min(learners.count, int(gpus / max(1.0, learners.gpus)))))
 
 
 RemoteLearner: Any = ray.remote(LearnerActor)

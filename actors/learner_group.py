@@ -16,12 +16,13 @@ from actors.errors import LearnersLost as LearnersLost
 from actors.errors import Ref, cause, is_permanent
 from actors.learner import RemoteLearner
 from actors.pipeline import wait_for_any
-from actors.placement import Group, free, place
+from actors.placement import Group, free, place, pool_of_pairs
 from actors.process import REAL, Roles, actor_options
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.control.selection import Selection
 from flowbp_ray.messages import ScoredItem, StepReport, Version
 from flowbp_ray.utils.errors import RunFailed
+from flowbp_ray.utils.settings import PoolConfig
 
 PROBE = 5.0
 """Seconds in which a process that is asked for its id answers, unless it is busy or hangs."""
@@ -55,7 +56,11 @@ class LearnerGroup:
         self.host_pid: int | None = None  # of the process in which the rank was built last
         self.group: Group = None
         if not shares:
-            self.group = place(config.learners, "learners", "learners", config.cluster.placement_timeout)
+            pool: PoolConfig = config.learners
+            name = "learners"
+            if config.cluster.colocate == "pairs":  # bundle i has room for sampler i too
+                pool, name = pool_of_pairs(config), "pairs of a learner and a sampler"
+            self.group = place(pool, name, "learners", config.cluster.placement_timeout)
 
     def launch(self) -> list[Ref]:
         """Start the processes; return the references of their `build` calls. Rank 0 names the rendezvous first."""

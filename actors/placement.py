@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.utils.errors import RunFailed
 from flowbp_ray.utils.settings import PoolConfig
 
@@ -33,6 +35,19 @@ def reserve(pool: PoolConfig, count: int) -> Group:
     """Request `count` bundles, packed on few nodes, without waiting; None if an actor of the pool needs nothing."""
     bundle = pool.bundle
     return placement_group([bundle] * count, strategy="PACK") if bundle else None
+
+
+def pool_of_pairs(config: RunConfig) -> PoolConfig:
+    """What Ray reserves for each learner with its sampler (`cluster.colocate: pairs`): all that both take of one GPU.
+
+    One bundle for both keeps them together on any cluster; two bundles that fit on one GPU may be put on two.
+    """
+    learners, samplers = config.learners, config.samplers
+    names = {**learners.resources, **samplers.resources}
+    sums = {name: learners.resources.get(name, 0.0) + samplers.resources.get(name, 0.0) for name in names}
+    both = {name: math.ceil(amount) if amount > 1 else amount for name, amount in sums.items()}
+    cpus = learners.cpus + samplers.cpus
+    return PoolConfig(count=learners.count, cpus=cpus, gpus=round(learners.gpus + samplers.gpus, 4), resources=both)
 
 
 def wait_until_placed(groups: Sequence[Group], pool: PoolConfig, name: str, key: str, timeout: float) -> None:

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from flowbp_ray.config.learners import LearnersConfig
 from flowbp_ray.config.method import build_method
-from flowbp_ray.config.one_card import check_one_card
+from flowbp_ray.config.one_card import check_one_card, in_pairs
 from flowbp_ray.config.rewards import RewardsConfig
 from flowbp_ray.config.sections import (
     BackboneConfig,
@@ -135,7 +135,7 @@ def check_together(config: RunConfig) -> None:
     _check_batch(config)
     _check_engine(config)
     _check_gpus(config)
-    check_one_card(config.backbone, config.learners, config.samplers, config.cluster)
+    check_one_card(config.backbone, config.learners, config.samplers, config.cluster, config.staleness)
     _check_transport(config)
     _check_scaling(config)
     _check_guard(config)
@@ -153,6 +153,8 @@ def share_a_gpu(plain: Any) -> Any:
         or not plain["cluster"].get("colocate")
     ):
         return plain
+    if plain["cluster"]["colocate"] == "pairs":
+        return in_pairs(plain)
     roles = {role: plain.get(role) or {} for role in ("samplers", "rewards", "learners")}
     try:
         here = {role: keys for role, keys in roles.items() if not keys.get("url")}
@@ -200,10 +202,10 @@ def _check_gpus(config: RunConfig) -> None:
             "write rewards.gpus=0, or rewards.url=null (as for serve-reward)"
         )
     learners = config.learners
-    if config.cluster.colocate and learners.count > 1:
+    if config.cluster.colocate is True and learners.count > 1:
         raise ValueError("cluster.colocate=true could put two ranks on one GPU, where NCCL cannot connect them; "
                          "write learners.count=1, or cluster.colocate=false")  # fmt: skip
-    if 0 < learners.gpus < 1 and learners.count > 1:
+    if 0 < learners.gpus < 1 and learners.count > 1 and config.cluster.colocate != "pairs":
         raise ValueError(
             f"learners.gpus={learners.gpus:g} could put two ranks on one GPU, where NCCL cannot connect them; "
             "write learners.gpus=1, or learners.count=1"
@@ -225,7 +227,7 @@ def _check_transport(config: RunConfig) -> None:
         if 0 < number < 1:
             raise ValueError(
                 f"cluster.transport=nccl needs a GPU for each process, got {name}.gpus={number:g}"
-                f"{' of cluster.colocate' * config.cluster.colocate}; write cluster.transport=object_store"
+                f"{' of cluster.colocate' * bool(config.cluster.colocate)}; write cluster.transport=object_store"
             )
 
 

@@ -205,9 +205,13 @@ class ClusterConfig(Strict):
     scaling: Literal["hand", "rule"] = "hand"
     """Who changes the number of samplers and reward servers, within their min and max. hand: only
     `flowbp-ray scale`. rule: also the run itself, from how busy they are; it needs staleness of at least 1."""
-    colocate: bool = False
-    """true: samplers, reward servers and the one learner share a GPU: each process gets the part of it that
-    `flowbp-ray plan` says it needs, whatever its `gpus` says, and gives back cached memory when its turn is over."""
+    colocate: Literal[False, True, "pairs"] = False
+    """false: processes get what their `gpus` says.
+    true: samplers, reward servers and the one learner share a GPU: each process gets the part of it that
+    `flowbp-ray plan` says it needs, whatever its `gpus` says, and gives back cached memory when its turn is over.
+    pairs: each of learners.count GPUs has one learner and one sampler, which take turns in the same way. Reward
+    servers with rewards.gpus of at most 0.2 are on them too, others have GPUs of their own. It needs staleness 0. See
+    docs/cluster.md."""
     share_base: bool = False
     """true: the sampler and the learner are one process with one copy of the frozen base, in turns, for adapters on
     one GPU. The weights are the same as those of two processes (docs/one-card.md). The process takes the `threads` of

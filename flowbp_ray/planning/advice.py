@@ -199,9 +199,10 @@ def _with_evaluation(config: RunConfig, training: list[Changes]) -> list[Changes
 
 
 def _fewer_samplers(config: RunConfig) -> Iterator[Changes]:
-    """Fewer samplers, for host memory."""
+    """Fewer samplers, for host memory; in pairs with fewer learners."""
     for count in range(config.samplers.count - 1, 0, -1):
-        yield {"samplers.count": count}
+        pairs = config.cluster.colocate == "pairs"
+        yield {"samplers.count": count} | ({"learners.count": count} if pairs else {})
 
 
 def fitting_counts(config: RunConfig, plan: Forecast, gpus: int) -> Iterator[Changes]:
@@ -218,7 +219,8 @@ def fitting_counts(config: RunConfig, plan: Forecast, gpus: int) -> Iterator[Cha
     found = []
     for learners, rewards in product(choices[1], choices[2]):
         others = (learners, pools[1].gpus), (rewards, pools[2].gpus)
-        fitting = [n for n in choices[0] if len(pack([others[0], (n, pools[0].gpus), others[1], *judges])) <= gpus]
+        asked = [learners] if config.cluster.colocate == "pairs" else choices[0]
+        fitting = [n for n in asked if len(pack([others[0], (n, pools[0].gpus), others[1], *judges])) <= gpus]
         if fitting:
             found.append((fitting[-1], learners, rewards))
     slowest = [(max(t / n for t, n in zip(times, counts, strict=True)), sum(counts), counts) for counts in found]

@@ -54,6 +54,8 @@ def print_plan(
     for part in show.tables(found):
         Console(highlight=False, width=None if console.is_terminal else 100).print(part)
     console.print(show.NOTES)
+    if found.pairs is not None:
+        console.print(found.pairs.line)
     if missing := unstated(config, costs):
         console.print(f"not counted, since they do not say what they hold: the models of {', '.join(missing)}")
     if verdict is not None and verdict.fits:

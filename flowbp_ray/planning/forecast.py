@@ -10,6 +10,7 @@ from flowbp_ray.planning import learner_memory, memory, reward_memory, sharing
 from flowbp_ray.planning.costs import Costs
 from flowbp_ray.planning.encoding import PromptEncoding, prompt_encoding
 from flowbp_ray.planning.memory import Role, Sizes
+from flowbp_ray.planning.pairs import Pairs, compare
 from flowbp_ray.planning.traffic import Traffic, traffic
 from flowbp_ray.planning.work import Work, ratio, work
 
@@ -37,6 +38,8 @@ class Forecast:
     """The judges that the run serves itself."""
     turns: bool = False
     """Whether roles that share a GPU take turns on it (`flowbp_ray.planning.sharing`)."""
+    pairs: Pairs | None = None
+    """What a GPU with a sampler and a learner in turns gains over separate ones; None where that is no question."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and numbers, for JSON; a role also says its total and its fullest phase."""
@@ -68,7 +71,8 @@ def forecast(config: RunConfig, costs: Costs | None = None) -> Forecast:
     done, moved, judges = work(config, costs), traffic(config, costs, sizes, encoding.prompts), memory.judges(config)
     total = host(config, roles, sizes, moved) + sum(2 * PROCESS + (0 if j.gpus else j.nbytes) for j in judges)
     roles, turns = sharing.divide(config, roles), sharing.take_turns(config)
-    return Forecast(sizes, roles, moved, done, ratio([w.time for w in done]), total, encoding, judges, turns)
+    suggested, pairs = ratio([w.time for w in done]), compare(config, done)
+    return Forecast(sizes, roles, moved, done, suggested, total, encoding, judges, turns, pairs)
 
 
 def host(config: RunConfig, roles: tuple[Role, ...], sizes: Sizes, moved: Traffic) -> int:

@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from flowbp_ray.config.one_card import beside_pairs
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.planning.memory import Role
 
@@ -20,6 +21,8 @@ TURNS = (("rollout", "scoring"), ("evaluation",), ("building", "backward", "opti
 """Phases of different roles that may meet when roles take turns."""
 PARTS = 1000
 """Ray counts in ten-thousandths of a GPU; rounding down to thousandths keeps a sum of parts at most 1."""
+PAIR = (0.25, 0.501)
+"""The least parts of a sampler and a learner with which a GPU has no room for two learners, or two samplers and one."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Card:
 
 def take_turns(config: RunConfig) -> bool:
     """Whether processes that share a GPU give back what they hold only in their turn."""
-    return config.cluster.colocate and config.staleness == 0
+    return bool(config.cluster.colocate) and config.staleness == 0
 
 
 def pack(pools: Sequence[tuple[int, float]]) -> list[list[int]]:
@@ -92,10 +95,18 @@ def parts(needs: Sequence[int]) -> list[float]:
 def divide(config: RunConfig, roles: tuple[Role, Role, Role]) -> tuple[Role, Role, Role]:
     """Samplers, learners and reward servers; with `cluster.colocate` each with the part of a GPU that it needs.
 
-    A pool that may grow has room for its largest size.
+    A pool that may grow has room for its largest size. In pairs no GPU gets two of a role, and reward servers keep
+    what they ask for.
     """
     if not config.cluster.colocate:
         return roles
+    if config.cluster.colocate == "pairs":
+        samplers, learners, rewards = roles
+        room = 1 - beside_pairs(rewards.gpus)
+        wanted = room * parts([samplers.nbytes, learners.nbytes])[1]
+        most = round(min(max(wanted, PAIR[1]), room - PAIR[0]), 3)
+        rest = math.floor(PARTS * (room - most) + 1e-6) / PARTS
+        return replace(samplers, gpus=rest), replace(learners, gpus=most), rewards
     pools = (config.samplers, config.learners, config.rewards)
     most = [getattr(pool, "max", None) or pool.count for pool in pools]
     sharing = [(role, count) for role, count in zip(roles, most, strict=True) if role.gpus]

@@ -11,7 +11,7 @@ import pytest
 
 from actors.elastic_pool import ElasticPool
 from actors.encoding import Encoding
-from actors.placement import free, is_placed, place, reserve, wait_until_placed
+from actors.placement import free, is_placed, place, pool_of_pairs, reserve, wait_until_placed
 from actors.process import REAL, actor_options
 from flowbp_ray import driver
 from flowbp_ray.config import loading
@@ -142,6 +142,35 @@ def test_three_roles_on_one_gpu(tmp_path: Path) -> None:
     assert config(tmp_path, "samplers.max=4").samplers.gpus == 0
     with pytest.raises(ConfigError, match=r"write learners\.count=1, or cluster\.colocate=false"):
         config(tmp_path, "cluster.colocate=true", "learners.count=2", "learners.engine=deepspeed")
+
+
+PAIRS = ["cluster.colocate=pairs", "learners.engine=deepspeed", "learners.count=2", "samplers.count=2"]
+
+
+def test_pairs_of_a_learner_and_a_sampler(tmp_path: Path) -> None:
+    pairs = config(tmp_path, *PAIRS, "samplers.gpus=1", "rewards.gpus=0.2")
+    assert [pool.gpus for pool in (pairs.samplers, pairs.learners, pairs.rewards)] == [0.25, 0.55, 0.2]
+    assert loading.validate(pairs.model_dump(mode="json")) == pairs
+    bundles = pool_of_pairs(config(tmp_path, *PAIRS, "samplers.resources={spot: 0.5}", "learners.resources={spot: 1}"))
+    assert bundles.count == 2 and bundles.bundle == {"CPU": 0.2, "GPU": 1.0, "spot": 2}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["staleness=1"], "with staleness=1 they overlap; write staleness=0, or cluster.colocate=false"),
+        (["samplers.count=1"], r"got samplers.count=1 and learners.count=2; write samplers=\{count: 2, min: null"),
+        (["samplers.max=4"], r"samplers.count=2 \(from 2 to 4\) and learners.count=2; write samplers=\{count: 2, min"),
+        (
+            ["cluster.transport=nccl"],
+            "got samplers.gpus=0.45 of cluster.colocate; write cluster.transport=object_store",
+        ),
+        (["cluster.colocate=pair"], "cluster.colocate: Input should be False, True or 'pairs', got 'pair'"),
+    ],
+)
+def test_pairs_that_cannot_be(tmp_path: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config(tmp_path, *PAIRS, *overrides)
 
 
 @pytest.mark.ray
