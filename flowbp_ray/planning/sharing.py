@@ -108,8 +108,8 @@ def divide(config: RunConfig, roles: tuple[Role, Role, Role]) -> tuple[Role, Rol
         rest = math.floor(PARTS * (room - most) + 1e-6) / PARTS
         return replace(samplers, gpus=rest), replace(learners, gpus=most), rewards
     pools = (config.samplers, config.learners, config.rewards)
-    most = [getattr(pool, "max", None) or pool.count for pool in pools]
-    sharing = [(role, count) for role, count in zip(roles, most, strict=True) if role.gpus]
+    counts = [getattr(pool, "max", None) or pool.count for pool in pools]
+    sharing = [(role, count) for role, count in zip(roles, counts, strict=True) if role.gpus]
     each = iter(parts([role.nbytes for role, count in sharing for _ in range(count)]))
     part = {role.name: min(next(each) for _ in range(count)) for role, count in sharing}
     samplers, learners, rewards = (replace(role, gpus=part.get(role.name, role.gpus)) for role in roles)

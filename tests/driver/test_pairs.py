@@ -72,6 +72,7 @@ def kill_and_wait(ray: Any, actor: Any) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.long
 def test_each_pair_has_a_gpu_and_keeps_it(four_gpus: Any) -> None:
     """Emulated actors: four pairs and a reward server beside one of them; a sampler dies, then all learners do."""
     given = profile.load("sd35_m_h100").scaled(0.02, 1 / 2048)
