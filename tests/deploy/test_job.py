@@ -108,6 +108,7 @@ def join(cluster: Cluster, folder: Path, *arguments: str, **env: str) -> subproc
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=280)
 
 
+@pytest.mark.long  # `make test-hosts` submits one too
 def test_a_submitted_job_trains(cluster: Cluster, tmp_path: Path) -> None:
     done = submit(cluster, "train", "configs/runs/shapes_flowbp_sparse.yaml", *small_overrides(tmp_path), "name=job")
     assert done.returncode == 0, done.stdout + done.stderr

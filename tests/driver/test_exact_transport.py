@@ -56,6 +56,7 @@ def test_no_version_goes_through_the_object_store_but_the_saved_one(
     assert stores == [3] and "by broadcast" not in log_of(run)
 
 
+@pytest.mark.long
 def test_samplers_that_are_killed_cost_no_version(local_ray: Any, tmp_path: Path, stores: list[int]) -> None:
     """Two are killed in the middle of an item; who then lacks a version gets it from the object store."""
     pools = ["samplers.count=2", "cluster.tries=8", "data.rollout_batch=1", "cluster.stall_timeout=60"]

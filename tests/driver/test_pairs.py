@@ -94,6 +94,7 @@ def test_each_pair_has_a_gpu_and_keeps_it(four_gpus: Any) -> None:
     assert again == rebuilt == seen[0]
 
 
+@pytest.mark.long
 def test_one_pair_trains_what_one_process_does(four_gpus: Any, tmp_path: Path) -> None:
     config = small_config(tmp_path, "flowbp_sparse", *PAIRS)
     assert config.samplers.device == config.learners.device == "cpu" and config.samplers.gpus > 0

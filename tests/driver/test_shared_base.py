@@ -35,7 +35,8 @@ def test_one_process_trains_what_one_process_without_ray_does(local_ray: Any, tm
     assert len(seen) == 1 and summary["weights_sha256"] == local_digest(config)
 
 
-@pytest.mark.parametrize("when", ["between steps", pytest.param("while it learns", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("when", ["between steps", "while it learns"])
 def test_a_killed_process_is_built_again(local_ray: Any, tmp_path: Path, when: str) -> None:
     """Staleness 1, an average and evaluations; against two processes that nothing happens to."""
     own = [*LORA, *EVALUATED, "staleness=1", "checkpoint.every=1"]
