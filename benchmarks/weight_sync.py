@@ -40,7 +40,7 @@ from torch import nn
 from actors import transport
 from actors.learner import LearnerActor
 from actors.process import thread_env
-from flowbp_ray.config.learners import LearnersConfig
+from flowbp_ray.config import loading
 from flowbp_ray.learning.engine import TorchEngine
 from flowbp_ray.learning.learner import Learner
 from flowbp_ray.messages import Version, combine
@@ -88,7 +88,8 @@ class Publisher(LearnerActor):
         torch.set_num_threads(1)
         learner = Learner.__new__(Learner)
         learner.rank = 0
-        learner.config = LearnersConfig(micro_batch=1, engine="torch")
+        self.config = loading.load("shapes_flowbp_sparse", ["learners.engine=torch", "learners.count=1"])
+        learner.config = self.config.learners
         learner.engine = TorchEngine(module(mb), learner.config)
         sizes = learner.engine.sizes()
         learner.buckets, learner.packer = assign_buckets(sizes), Packer()
@@ -141,73 +142,92 @@ class Loader:
 
     def get(self, held: transport.Refs) -> float:
         started = time.perf_counter()
-        transport.read(held)
+        ray.get(held)
         return time.perf_counter() - started
 
 
-def row(mb: float, pairs: int, room: float) -> dict[str, Any]:
-    """One size: `pairs` pairs in turn, after one that does not count. room: bytes of the store."""
-    options = {"num_cpus": 0.1, "runtime_env": {"env_vars": thread_env(1)}}
-    learner, sampler, seated = (ray.remote(actor).options(**options).remote() for actor in (Publisher, Loader, Loader))
-    (nbytes, tensors), *_ = ray.get([learner.hold.remote(mb), sampler.hold.remote(mb), seated.hold.remote(mb)])
-    buckets = ray.get(learner.buckets.remote())
-    address, port, _ = ray.get(learner.open_broadcasts.remote(0, TIMEOUT))
-    ray.get(seated.sit.remote(address, port))
+class Sides:
+    """The actors of one size, and what is measured in turn: each side returns its seconds by name."""
 
-    def ours(step: int) -> dict[str, Any]:
+    def __init__(self, mb: float) -> None:
+        options = {"num_cpus": 0.1, "runtime_env": {"env_vars": thread_env(1)}}
+        actors = [ray.remote(actor).options(**options).remote() for actor in (Publisher, Loader, Loader)]
+        self.actors, (self.learner, self.sampler, self.seated) = actors, actors
+        (self.nbytes, self.tensors), *_ = ray.get([actor.hold.remote(mb) for actor in actors])
+        self.buckets: int = ray.get(self.learner.buckets.remote())
+        address, port, _ = ray.get(self.learner.open_broadcasts.remote(0, TIMEOUT))
+        ray.get(self.seated.sit.remote(address, port))
+
+    def ours(self, step: int) -> dict[str, Any]:
+        """Publish through the object store and load."""
         started = time.perf_counter()
-        published = transport.publish([learner], [buckets], Version(0, step))
+        published = transport.publish([self.learner], [self.buckets], Version(0, step))
         [seconds] = ray.get(list(published.acks))
         wall = time.perf_counter() - started
         stated = published.fingerprint  # waits for the checksums: they must not run beside the load
-        found = ray.get(sampler.load.remote(published.weights, step == 0))
+        found: dict[str, Any] = ray.get(self.sampler.load.remote(published.weights, step == 0))
         if found.pop("stated", stated) != stated:
             raise RuntimeError("what was loaded is not what was published")
         return found | {"publish_s": seconds, "publish_wall_s": wall}
 
-    def rays() -> dict[str, Any]:
+    def rays(self, step: int) -> dict[str, Any]:
+        """Ray's own put and get of as many bytes."""
         started = time.perf_counter()
-        seconds, held = ray.get(learner.put.remote())
+        seconds, held = ray.get(self.learner.put.remote())
         wall = time.perf_counter() - started
-        return {"put_s": seconds, "put_wall_s": wall, "get_s": ray.get(sampler.get.remote(held))}
+        return {"put_s": seconds, "put_wall_s": wall, "get_s": ray.get(self.sampler.get.remote(held))}
 
-    def sent(step: int) -> dict[str, Any]:
-        version = Version(0, step)
-        delivery: Delivery = ray.get(learner.broadcast.remote(version, ["sampler"]))
+    def sent(self, step: int) -> dict[str, Any]:
+        """Broadcast."""
+        delivery: Delivery = ray.get(self.learner.broadcast.remote(Version(0, step), ["sampler"]))
         if delivery.error:
             raise RuntimeError(delivery.error)
         return {"broadcast_s": delivery.seconds}
 
-    def warm() -> None:
+    def warm(self, room: float) -> None:
         """Let the learner touch the store's memory: the first time costs a page fault per 4 kB."""
-        held = [ray.get(learner.put.remote()) for _ in range(int(room * WARM / nbytes))]
+        held = [ray.get(self.learner.put.remote()) for _ in range(int(room * WARM / self.nbytes))]
         del held
         time.sleep(PAUSE)
 
-    warm()
-    ours(0)  # in which the sampler's parameters are laid out as they come
-    first = ours(0) | rays() | sent(0) | {"checksums_s": ray.get(learner.timed_checksums.remote())}
-    if ray.get(seated.holds.remote(Version(0, 0))) != combine(ray.get([learner.checksums.remote()])):
-        raise RuntimeError("what was broadcast is not what the learner holds")
-    measured = []
-    for turn in range(1, pairs + 1):
+    def first(self) -> dict[str, Any]:
+        """One turn that does not count, in which a sampler's parameters are laid out as they come."""
+        self.ours(0)
+        found = self.ours(0) | self.rays(0) | self.sent(0)
+        found["checksums_s"] = ray.get(self.learner.timed_checksums.remote())
+        if ray.get(self.seated.holds.remote(Version(0, 0))) != combine(ray.get([self.learner.checksums.remote()])):
+            raise RuntimeError("what was broadcast is not what the learner holds")
+        return found
+
+    def turn(self, step: int) -> dict[str, Any]:
+        """All sides once, every other time in reverse."""
         found: dict[str, Any] = {}
-        sides = (lambda t=turn: ours(t), rays, lambda t=turn: sent(t))
-        for side in sides if turn % 2 else reversed(sides):
-            found |= side()
+        sides = (self.ours, self.rays, self.sent)
+        for side in sides if step % 2 else reversed(sides):
+            found |= side(step)
             time.sleep(PAUSE)
-        measured.append(found)
-    for actor in (learner, sampler, seated):
-        ray.kill(actor)
+        return found
+
+    def end(self) -> None:
+        for actor in self.actors:
+            ray.kill(actor)
+
+
+def row(mb: float, pairs: int, room: float) -> dict[str, Any]:
+    """One size: `pairs` pairs in turn, after one that does not count. room: bytes of the store."""
+    sides = Sides(mb)
+    sides.warm(room)
+    first, measured = sides.first(), [sides.turn(step) for step in range(1, pairs + 1)]
+    sides.end()
     ratios = sorted((m["put_s"] + m["get_s"]) / (m["publish_s"] + m["load_s"]) for m in measured)
     walls = [(m["put_wall_s"] + m["get_s"]) / (m["publish_wall_s"] + m["load_s"]) for m in measured]
-    gains = sorted((m["publish_s"] + m["load_s"] + m["copy_s"]) / m["broadcast_s"] for m in measured)
+    gains = [(m["publish_s"] + m["load_s"] + m["copy_s"]) / m["broadcast_s"] for m in measured]
     names = ("publish_s", "load_s", "copy_s", "broadcast_s", "put_s", "get_s", "publish_wall_s", "put_wall_s")
     return {
         "mb": mb,
-        "bytes": nbytes,
-        "tensors": tensors,
-        "objects": buckets,
+        "bytes": sides.nbytes,
+        "tensors": sides.tensors,
+        "objects": sides.buckets,
         **{name: round(statistics.median(m[name] for m in measured), 5) for name in names},
         "ratio": round(statistics.median(ratios), 3),
         "ratios": [round(r, 3) for r in ratios],
