@@ -12,7 +12,7 @@ from torch import Tensor
 from flowbp_ray.learning.engine import Engine
 from flowbp_ray.messages import Version
 from flowbp_ray.weights.broadcast import Delivery, Sender, limits
-from flowbp_ray.weights.buckets import Blocks, Bucket, offsets
+from flowbp_ray.weights.buckets import Blocks, Bucket
 from flowbp_ray.weights.packing import PackedTensors, Place
 from flowbp_ray.weights.staging import Mark, host_buffer
 
@@ -75,7 +75,7 @@ class Broadcaster:
         held[number].copy_(array, non_blocking=True)
         Mark(self.device).wait()
         if len(self.places) == number:
-            starts, _ = offsets({name: self.blocks.nbytes[name] for name in bucket.names})
+            starts, _ = self.blocks.offsets(bucket)
             self.places.append(
                 {
                     name: (0, start, str(tensors[name].dtype).removeprefix("torch."), tuple(tensors[name].shape))

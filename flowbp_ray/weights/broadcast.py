@@ -27,7 +27,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from flowbp_ray.weights.buckets import Blocks, Bucket, offsets
+from flowbp_ray.weights.buckets import Blocks, Bucket
 from flowbp_ray.weights.group import Group, GroupBroken, first_line, own_address
 
 OK = "ok"
@@ -163,7 +163,7 @@ class Sender:
         size = self.blocks.size(bucket)
         if self.buffer is None or len(self.buffer) < size:
             self.buffer = torch.zeros(size, dtype=torch.uint8, device=self.device)
-        starts, _ = offsets({name: self.blocks.nbytes[name] for name in bucket.names})
+        starts, _ = self.blocks.offsets(bucket)
         for name, start in starts.items():
             tensor = tensors[name]
             place = self.buffer[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
@@ -173,7 +173,7 @@ class Sender:
 
 def lying(bucket: Bucket, tensors: Mapping[str, Tensor], blocks: Blocks) -> Tensor | None:
     """The bucket's array [bytes] uint8 as a view of its tensors' memory, if they lie in it as `blocks` says."""
-    starts, total = offsets({name: blocks.nbytes[name] for name in bucket.names})
+    starts, total = blocks.offsets(bucket)
     first = tensors[bucket.names[0]]
     storage, base = first.untyped_storage(), first.data_ptr()
     for name, start in starts.items():

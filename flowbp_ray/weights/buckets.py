@@ -75,17 +75,23 @@ def allocate_contiguous(
 
 
 @torch.no_grad()
+def move_together(parameters: Mapping[str, nn.Parameter], device: torch.device) -> Tensor:
+    """Move parameters of one device into one array [bytes] uint8 with the offsets of `offsets`; return it."""
+    whole, views = allocate_contiguous({name: (p.shape, p.dtype) for name, p in parameters.items()}, device)
+    for name, p in parameters.items():
+        views[name].copy_(p)
+        p.data = views[name]
+    return whole
+
+
+@torch.no_grad()
 def make_contiguous(parameters: Mapping[str, nn.Parameter]) -> None:
     """Move the parameters of each bucket into contiguous memory, from which they are published without a copy."""
     dense = {name: p for name, p in parameters.items() if p.is_contiguous()}
     for bucket in assign_buckets({name: p.nbytes for name, p in dense.items()}):
         own = {name: dense[name] for name in bucket.names}
         for device in {p.device for p in own.values()}:
-            here = {name: p for name, p in own.items() if p.device == device}
-            _, views = allocate_contiguous({name: (p.shape, p.dtype) for name, p in here.items()}, device)
-            for name, p in here.items():
-                views[name].copy_(p)
-                p.data = views[name]
+            move_together({name: p for name, p in own.items() if p.device == device}, device)
     for kind in {p.device.type for p in dense.values()}:  # once: where they lay before is of use to other processes
         release_cached(kind)
 
@@ -111,9 +117,13 @@ class Blocks:
         said = [[(name, self.nbytes[name]) for name in bucket.names] for bucket in self.buckets]
         return hashlib.sha256(repr(said).encode()).hexdigest()
 
+    def offsets(self, bucket: Bucket) -> tuple[dict[str, int], int]:
+        """The first byte of each tensor in the bucket's array, and the array's bytes."""
+        return offsets({name: self.nbytes[name] for name in bucket.names})
+
     def size(self, bucket: Bucket) -> int:
         """Bytes of the bucket's array."""
-        return offsets({name: self.nbytes[name] for name in bucket.names})[1]
+        return self.offsets(bucket)[1]
 
     @property
     def total(self) -> int:

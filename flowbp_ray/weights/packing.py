@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from flowbp_ray.messages import Packed, unpack
-from flowbp_ray.weights.buckets import ALIGNED, Blocks, allocate_contiguous
+from flowbp_ray.utils.device_memory import release_cached
+from flowbp_ray.weights.buckets import ALIGNED, Blocks, move_together
 from flowbp_ray.weights.staging import Download, Mark, Upload
 from flowbp_ray.weights.trainable import check_names, trained
 
@@ -241,12 +242,7 @@ class Receiver:
             self.arrays = []
             for bucket in blocks.buckets:
                 held = {name: own[name] for name in bucket.names}
-                kinds = {name: (p.shape, p.dtype) for name, p in held.items()}
-                whole, views = allocate_contiguous(kinds, next(iter(held.values())).device)
-                for name, p in held.items():
-                    views[name].copy_(p)
-                    p.data = views[name]
-                self.arrays.append(whole)
+                self.arrays.append(move_together(held, next(iter(held.values())).device))
             self.nbytes, self.fixed = sum(p.nbytes for p in own.values()), True
             _give_back(self.arrays)
         return blocks, self.arrays
@@ -266,9 +262,9 @@ class Receiver:
 
 
 def _give_back(arrays: Sequence[Tensor]) -> None:
-    """Return the memory in which the parameters lay before to the GPU, for other processes on it."""
-    if any(array.device.type == "cuda" for array in arrays):
-        torch.cuda.empty_cache()
+    """Return the memory in which the parameters lay before, for other processes of the GPU."""
+    for kind in {array.device.type for array in arrays}:
+        release_cached(kind)
 
 
 def _fitting(name: str, arrived: Tensor, own: Tensor) -> Tensor:
