@@ -18,7 +18,7 @@ from actors.encoder import RemoteEncoder
 from actors.errors import Ref, cause
 from actors.placement import Group, free, place
 from actors.process import Roles, actor_options
-from flowbp_ray.backbones.embeddings import EMPTY
+from flowbp_ray.backbones.embeddings import EMPTY, distinct_texts
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.messages import Encoded, EncodedPart
 from flowbp_ray.utils.errors import RunFailed
@@ -45,7 +45,7 @@ class Encoding:
     ) -> None:
         """texts: all prompts of the run by id. ids: those to encode, in the order of need. notify: takes a line."""
         self.notify, self.timeout = notify, config.cluster.stall_timeout
-        self.queue = distinct_texts(texts, ids)
+        self.queue = list(distinct_texts(texts, ids).items())
         self.parts: dict[int, Ref] = {}  # prompt id -> the part that holds it
         self.calls: dict[Ref, tuple[Ref, list[tuple[str, tuple[int, ...]]]]] = {}  # report of a call -> part, texts
         self.issued = self.done = 0  # texts
@@ -163,14 +163,6 @@ class Encoding:
     def _report(self) -> None:
         if self.complete and self.log is not None and self.encoded is not None:
             self.log.info("embeddings: %s", self.encoded.describe())
-
-
-def distinct_texts(texts: Sequence[str], ids: Sequence[int]) -> list[tuple[str, tuple[int, ...]]]:
-    """Each distinct text of the empty prompt and the prompts `ids`, in order, with all of `ids` that have it."""
-    found: dict[str, list[int]] = {"": [EMPTY]}
-    for i in ids:
-        found.setdefault(texts[i], []).append(i)
-    return [(text, tuple(same)) for text, same in found.items()]
 
 
 def next_size(count: int, seconds: float, nbytes: int, target: float) -> int:

@@ -9,7 +9,7 @@ import torch
 
 from flowbp_ray import prompts
 from flowbp_ray.backbones.base import uint8_images
-from flowbp_ray.backbones.embeddings import Embeddings, Encoded, build_encoder, distinct, encode_all
+from flowbp_ray.backbones.embeddings import Embeddings, Encoded, build_encoder, distinct_texts, encode_all
 from flowbp_ray.backbones.frozen import shared_base
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.control.selection import select
@@ -45,7 +45,7 @@ def fill_cache(config: RunConfig, texts: Sequence[str], advance: Callable[[int, 
         raise ValueError(
             f"encoder.gpus={config.encoder.gpus:g}, but there is no GPU here; write encoder.gpus=0, in the run as well"
         )
-    encoder, wanted = build_encoder(config), distinct(texts)
+    encoder, wanted = build_encoder(config), distinct_texts(texts, range(len(texts)))
     for done, text in enumerate(wanted, 1):
         encoder(text)
         if advance is not None:

@@ -135,17 +135,18 @@ class PackedEmbeddings:
 
 def encode_all(encode: Encode, prompts: Sequence[str], ids: Sequence[int] | None = None) -> Embeddings:
     """Encode the empty prompt and those of `prompts` that `ids` names (None: all), each distinct text once."""
-    encoded: dict[str, Conditioning] = {}
-    wanted = {EMPTY: ""} | {i: prompts[i] for i in (range(len(prompts)) if ids is None else ids)}
-    for text in wanted.values():
-        if text not in encoded:
-            encoded[text] = encode(text)
-    return Embeddings({i: encoded[text] for i, text in wanted.items()})
+    found: dict[int, Conditioning] = {}
+    for text, same in distinct_texts(prompts, range(len(prompts)) if ids is None else ids).items():
+        found |= dict.fromkeys(same, encode(text))
+    return Embeddings(found)
 
 
-def distinct(prompts: Sequence[str]) -> list[str]:
-    """The texts to encode: the empty prompt, then every other text once, in order."""
-    return list(dict.fromkeys(["", *prompts]))
+def distinct_texts(texts: Sequence[str], ids: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """The texts to encode, each with all its ids: the empty prompt, then those of `ids`, in order and once each."""
+    found: dict[str, list[int]] = {"": [EMPTY]}
+    for i in ids:
+        found.setdefault(texts[i], []).append(i)
+    return {text: tuple(same) for text, same in found.items()}
 
 
 def _stacked(parts: Sequence[Tensor]) -> Tensor:

@@ -13,10 +13,10 @@ import ray
 
 import actors.encoding
 from actors.encoder import EncoderActor
-from actors.encoding import PART_BYTES, Encoding, distinct_texts, has_room_beside, next_size
+from actors.encoding import PART_BYTES, Encoding, has_room_beside, next_size
 from actors.process import Roles
 from flowbp_ray import driver, prompts
-from flowbp_ray.backbones.embeddings import EMPTY, PackedEmbeddings
+from flowbp_ray.backbones.embeddings import EMPTY, PackedEmbeddings, distinct_texts
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.driver import Loop
 from flowbp_ray.messages import EncodedPart
@@ -28,7 +28,8 @@ from tests.small import local_digest, short_prompts, small_config
 
 def test_each_distinct_text_once_in_the_order_of_need_with_all_its_ids() -> None:
     texts = ["a", "b", "a", "", "c", "d"]
-    assert distinct_texts(texts, [4, 2, 3, 0]) == [("", (EMPTY, 3)), ("c", (4,)), ("a", (2, 0))]
+    found = list(distinct_texts(texts, [4, 2, 3, 0]).items())
+    assert found == [("", (EMPTY, 3)), ("c", (4,)), ("a", (2, 0))]
 
 
 def test_a_part_grows_until_a_call_takes_long_or_gives_much() -> None:
