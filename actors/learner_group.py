@@ -12,8 +12,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from actors import transport
 from actors.broadcasts import Broadcasts
-from actors.errors import LearnersLost as LearnersLost
-from actors.errors import Ref, cause, is_permanent
+from actors.errors import LearnersLost, Ref, cause, is_permanent
 from actors.learner import RemoteLearner
 from actors.pipeline import wait_for_any
 from actors.placement import Group, free, place, pool_of_pairs

@@ -57,6 +57,8 @@ def model_folder(family: str, folder: Path) -> Path:
     return folder
 
 
+UNKEPT = ("prompts", "reward", "linears")
+"""First words of keys for which `Costs` finds the values soon."""
 REWARDS: dict[tuple[Any, ...], Any] = {}
 """Rewards' models without weights, which are the same for all runs."""
 
@@ -70,11 +72,11 @@ class RecordedCosts(Costs):
         self.kept: dict[str, Any] = json.loads(FILE.read_text()) if FILE.is_file() else {}
 
     def once(self, key: tuple[Any, ...], find: Callable[[], Any]) -> Any:
-        """As in `Costs`; numbers of prompts and rewards' models are not kept, what these models compute is."""
-        if key[0] == "reward":
-            REWARDS.setdefault(key, super().once(key, lambda: REWARDS[key] if key in REWARDS else find()))
-        if key[0] in ("prompts", "reward") or key in self.known:
-            return super().once(key, find)
+        """As in `Costs`; what is no number of a trace is not kept in the file, rewards' models in this process."""
+        if key[0] == "reward" and key not in REWARDS:
+            REWARDS[key] = find()
+        if key[0] in UNKEPT or key in self.known:
+            return super().once(key, lambda: REWARDS[key] if key in REWARDS else find())
         name = f"{self.name} {key!r}"
         if name not in self.kept:
             assert self.record, f"{FILE.name} has no {name}; run python -m benchmarks.published"

@@ -10,9 +10,9 @@ from typing import Any
 
 from actors import transport
 from actors.cluster import connected, start_ray
+from actors.errors import LearnersLost
 from actors.fleet import Fleet
 from actors.judges import Judges
-from actors.learner_group import LearnersLost
 from actors.process import REAL, Roles
 from actors.ray_metrics import RayMetrics
 from actors.scaler import Scaler

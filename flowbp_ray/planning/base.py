@@ -12,8 +12,6 @@ from flowbp_ray.backbones.quantised import Quantization, quantised_bytes
 from flowbp_ray.config.sections import BackboneConfig
 from flowbp_ray.planning.costs import Costs
 
-LINEARS = ("linears",)
-
 
 @dataclass(frozen=True)
 class Linears:
@@ -36,10 +34,7 @@ class Linears:
 
 def linears_of(costs: Costs) -> Linears:
     """The linear layers of the model of `costs`, counted once."""
-    if LINEARS not in costs.known:
-        costs.known[LINEARS] = Linears.of(costs.backbone.skeleton())
-    found: Linears = costs.known[LINEARS]
-    return found
+    return costs.once(("linears",), lambda: Linears.of(costs.backbone.skeleton()))
 
 
 def base_bytes(model: BackboneConfig, transformer: int, linears: Linears | None) -> int:
