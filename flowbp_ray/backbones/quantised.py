@@ -13,12 +13,13 @@ keeps each dense weight from the forward to the backward.
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
+
+from flowbp_ray.utils.errors import need_package
 
 Quantization = Literal["int8", "nf4"]
 BLOCK = 64
@@ -108,10 +109,8 @@ def quantised_bytes(weight: torch.Size, kind: Quantization) -> int:
 
 def check_library(kind: Quantization | None) -> None:
     """Raises ValueError if quantisation is wanted and its library is not installed."""
-    if kind and importlib.util.find_spec("bitsandbytes") is None:
-        raise ValueError(
-            f"backbone.quantization={kind} needs bitsandbytes; install it with pip install 'flowbp-ray[quant]'"
-        )
+    if kind:
+        need_package(f"backbone.quantization={kind}", "bitsandbytes", "quant")
 
 
 def _library() -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flowbp_ray.config.learners import OptimizerConfig, ScheduleConfig
+from flowbp_ray.utils.errors import need_package
 
 
 def adamw(parameters: list[nn.Parameter], config: OptimizerConfig, device: str) -> torch.optim.Optimizer:
@@ -39,11 +39,8 @@ SMALLEST_QUANTISED = 4096
 
 def check_moments(config: OptimizerConfig) -> None:
     """Raises ValueError where the library is missing that `moments` needs."""
-    if config.moments == "int8" and importlib.util.find_spec("bitsandbytes") is None:
-        raise ValueError(
-            "learners.optimizer.moments=int8 needs bitsandbytes; run pip install 'flowbp-ray[quant]', or write "
-            "learners.optimizer.moments=fp32"
-        )
+    if config.moments == "int8":
+        need_package("learners.optimizer.moments=int8", "bitsandbytes", "quant")
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -5,7 +5,6 @@ Human Preference Score v2 (Wu et al., arXiv 2306.09341) and its released scorer,
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from flowbp_ray.rewards.embedding import Embedder, tower_dtype
 from flowbp_ray.rewards.files import check_file, fill, read_checkpoint
 from flowbp_ray.rewards.preprocess import padded_pixels
 from flowbp_ray.rewards.skeleton import VIT_H_14, Skeleton, clip_skeleton
-from flowbp_ray.utils.errors import nearest
+from flowbp_ray.utils.errors import nearest, need_package
 
 WHAT = "HPSv2.1's checkpoint HPS_v2.1_compressed.pt, from xswu/HPSv2 on Hugging Face"
 
@@ -63,8 +62,7 @@ class HPSv2:
         """Raise ValueError for what `HPSv2(...)` would refuse, without loading anything."""
         check_file("hpsv2", "path", path, WHAT)
         tower_dtype("hpsv2", dtype)
-        if importlib.util.find_spec("open_clip") is None:
-            raise ValueError("reward 'hpsv2' needs open-clip-torch; install it with pip install 'flowbp-ray[hps]'")
+        need_package("reward 'hpsv2'", "open-clip-torch", "hps")
 
     @staticmethod
     def skeleton(architecture: str, dtype: str) -> Skeleton | None:

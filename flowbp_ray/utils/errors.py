@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 from typing import Any
 
 MOST_SHOWN = 40  # names in a message
+MODULES = {"open-clip-torch": "open_clip"}  # packages whose module has another name
 
 
 class RunFailed(RuntimeError):
@@ -22,6 +24,12 @@ class Stalled(RunFailed):
 
 class ConfigError(ValueError):
     """A user's input is invalid; the message says what to write instead."""
+
+
+def need_package(what: str, package: str, extra: str) -> None:
+    """Raise ValueError if `package` (of PyPI), which `what` needs, is not installed; `extra` of this package has it."""
+    if importlib.util.find_spec(MODULES.get(package, package)) is None:
+        raise ValueError(f"{what} needs {package}; install it with pip install 'flowbp-ray[{extra}]'")
 
 
 def nearest(word: str, known: list[str], what: str) -> str:
