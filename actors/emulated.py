@@ -28,10 +28,9 @@ from flowbp_ray.messages import (
     RolloutReport,
     Scored,
     StepReport,
-    TensorChecksum,
     Version,
-    combine,
 )
+from flowbp_ray.utils.checksums import TensorChecksum, combine
 
 DTYPES = {2: ("uint16", "bfloat16"), 4: ("float32", "float32")}
 

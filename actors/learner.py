@@ -15,7 +15,7 @@ import ray
 from flowbp_ray.backbones.embeddings import PackedEmbeddings
 from flowbp_ray.config.learners import LearnersConfig
 from flowbp_ray.config.schema import RunConfig
-from flowbp_ray.messages import Packed, Rollout, StepReport, TensorChecksum, Version
+from flowbp_ray.messages import Optimality, Packed, Rollout, StepReport, Version
 from flowbp_ray.utils.addresses import free_port
 from flowbp_ray.utils.tracing import span
 from flowbp_ray.weights.packing import PackedTensors

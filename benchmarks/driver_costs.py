@@ -30,8 +30,9 @@ from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.benching.emulation import Emulation
 from flowbp_ray.benching.simulate import DriverCosts
 from flowbp_ray.config import loading
-from flowbp_ray.messages import Item, Packed, Version, combine
+from flowbp_ray.messages import Item, Packed, Version
 from flowbp_ray.rollout.items import ItemSource
+from flowbp_ray.utils.checksums import combine
 
 ALONE = ["learners.engine=torch", "learners.count=1", "learners.micro_batch=2"]
 NOTHING = Emulation(0, 0, 0, 0, 0, 0, (1,), 2, 1, 8, 8, ("reward",), False, False)

@@ -6,7 +6,6 @@ Only `pack` and `unpack` import torch, so a process can read messages without it
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -87,7 +86,7 @@ class Version:
 class Fault:
     """Describes a value that is not finite.
 
-    what: "velocity", "base velocity", "learner velocity", "score", "cotangent" or "gradient".
+    what: "velocity", "base velocity", "old velocity", "learner velocity", "score", "cotangent" or "gradient".
     """
 
     what: str
@@ -109,7 +108,8 @@ class Item:
     """One micro-batch of fixed composition. It determines its `Rollout` bit for bit, whichever process executes it.
 
     prompt_ids, samples: one entry per row; `samples` are global sample indices within the step and key the noise.
-    plans: one per row; empty for an evaluation, which needs only the finished latents.
+    plans: one per row; empty for an evaluation, which needs only the finished latents. times: per row, the nodes at
+    whose noise the finished sample is noised again for terms without gradient (see `surrogate.nft`); empty without any.
     """
 
     purpose: str  # "train" or the name of an evaluation; not part of any random stream's key
@@ -122,6 +122,7 @@ class Item:
     num_steps: int
     guidance: float
     version: Version
+    times: tuple[tuple[int, ...], ...] = ()
 
     @property
     def rows(self) -> int:
@@ -133,13 +134,17 @@ class Rollout:
     """The part of a rollout that a learner needs: states [R, ...], sample-major, in the order of `gather_states`.
 
     velocities: with the drift meter on, the cached velocities at those states, to compare the learner's with.
-    base: with a base penalty, the base model's velocities at those states.
+    base: with a base penalty, the base model's velocities at those states; without any state, at the noised samples.
+    finished, old: with `item.times`, the samples x0 [rows, ...], and the velocities of the policy that drew them at the
+    noised samples [rows · times, ...], sample-major.
     """
 
     item: Item
     states: Packed
     velocities: Packed | None = None
     base: Packed | None = None
+    finished: Packed | None = None
+    old: Packed | None = None
 
 
 @dataclass(frozen=True)
@@ -147,8 +152,9 @@ class RolloutReport:
     """The small part of a rollout, which the driver reads. omega, residuals and kept have one entry per row.
 
     kept: False for a row beyond its plan's `max_distance` and for a row with a fault.
-    item_bytes: of the pickled item. state_bytes, velocity_bytes, base_bytes, target_bytes: of the states, the drift
-    meter's velocities, the base model's velocities and the targets that the sampler returns.
+    item_bytes: of the pickled item. state_bytes, velocity_bytes, base_bytes, target_bytes, forward_bytes: of the
+    states, the drift meter's velocities, the base model's velocities, the targets, and the samples and velocities for
+    terms without gradient, all of which the sampler returns.
     weight_bytes, embedding_bytes: received by the sampler since its last report. Embeddings come once, not per item.
     fingerprint: of the weights that the sampler held (see `flowbp_ray.weights.fingerprint`).
     """
@@ -170,6 +176,7 @@ class RolloutReport:
     embedding_bytes: int = 0
     fingerprint: str = ""
     faults: tuple[Fault, ...] = ()
+    forward_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -227,6 +234,9 @@ class StepReport:
 
     grad_norm: global, before clipping; if it is not finite, nothing was updated. drift: per row, with the drift meter.
     base_distance: per row, with a base penalty: the mean squared difference from the base model's velocities.
+    forward_loss, old_distance, signal: per row, with terms without gradient: their loss, the mean squared difference
+    from the sampling policy's velocities, and the squared norm of the loss's cotangents by the optimality, the mean and
+    the sum over the times; NaN for a row that was left out.
     """
 
     step: int
@@ -241,6 +251,22 @@ class StepReport:
     base_distance: tuple[float, ...] = ()
     faults: tuple[Fault, ...] = ()
     timings: Mapping[str, float] = field(default_factory=dict)
+    forward_loss: tuple[float, ...] = ()
+    old_distance: tuple[float, ...] = ()
+    signal: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Optimality:
+    """What the terms without gradient say of a learner rank's rows, for the loss of `surrogate.nft`.
+
+    rows: r in [0, 1], the mean over the terms by their weights; NaN for a row that teaches nothing and is left out.
+    weight: the sum of the terms' weights. slots: rows that every rank computes, those that only pad included.
+    """
+
+    rows: tuple[float, ...]
+    weight: float
+    slots: int
 
 
 @dataclass(frozen=True)
@@ -272,25 +298,3 @@ class EncodedPart:
     encoded: Encoded
     nbytes: int
     seconds: float
-
-
-@dataclass(frozen=True)
-class TensorChecksum:
-    """One rank's checksum of one tensor. shape, dtype: of the whole tensor; value: of the rank's own fragments."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    value: int
-
-    @classmethod
-    def of(cls, tensor: Tensor, value: int) -> TensorChecksum:
-        return cls(tuple(tensor.shape), str(tensor.dtype), value)
-
-
-def combine(ranks: Sequence[Mapping[str, TensorChecksum]]) -> str:
-    """Combine the ranks' checksums into the fingerprint of the weights (16 hex digits), whatever the names' order."""
-    lines = []
-    for name, first in sorted(ranks[0].items()):
-        value = (sum(rank[name].value for rank in ranks) + (1 << 63)) % (1 << 64) - (1 << 63)
-        lines.append(f"{name} {first.shape} {first.dtype} {value}")
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

@@ -97,7 +97,7 @@ def _check_device(name: str) -> None:
 def check_trainable(name: str) -> None:
     """Raise ValueError where the factory says `differentiable = False`: its scores have no gradient to train on."""
     if not getattr(factory(name), "differentiable", True):
-        raise ValueError(f"reward {name!r} has no gradient and cannot be among rewards.terms; write it under monitors")
+        raise ValueError(f"reward {name!r} has no gradient and cannot be backpropagated; write gradient: none in its term")
 
 
 def check_prompts(name: str, options: Mapping[str, Any], texts: Sequence[str]) -> None:

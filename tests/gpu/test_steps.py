@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from flowbp_ray.local import LocalLoop
-from flowbp_ray.messages import Version, combine
+from flowbp_ray.messages import Version
+from flowbp_ray.utils.checksums import combine
 from tests.conftest import Saved
 from tests.gpu import standin
 from tests.gpu.runs import (
