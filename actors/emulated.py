@@ -23,6 +23,7 @@ from flowbp_ray.messages import (
     EncodedPart,
     Evaluated,
     Item,
+    Optimality,
     Packed,
     Rollout,
     RolloutReport,
@@ -175,7 +176,12 @@ class EmulatedLearner(Process):
         return socket.gethostname()
 
     def step(
-        self, step: int, factors: Sequence[float], shares: Sequence[float], *messages: Rollout | Packed
+        self,
+        step: int,
+        factors: Sequence[float],
+        shares: Sequence[float],
+        optimality: Optimality | None,
+        *messages: Rollout | Packed,
     ) -> StepReport:
         wait, rows = Wait(), len(factors)
         rollouts = [message for message in messages if isinstance(message, Rollout)]

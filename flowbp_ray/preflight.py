@@ -52,7 +52,7 @@ def check(config: RunConfig) -> Checked:
     train, held_out = read_prompts(config)
     agreed = handshake.check(config)
     if not config.rewards.url:  # remote servers have checked their own rewards
-        check_rewards(config.rewards, [record.text for record in held_out])
+        check_rewards(config.rewards, [record.text for record in held_out], [record.text for record in train])
     judges.check(config.judges)
     cache = cache_folder(config.encoder.cache)
     for part in (backbone.base_folder / "transformer", backbone.base_folder / "vae", *backbone.encoder_parts()):

@@ -39,18 +39,18 @@ def check_nft(
     sampling = isinstance(method.active, Inactive)
     if sampling and rewards.differentiable:
         raise ValueError(
-            f"rewards.terms has {rewards.differentiable[0].name!r}, which needs a method to be backpropagated by; write "
-            "method.name=flowbp_sparse, or gradient: none in the term"
+            f"rewards.terms has {rewards.differentiable[0].name!r}, which needs a method to be backpropagated by; "
+            "write method.name=flowbp_sparse, or gradient: none in the term"
         )
     if nft.policy == "average" and not average:
-        raise ValueError("nft.policy=average needs an average; write learners.ema.decay=0.5 and learners.ema.ramp=0.001")
+        raise ValueError(
+            "nft.policy=average needs an average; write learners.ema.decay=0.5 and learners.ema.ramp=0.001"
+        )
     if not rewards.scored:
         return
     name = rewards.scored[0].name
     if not sampling and not rewards.differentiable:
-        raise ValueError(
-            f"no term has a gradient for the method to use ({name} has gradient: none); write method=null"
-        )
+        raise ValueError(f"no term has a gradient for the method to use ({name} has gradient: none); write method=null")
     if not isinstance(method.target, Sample):
         raise ValueError(
             f"{name!r} (gradient: none) scores finished images, but method's target is {method.target.kind}; write a "

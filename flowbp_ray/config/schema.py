@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from flowbp_ray.config.learners import LearnersConfig
 from flowbp_ray.config.method import build_method
 from flowbp_ray.config.nft import NftConfig, check_drift, check_nft
-from flowbp_ray.config.one_card import check_one_card, in_pairs
+from flowbp_ray.config.one_card import check_one_card, share_a_gpu
 from flowbp_ray.config.rewards import RewardsConfig
 from flowbp_ray.config.sections import (
     BackboneConfig,
@@ -138,36 +137,15 @@ def check_together(config: RunConfig) -> None:
     _check_batch(config)
     _check_engine(config)
     _check_gpus(config)
-    check_nft(config.rewards, config.surrogate(), config.nft, config.data, config.backbone, config.learners.ema is not None)
+    check_nft(
+        config.rewards, config.surrogate(), config.nft, config.data, config.backbone, config.learners.ema is not None
+    )
     check_drift(config.surrogate(), config.drift)
     check_one_card(config.backbone, config.learners, config.samplers, config.cluster, config.staleness)
     _check_transport(config)
     _check_scaling(config)
     _check_guard(config)
     _check_judges(config)
-
-
-def share_a_gpu(plain: Any) -> Any:
-    """The plain tree; with cluster.colocate `gpus` of samplers, rewards and learners are parts of one GPU.
-
-    They are equal here, where the model is not known; `flowbp_ray.planning.colocation` replaces them by what is needed.
-    """
-    if (
-        not isinstance(plain, dict)
-        or not isinstance(plain.get("cluster"), dict)
-        or not plain["cluster"].get("colocate")
-    ):
-        return plain
-    if plain["cluster"]["colocate"] == "pairs":
-        return in_pairs(plain)
-    roles = {role: plain.get(role) or {} for role in ("samplers", "rewards", "learners")}
-    try:
-        here = {role: keys for role, keys in roles.items() if not keys.get("url")}
-        processes = sum(keys.get("max") or keys.get("count", 1) for keys in here.values())
-        part = max(0.001, math.floor(1000 / processes) / 1000)  # Ray counts in ten-thousandths
-    except (AttributeError, TypeError, ZeroDivisionError):  # which validation will name
-        return plain
-    return plain | {role: {**keys, "gpus": part} for role, keys in here.items()}
 
 
 def _check_batch(config: RunConfig) -> None:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from flowbp_ray.config.learners import LearnersConfig
 from flowbp_ray.learning.optim import Ema, adamw, require_ema, set_rate
-from flowbp_ray.utils.checksums import TensorChecksum
 from flowbp_ray.utils import accelerator
+from flowbp_ray.utils.checksums import TensorChecksum
 from flowbp_ray.weights.buckets import Bucket, allocate_contiguous, make_contiguous
 from flowbp_ray.weights.fingerprint import checksum
 from flowbp_ray.weights.trainable import trained

@@ -55,7 +55,9 @@ class ForwardSweep:
         active = [b for b, r in enumerate(optimality.rows) if not math.isnan(r)]
         self.real = [b * self.per_row + k for b in active for k in range(self.per_row)]
         self.order = self.real + [self.real[0] if self.real else 0] * (optimality.slots - len(self.real))
-        self.values: list[Tensor] = []  # per forward [4, r]: loss, squares to the old policy, signal, squares to the base
+        self.values: list[
+            Tensor
+        ] = []  # per forward [4, r]: loss, squares to the old policy, signal, squares to the base
         self.finite: list[Tensor] = []
 
     def run(self, velocity: Velocity, scale: Tensor, backward: Backward) -> None:
@@ -112,8 +114,8 @@ class ForwardSweep:
         return len(self.order) - len(self.real)
 
     def per_sample(self) -> tuple[tuple[float, ...], ...]:
-        """Per row: its loss, and the squared distance to the old policy's velocities (means over the times), the squared
-        norm of d cotangent / d r (their sum), and the squared distance to the base's; NaN for a row left out."""
+        """Per row: its loss, the squared distance to the old policy's velocities, the squared norm of d cotangent/d r,
+        and the squared distance to the base's: means over the times, of the third the sum. NaN for a row left out."""
         rows = len(self.where)
         result = torch.full((4, rows), math.nan)
         if self.real:

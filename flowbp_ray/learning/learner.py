@@ -29,6 +29,7 @@ from flowbp_ray.surrogate import Method, Plan, append_dims
 from flowbp_ray.surrogate.backward import SweepReport, sweep
 from flowbp_ray.surrogate.penalty import base_penalty
 from flowbp_ray.surrogate.trajectory import Velocity
+from flowbp_ray.utils.checksums import TensorChecksum
 from flowbp_ray.utils.digest import digest_of_parts
 from flowbp_ray.utils.tracing import span
 from flowbp_ray.weights import trainable
@@ -51,7 +52,7 @@ class Learner:
         seed: int = 0,
         rank: int = 0,
         base: nn.Module | None = None,
-        nft: NftConfig = NftConfig(),
+        nft: NftConfig | None = None,
     ) -> None:
         """embeddings: may be set later, before each step those of its prompts. batch: rows of the global batch.
         nft: how terms without gradient are learned.
@@ -61,7 +62,7 @@ class Learner:
         base: a loaded base on the learner's device, whose tensors are used and not changed.
         """
         self.model, self.config, self.steps, self.batch = backbone, learners, steps, batch
-        self.nft, self.rank, self.embeddings = nft, rank, embeddings or Embeddings({})
+        self.nft, self.rank, self.embeddings = nft or NftConfig(), rank, embeddings or Embeddings({})
         self.backbone = build_backbone(backbone)
         self.sigmas = self.backbone.sigmas(backbone.num_steps, backbone.height, backbone.width)
         self.terms = method.max_terms(backbone.num_steps).terms

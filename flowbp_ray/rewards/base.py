@@ -39,6 +39,7 @@ REWARDS: dict[str, str] = {
     "pickscore": "flowbp_ray.rewards.pickscore:PickScore",
     "shapes_clip": "flowbp_ray.rewards.shapes_clip:ShapesClip",
     "shapes_clip_heldout": "flowbp_ray.rewards.shapes_clip:ShapesClipHeldout",
+    "shapes_verifier": "flowbp_ray.rewards.shapes_verifier:ShapesVerifier",
 }
 """Name -> "module:factory". Strings, so that the packages that one reward needs are imported only where it is used."""
 
@@ -97,7 +98,9 @@ def _check_device(name: str) -> None:
 def check_trainable(name: str) -> None:
     """Raise ValueError where the factory says `differentiable = False`: its scores have no gradient to train on."""
     if not getattr(factory(name), "differentiable", True):
-        raise ValueError(f"reward {name!r} has no gradient and cannot be backpropagated; write gradient: none in its term")
+        raise ValueError(
+            f"reward {name!r} has no gradient and cannot be backpropagated; write gradient: none in its term"
+        )
 
 
 def check_prompts(name: str, options: Mapping[str, Any], texts: Sequence[str]) -> None:

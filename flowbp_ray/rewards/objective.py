@@ -106,7 +106,9 @@ def score_and_cotangent(
     return Objective(
         scores={
             name: s.unflatten(0, (batch, branches))
-            for name, s in zip([*(t.name for t, _ in rewards), *(n for n, _ in scored)], [*scores, *further], strict=True)
+            for name, s in zip(
+                [*(t.name for t, _ in rewards), *(n for n, _ in scored)], [*scores, *further], strict=True
+            )
         },
         losses=losses,
         cotangent=cotangent if separate else cotangent[0],
@@ -157,7 +159,11 @@ def _part(
 
 
 def _only_scored(
-    target: Tensor, decode: Decode, prompts: Sequence[str], scored: Sequence[tuple[str, Reward]], micro_batch: int | None
+    target: Tensor,
+    decode: Decode,
+    prompts: Sequence[str],
+    scored: Sequence[tuple[str, Reward]],
+    micro_batch: int | None,
 ) -> Objective:
     """Scores alone, of target [B, 1, C, h, w]."""
     flat, batch = target.detach().flatten(0, 1), len(target)
@@ -167,7 +173,9 @@ def _only_scored(
             rows = slice(start, start + (micro_batch or len(flat)))
             images = decode(flat[rows])
             parts.append([_without_gradient(n, reward, images, list(prompts[rows])) for n, reward in scored])
-    scores = torch.stack([torch.cat(column) for column in zip(*parts, strict=True)]) if scored else flat.new_zeros(0, batch)
+    scores = (
+        torch.stack([torch.cat(column) for column in zip(*parts, strict=True)]) if scored else flat.new_zeros(0, batch)
+    )
     return Objective(
         scores={name: s.unsqueeze(1) for (name, _), s in zip(scored, scores, strict=True)},
         losses=torch.zeros(batch),

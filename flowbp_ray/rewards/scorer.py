@@ -128,10 +128,15 @@ def _options(reward: RewardConfig, rewards: RewardsConfig) -> dict[str, Any]:
     return with_dtype(base.factory(reward.factory), reward.options, rewards.precision)
 
 
-def check_rewards(rewards: RewardsConfig, evaluated: Sequence[str] = ()) -> None:
-    """Raises ValueError for a reward that could not be built here, or judge the prompts of the evaluations."""
+def check_rewards(rewards: RewardsConfig, evaluated: Sequence[str] = (), trained: Sequence[str] = ()) -> None:
+    """Raises ValueError for a reward that could not be built here, or judge the prompts.
+
+    evaluated: prompts of the evaluations, for all. trained: those of the training, for terms.
+    """
+    terms = {term.name for term in rewards.terms}
     for reward in rewards.all:
         base.check(reward.factory, _options(reward, rewards), rewards.device)
-        base.check_prompts(reward.factory, reward.options, list(evaluated))
+        texts = [*evaluated, *(trained if reward.name in terms else ())]
+        base.check_prompts(reward.factory, reward.options, texts)
     for term in rewards.differentiable:
         base.check_trainable(term.factory)

@@ -48,7 +48,9 @@ def noised(x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
     return (1.0 - t) * x0 + t * eps
 
 
-def forward_loss(v: Tensor, v_old: Tensor, target: Tensor, t: Tensor, r: Tensor, beta: float, clip: float) -> ForwardLoss:
+def forward_loss(
+    v: Tensor, v_old: Tensor, target: Tensor, t: Tensor, r: Tensor, beta: float, clip: float
+) -> ForwardLoss:
     """The loss of the module docstring at R states. No gradient flows through the result; nothing waits for a GPU.
 
     v, v_old, target (ε − x0): [R, ...]. t, r: [R]. beta: β, clip: c.
