@@ -10,7 +10,7 @@ from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.judges import preflight as judges
 from flowbp_ray.learning.optim import check_moments
-from flowbp_ray.prompts import PromptRecord, drawn, read_prompts
+from flowbp_ray.prompts import Needs, PromptRecord, read_prompts
 from flowbp_ray.rewards.remote import handshake
 from flowbp_ray.rewards.scorer import check_rewards
 from flowbp_ray.run.folder import Run
@@ -32,10 +32,10 @@ class Checked:
         """All prompts in the order of their ids: the training prompts, then the evaluation prompts."""
         return [record.text for record in (*self.training, *self.held_out)]
 
-    def drawn(self, run: Run) -> list[int]:
-        """The ids of the prompts that `run` draws from its newest checkpoint on, in the order of need."""
+    def needs(self, run: Run) -> Needs:
+        """The prompts that `run` draws from its newest checkpoint on."""
         first = max(run.checkpoints.steps(), default=0)
-        return drawn(run.config, len(self.training), len(self.held_out), first)
+        return Needs(run.config, len(self.training), len(self.held_out), first)
 
 
 def check(config: RunConfig) -> Checked:

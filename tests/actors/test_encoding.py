@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import ray
 
-import actors.encoding
+import actors.encoder_process
 from actors.encoder import EncoderActor
-from actors.encoding import PART_BYTES, Encoding, has_room_beside, next_size
+from actors.encoder_process import has_room_beside
+from actors.encoding import PART_BYTES, Encoding, next_size
 from actors.process import Roles
 from flowbp_ray import driver, prompts
 from flowbp_ray.backbones.embeddings import EMPTY, PackedEmbeddings, distinct_texts
@@ -46,7 +47,7 @@ def looked_at(loop: Loop, step: int) -> tuple[int, int, int, int]:
     encoding.finish()
     assert encoding.encoded is not None and len(encoding.queue) == encoding.encoded.encoded
     left = {i for s in range(step, config.steps) for i in prompts.ids_of_step(loop.source.prompt_count, 4, s, 42)}
-    assert sorted(encoding.parts) == [EMPTY, *sorted(left)]
+    assert sorted(encoding.parts) == sorted({"", *(encoding.texts[i] for i in left)})
     parts: list[PackedEmbeddings] = ray.get(list(dict.fromkeys(encoding.parts.values())))
     return encoding.encoded.encoded, encoding.encoded.nbytes, sum(part.nbytes for part in parts), len(encoding.parts)
 
@@ -90,7 +91,7 @@ def test_the_first_step_does_not_wait_for_the_prompts_of_the_last(local_ray: Any
         at.append(loop.fleet.encoding.done)
         (tmp_path / "go").touch()
 
-    with instead(actors.encoding, "RemoteEncoder", Held), before_step(1, let_go):
+    with instead(actors.encoder_process, "RemoteEncoder", Held), before_step(1, let_go):
         run, _ = driver.train(config)
     drawn = len(prompts.drawn(config, len(prompts.load(config.data.prompts)), 0))
     assert 1 + 4 <= at[0] < 1 + drawn
@@ -122,7 +123,7 @@ def test_a_gpu_encodes_beside_training_only_where_all_have_one(monkeypatch: pyte
 @pytest.mark.ray
 def test_an_encoder_that_does_not_answer_ends_the_run(local_ray: Any, tmp_path: Path) -> None:
     config = small_config(tmp_path, "flowbp_sparse", "cluster.stall_timeout=1", "cluster.placement_timeout=60")
-    encoding = Encoding(config, ["a red circle"], [0], Roles(encoder=ray.remote(Stuck)))
+    encoding = Encoding(config, ["a red circle"], prompts.Needs(config, 1), Roles(encoder=ray.remote(Stuck)))
     try:
         with pytest.raises(RunFailed, match="the encoder did not answer within 1 s"):
             encoding.finish()
