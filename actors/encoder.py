@@ -1,4 +1,4 @@
-"""The encoder process: it encodes each distinct prompt once, or reads it from the cache. A reader only does the latter."""
+"""The encoder process: it encodes each distinct prompt once, or reads it from the cache; and one that only reads."""
 
 from __future__ import annotations
 

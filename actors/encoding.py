@@ -228,8 +228,7 @@ class Encoding:
 
     def _start(self) -> Any:
         """The process: the encoder, or a reader where the cache has every prompt."""
-        folder = self.encoded.folder if self.encoded is not None and self.complete else None
-        return self.process.start(folder, self.node)
+        return self.process.start(self.encoded.folder if self.encoded and self.complete else None, self.node)
 
     def _call(self) -> None:
         """Keep the encoder busy, one call running and one waiting, as long as there is something to do."""
@@ -254,9 +253,8 @@ class Encoding:
 
     def _is_spare(self) -> bool:
         """Whether the process has nothing to do any more, or a reader could do it with less."""
-        loaded = self.encoded is not None and self.encoded.encoded > 0
-        heavy = not self.process.reads and (loaded or self.config.encoder.gpus > 0)
-        return self.to_end or not self.cached or heavy
+        loaded = self.config.encoder.gpus > 0 or (self.encoded is not None and self.encoded.encoded > 0)
+        return self.to_end or not self.cached or (loaded and not self.process.reads)
 
     def _again(self, call: Call, error: RayError) -> None:
         """Build the process again, and repeat its calls. Raises RunFailed after `cluster.tries` failures in a row."""

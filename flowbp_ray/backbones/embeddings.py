@@ -143,7 +143,8 @@ def encode_all(encode: Encode, prompts: Sequence[str], ids: Sequence[int] | None
     """Encode the empty prompt and those of `prompts` that `ids` names (None: all), each distinct text once."""
     found: dict[int, Conditioning] = {}
     for text, same in distinct_texts(prompts, range(len(prompts)) if ids is None else ids).items():
-        found |= dict.fromkeys(same, {name: tensor.clone() for name, tensor in encode(text).items()})
+        kept = {name: tensor.clone() for name, tensor in encode(text).items()}
+        found |= dict.fromkeys(same, kept)
     return Embeddings(found)
 
 

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 
 import actors.encoder_process
+import actors.encoding
 from actors.encoder import EncoderActor
 from actors.encoder_process import has_room_beside
 from actors.encoding import PART_BYTES, Encoding, next_size
+from actors.learner_group import LearnerGroup
 from actors.process import Roles
 from flowbp_ray import driver, prompts
 from flowbp_ray.backbones.embeddings import EMPTY, PackedEmbeddings, distinct_texts
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.driver import Loop
-from flowbp_ray.messages import EncodedPart
+from flowbp_ray.messages import EncodedPart, Packed, ScoredItem
 from flowbp_ray.utils.errors import RunFailed
+from tests import clients
 from tests.driver.chaos import before_step
 from tests.driver.faulty import instead
 from tests.small import local_digest, short_prompts, small_config
@@ -129,3 +134,113 @@ def test_an_encoder_that_does_not_answer_ends_the_run(local_ray: Any, tmp_path: 
             encoding.finish()
     finally:
         encoding.end()
+
+
+class Nodes:
+    """One node at a time that joins the private Ray, with room for the encoder only."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        room = ["--num-cpus=0", "--num-gpus=0", '--resources={"encoding": 1}', "--object-store-memory=100000000"]
+        address = f"--address={ray.get_runtime_context().gcs_address}"
+        command = [clients.BIN / "ray", "start", "--block", "--disable-usage-stats", address, *room]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while not ray.cluster_resources().get("encoding"):
+            assert self.process.poll() is None
+            time.sleep(0.1)
+
+    def end(self) -> None:
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait()
+
+    def replace(self) -> None:
+        """End the node with all that it holds, and start another one."""
+        self.end()
+        while ray.cluster_resources().get("encoding"):
+            time.sleep(0.1)
+        self.start()
+
+
+@pytest.fixture
+def nodes(local_ray: Any) -> Iterator[Nodes]:
+    made = Nodes()
+    made.start()
+    try:
+        yield made
+    finally:
+        made.end()
+
+
+class Large(EncoderActor):
+    """Adds to each part a prompt that nobody asks for, with so many bytes that Ray does not keep the part inline."""
+
+    def add(self, texts: Sequence[str], ids: Sequence[tuple[int, ...]]) -> tuple[EncodedPart, PackedEmbeddings]:
+        report, part = super().add(texts, ids)
+        more = {"none": Packed(np.zeros(2**20, np.uint8), "uint8")}
+        return report, PackedEmbeddings((*part.ids, (-2,)), (*part.tensors, more))
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(("cache", "beside"), [(True, True), (True, False), (False, True), (False, False)])
+def test_a_window_of_steps_is_held_and_the_bits_are_the_same(
+    local_ray: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: bool, beside: bool
+) -> None:
+    """Two epochs of twelve prompts in six steps. Without a cache a second epoch must not encode again."""
+    kept = f"encoder.cache={tmp_path / 'cache' if cache else 'null'}"
+    file = f"data.prompts={short_prompts(tmp_path, 12)}"
+    config = small_config(tmp_path, "flowbp_sparse", "steps=6", "encoder.ahead=1", kept, file)
+    monkeypatch.setattr(actors.encoding, "has_room_beside", lambda config: beside)
+    monkeypatch.setattr(actors.encoding, "CALL_SECONDS", 1e-6)  # a prompt a call
+    held: list[set[str]] = []
+    texts = [record.text for record in prompts.load(config.data.prompts)]
+
+    def look(loop: Loop) -> None:
+        encoding = loop.fleet.encoding
+        encoding.finish()
+        held.append(set(encoding.parts) - {""})
+        assert encoding.encoded is not None and encoding.encoded.encoded == 13
+        assert encoding.process.reads == cache and (encoding.process.actor is None) == (not cache)
+
+    with before_step(4, look):
+        _, summary = driver.train(config)
+    assert summary["weights_sha256"] == local_digest(config)
+    window = {texts[i] for step in (3, 4) for i in prompts.ids_of_step(12, 4, step, 42)}  # step 3 is the last collected
+    assert held == [window] if cache else [set(texts)]
+
+
+@pytest.mark.ray
+def test_the_end_of_the_encoders_node_changes_no_bit(nodes: Nodes, tmp_path: Path) -> None:
+    """Before step 1 the node dies with the encoder and the parts of that step.
+
+    Before the learner gets the parts of step 2, they have been encoded again and are lost again.
+    """
+    at = ["encoder.cpus=0", "encoder.resources={encoding: 1}", "encoder.ahead=0", "encoder.cache=null"]
+    config = small_config(tmp_path, "flowbp_sparse", "steps=4", f"data.prompts={short_prompts(tmp_path, 64)}", *at)
+    encodings: list[Encoding] = []
+    original, steps = LearnerGroup.step, list[int]()
+
+    def lose(loop: Loop) -> None:
+        encodings.append(loop.fleet.encoding)
+        encodings[0].advance(1)
+        encodings[0].finish()
+        nodes.replace()
+
+    def step(self: LearnerGroup, number: int, items: Sequence[ScoredItem], *rest: Any) -> Any:
+        steps.append(number)
+        if number == 2 and steps.count(2) == 1:
+            encodings[0].lost(encodings[0].parts.values())
+            encodings[0].await_refs([i for scored in items for i in scored.item.prompt_ids])
+            nodes.replace()
+        return original(self, number, items, *rest)
+
+    with instead(actors.encoder_process, "RemoteEncoder", Large), before_step(1, lose):
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(LearnerGroup, "step", step)
+            run, summary = driver.train(config)
+    assert summary["weights_sha256"] == local_digest(config)
+    log = (run.folder / "log.txt").read_text()
+    assert "the encoder is built again" in log and "are lost, and encoded again" in log
+    assert steps == [0, 1, 2, 0, 1, 2, 3] and "building the learners again" in log
