@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import ray
 
@@ -146,14 +147,21 @@ class Nodes:
         room = ["--num-cpus=0", "--num-gpus=0", '--resources={"encoding": 1}', "--object-store-memory=100000000"]
         address = f"--address={ray.get_runtime_context().gcs_address}"
         command = [clients.BIN / "ray", "start", "--block", "--disable-usage-stats", address, *room]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            command, stdout=open("/tmp/helpers/enc_node.log", "ab"), stderr=subprocess.STDOUT
+        )
         while not ray.cluster_resources().get("encoding"):
             assert self.process.poll() is None
             time.sleep(0.1)
 
     def end(self) -> None:
         if self.process is not None:
-            self.process.terminate()
+            children = psutil.Process(self.process.pid).children(recursive=True)
+            for child in children:  # the raylet with its workers; `ray start` itself would drain it for 30 s
+                if child.name() == "raylet":
+                    child.terminate()
+            psutil.wait_procs(children, timeout=10)
+            self.process.kill()
             self.process.wait()
 
     def replace(self) -> None:
@@ -212,7 +220,9 @@ def test_a_window_of_steps_is_held_and_the_bits_are_the_same(
 
 
 @pytest.mark.ray
-def test_the_end_of_the_encoders_node_changes_no_bit(nodes: Nodes, tmp_path: Path) -> None:
+def test_the_end_of_the_encoders_node_changes_no_bit(
+    nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Before step 1 the node dies with the encoder and the parts of that step.
 
     Before the learner gets the parts of step 2, they have been encoded again and are lost again.
@@ -236,10 +246,9 @@ def test_the_end_of_the_encoders_node_changes_no_bit(nodes: Nodes, tmp_path: Pat
             nodes.replace()
         return original(self, number, items, *rest)
 
+    monkeypatch.setattr(LearnerGroup, "step", step)
     with instead(actors.encoder_process, "RemoteEncoder", Large), before_step(1, lose):
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(LearnerGroup, "step", step)
-            run, summary = driver.train(config)
+        run, summary = driver.train(config)
     assert summary["weights_sha256"] == local_digest(config)
     log = (run.folder / "log.txt").read_text()
     assert "the encoder is built again" in log and "are lost, and encoded again" in log
