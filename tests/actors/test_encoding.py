@@ -147,9 +147,7 @@ class Nodes:
         room = ["--num-cpus=0", "--num-gpus=0", '--resources={"encoding": 1}', "--object-store-memory=100000000"]
         address = f"--address={ray.get_runtime_context().gcs_address}"
         command = [clients.BIN / "ray", "start", "--block", "--disable-usage-stats", address, *room]
-        self.process = subprocess.Popen(
-            command, stdout=open("/tmp/helpers/enc_node.log", "ab"), stderr=subprocess.STDOUT
-        )
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while not ray.cluster_resources().get("encoding"):
             assert self.process.poll() is None
             time.sleep(0.1)
@@ -220,6 +218,7 @@ def test_a_window_of_steps_is_held_and_the_bits_are_the_same(
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_the_end_of_the_encoders_node_changes_no_bit(
     nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
