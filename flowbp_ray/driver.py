@@ -88,7 +88,7 @@ def session(
         progress.waiting("starting Ray")
         start_ray(config.cluster.address)
         interrupts.arm()
-        with Fleet(config, checked.texts, checked.agreed, roles, progress.waiting, lambda: checked.drawn(run)) as fleet:
+        with Fleet(config, checked.texts, checked.agreed, roles, progress.waiting, checked.needs(run)) as fleet:
             fleet.log_start(run.logger())
             evaluator = Evaluator(config, run, checked.held_out, len(checked.training))
             with Judges(config, run, evaluator, tracker, progress.waiting) as judges:
@@ -287,7 +287,7 @@ class Loop:
         spare = self.guard.best(self.evaluator.results, among) if self.guard else None
         state, unjudged = self.judges.state()
         checkpoints.finish(Snapshot(step, current, held, state, average, unjudged), self.config.checkpoint.keep, spare)
-        self.fleet.saved()
+        self.fleet.saved(step)
 
     def finish(self) -> dict[str, Any]:
         """Wait for the judges; write curves.png and summary.json."""

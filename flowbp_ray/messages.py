@@ -267,11 +267,15 @@ class Encoded:
 
 @dataclass(frozen=True)
 class EncodedPart:
-    """A report on one call of the encoder. encoded: on all texts so far. nbytes, seconds: of this call's texts."""
+    """A report on one call of the encoder. encoded: on all texts so far. nbytes, seconds: of this call's texts.
+
+    node: the encoder's node, by Ray's id; its disk has the cache.
+    """
 
     encoded: Encoded
     nbytes: int
     seconds: float
+    node: str = ""
 
 
 @dataclass(frozen=True)
