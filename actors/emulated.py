@@ -65,6 +65,10 @@ class EmulatedEncoder(Process):
         part = Packed(np.ones(self.given.prompt_bytes * len(texts), np.uint8), "uint8")
         return EncodedPart(Encoded(0, len(texts), part.nbytes), part.nbytes, 0.0), part
 
+    def fill(self, texts: Sequence[str]) -> EncodedPart:
+        nbytes = self.given.prompt_bytes * len(texts)
+        return EncodedPart(Encoded(0, len(texts), nbytes), nbytes, 0.0)
+
 
 class EmulatedSampler(Process):
     """A sampler that waits for loading a version and for each item; it keeps only the version, not the weights."""

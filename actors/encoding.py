@@ -2,6 +2,10 @@
 
 A part is the answer to one call of the encoder: some prompts, and one object in Ray's store. Items are rolled out once
 the parts with their prompts are there; samplers and learners take these parts only.
+
+The parts of a *window* of steps are held (`encoder.ahead`). With a cache on disk the encoder works ahead of the window
+too, into the cache alone; once that has every prompt the encoder ends, and a process without text encoders reads what
+comes into the window. Any part may be lost or let go of: encoding it again, or reading it, gives the same bits.
 """
 
 from __future__ import annotations
@@ -9,21 +13,23 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 
-from actors.encoder import RemoteEncoder
-from actors.errors import Ref, cause
-from actors.placement import Group, free, place
-from actors.process import Roles, actor_options
+from actors.encoder_process import EncoderProcess, has_room_beside
+from actors.errors import Ref, cause, is_not_cached
+from actors.process import Roles
 from flowbp_ray.backbones.embeddings import EMPTY, distinct_texts
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.messages import Encoded, EncodedPart
+from flowbp_ray.prompts import Needs
 from flowbp_ray.utils.errors import RunFailed
-from flowbp_ray.utils.files import cache_path
-from flowbp_ray.utils.settings import MAX_CALLS_IN_FLIGHT, PoolConfig, ProcessConfig
+from flowbp_ray.utils.settings import MAX_CALLS_IN_FLIGHT
 from flowbp_ray.utils.units import format_seconds
 
 PART_BYTES = 4 * 2**20
@@ -32,44 +38,64 @@ CALL_SECONDS = 2.0
 """Seconds that a call of the encoder should take, or a twentieth of `cluster.stall_timeout` if that is less."""
 
 
+@dataclass(frozen=True)
+class Call:
+    """A call in flight. part: what it answers; None where the texts go into the cache only."""
+
+    texts: list[str]
+    part: Ref | None
+
+
 class Encoding:
-    """The calls to the encoder process, which ends with the last one, and the references of the parts."""
+    """The calls to the encoder process, or to the reader that follows it, and the references of the parts."""
 
     def __init__(
         self,
         config: RunConfig,
         texts: Sequence[str],
-        ids: Sequence[int],
+        needs: Needs,
         roles: Roles,
         notify: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """texts: all prompts of the run by id. ids: those to encode, in the order of need. notify: takes a line."""
-        self.notify, self.timeout = notify, config.cluster.stall_timeout
-        self.queue = list(distinct_texts(texts, ids).items())
-        self.parts: dict[int, Ref] = {}  # prompt id -> the part that holds it
-        self.calls: dict[Ref, tuple[Ref, list[tuple[str, tuple[int, ...]]]]] = {}  # report of a call -> part, texts
-        self.issued = self.done = 0  # texts
-        self.seconds = 0.0  # that the encoder was at work
+        """texts: all prompts of the run by id. needs: which of them the steps need. notify: takes a line.
+
+        Raises RunFailed if the encoder cannot be placed.
+        """
+        self.config, self.texts, self.needs, self.notify = config, texts, needs, notify
+        self.timeout, self.cached = config.cluster.stall_timeout, config.encoder.cache is not None
+        self.beside = has_room_beside(config)
+        self.ids = distinct_texts(texts, range(len(texts)))
+        self.queue = list(distinct_texts(texts, needs.between(needs.first)))
+        self.left = dict.fromkeys(self.queue)  # texts that have not been encoded yet, in the order of need
+        self.last: dict[str, int] = {}  # the last step that needs a text; used where it cannot be read again
+        if not self.cached:
+            self.last = {texts[prompt]: step for step, prompt in sorted((s, i) for i, s in needs.last_steps().items())}
+        self.parts: dict[str, Ref] = {}  # text -> the part that holds it
+        self.missing: dict[str, None] = {}  # texts whose part is neither held nor in flight, in the order of need
+        self.calls: dict[Ref, Call] = {}  # by their reports
+        self.at: int | None = None  # the step at which the run is
+        self.to_end = False  # whether the window reaches to the run's last step
         self.size = 1  # texts of the next call
+        self.seconds = 0.0  # that the encoder was at work
+        self.failures = 0  # in a row
         self.encoded: Encoded | None = None
+        self.earlier: Encoded | None = None  # of encoders that were lost
+        self.node = ""  # of the last call
         self.log: logging.Logger | None = None
-        encoder, folder = config.encoder, cache_path(config.encoder.cache)
-        # resolved here: the encoder's node may have another environment
-        here = encoder.model_copy(update={"cache": folder and str(folder)})
-        pool = PoolConfig(count=1, **{key: getattr(encoder, key) for key in ProcessConfig.model_fields})
-        self.group: Group = place(pool, "the encoder", "encoder", config.cluster.placement_timeout)
-        self.actor = (
-            (roles.encoder or RemoteEncoder)
-            .options(**actor_options(encoder, restarts=0, group=self.group))
-            .remote(roles.settings(config.model_copy(update={"encoder": here})))
-        )
+        self.process = EncoderProcess(config, roles)
         self.moved = time.monotonic()  # when the last call began or ended
-        self._call()
+        self.process.start()
+        self.advance(needs.first)
 
     @property
     def complete(self) -> bool:
-        """Whether all prompts are encoded."""
-        return self.done == len(self.queue)
+        """Whether all prompts have been encoded."""
+        return not self.left
+
+    @property
+    def done(self) -> int:
+        """Number of texts that have been encoded."""
+        return len(self.queue) - len(self.left)
 
     @property
     def pending(self) -> list[Ref]:
@@ -77,32 +103,76 @@ class Encoding:
         return list(self.calls)
 
     def has(self, prompt_ids: Sequence[int]) -> bool:
-        """Whether these prompts and the empty one are encoded."""
-        return self.complete or all(i in self.parts for i in (EMPTY, *prompt_ids))
+        """Whether the parts with these prompts and the empty one are held. Those that are not come next."""
+        absent = [text for text in self._texts_of(prompt_ids) if text not in self.parts]
+        if any(text not in self.missing for text in absent):
+            coming = self._in_flight(parts=True)
+            if new := [text for text in absent if text not in self.missing and text not in coming]:
+                self.missing = dict.fromkeys(new) | self.missing
+                self._call()
+        return not absent
 
     def refs(self, prompt_ids: Sequence[int]) -> list[Ref]:
-        """The parts with these prompts and the empty one, each once."""
-        return list(dict.fromkeys(self.parts[i] for i in (EMPTY, *prompt_ids)))
+        """The parts with these prompts and the empty one, each once. All must be held."""
+        return list(dict.fromkeys(self.parts[text] for text in self._texts_of(prompt_ids)))
 
-    def keep(self, ids: Collection[int]) -> None:
-        """Let go of all prompts but these and the empty one; parts without any are deleted from Ray's store."""
-        kept = {EMPTY, *ids}
-        self.parts = {i: part for i, part in self.parts.items() if i in kept}
+    def await_refs(self, prompt_ids: Sequence[int]) -> list[Ref]:
+        """As `refs`, once all are held: a part may have been lost since the prompts were rolled out."""
+        while not self.has(prompt_ids):
+            self.wait_for([], 1.0)
+        return self.refs(prompt_ids)
+
+    def advance(self, step: int, saved: bool = False) -> None:
+        """Let go of what the steps before `step` needed, and get what the window from there on needs.
+
+        saved: whether `step` has a checkpoint. Only then is something let go of that could not be had again: without a
+        cache, where the encoder had to end before the other processes were placed.
+        """
+        everything = not (self.cached or self.beside)
+        if not saved and (step == self.at or (everything and self.at is not None)):
+            return
+        ahead = 1 + self.config.staleness + self.config.encoder.ahead
+        self.at, last = step, None if everything else step + ahead
+        self.to_end = last is None or last >= self.config.steps
+        window = distinct_texts(self.texts, self.needs.between(step, last))
+        needed = {"", *window}
+        if self.beside and not self.cached:
+            needed |= {text for text in self.parts if self.last.get(text, -1) >= step}
+        self.parts = {text: part for text, part in self.parts.items() if text in needed}
+        coming = self._in_flight(parts=True)
+        self.missing = {text: None for text in window if text not in self.parts and text not in coming}
+        self._call()
+
+    def lost(self, parts: Iterable[Ref]) -> None:
+        """Forget parts that could not be fetched; their prompts are encoded again, or read from the cache."""
+        gone, held = set(parts), self.parts
+        self.parts = {text: part for text, part in held.items() if part not in gone}
+        if again := [text for text in held if text not in self.parts]:
+            self._warn(f"embeddings of {len(again)} prompts are lost, and encoded again or read from the cache")
+            self.missing = dict.fromkeys(again) | self.missing
+            self._call()
 
     def settle(self, ref: Ref) -> None:
-        """Read the report of a call that has ended, and make the next one. Raises RunFailed if it failed."""
-        part, texts = self.calls.pop(ref)
+        """Read the report of a call that has ended, and make the next one. Raises RunFailed if it failed for good."""
+        call = self.calls.pop(ref, None)
+        if call is None:  # made of a process that has died since
+            return
         try:
             report: EncodedPart = ray.get(ref)
         except RayError as error:
-            raise RunFailed(f"the encoder failed: {cause(error)}") from error
-        self.parts |= {i: part for _, ids in texts for i in ids}
-        self.done, self.encoded, self.moved = self.done + len(texts), report.encoded, time.monotonic()
-        self.seconds += report.seconds
-        self.size = next_size(len(texts), report.seconds, report.nbytes, min(CALL_SECONDS, self.timeout / 20))
+            self._again(call, error)
+            return
+        if call.part is not None:
+            self.parts |= dict.fromkeys(call.texts, call.part)
+        if first := not self.complete:
+            self.encoded = together(self.earlier, report.encoded)
+            self.seconds += report.seconds
+        for text in call.texts:
+            self.left.pop(text, None)
+        self.failures, self.node, self.moved = 0, report.node, time.monotonic()
+        self.size = next_size(len(call.texts), report.seconds, report.nbytes, min(CALL_SECONDS, self.timeout / 20))
         self._call()
-        if self.complete:
-            self.end()
+        if first:
             self._report()
 
     def wait_for(self, refs: Sequence[Ref], timeout: float) -> tuple[list[Ref], list[Ref]]:
@@ -116,12 +186,12 @@ class Encoding:
                 if ref in self.calls:
                     self.settle(ref)
             ready = [ref for ref in found if ref in refs]
-            if ready or not left:
+            if ready or not left or not (refs or self.calls):
                 return ready, [ref for ref in refs if ref not in ready]
 
     def finish(self) -> None:
-        """Wait until all prompts are encoded. Raises RunFailed if a call fails, or takes longer than the timeout."""
-        while not self.complete:
+        """Wait until the encoder has nothing to do. Raises RunFailed if a call fails, or takes too long."""
+        while self.calls:
             self.notify(self.describe())
             self.wait_for([], 1.0)
 
@@ -133,7 +203,7 @@ class Encoding:
 
     def describe(self) -> str:
         """A line on how far it is."""
-        left = (len(self.queue) - self.done) * self.seconds / max(1, self.done)
+        left = len(self.left) * self.seconds / max(1, self.done)
         soon = f", about {format_seconds(left)} left" if left >= 60 else ""
         return f"encoding prompts: {self.done} of {len(self.queue)}{soon}"
 
@@ -146,23 +216,79 @@ class Encoding:
 
     def end(self) -> None:
         """End the process. What it has encoded stays."""
-        if self.actor is not None:
-            ray.kill(self.actor)
-            free(self.group)
-        self.actor, self.calls = None, {}
+        self.process.end()
+        self.calls = {}
+
+    def _texts_of(self, prompt_ids: Sequence[int]) -> dict[str, None]:
+        return dict.fromkeys(["", *(self.texts[i] for i in prompt_ids if i != EMPTY)])
+
+    def _in_flight(self, parts: bool = False) -> set[str]:
+        """The texts of all calls, or of those that answer with a part."""
+        return {text for call in self.calls.values() if call.part is not None or not parts for text in call.texts}
+
+    def _start(self) -> Any:
+        """The process: the encoder, or a reader where the cache has every prompt."""
+        return self.process.start(self.encoded.folder if self.encoded and self.complete else None, self.node)
 
     def _call(self) -> None:
-        """Keep the encoder busy: one call runs, one waits."""
-        while len(self.calls) < MAX_CALLS_IN_FLIGHT and self.issued < len(self.queue):
-            some = self.queue[self.issued : self.issued + self.size]
-            self.issued += len(some)
-            add = self.actor.add.options(num_returns=2)
-            report, part = add.remote([text for text, _ in some], [ids for _, ids in some])
-            self.calls[report] = part, some
+        """Keep the encoder busy, one call running and one waiting, as long as there is something to do."""
+        while len(self.calls) < MAX_CALLS_IN_FLIGHT:
+            if some := list(islice(self.missing, self.size)):
+                for text in some:
+                    del self.missing[text]
+                add = self._start().add.options(num_returns=2)
+                report, part = add.remote(some, [self.ids[text] for text in some])
+            else:
+                busy = self._in_flight()
+                ahead = (text for text in self.left if text not in busy)
+                some = list(islice(ahead, self.size)) if self.cached else []
+                if not some:
+                    break
+                report, part = self._start().fill.remote(some), None
+            if not self.calls:
+                self.moved = time.monotonic()
+            self.calls[report] = Call(some, part)
+        if not self.calls and self.complete and self._is_spare():
+            self.end()
+
+    def _is_spare(self) -> bool:
+        """Whether the process has nothing to do any more, or a reader could do it with less."""
+        loaded = self.config.encoder.gpus > 0 or (self.encoded is not None and self.encoded.encoded > 0)
+        return self.to_end or not self.cached or (loaded and not self.process.reads)
+
+    def _again(self, call: Call, error: RayError) -> None:
+        """Build the process again, and repeat its calls. Raises RunFailed after `cluster.tries` failures in a row."""
+        self.failures += 1
+        mendable = isinstance(error, RayActorError) or is_not_cached(error)
+        if not mendable or self.failures >= self.config.cluster.tries:
+            raise RunFailed(f"the encoder failed: {cause(error)}") from error
+        self._warn(f"the encoder is built again: {cause(error)}")
+        calls = [call, *self.calls.values()]
+        if is_not_cached(error):
+            self.left |= dict.fromkeys(text for each in calls for text in each.texts)
+        parts = (text for each in calls if each.part is not None for text in each.texts)
+        self.missing = dict.fromkeys(parts) | self.missing
+        self.end()
+        self.earlier = None if is_not_cached(error) else self.encoded
+        self._call()
+
+    def _warn(self, line: str) -> None:
+        self.notify(line)
+        if self.log is not None:
+            self.log.warning("%s", line)
 
     def _report(self) -> None:
         if self.complete and self.log is not None and self.encoded is not None:
             self.log.info("embeddings: %s", self.encoded.describe())
+
+
+def together(earlier: Encoded | None, report: Encoded) -> Encoded:
+    """The report of a process and that of an earlier one, on other texts, as one."""
+    if earlier is None:
+        return report
+    found, encoded = earlier.found + report.found, earlier.encoded + report.encoded
+    broken = (*earlier.broken, *report.broken)
+    return Encoded(found, encoded, earlier.nbytes + report.nbytes, broken, report.folder)
 
 
 def next_size(count: int, seconds: float, nbytes: int, target: float) -> int:
@@ -172,22 +298,3 @@ def next_size(count: int, seconds: float, nbytes: int, target: float) -> int:
     """
     by_time = math.floor(count * target / max(seconds, 1e-6))
     return max(1, min(2 * count, by_time, count * PART_BYTES // max(1, nbytes)))
-
-
-def has_room_beside(config: RunConfig) -> bool:
-    """Whether the cluster has GPUs for the encoder beside all others of the run. Ask before anything is placed.
-
-    Not where a pool asks for nodes of its own, whose GPUs the encoder might take.
-    """
-    every = (config.encoder, config.learners, config.samplers, config.rewards)
-    if config.encoder.gpus and any(pool.resources for pool in every):
-        return False
-    pools = [(1, config.encoder.gpus), (config.rewards.bounds[1], config.rewards.gpus)]
-    if config.cluster.colocate == "pairs":
-        pools.append((config.learners.count, 1))
-    else:
-        samplers, learners = config.samplers, config.learners
-        pools += [(samplers.bounds[1], samplers.gpus), (learners.count, learners.gpus)]
-    pools += [(1, judge.gpus) for judge in config.judges if judge.model is not None]
-    needed = sum(math.ceil(count * gpus) for count, gpus in pools)
-    return not config.encoder.gpus or needed <= ray.available_resources().get("GPU", 0)

@@ -21,6 +21,24 @@ class WeightsMissing(RuntimeError):
     """A sampler was to hold a version that it received by broadcast, and does not, or no longer."""
 
 
+class EmbeddingsLost(RuntimeError):
+    """A sampler could not fetch a part of the embeddings: the node that held it, or the object, is gone."""
+
+
+class NotCached(RuntimeError):
+    """A prompt was to be read from the cache on disk, and is not there, or its file is broken."""
+
+
+def lacks_embeddings(error: Exception) -> bool:
+    """Whether a call failed because the sampler could not fetch the embeddings that it was given references to."""
+    return isinstance(error, RayTaskError) and isinstance(error.cause, EmbeddingsLost)
+
+
+def is_not_cached(error: Exception) -> bool:
+    """Whether a prompt was not in the cache from which it was to be read."""
+    return isinstance(error, RayTaskError) and isinstance(error.cause, NotCached)
+
+
 def lacks_weights(error: Exception) -> bool:
     """Whether a call failed because the sampler lacks the version and was given no references to it."""
     return isinstance(error, RayTaskError) and isinstance(error.cause, WeightsMissing)

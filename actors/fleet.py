@@ -12,7 +12,7 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from actors.broadcasts import Broadcasts
 from actors.elastic_pool import ElasticPool
-from actors.encoding import Encoding, has_room_beside
+from actors.encoding import Encoding
 from actors.errors import Ref, cause
 from actors.learner_group import LearnerGroup
 from actors.pipeline import Pipeline
@@ -24,6 +24,7 @@ from actors.sampler import RemoteSampler
 from actors.shared import RemoteShared, pool_of_both
 from flowbp_ray.config.rewards import RewardsConfig
 from flowbp_ray.config.schema import RunConfig
+from flowbp_ray.prompts import Needs
 from flowbp_ray.rewards.remote.client import assigned
 from flowbp_ray.utils.errors import RunFailed
 from flowbp_ray.utils.settings import PoolConfig
@@ -43,37 +44,35 @@ class Fleet:
         agreed: Mapping[str, str] | None = None,
         roles: Roles = REAL,
         notify: Callable[[str], None] = lambda line: None,
-        drawn: Callable[[], Sequence[int]] | None = None,
+        needs: Needs | None = None,
     ) -> None:
         """agreed: the result of `handshake.check`, for remote reward servers. notify: takes what is waited for.
 
-        drawn: gives the ids of the prompts that the run draws from its newest checkpoint on, in the order of need;
-        None: all of `prompts`. No other prompt is encoded.
+        needs: which of `prompts` the steps draw; None: all are training prompts. No others are encoded unasked.
         """
         self.config, self.agreed, self.roles, self.notify = config, agreed or {}, roles, notify
-        self.drawn = drawn or (lambda: range(len(prompts)))
         self._encoding: Encoding | None = None
         self.pools: dict[str, ElasticPool] = {}
         self.hosts: dict[str, list[str]] = {}  # role -> host on which each process started
         self._learners: LearnerGroup | None = None
         self._pipeline: Pipeline | None = None
         try:
-            self._start(config, list(prompts), self.drawn())
+            self._start(config, list(prompts), needs or Needs(config, len(prompts)))
         except BaseException:
             self.stop()
             raise
 
-    def _start(self, config: RunConfig, prompts: list[str], drawn: Sequence[int]) -> None:
+    def _start(self, config: RunConfig, prompts: list[str], needs: Needs) -> None:
         timeout = config.cluster.stall_timeout
         self.notify("placing the encoder")
-        beside = has_room_beside(config)
-        self.encoding = self._encoding = Encoding(config, prompts, drawn, self.roles, self.notify)
-        if not beside:  # the other actors need its GPU
+        self.encoding = self._encoding = Encoding(config, prompts, needs, self.roles, self.notify)
+        if not self.encoding.beside:  # the other actors need its GPU
             self.encoding.finish()
+            self.encoding.end()
         self.notify(f"placing the learners ({config.learners.count})")
         shares = config.cluster.share_base and self.roles.sampler is None  # emulated processes have nothing to share
         self.learners = self._learners = LearnerGroup(
-            config, self.roles, self.notify, self._wait, self.encoding.refs, shares
+            config, self.roles, self.notify, self._wait, self.encoding.await_refs, shares
         )
         if shares:
             samplers = self._pool("sampler", "samplers", RemoteShared, pool_of_both(config))
@@ -139,13 +138,15 @@ class Fleet:
             )
         log.info("%s", "; ".join(f"{who} on {counted(hosts)}" for who, hosts in self.hosts.items()))
 
-    def saved(self) -> None:
-        """After a checkpoint, let go of the embeddings that no step from there on draws."""
-        self.encoding.keep(self.drawn())
+    def saved(self, step: int) -> None:
+        """After the checkpoint of `step`, let go of the embeddings that no step from there on draws."""
+        self.encoding.advance(step, saved=True)
 
     def rebuild(self) -> None:
         """Start new learners. Samplers and reward servers stay; their current results are dropped."""
         self.pipeline.drop()
+        self.encoding.lost(self.learners.lost)
+        self.learners.lost = []
         self.learners.rebuild()
 
     def stop(self) -> None:

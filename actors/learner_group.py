@@ -12,7 +12,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from actors import transport
 from actors.broadcasts import Broadcasts
-from actors.errors import LearnersLost, Ref, cause, is_permanent
+from actors.errors import LearnersLost, Ref, arguments_arrived, cause, is_permanent
 from actors.learner import RemoteLearner
 from actors.pipeline import wait_for_any
 from actors.placement import Group, free, place, pool_of_pairs
@@ -50,6 +50,8 @@ class LearnerGroup:
         """
         self.config, self.roles, self.notify = config, roles, notify
         self.wait, self.embedded = wait, embedded
+        self.given: list[Ref] = []  # the embeddings of the last step
+        self.lost: list[Ref] = []  # those of a call that failed because an argument was gone
         self.ranks: list[Any] = []
         self.buckets: list[int] = []  # number per rank
         self.broadcasts: Broadcasts | None = None  # with cluster.transport=nccl, once there are samplers
@@ -88,7 +90,8 @@ class LearnerGroup:
 
     def step(self, step: int, items: Sequence[ScoredItem], chosen: Selection) -> list[StepReport]:
         """Run one optimizer step; each rank gets its part by reference. chosen: for all rows of the batch."""
-        refs, first, optimality = [], 0, chosen.optimality(len(self.ranks), self.config)
+        refs, first, self.given = [], 0, []
+        optimality = chosen.optimality(len(self.ranks), self.config)
         for rank, mine, judged in zip(self.ranks, self.shard(items), optimality, strict=True):
             rows = sum(scored.item.rows for scored in mine)
             parts = [*self._inputs(mine), *(scored.cotangent for scored in mine)]
@@ -98,14 +101,16 @@ class LearnerGroup:
 
     def drift(self, step: int, items: Sequence[ScoredItem]) -> list[float]:
         """Measure the drift of every row of the batch."""
-        pairs = zip(self.ranks, self.shard(items), strict=True)
+        pairs, self.given = zip(self.ranks, self.shard(items), strict=True), []
         refs = [rank.drift.remote(*self._inputs(mine)) for rank, mine in pairs]
         return [value for part in self._get(refs, f"measuring drift in step {step}") for value in part]
 
     def _inputs(self, items: Sequence[ScoredItem]) -> list[Ref]:
         """The rollouts of these items and the embeddings of their prompts."""
         prompts = [prompt for scored in items for prompt in scored.item.prompt_ids]
-        return [*(scored.rollout for scored in items), *self.embedded(prompts)]
+        parts = self.embedded(prompts)
+        self.given += parts
+        return [*(scored.rollout for scored in items), *parts]
 
     def publish(self, version: Version) -> transport.Published:
         """Publish the weights of `version`; return once they are stored, or the samplers that were called have them."""
@@ -198,6 +203,8 @@ class LearnerGroup:
                 try:
                     values[ref] = ray.get(ref, timeout=self.timeout)
                 except (RayError, GetTimeoutError) as error:
+                    if not (isinstance(error, RayActorError | GetTimeoutError) or arguments_arrived(error)):
+                        self.lost = self.given
                     kind = RunFailed if is_permanent(error) else LearnersLost
                     raise kind(f"learner {numbers[ref]} failed {doing}: {cause(error)}") from error
         self.notify("")

@@ -14,7 +14,7 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from actors.encoding import Encoding
-from actors.errors import Ref, arguments_arrived, cause, is_permanent, lacks_weights
+from actors.errors import Ref, arguments_arrived, cause, is_permanent, lacks_embeddings, lacks_weights
 from actors.pool import Pool
 from actors.transport import Published
 from flowbp_ray.messages import Evaluated, Item, RolloutReport, Scored, ScoredItem
@@ -31,6 +31,7 @@ class Job:
     worker: int | None = None
     failed_on: int | None = None
     tries: int = 0
+    parts: Sequence[Ref] = ()  # of the embeddings, as the last rollout got them
     refs: tuple[Ref, ...] = ()
     pending: Ref | None = None
     report: RolloutReport | None = None
@@ -92,7 +93,11 @@ class Pipeline:
         self._dispatch()
 
     def collect(self, step: int) -> list[ScoredItem]:
-        """Wait until every training item of `step` is scored; return them in the order of their index."""
+        """Wait until every training item of `step` is scored; return them in the order of their index.
+
+        The steps before are done: prompts that are not needed soon are let go of.
+        """
+        self.encoding.advance(step)
         return [job.scored() for job in self._collect("train", step)]
 
     def _collect(self, purpose: str, step: int) -> list[Job]:
@@ -197,8 +202,8 @@ class Pipeline:
     def _roll(self, job: Job, worker: int) -> None:
         actor = self.samplers.handles[worker]
         method, returns = (actor.rollout, 3) if job.item.plans else (actor.sample, 2)
-        parts, weights = self.encoding.refs(job.item.prompt_ids), job.weights.given_to(worker)
-        job.refs = tuple(method.options(num_returns=returns).remote(job.item, weights, parts))
+        job.parts, weights = self.encoding.refs(job.item.prompt_ids), job.weights.given_to(worker)
+        job.refs = tuple(method.options(num_returns=returns).remote(job.item, weights, job.parts))
         job.stage, job.worker, job.pending = "rolling", worker, job.refs[0]
 
     def _score(self, job: Job, worker: int) -> None:
@@ -228,6 +233,8 @@ class Pipeline:
                 job.weights.holders.discard(worker)  # the next call carries references
                 job.stage = "queued"
             else:
+                if lacks_embeddings(error):
+                    self.encoding.lost(job.parts)
                 self._failed(job, pool, worker, error)
             return
         if job.dropped:

@@ -7,10 +7,12 @@ import socket
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from actors import transport
-from actors.errors import Ref
+from actors.errors import EmbeddingsLost, Ref, cause
 from actors.process import prepare, turn
+from flowbp_ray.backbones.embeddings import PackedEmbeddings
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport
 from flowbp_ray.rollout.held import Key
@@ -56,13 +58,22 @@ class SamplerActor:
         They are known by the bytes of their references: a reference that is kept would keep the object.
         """
         refs: dict[Key, Ref] = {ref.binary(): ref for ref in embeddings}
-        self.sampler.hold(list(refs), lambda keys: ray.get([refs[key] for key in keys]))
+        self.sampler.hold(list(refs), lambda keys: _fetch([refs[key] for key in keys]))
 
     def digest(self) -> str:
         return self.sampler.digest()
 
     def pid(self) -> int:
         return os.getpid()
+
+
+def _fetch(parts: list[Ref]) -> list[PackedEmbeddings]:
+    """`ray.get`. Raises EmbeddingsLost if one of the parts is gone."""
+    try:
+        found: list[PackedEmbeddings] = ray.get(parts)
+    except RayError as error:
+        raise EmbeddingsLost(cause(error)) from error
+    return found
 
 
 RemoteSampler: Any = ray.remote(SamplerActor)

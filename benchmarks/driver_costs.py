@@ -60,6 +60,9 @@ class AllEncoded:
     def check(self) -> None:
         pass
 
+    def advance(self, step: int) -> None:
+        pass
+
     def has(self, prompt_ids: Sequence[int]) -> bool:
         return True
 

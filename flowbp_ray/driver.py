@@ -88,7 +88,7 @@ def session(
         progress.waiting("starting Ray")
         start_ray(config.cluster.address)
         interrupts.arm()
-        with Fleet(config, checked.texts, checked.agreed, roles, progress.waiting, lambda: checked.drawn(run)) as fleet:
+        with Fleet(config, checked.texts, checked.agreed, roles, progress.waiting, checked.needs(run)) as fleet:
             fleet.log_start(run.logger())
             evaluator = Evaluator(config, run, checked.held_out, len(checked.training))
             with Judges(config, run, evaluator, tracker, progress.waiting) as judges:
@@ -157,21 +157,18 @@ class Loop:
             if self.config.nonfinite == "stop":  # the evaluation of this step may have stopped the run before
                 self.stop_or_warn(self.evaluator.faults_at(step))
             for version, tensors in checkpoints.versions(step).items():
-                self.published[version] = transport.restore(self.sampled(version), tensors)
+                self.published[version] = transport.restore(self.version(version), tensors)
             self.log.info("going on from step %d, incarnation %d", step, self.incarnation)
             self.progress.resumed(step)
-        self.published[step] = self.fleet.learners.publish(self.sampled(step))
+        self.published[step] = self.fleet.learners.publish(self.version(step))
         if not saved:
             self.stop_or_warn(self.evaluate(0))
             if self.config.rolls_back:
                 self.save(0)
 
-    def version(self, step: int, ema: bool = False) -> Version:
-        return Version(self.incarnation, step, ema)
-
-    def sampled(self, step: int) -> Version:
-        """The version after `step` steps that draws training images: the average, with nft.policy=average."""
-        return self.version(step, self.config.nft.policy == "average")
+    def version(self, step: int, ema: bool | None = None) -> Version:
+        """The weights after `step` steps, or with `ema` their average; None: the one that draws training images."""
+        return Version(self.incarnation, step, self.config.nft.policy == "average" if ema is None else ema)
 
     def step(self, step: int) -> None:
         """Run one optimizer step: issue items, collect scored rollouts, update the learners, publish the weights."""
@@ -190,7 +187,7 @@ class Loop:
         learned_at = time.perf_counter()
         self.progress.phase("publishing")
         self.published = {v: ref for v, ref in self.published.items() if v > step - self.config.staleness}
-        self.published[step + 1] = self.fleet.learners.publish(self.sampled(step + 1))
+        self.published[step + 1] = self.fleet.learners.publish(self.version(step + 1))
         ended = time.perf_counter()
         metrics = step_metrics(items, learners, chosen, drift, self.config) | {
             "incarnation": self.incarnation,
@@ -211,7 +208,7 @@ class Loop:
         config = self.config
         while self.issued <= min(batch, config.steps - 1):
             version = max(0, self.issued - config.staleness)
-            items = self.source.of_step(self.issued, self.sampled(version))
+            items = self.source.of_step(self.issued, self.version(version))
             self.fleet.pipeline.submit(items, self.published[version])
             self.issued += 1
 
@@ -285,14 +282,14 @@ class Loop:
         checkpoints = self.run.checkpoints
         self.fleet.learners.save(str(checkpoints.begin(step).resolve()))
         held = {v: transport.tensors(published.weights) for v, published in self.published.items()}
-        known, kept = {self.published[step].version: held.pop(step)}, [False, True][: 2 if self.averages else 1]
-        weights = [known.get(v) or self.fleet.learners.weights(v) for v in (self.version(step, ema) for ema in kept)]
+        known, both = {self.published[step].version: held.pop(step)}, [self.version(step, ema) for ema in (False, True)]
+        weights = [known.get(v) or self.fleet.learners.weights(v) for v in both[: 1 + self.averages]]
         among = [*checkpoints.steps(), step] if self.config.rolls_back else []
         spare = self.guard.best(self.evaluator.results, among) if self.guard else None
         state, unjudged = self.judges.state()
         snapshot = Snapshot(step, weights[0], held, state, weights[1] if self.averages else None, unjudged)
         checkpoints.finish(snapshot, self.config.checkpoint.keep, spare)
-        self.fleet.saved()
+        self.fleet.saved(step)
 
     def finish(self) -> dict[str, Any]:
         """Wait for the judges; write curves.png and summary.json."""

@@ -152,9 +152,8 @@ class RolloutReport:
     """The small part of a rollout, which the driver reads. omega, residuals and kept have one entry per row.
 
     kept: False for a row beyond its plan's `max_distance` and for a row with a fault.
-    item_bytes: of the pickled item. state_bytes, velocity_bytes, base_bytes, target_bytes, forward_bytes: of the
-    states, the drift meter's velocities, the base model's velocities, the targets, and the samples and velocities for
-    terms without gradient, all of which the sampler returns.
+    item_bytes: of the pickled item. state_bytes, velocity_bytes, base_bytes, target_bytes, forward_bytes: of what the
+    sampler returns: states, drift meter's and base's velocities, targets, and what terms without gradient need.
     weight_bytes, embedding_bytes: received by the sampler since its last report. Embeddings come once, not per item.
     fingerprint: of the weights that the sampler held (see `flowbp_ray.weights.fingerprint`).
     """
@@ -234,9 +233,7 @@ class StepReport:
 
     grad_norm: global, before clipping; if it is not finite, nothing was updated. drift: per row, with the drift meter.
     base_distance: per row, with a base penalty: the mean squared difference from the base model's velocities.
-    forward_loss, old_distance, signal: per row, with terms without gradient: their loss, the mean squared difference
-    from the sampling policy's velocities, and the squared norm of the loss's cotangents by the optimality, the mean and
-    the sum over the times; NaN for a row that was left out.
+    forward_loss, old_distance, signal: per row, with terms without gradient: see `ForwardSweep.per_sample`.
     """
 
     step: int
@@ -293,8 +290,12 @@ class Encoded:
 
 @dataclass(frozen=True)
 class EncodedPart:
-    """A report on one call of the encoder. encoded: on all texts so far. nbytes, seconds: of this call's texts."""
+    """A report on one call of the encoder. encoded: on all texts so far. nbytes, seconds: of this call's texts.
+
+    node: the encoder's node, by Ray's id; its disk has the cache.
+    """
 
     encoded: Encoded
     nbytes: int
     seconds: float
+    node: str = ""

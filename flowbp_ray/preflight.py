@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flowbp_ray.backbones.finite import check_finite
+from flowbp_ray.backbones.kernels import check_attention
 from flowbp_ray.backbones.quantised import check_library
 from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.judges import preflight as judges
 from flowbp_ray.learning.optim import check_moments
-from flowbp_ray.prompts import PromptRecord, drawn, read_prompts
+from flowbp_ray.planning.encoding import check_time
+from flowbp_ray.prompts import Needs, PromptRecord, drawn, read_prompts
 from flowbp_ray.rewards.remote import handshake
 from flowbp_ray.rewards.scorer import check_rewards
 from flowbp_ray.run.folder import Run
@@ -32,10 +34,10 @@ class Checked:
         """All prompts in the order of their ids: the training prompts, then the evaluation prompts."""
         return [record.text for record in (*self.training, *self.held_out)]
 
-    def drawn(self, run: Run) -> list[int]:
-        """The ids of the prompts that `run` draws from its newest checkpoint on, in the order of need."""
+    def needs(self, run: Run) -> Needs:
+        """The prompts that `run` draws from its newest checkpoint on."""
         first = max(run.checkpoints.steps(), default=0)
-        return drawn(run.config, len(self.training), len(self.held_out), first)
+        return Needs(run.config, len(self.training), len(self.held_out), first)
 
 
 def check(config: RunConfig) -> Checked:
@@ -47,9 +49,11 @@ def check(config: RunConfig) -> Checked:
     backbone = build_backbone(model)
     backbone.latent_shape(model.height, model.width)
     check_library(model.quantization)
+    check_attention(model.attention)
     prepared = trainable.prepare(backbone.skeleton(), lora, config.seed, backbone.lora_targets)
     check_moments(config.learners.optimizer)
     train, held_out = read_prompts(config)
+    check_time(config, _to_encode(config, [record.text for record in (*train, *held_out)], len(held_out)))
     agreed = handshake.check(config)
     if not config.rewards.url:  # remote servers have checked their own rewards
         check_rewards(config.rewards, [record.text for record in held_out], [record.text for record in train])
@@ -58,3 +62,9 @@ def check(config: RunConfig) -> Checked:
     for part in (backbone.base_folder / "transformer", backbone.base_folder / "vae", *backbone.encoder_parts()):
         check_finite(part, None if cache is None else cache / "files")
     return Checked(train, held_out, trainable.describe(prepared, lora), agreed)
+
+
+def _to_encode(config: RunConfig, texts: list[str], held_out: int) -> set[str]:
+    """The texts that the run needs from its newest checkpoint on, the empty one among them."""
+    saved = Run(config.run_dir).checkpoints.steps() if config.resume == "auto" else []
+    return {"", *(texts[i] for i in drawn(config, len(texts) - held_out, held_out, max(saved, default=0)))}

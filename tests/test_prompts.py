@@ -54,3 +54,25 @@ def test_a_run_of_many_epochs_draws_each_prompt_once_and_lists_them_at_once(tmp_
     endless = small_config(tmp_path, "refl", "steps=1000000000")
     for first in (0, 7):
         assert sorted(prompts.drawn(endless, 25, 0, first)) == list(range(25))
+
+
+@pytest.mark.parametrize("count", [3, 5, 40])
+@pytest.mark.parametrize("held_out", [0, 6])
+def test_what_a_window_of_steps_needs_and_when_a_prompt_is_needed_last(
+    tmp_path: Path, count: int, held_out: int
+) -> None:
+    """Against each step's own ids: 8 steps of 4 prompts, evaluated before step 0 and after steps 5 and 8."""
+    config = small_config(tmp_path, "refl", "steps=8", "evaluation.every=5")
+    needs = prompts.Needs(config, count, held_out)
+    steps = [prompts.ids_of_step(count, 4, step, config.seed) for step in range(8)]
+    for first in range(9):
+        for last in range(first, 11):
+            drawn = {i for ids in steps[first:last] for i in ids}
+            evaluated = first < min(last, 8) and any(first < at <= last or first == at == 0 for at in (0, 5, 8))
+            found = needs.between(first, last)
+            assert set(found) == drawn | (set(range(count, count + held_out)) if evaluated else set())
+            assert len(found) == len(set(found))
+    assert needs.between(3) == prompts.drawn(config, count, held_out, 3)
+    for prompt, last in needs.last_steps().items():
+        assert last == max((s for s, ids in enumerate(steps) if prompt in ids), default=7)
+    assert set(needs.last_steps()) >= {i for ids in steps for i in ids} | set(range(count, count + held_out))

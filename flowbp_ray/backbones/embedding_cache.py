@@ -31,28 +31,29 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "diffusers")
 log = logging.getLogger(__name__)
 
 
-class EmbeddingCache:
-    """The embeddings of one encoder by prompt."""
+class CachedEmbeddings:
+    """The embeddings of one encoder by prompt, to read. It knows nothing of the encoder but the folder."""
 
-    def __init__(self, root: Path, backbone: Backbone, threads: int, device: str = "cpu") -> None:
-        """Hash the encoders' files. Raises ValueError if one of their folders is missing."""
-        self.stated = identity(backbone, threads, device, root / "files")
-        self.folder = root / hashlib.sha256(self.stated.encode()).hexdigest()
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.broken: list[Path] = []
 
     def path(self, prompt: str) -> Path:
         return self.folder / f"{hashlib.sha256(prompt.encode()).hexdigest()}.safetensors"
 
     def read(self, prompt: str) -> Conditioning | None:
-        """Read the prompt's conditioning [1, ...]; None if it is not in the cache, or if its file is broken."""
+        """The prompt's conditioning [1, ...]; None if it is not in the cache, or if its file is broken.
+
+        The tensors are the file's own pages, mapped and not copied: clone what is to be kept for long. No file is ever
+        changed in place.
+        """
         path = self.path(prompt)
         if not path.is_file():
             return None
         try:
             with safe_open(path, "pt") as file:
                 stated: dict[str, str] = file.metadata() or {}
-                names = list(file.keys())
-                tensors = {name: file.get_tensor(name).clone() for name in names}  # the clone does not map the file
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             why = str(error)
         else:
@@ -62,6 +63,15 @@ class EmbeddingCache:
         self.broken.append(path)
         log.warning("%s is broken and is encoded again: %s", path, why)
         return None
+
+
+class EmbeddingCache(CachedEmbeddings):
+    """The embeddings of one encoder by prompt, to read and to add to."""
+
+    def __init__(self, root: Path, backbone: Backbone, threads: int, device: str = "cpu") -> None:
+        """Hash the encoders' files. Raises ValueError if one of their folders is missing."""
+        self.stated = identity(backbone, threads, device, root / "files")
+        super().__init__(root / hashlib.sha256(self.stated.encode()).hexdigest())
 
     def write(self, prompt: str, tensors: Conditioning) -> None:
         """Add a prompt. Raises ValueError if the folder cannot be written."""

@@ -38,18 +38,24 @@ class Encoder:
         self.cache = None if root is None else EmbeddingCache(root, self.backbone, self.threads, computes_on)
         self.loaded: Encode | None = None
         self.found = self.encoded = self.nbytes = 0
+        self.seen: set[str] = set()
 
     def __call__(self, text: str) -> Conditioning:
-        """Return the conditioning [1, ...] of `text`, each tensor in the dtype of the encoders' output."""
+        """The conditioning [1, ...] of `text`, each tensor in the dtype of the encoders' output.
+
+        What the cache has is read-only memory, the mapped file.
+        """
+        counts = text not in self.seen
+        self.seen.add(text)
         tensors = None if self.cache is None else self.cache.read(text)
         if tensors is None:
             tensors = self._encode(text)
-            self.encoded += 1
+            self.encoded += counts
             if self.cache is not None:
                 self.cache.write(text, tensors)
         else:
-            self.found += 1
-        self.nbytes += sum(tensor.nbytes for tensor in tensors.values())
+            self.found += counts
+        self.nbytes += counts * sum(tensor.nbytes for tensor in tensors.values())
         return tensors
 
     def _encode(self, text: str) -> Conditioning:
@@ -59,7 +65,7 @@ class Encoder:
             return self.loaded(text)
 
     def report(self) -> Encoded:
-        """A report on the texts so far."""
+        """A report on the texts so far, each counted once."""
         broken, folder = ((), None) if self.cache is None else (tuple(self.cache.broken), self.cache.folder)
         return Encoded(self.found, self.encoded, self.nbytes, broken, folder)
 
@@ -137,7 +143,8 @@ def encode_all(encode: Encode, prompts: Sequence[str], ids: Sequence[int] | None
     """Encode the empty prompt and those of `prompts` that `ids` names (None: all), each distinct text once."""
     found: dict[int, Conditioning] = {}
     for text, same in distinct_texts(prompts, range(len(prompts)) if ids is None else ids).items():
-        found |= dict.fromkeys(same, encode(text))
+        kept = {name: tensor.clone() for name, tensor in encode(text).items()}
+        found |= dict.fromkeys(same, kept)
     return Embeddings(found)
 
 

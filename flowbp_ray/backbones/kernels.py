@@ -20,6 +20,22 @@ REPEATED = {"SD3Transformer2DModel": ["JointTransformerBlock"]}
 """Repeated blocks of the classes for which diffusers names none (`_repeated_blocks`)."""
 
 
+def check_attention(attention: Attention | None) -> None:
+    """Raises ValueError if the kernel's package is missing or too old here. Whether a GPU has it shows only there."""
+    if attention is None:
+        return
+    from diffusers.models import attention_dispatch as dispatch
+
+    try:
+        dispatch._check_attention_backend_requirements(dispatch.AttentionBackendName(attention))
+    except (RuntimeError, ImportError) as error:
+        raise ValueError(_unusable(attention, error)) from error
+
+
+def _unusable(attention: Attention, error: Exception) -> str:
+    return f"backbone.attention={attention} cannot be used here: {' '.join(str(error).split())}"
+
+
 def repeated_blocks(transformer: nn.Module) -> list[nn.Module]:
     """The blocks of which the transformer mostly consists, in order. Raises ValueError if none of it are known."""
     cls = type(transformer).__name__
@@ -52,8 +68,7 @@ def use_kernels(transformer: Any, compiled: Literal["blocks"] | None, attention:
         try:
             transformer.set_attention_backend(attention)
         except (RuntimeError, ImportError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"backbone.attention={attention} cannot be used here: {reason}") from error
+            raise ValueError(_unusable(attention, error)) from error
         finally:
             quiet.setLevel(level)
             registry.set_active_backend(others)  # diffusers sets it for all models of the process

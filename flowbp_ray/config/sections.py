@@ -100,6 +100,13 @@ class EncoderConfig(ProcessConfig):
     encodes everything before the others are placed.
     """
 
+    ahead: int = Field(16, ge=0)
+    """Steps beyond those in progress whose prompts wait in Ray's object store, with those of an evaluation among them.
+    With a cache all others wait there, on disk. It is a number of steps because each step's prompts are known in
+    advance: `flowbp-ray plan` says how many bytes they are."""
+    longest: float | None = Field(3600.0, gt=0)
+    """Seconds that text encoders on CPU threads may take by estimate for the prompts that the cache lacks; what takes
+    longer is refused before the run starts. null: nothing is refused."""
     cache: str | None = Field("auto", min_length=1)
     """Folder in which embeddings are kept on disk, which runs may share. auto:
     `$FLOWBP_RAY_CACHE/embeddings` where that variable is set, otherwise `flowbp_ray/embeddings` in `$XDG_CACHE_HOME` or

@@ -43,7 +43,7 @@ def _sizes(plan: Forecast) -> Table:
     table.add_row("bytes per prompt", format_bytes(moved.per_prompt), "the longest text")
     table.add_row("bytes of all prompts", format_bytes(encoding.nbytes), drawn)
     table.add_row("time to encode them", format_seconds(encoding.seconds), "about, if the cache has none of them")
-    held = f"{moved.images} images, {moved.versions} versions of the weights, the prompts"
+    held = f"{moved.images} images, {moved.versions} versions of the weights, {moved.held:,} prompts"
     table.add_row("object store in flight", format_bytes(moved.in_flight), held)
     table.add_row("host memory", format_bytes(plan.host), "all nodes together, while everything is built")
     return table

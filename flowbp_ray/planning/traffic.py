@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.planning.costs import Costs
+from flowbp_ray.planning.encoding import most_held
 from flowbp_ray.planning.memory import FP32, Sizes, latent_bytes, prompt_bytes
 from flowbp_ray.planning.work import swept
 
@@ -36,6 +37,8 @@ class Traffic:
     """Bytes of one encoded prompt, the longest."""
     prompts: int
     """Number of distinct prompts that the run draws, the empty one among them."""
+    held: int
+    """The most of these prompts that are in the object store at a time."""
     in_flight: int
     """Largest number of bytes in the object store."""
     between_learners: int = 0
@@ -43,7 +46,7 @@ class Traffic:
 
 
 def traffic(config: RunConfig, costs: Costs, sizes: Sizes, prompts: int) -> Traffic:
-    """The traffic of a run: staleness + 1 batches are in flight, with the versions they use, and all embeddings.
+    """The traffic of a run: staleness + 1 batches are in flight, with the versions they use and a window of prompts.
 
     prompts: number of prompts that are encoded. An evaluation holds one version more: the average of the weights.
     """
@@ -59,8 +62,8 @@ def traffic(config: RunConfig, costs: Costs, sizes: Sizes, prompts: int) -> Traf
     images = (config.staleness + 1) * config.data.shape.batch
     update = sizes.trained * item
     versions = config.staleness + 1 + (config.learners.ema is not None)
-    per_prompt = prompt_bytes(costs)
-    waiting = images * per_image + versions * update + prompts * per_prompt
+    per_prompt, held = prompt_bytes(costs), most_held(config, prompts)
+    waiting = images * per_image + versions * update + held * per_prompt
     return Traffic(
         states,
         targets,
@@ -73,6 +76,7 @@ def traffic(config: RunConfig, costs: Costs, sizes: Sizes, prompts: int) -> Traf
         versions,
         per_prompt,
         prompts,
+        held,
         waiting,
         between_learners(config, sizes),
     )

@@ -1,4 +1,4 @@
-"""The exact verifier of the embedded domain as a reward without gradient: 1 where a picture shows what its prompt says."""
+"""The exact verifier of the embedded domain as a reward without gradient: 1 for a picture that shows its prompt."""
 
 from __future__ import annotations
 

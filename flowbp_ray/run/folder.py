@@ -77,10 +77,10 @@ class Run:
             return cls(config.run_dir)._begin(config)
         run = cls(config.run_dir)
         if different := differences(comparable(run.config), comparable(config)):
-            more = f" and {len(different) - 3} more" if len(different) > 3 else ""
+            lines = "".join(f"\n  {line}" for line in different)
             raise ConfigError(
-                f"{run.folder} is a run of another configuration: {', '.join(different[:3])}{more}; write the old "
-                "values, another name=, or resume=never"
+                f"{run.folder} is a run of another configuration; write the old values, another name=, or "
+                f"resume=never:{lines}"
             )
         run.images.mkdir(exist_ok=True)
         run.checkpoints.folder.mkdir(exist_ok=True)

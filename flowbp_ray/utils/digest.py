@@ -24,7 +24,7 @@ def digest_of_parts(parts: Iterable[Mapping[str, Tensor]]) -> str:
         for name in sorted(tensors):
             tensor = tensors[name].detach().contiguous().cpu()
             seen.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-            seen.update(tensor.view(torch.uint8).numpy().tobytes() if tensor.ndim else bytes(tensor.numpy().tobytes()))
+            seen.update(tensor.reshape(-1).view(torch.uint8).numpy().data)  # in place: it may be a mapped file
     return seen.hexdigest()
 
 

@@ -28,13 +28,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from flowbp_ray.weights.buckets import Blocks, Bucket
-from flowbp_ray.weights.group import Group, GroupBroken, first_line, own_address
+from flowbp_ray.weights.group import Group, GroupBroken, first_line, forget, own_address
 
 OK = "ok"
 PATIENCE = 10.0  # seconds within which a sampler must answer a call
 SLOWEST = 50e6  # bytes per second; a transfer may take as long as at this rate, and GRACE more
 GRACE = 30.0  # seconds
 LOOK = 1e-3  # seconds between two looks at the store
+LATE = 16  # broadcasts after which no sampler still waits to be told whether it takes part
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,11 @@ class Sender:
         again = self.group is None or present != self.seats
         if again:
             self.close()
+            forget(self.store, f"group/{self.groups}/")
             self.groups, self.seats = self.groups + 1, present
         go = {"seats": present, "group": self.groups, "what": list(what)}
         self.store.set(f"go/{n}", json.dumps(go))
+        self.store.delete_key(f"go/{n - LATE}")
         if again and present:
             try:
                 store = dist.PrefixStore(f"group/{self.groups}", self.store)

@@ -149,6 +149,13 @@ def own_address(towards: str) -> str:
         return str(probe.getsockname()[0])
 
 
+def forget(store: Any, prefix: str) -> None:
+    """Delete the keys of a TCPStore that begin so: what a group's processes told each other. Old torch cannot list."""
+    for key in store.list_keys() if hasattr(store, "list_keys") else ():
+        if key.startswith(prefix):
+            store.delete_key(key)
+
+
 def first_line(error: Exception) -> str:
     """The first line of a message; torch appends the stack of its C++ code."""
     lines = str(error).splitlines()

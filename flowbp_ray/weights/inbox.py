@@ -150,7 +150,8 @@ class Inbox:
         except RuntimeError as error:  # GroupBroken, or no memory for a spare copy
             self._leave()
             if held is not None and held is not self.arrays:
-                self.free.append(held)
+                with self.mutex:
+                    self.free.append(held)
             return first_line(error)
         with self.mutex:
             if not self.closed:

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import psutil
 import pytest
 import ray
 
+import actors.encoder_process
 import actors.encoding
 from actors.encoder import EncoderActor
-from actors.encoding import PART_BYTES, Encoding, has_room_beside, next_size
+from actors.encoder_process import has_room_beside
+from actors.encoding import PART_BYTES, Encoding, next_size
+from actors.learner_group import LearnerGroup
 from actors.process import Roles
 from flowbp_ray import driver, prompts
 from flowbp_ray.backbones.embeddings import EMPTY, PackedEmbeddings, distinct_texts
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.driver import Loop
-from flowbp_ray.messages import EncodedPart
+from flowbp_ray.messages import EncodedPart, Packed, ScoredItem
 from flowbp_ray.utils.errors import RunFailed
+from tests import clients
 from tests.driver.chaos import before_step
 from tests.driver.faulty import instead
 from tests.small import local_digest, short_prompts, small_config
@@ -46,7 +53,7 @@ def looked_at(loop: Loop, step: int) -> tuple[int, int, int, int]:
     encoding.finish()
     assert encoding.encoded is not None and len(encoding.queue) == encoding.encoded.encoded
     left = {i for s in range(step, config.steps) for i in prompts.ids_of_step(loop.source.prompt_count, 4, s, 42)}
-    assert sorted(encoding.parts) == [EMPTY, *sorted(left)]
+    assert sorted(encoding.parts) == sorted({"", *(encoding.texts[i] for i in left)})
     parts: list[PackedEmbeddings] = ray.get(list(dict.fromkeys(encoding.parts.values())))
     return encoding.encoded.encoded, encoding.encoded.nbytes, sum(part.nbytes for part in parts), len(encoding.parts)
 
@@ -90,7 +97,7 @@ def test_the_first_step_does_not_wait_for_the_prompts_of_the_last(local_ray: Any
         at.append(loop.fleet.encoding.done)
         (tmp_path / "go").touch()
 
-    with instead(actors.encoding, "RemoteEncoder", Held), before_step(1, let_go):
+    with instead(actors.encoder_process, "RemoteEncoder", Held), before_step(1, let_go):
         run, _ = driver.train(config)
     drawn = len(prompts.drawn(config, len(prompts.load(config.data.prompts)), 0))
     assert 1 + 4 <= at[0] < 1 + drawn
@@ -122,9 +129,126 @@ def test_a_gpu_encodes_beside_training_only_where_all_have_one(monkeypatch: pyte
 @pytest.mark.ray
 def test_an_encoder_that_does_not_answer_ends_the_run(local_ray: Any, tmp_path: Path) -> None:
     config = small_config(tmp_path, "flowbp_sparse", "cluster.stall_timeout=1", "cluster.placement_timeout=60")
-    encoding = Encoding(config, ["a red circle"], [0], Roles(encoder=ray.remote(Stuck)))
+    encoding = Encoding(config, ["a red circle"], prompts.Needs(config, 1), Roles(encoder=ray.remote(Stuck)))
     try:
         with pytest.raises(RunFailed, match="the encoder did not answer within 1 s"):
             encoding.finish()
     finally:
         encoding.end()
+
+
+class Nodes:
+    """One node at a time that joins the private Ray, with room for the encoder only."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        room = ["--num-cpus=0", "--num-gpus=0", '--resources={"encoding": 1}', "--object-store-memory=100000000"]
+        address = f"--address={ray.get_runtime_context().gcs_address}"
+        command = [clients.BIN / "ray", "start", "--block", "--disable-usage-stats", address, *room]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while not ray.cluster_resources().get("encoding"):
+            assert self.process.poll() is None
+            time.sleep(0.1)
+
+    def end(self) -> None:
+        if self.process is not None:
+            children = psutil.Process(self.process.pid).children(recursive=True)
+            for child in children:  # the raylet with its workers; `ray start` itself would drain it for 30 s
+                if child.name() == "raylet":
+                    child.terminate()
+            psutil.wait_procs(children, timeout=10)
+            self.process.kill()
+            self.process.wait()
+
+    def replace(self) -> None:
+        """End the node with all that it holds, and start another one."""
+        self.end()
+        while ray.cluster_resources().get("encoding"):
+            time.sleep(0.1)
+        self.start()
+
+
+@pytest.fixture
+def nodes(local_ray: Any) -> Iterator[Nodes]:
+    made = Nodes()
+    made.start()
+    try:
+        yield made
+    finally:
+        made.end()
+
+
+class Large(EncoderActor):
+    """Adds to each part a prompt that nobody asks for, with so many bytes that Ray does not keep the part inline."""
+
+    def add(self, texts: Sequence[str], ids: Sequence[tuple[int, ...]]) -> tuple[EncodedPart, PackedEmbeddings]:
+        report, part = super().add(texts, ids)
+        more = {"none": Packed(np.zeros(2**20, np.uint8), "uint8")}
+        return report, PackedEmbeddings((*part.ids, (-2,)), (*part.tensors, more))
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(("cache", "beside"), [(True, True), (True, False), (False, True), (False, False)])
+def test_a_window_of_steps_is_held_and_the_bits_are_the_same(
+    local_ray: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: bool, beside: bool
+) -> None:
+    """Two epochs of twelve prompts in six steps. Without a cache a second epoch must not encode again."""
+    kept = f"encoder.cache={tmp_path / 'cache' if cache else 'null'}"
+    file = f"data.prompts={short_prompts(tmp_path, 12)}"
+    config = small_config(tmp_path, "flowbp_sparse", "steps=6", "encoder.ahead=1", kept, file)
+    monkeypatch.setattr(actors.encoding, "has_room_beside", lambda config: beside)
+    monkeypatch.setattr(actors.encoding, "CALL_SECONDS", 1e-6)  # a prompt a call
+    held: list[set[str]] = []
+    texts = [record.text for record in prompts.load(config.data.prompts)]
+
+    def look(loop: Loop) -> None:
+        encoding = loop.fleet.encoding
+        encoding.finish()
+        held.append(set(encoding.parts) - {""})
+        assert encoding.encoded is not None and encoding.encoded.encoded == 13
+        assert encoding.process.reads == cache and (encoding.process.actor is None) == (not cache)
+
+    with before_step(4, look):
+        _, summary = driver.train(config)
+    assert summary["weights_sha256"] == local_digest(config)
+    window = {texts[i] for step in (3, 4) for i in prompts.ids_of_step(12, 4, step, 42)}  # step 3 is the last collected
+    assert held == [window] if cache else [set(texts)]
+
+
+@pytest.mark.ray
+@pytest.mark.long
+def test_the_end_of_the_encoders_node_changes_no_bit(
+    nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before step 1 the node dies with the encoder and the parts of that step.
+
+    Before the learner gets the parts of step 2, they have been encoded again and are lost again.
+    """
+    at = ["encoder.cpus=0", "encoder.resources={encoding: 1}", "encoder.ahead=0", "encoder.cache=null"]
+    config = small_config(tmp_path, "flowbp_sparse", "steps=4", f"data.prompts={short_prompts(tmp_path, 64)}", *at)
+    encodings: list[Encoding] = []
+    original, steps = LearnerGroup.step, list[int]()
+
+    def lose(loop: Loop) -> None:
+        encodings.append(loop.fleet.encoding)
+        encodings[0].advance(1)
+        encodings[0].finish()
+        nodes.replace()
+
+    def step(self: LearnerGroup, number: int, items: Sequence[ScoredItem], *rest: Any) -> Any:
+        steps.append(number)
+        if number == 2 and steps.count(2) == 1:
+            encodings[0].lost(encodings[0].parts.values())
+            encodings[0].await_refs([i for scored in items for i in scored.item.prompt_ids])
+            nodes.replace()
+        return original(self, number, items, *rest)
+
+    monkeypatch.setattr(LearnerGroup, "step", step)
+    with instead(actors.encoder_process, "RemoteEncoder", Large), before_step(1, lose):
+        run, summary = driver.train(config)
+    assert summary["weights_sha256"] == local_digest(config)
+    log = (run.folder / "log.txt").read_text()
+    assert "the encoder is built again" in log and "are lost, and encoded again" in log
+    assert steps == [0, 1, 2, 0, 1, 2, 3] and "building the learners again" in log

@@ -29,6 +29,7 @@ from flowbp_ray.utils.digest import file_digest
 from flowbp_ray.utils.files import cache_folder
 from tests.backbones import tiny
 from tests.conftest import Saved
+from tests.small import small_config
 
 PROMPTS = ["a red circle", "two blue squares above the green circle", "a red circle", "", "a circle of green on red"]
 DISTINCT = 4  # the empty one among them
@@ -186,6 +187,18 @@ def flip(file: Path, other: Path) -> None:
 
 def exchange(file: Path, other: Path) -> None:
     shutil.copy(other, file)
+
+
+def test_what_the_cache_has_is_mapped_and_not_copied(tmp_path: Path) -> None:
+    """The tensors' addresses lie in the file's mapping, as the system lists it."""
+    config = small_config(tmp_path, "flowbp_sparse", f"encoder.cache={tmp_path}")
+    fill_cache(config, ["a red circle"])
+    encoder = build_encoder(config)
+    assert encoder.cache is not None
+    tensors, file = encoder("a red circle"), str(encoder.cache.path("a red circle"))
+    lines = [line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(file)]
+    places = [[int(end, 16) for end in line.split()[0].split("-")] for line in lines]
+    assert tensors and all(any(a <= t.data_ptr() < b for a, b in places) for t in tensors.values())
 
 
 @pytest.mark.parametrize("damage", [truncate, empty, flip, exchange])

@@ -17,6 +17,7 @@ from flowbp_ray.backbones.registry import backbone_named
 from flowbp_ray.config.learners import LoraConfig
 from flowbp_ray.config.sections import Attention
 from flowbp_ray.local import LocalLoop
+from flowbp_ray.preflight import check
 from flowbp_ray.weights import trainable
 from flowbp_ray.weights.packing import merge_tensors
 from tests.backbones import tiny
@@ -166,3 +167,10 @@ def test_zero_3_is_refused(tmp_path: Path) -> None:
         small_config(
             tmp_path, "flowbp_sparse", "learners.engine=deepspeed", "learners.zero=3", "backbone.compile=blocks"
         )
+
+
+def test_a_kernel_whose_package_is_missing_is_refused_before_the_run_starts(tmp_path: Path) -> None:
+    missing = small_config(tmp_path, "flowbp_sparse", "backbone.attention=flash")
+    with pytest.raises(ValueError, match=r"backbone\.attention=flash cannot be used here: .*flash-attn"):
+        check(missing)
+    check(small_config(tmp_path, "flowbp_sparse", "backbone.attention=native"))

@@ -20,6 +20,7 @@ from flowbp_ray.control import scaling
 from flowbp_ray.control.scaling import WINDOW
 from flowbp_ray.driver import Loop
 from flowbp_ray.observability.progress import Progress
+from flowbp_ray.prompts import Needs
 from flowbp_ray.run.folder import Run
 from flowbp_ray.utils.errors import ConfigError, RunFailed
 from flowbp_ray.utils.settings import PoolConfig
@@ -196,7 +197,8 @@ def test_a_role_goes_where_its_resources_are_or_says_what_is_missing(local_ray: 
     for group in held:
         free(group)
     with pytest.raises(RunFailed, match=r"the encoder with 0.1 CPU and 64 GPU cannot be placed within 0.5 s"):
-        Encoding(config(tmp_path, "encoder.gpus=64", "cluster.placement_timeout=0.5"), ["a"], [0], REAL)
+        large = config(tmp_path, "encoder.gpus=64", "cluster.placement_timeout=0.5")
+        Encoding(large, ["a"], Needs(large, 1), REAL)
     for other, needs in (
         (PoolConfig(resources={"learner": 2.0}, cpus=1), "1 CPU and 2 learner"),
         (PoolConfig(gpus=64, cpus=0), "64 GPU"),

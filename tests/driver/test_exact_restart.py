@@ -96,8 +96,14 @@ def test_another_configuration_does_not_go_on(tmp_path: Path) -> None:
     Run.create(config)
     assert Run.resume(config).folder.name == "mine"
     other = small_config(tmp_path, "flowbp_sparse", "name=mine", "resume=auto", "learners.optimizer.lr=3e-4")
-    with pytest.raises(ValueError, match=r"another configuration: learners.optimizer.lr was .*, is 0.0003;"):
+    with pytest.raises(ValueError, match=r"another configuration; .*\n  learners.optimizer.lr was .*, is 0.0003$"):
         Run.resume(other)
+    settings = ["seed=1", "plan_seed=1", "steps=9", "drift.meter=true", "backbone.num_steps=7"]
+    many = small_config(tmp_path, "flowbp_sparse", "name=mine", *settings)
+    with pytest.raises(ValueError, match="resume=never:\n") as refused:
+        Run.resume(many)
+    said = str(refused.value).splitlines()[1:]
+    assert {line.split()[0] for line in said} == {setting.split("=")[0] for setting in settings}
     wider = small_config(tmp_path, "flowbp_sparse", "name=mine", "samplers.count=3", "rewards.count=2")
     assert Run.resume(wider).folder.name == "mine"
 

@@ -9,8 +9,16 @@ from typing import Any
 
 import pytest
 
+from flowbp_ray.backbones.embedding_cache import EmbeddingCache
 from flowbp_ray.planning.costs import Costs
-from flowbp_ray.planning.encoding import PromptEncoding, count_prompts, prompt_encoding, refusal
+from flowbp_ray.planning.encoding import (
+    PromptEncoding,
+    check_time,
+    count_prompts,
+    most_held,
+    prompt_encoding,
+    refusal,
+)
 from flowbp_ray.planning.memory import Sizes
 from flowbp_ray.utils.units import GIB
 from tests.planning.common import config_of, write
@@ -69,12 +77,40 @@ def test_the_time_is_two_operations_per_parameter_and_token(large: Path) -> None
 
 def test_a_large_text_encoder_on_two_threads_is_refused_in_a_line(large: Path) -> None:
     line = "text encoders of 4.8 B parameters would take about 8.8 days for 4,803 prompts on 2 CPU threads"
-    assert planned(large, *CPU)[1] == f"{line}: write encoder.gpus=1"
+    assert planned(large, *CPU)[1] == f"{line}: write encoder.gpus=1 (encoder.longest=null allows it)"
     short = planned(large, *CPU, "steps=4")[1]
-    assert short is not None and short.endswith("write encoder.gpus=1 or encoder.threads=6")
+    assert short is not None and "write encoder.gpus=1 or encoder.threads=6 (" in short
+    assert planned(large, *CPU, "encoder.longest=null")[1] is None
     assert planned(large, "steps=4", "encoder.gpus=0", "encoder.threads=6")[1] is None
     half = planned(large, "encoder.gpus=0.25")[1]
     assert half == "the text encoders of 4.8 B parameters need 10.4 GiB of 6.0 GiB: write encoder.gpus=1"
+
+
+def test_a_run_is_refused_before_it_starts_unless_the_cache_has_its_prompts(large: Path, tmp_path: Path) -> None:
+    at = [*CPU, f"encoder.cache={tmp_path}"]
+    config, texts = config_of("sd35", large, *at), [f"prompt {i}" for i in range(100)]
+    with pytest.raises(
+        ValueError, match=r"take about 4.4 hours for 100 prompts on 2 CPU threads: write encoder.gpus=1"
+    ):
+        check_time(config, texts)
+    check_time(config, texts[:20])
+    check_time(config_of("sd35", large, *at, "encoder.longest=null"), texts)
+    check_time(config_of("sd35", large, *at, "encoder.gpus=1"), texts)
+    cache = EmbeddingCache(tmp_path, Costs(config).backbone, 2)
+    cache.folder.mkdir()
+    for text in texts[:80]:
+        cache.path(text).touch()
+    check_time(config, texts)
+
+
+def test_what_is_in_the_store_is_a_window_of_steps(large: Path, tmp_path: Path) -> None:
+    """16 prompts a step: the step in progress, two ahead, the evaluation's and the empty one; without a cache all."""
+    (tmp_path / "held_out.txt").write_text("a\nb\nc\n")
+    few = ["encoder.ahead=2", "evaluation.limit=null", f"evaluation.prompts={tmp_path / 'held_out.txt'}"]
+    assert most_held(config_of("sd35", large, *few), 4803) == 1 + 3 * 16 + 3
+    assert most_held(config_of("sd35", large, *few, "staleness=1"), 4803) == 1 + 4 * 16 + 3
+    assert most_held(config_of("sd35", large, *few), 20) == 20
+    assert most_held(config_of("sd35", large, *few, "encoder.cache=null"), 4803) == 4803
 
 
 def test_the_command_exits_with_the_line(large: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from flowbp_ray.messages import Version
-from flowbp_ray.weights import buckets
+from flowbp_ray.weights import broadcast, buckets
 from flowbp_ray.weights.broadcast import Sender, lying
 from flowbp_ray.weights.buckets import Blocks, make_contiguous
 from flowbp_ray.weights.fingerprint import fingerprint
@@ -89,6 +89,16 @@ def test_samplers_come_and_go_and_each_has_the_bits(sender: Sender) -> None:
             assert crowd[seat].inbox.install(Version(0, step)) and crowd[seat].fingerprint == want
             assert not crowd[seat].inbox.install(Version(0, step - 1))
     assert [seated.overwritten for seated in crowd.values()] == [3, 3, 2, 3]
+
+
+def test_the_store_does_not_grow_with_the_broadcasts(sender: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broadcast, "LATE", 2)
+    crowd = [Seated(sender, seat) for seat in ("a", "b")]
+    sizes = []
+    for step in range(8):
+        deliver(sender, ["a", "b"] if step % 4 < 2 else ["a"], step)
+        sizes.append(sender.store.num_keys())
+    assert len(crowd) == 2 and sizes[3] == sizes[7] and sizes[1] == sizes[5]
 
 
 def test_weights_are_sent_from_their_memory_if_they_lie_right_and_from_a_copy_otherwise(sender: Sender) -> None:
