@@ -110,15 +110,13 @@ class Loop:
     ) -> None:
         self.config, self.run, self.fleet = config, run, fleet
         self.tracker, self.progress, self.interrupts = tracker, progress, interrupts
-        self.judges, self.evaluator = judges, judges.evaluator
-        self.scaler = Scaler(config, run, fleet.pools)
+        self.judges, self.evaluator, self.scaler = judges, judges.evaluator, Scaler(config, run, fleet.pools)
         self.source = build_items(config, self.evaluator.offset)
         self.guard = Guard.of(config.guard, config.rewards, config.evaluation)
         self.published: dict[int, transport.Published] = {}
         self.incarnation = self.done = self.issued = self.skipped = 0
         self.verdict: HackingVerdict | None = None  # the guard's, once it has ended the run
-        self.averages = config.learners.ema is not None
-        self.started, self.log = time.perf_counter(), run.logger()
+        self.averages, self.started, self.log = config.learners.ema is not None, time.perf_counter(), run.logger()
 
     def run_all(self) -> dict[str, Any]:
         """Train from the newest checkpoint, or from the start, to the last step; begin again there if learners die."""
@@ -279,16 +277,16 @@ class Loop:
     def save(self, step: int) -> None:
         """Write a checkpoint: the engine's state, the weights that are still needed, the evaluations."""
         self.progress.phase("saving")
-        checkpoints = self.run.checkpoints
+        config, checkpoints = self.config, self.run.checkpoints
         self.fleet.learners.save(str(checkpoints.begin(step).resolve()))
         held = {v: transport.tensors(published.weights) for v, published in self.published.items()}
         known, both = {self.published[step].version: held.pop(step)}, [self.version(step, ema) for ema in (False, True)]
         weights = [known.get(v) or self.fleet.learners.weights(v) for v in both[: 1 + self.averages]]
-        among = [*checkpoints.steps(), step] if self.config.rolls_back else []
+        among = [*checkpoints.steps(), step] if config.rolls_back else []
         spare = self.guard.best(self.evaluator.results, among) if self.guard else None
         state, unjudged = self.judges.state()
         snapshot = Snapshot(step, weights[0], held, state, weights[1] if self.averages else None, unjudged)
-        checkpoints.finish(snapshot, self.config.checkpoint.keep, spare)
+        checkpoints.finish(snapshot, config.checkpoint.keep, spare)
         self.fleet.saved(step)
 
     def finish(self) -> dict[str, Any]:

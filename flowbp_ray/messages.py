@@ -84,10 +84,7 @@ class Version:
 
 @dataclass(frozen=True)
 class Fault:
-    """Describes a value that is not finite.
-
-    what: "velocity", "base velocity", "old velocity", "learner velocity", "score", "cotangent" or "gradient".
-    """
+    """A value that is not finite: a "(base |old |learner )velocity", a "score", a "cotangent" or a "gradient"."""
 
     what: str
     step: int

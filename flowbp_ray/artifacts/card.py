@@ -230,8 +230,10 @@ def _quantised(config: RunConfig, kind: Kind) -> str:
     )
 
 
-def _method(spec: dict[str, Any]) -> str:
+def _method(spec: dict[str, Any] | None) -> str:
     """A named method with all its arguments, those left at their defaults too."""
+    if spec is None:
+        return "none: no term has a gradient"
     name = spec.get("name")
     if name is None:
         return "spelled out by axis"

@@ -88,7 +88,7 @@ def _forward_process(learners: Sequence[StepReport], chosen: Selection, run: Run
         return found
     terms = run.rewards.scored
     names, weights = [term.name for term in terms], [term.weight for term in terms]
-    found |= optimality.strengths(compared, names, weights, chosen.factors, signal)
+    found |= optimality.strengths(compared, names, weights, chosen.factors, signal.tolist())
     return found | {"nft_loss": float(np.nanmean(losses)), "old_distance": float(np.nanmean(squares)) ** 0.5}
 
 
