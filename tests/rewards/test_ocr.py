@@ -131,7 +131,7 @@ def test_several_quoted_texts_are_one_in_their_order() -> None:
         ("a sign that says 'it's open', at night", ["it'sopen"]),
         ("the baker's sign ‘Baker’s Best’", ["baker'sbest"]),
         ("a dog's bowl that says \"Rex' bowl\"", ["rex'bowl"]),  # a single one within double ones is text
-        ('"It’s “here”"', ["it's\"here\""]),
+        ('"It’s “here”"', ['it\'s"here"']),
         ('a plate with "" and a cup with " Ｔｅａ　ＴＩＭＥ！ "', ["teatime!"]),
         ('"Straße №1"', ["straßeno1"]),
         ('"a"', ["a"]),
