@@ -94,7 +94,12 @@ def test_a_step_on_the_gpu_is_the_cpu_s(saved: Saved, tmp_path: Path, case: tupl
         assert mine == pytest.approx(theirs, rel=near, abs=1e-4 if exact else 0.1)
 
 
-@pytest.mark.parametrize("family, more", [("sd35", BF16), ("flux1", [*BF16, *LORA]), ("flux1", NF4), ("sd35", [*BF16, *INT8]), ("shapes", EMA)])
+PUBLISHED = [
+    ("sd35", BF16), ("flux1", [*BF16, *LORA]), ("flux1", NF4), ("sd35", [*BF16, *INT8]), ("shapes", EMA)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("family, more", PUBLISHED)
 def test_published_weights_arrive(saved: Saved, tmp_path: Path, family: str, more: list[str]) -> None:
     """Bit for bit, by three ways of looking: the sampler's digest, its fingerprint, and the learner's masters."""
     loop = LocalLoop(config_of(family, saved, tmp_path, "flowbp_bridge", *more))
