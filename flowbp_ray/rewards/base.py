@@ -36,6 +36,7 @@ REWARDS: dict[str, str] = {
     "hpsv2": "flowbp_ray.rewards.hpsv2:HPSv2",
     "hpsv3": "flowbp_ray.rewards.hpsv3:HPSv3",
     "image_reward": "flowbp_ray.rewards.image_reward:ImageReward",
+    "ocr": "flowbp_ray.rewards.ocr:OCR",
     "pickscore": "flowbp_ray.rewards.pickscore:PickScore",
     "shapes_clip": "flowbp_ray.rewards.shapes_clip:ShapesClip",
     "shapes_clip_heldout": "flowbp_ray.rewards.shapes_clip:ShapesClipHeldout",
