@@ -65,7 +65,7 @@ class AllEncoded:
     def advance(self, step: int) -> None:
         pass
 
-    def has(self, prompt_ids: Sequence[int]) -> bool:
+    def has(self, prompt_ids: Sequence[int], step: int = -1) -> bool:
         return True
 
     def refs(self, prompt_ids: Sequence[int]) -> list[Any]:
