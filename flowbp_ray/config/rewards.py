@@ -65,7 +65,8 @@ class TermConfig(RewardConfig):
             return self
         if self.weight <= 0:
             raise ValueError(f"{self.name!r}: weight={self.weight:g} must be above 0 with gradient: none")
-        if unused := sorted({"clip", "scale"} & self.model_fields_set):
+        fields = type(self).model_fields  # a resolved configuration has their defaults
+        if unused := [name for name in ("clip", "scale") if getattr(self, name) != fields[name].default]:
             raise ValueError(f"{self.name!r}: {unused[0]} is not used with gradient: none; leave it out")
         return self
 

@@ -268,7 +268,7 @@ def _check_engine(config: RunConfig) -> None:
     if learners.optimizer.moments == "int8" and learners.engine != "torch":
         raise ValueError("learners.optimizer.moments=int8 is there for one rank; write learners.engine=torch, or "
                          "learners.optimizer.moments=fp32, which deepspeed shards over its ranks")  # fmt: skip
-    if config.staleness > 1 and config.drift.max is None and config.method is not None:
+    if config.staleness > 1 and config.drift.max is None and config.rewards.differentiable:
         raise ValueError(
             f"staleness={config.staleness} needs drift.max (samples that aged more are masked); "
             "write drift.max=0.05, or staleness=1"
