@@ -65,8 +65,9 @@ class TermConfig(RewardConfig):
             return self
         if self.weight <= 0:
             raise ValueError(f"{self.name!r}: weight={self.weight:g} must be above 0 with gradient: none")
-        if unused := sorted({"clip", "scale"} & self.model_fields_set):
-            raise ValueError(f"{self.name!r}: {unused[0]} is not used with gradient: none; leave it out")
+        for key in ("clip", "scale"):  # a run's own file of settings states the defaults too
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{self.name!r}: {key} is not used with gradient: none; leave it out")
         return self
 
 
