@@ -117,7 +117,7 @@ class RunConfig(Strict):
     @property
     def broadcasts(self) -> bool:
         """Whether learner rank 0 broadcasts weights to the samplers."""
-        return self.cluster.transport == "nccl" and self.learners.lora is None
+        return self.cluster.transport == "nccl" and self.learners.lora is None and self.nft.policy == "current"
 
     @property
     def judged(self) -> list[str]:

@@ -48,9 +48,10 @@ def compare(
     result, weighted, different = np.full(table.shape, np.nan), np.zeros(used.shape), np.zeros(len(used), bool)
     for term, (values, weight) in enumerate(zip(table, weights, strict=True)):
         masked = np.where(used, values, np.nan)
+        of_batch = float(np.nanstd(masked)) if used.any() else 0.0
         for prompt in np.flatnonzero(used.any(axis=1)):
             mine = masked[prompt]
-            wide = np.nanstd(masked if std == "batch" else mine)
+            wide = of_batch if std == "batch" else float(np.nanstd(mine))
             away = mine - np.nanmean(mine)
             differ = bool(np.nanmax(mine) > np.nanmin(mine))
             different[prompt] |= differ
