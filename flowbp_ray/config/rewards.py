@@ -65,9 +65,9 @@ class TermConfig(RewardConfig):
             return self
         if self.weight <= 0:
             raise ValueError(f"{self.name!r}: weight={self.weight:g} must be above 0 with gradient: none")
-        for key in ("clip", "scale"):  # a run's own file of settings states the defaults too
-            if getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"{self.name!r}: {key} is not used with gradient: none; leave it out")
+        fields = type(self).model_fields  # a resolved configuration has their defaults
+        if unused := [name for name in ("clip", "scale") if getattr(self, name) != fields[name].default]:
+            raise ValueError(f"{self.name!r}: {unused[0]} is not used with gradient: none; leave it out")
         return self
 
 
