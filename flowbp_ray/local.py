@@ -71,7 +71,7 @@ class LocalLoop:
         return self.source.of_step(step, Version(0, step, self.config.nft.policy == "average"))
 
     def step(self, step: int) -> StepReport:
-        """Run one optimizer step, with the same maths as the loop on Ray."""
+        """Run one optimizer step, with the same maths as the loop on Ray. Where nothing teaches, nothing changes."""
         config = self.config
         published = list(self.learner.publish(config.nft.policy == "average"))
         items = []
@@ -83,6 +83,8 @@ class LocalLoop:
         rollouts, cotangents = [scored.rollout for scored in items], [scored.cotangent for scored in items]
         drift = self.learner.drift(rollouts) if config.drift.max is not None else ()
         chosen = select(items, drift, config.rewards, config.drift.max, config.nonfinite).beside(items, config)
+        if not chosen.trains:
+            return StepReport(step, 0, 0.0, 0.0, 0, 0, 0, 0.0)
         [optimality] = chosen.optimality(1, config)
         return self.learner.step(step, rollouts, cotangents, chosen.factors, chosen.shares, optimality)
 
