@@ -2,8 +2,8 @@
 
 The score is 1 − min(N_e, N) / N, where N is the length of the quoted text and N_e the edit distance (Levenshtein) from
 it to the text that is read. That is the reward for visual text rendering of Flow-GRPO (Liu et al., arXiv 2505.05470)
-and of DiffusionNFT (arXiv 2509.16117), whose code has the same file. Of its published code (github.com/yifan123/flow_grpo)
-these are taken: upper and lower case are alike, spaces are left out of both texts, lines are joined
+and of DiffusionNFT (arXiv 2509.16117), whose code has the same file. Of it (github.com/yifan123/flow_grpo) these are
+taken: upper and lower case are alike, spaces are left out of both texts, lines are joined
 as they are read, and text that holds the quoted one whole has distance 0. Its recogniser is PaddleOCR; the one here is
 RapidOCR's PP-OCRv6, of the same authors and newer, whose weights lie in the package `rapidocr`. Numbers of the two
 should not be compared.
