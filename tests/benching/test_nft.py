@@ -102,7 +102,7 @@ def test_further_forwards_take_their_seconds(tmp_path: Path) -> None:
 def test_a_judge_to_learn_from_is_refused(tmp_path: Path) -> None:
     judge = "judges=[{name: look, url: 'http://127.0.0.1:9', template: {kind: yes_no}, role: reward}]"
     settings = [*PURE, "rewards.terms=[{name: look, kind: judge, gradient: none}]", judge, "data.rollout_batch=4"]
-    settings.append("learners.micro_batch=4")
+    settings += ["learners.micro_batch=4", "learners.count=1", "learners.engine=torch"]
     with pytest.raises(
         ConfigError, match=r"rewards.terms has 'look', which a judge scores, and bench runs none; write"
     ):
