@@ -32,7 +32,9 @@ CASES: list[tuple[str, list[str]]] = [
     ("flux2", [*PURE, *LORA, *PENALTY]),
     ("qwen_image", [*MIXED, *BF16, *LORA]),
 ]
-AROUND = 4
+QUICK = ("shapes", "sd35")
+MARKED = [pytest.param(*case, marks=[] if case[0] in QUICK else pytest.mark.long) for case in CASES]
+AROUND = 3
 """The gradient's norm; after all forwards what they measured, and whether values are finite; of a pure run no more."""
 AROUND_MIXED = 6
 """Those, and what the sweep's own forwards measured and whether it is finite, the distance to the base among them."""
@@ -42,7 +44,7 @@ def made(family: str, saved: Saved, folder: Path, more: list[str]) -> RunConfig:
     return config_of(family, saved, folder, "flowbp_sparse", *more)
 
 
-@pytest.mark.parametrize("family, more", CASES, ids=[f"{f}-{'pure' if PURE[0] in m else 'mixed'}" for f, m in CASES])
+@pytest.mark.parametrize("family, more", MARKED, ids=[f"{f}-{'pure' if PURE[0] in m else 'mixed'}" for f, m in CASES])
 def test_a_step_on_the_gpu_is_the_cpu_s(saved: Saved, tmp_path: Path, family: str, more: list[str]) -> None:
     config = made(family, saved, tmp_path, more)
     there = one_step(LocalLoop(config))
@@ -62,7 +64,7 @@ def test_a_step_on_the_gpu_is_the_cpu_s(saved: Saved, tmp_path: Path, family: st
 
 
 @pytest.mark.parametrize("kind", ["pure", "mixed"])
-@pytest.mark.parametrize("family", [*tiny.NAMES, "shapes"])
+@pytest.mark.parametrize("family", ["shapes", *(pytest.param(name, marks=pytest.mark.long) for name in tiny.NAMES)])
 def test_no_forward_waits(saved: Saved, tmp_path: Path, family: str, kind: str) -> None:
     """With one row at a time and with two: the same few waits around, in a rollout and in a learner's step."""
     found, per_forward = [], PER_FORWARD.get(family, 0)
