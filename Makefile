@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 $(STAMP): pyproject.toml constraints/cpu.txt constraints/beside.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing (about 1.7 GB, two to three minutes) ..."
+	@echo "installing (about 2 GB, two to three minutes) ..."
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints/cpu.txt torch
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints/cpu.txt -e '.[dev]'
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps --upgrade --target $(VENV)/beside -r constraints/beside.txt

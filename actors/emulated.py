@@ -23,15 +23,15 @@ from flowbp_ray.messages import (
     EncodedPart,
     Evaluated,
     Item,
+    Optimality,
     Packed,
     Rollout,
     RolloutReport,
     Scored,
     StepReport,
-    TensorChecksum,
     Version,
-    combine,
 )
+from flowbp_ray.utils.checksums import TensorChecksum, combine
 
 DTYPES = {2: ("uint16", "bfloat16"), 4: ("float32", "float32")}
 
@@ -87,7 +87,10 @@ class EmulatedSampler(Process):
         wait, given = Wait(), self.given
         states = packed((sum(len(plan.states) for plan in item.plans), *given.latent), given.itemsize)
         target = packed((item.rows, len(item.plans[0].branches), *given.latent), given.itemsize)
-        velocities, base_velocities = (states if on else None for on in (given.drift, given.base))
+        noised = sum(len(nodes) for nodes in item.times)
+        finished, old = (packed((n, *given.latent), given.itemsize) if noised else None for n in (item.rows, noised))
+        velocities = states if given.drift else None
+        base_velocities = (states if len(states.array) else old) if given.base else None
         item_bytes = len(pickle.dumps(item, pickle.HIGHEST_PROTOCOL))
         seconds = wait.until(given.sampler_s * item.rows)
         report = RolloutReport(
@@ -107,9 +110,10 @@ class EmulatedSampler(Process):
             weight_bytes=self.weight_bytes,
             embedding_bytes=self.embedding_bytes,
             fingerprint=self.fingerprint,
+            forward_bytes=finished.nbytes + old.nbytes if finished and old else 0,
         )
         self.weight_bytes = self.embedding_bytes = 0
-        return report, Rollout(item, states, velocities, base_velocities), target
+        return report, Rollout(item, states, velocities, base_velocities, finished, old), target
 
     def sample(self, item: Item, weights: Sequence[Any], embeddings: Sequence[Any]) -> tuple[str, Packed]:
         self._require(item.version, weights, embeddings)
@@ -134,7 +138,7 @@ class EmulatedSampler(Process):
 
 
 class EmulatedReward(Process):
-    """A reward server that scores every image 0.5."""
+    """A reward server that scores every image 0.5; without gradient 0 and 1 in turns, so that a prompt's differ."""
 
     def __init__(self, emulation: Emulation, agreed: Mapping[str, str] | None = None) -> None:
         """agreed: not used; the real actor's argument for remote reward servers."""
@@ -143,13 +147,15 @@ class EmulatedReward(Process):
     def score(self, item: Item, prompts: list[str], report: RolloutReport, target: Packed) -> tuple[Scored, Packed]:
         wait, given = Wait(), self.given
         branches, terms = target.array.shape[1], len(given.rewards)
-        shape = (*((given.copies,) if given.copies > 1 else ()), item.rows, branches, *given.latent)
-        cotangent = packed(shape, 4)
+        shape: tuple[int, ...] = (*((given.copies,) if given.copies > 1 else ()), item.rows, branches, *given.latent)
+        cotangent = packed(shape if given.rewards else (item.rows, 0), 4)
+        scores = dict.fromkeys(given.rewards, ((0.5,) * branches,) * item.rows)
+        scores |= dict.fromkeys(given.scored, tuple((float(sample % 2),) * branches for sample in item.samples))
         seconds = wait.until(given.reward_s * item.rows * branches)
         scored = Scored(
             step=item.step,
             index=item.index,
-            scores=dict.fromkeys(given.rewards, ((0.5,) * branches,) * item.rows),
+            scores=scores,
             losses=(0.5,) * item.rows,
             clipped=dict.fromkeys(given.rewards, 0.0),
             gram=(tuple(tuple(float(i == j) for j in range(terms)) for i in range(terms)),) * item.rows,
@@ -161,7 +167,7 @@ class EmulatedReward(Process):
     def evaluate(self, item: Item, prompts: list[str], latents: Packed) -> Evaluated:
         seconds = Wait().until(self.given.reward_s * item.rows)
         pictures = np.zeros((item.rows, 8, 8, 3), np.uint8)
-        scores = dict.fromkeys(self.given.rewards, (0.5,) * item.rows)
+        scores = dict.fromkeys((*self.given.rewards, *self.given.scored), (0.5,) * item.rows)
         return Evaluated(item.index, scores, (True,) * item.rows, pictures, seconds)
 
 
@@ -180,7 +186,12 @@ class EmulatedLearner(Process):
         return socket.gethostname()
 
     def step(
-        self, step: int, factors: Sequence[float], shares: Sequence[float], *messages: Rollout | Packed
+        self,
+        step: int,
+        factors: Sequence[float],
+        shares: Sequence[float],
+        optimality: Optimality | None,
+        *messages: Rollout | Packed,
     ) -> StepReport:
         wait, rows = Wait(), len(factors)
         rollouts = [message for message in messages if isinstance(message, Rollout)]
@@ -189,7 +200,22 @@ class EmulatedLearner(Process):
         states = sum(len(rollout.states.array) for rollout in rollouts)
         drift = (0.0,) * rows if self.given.drift else ()
         moved = (0.0,) * rows if self.given.base else ()
-        return StepReport(step, self.rank, 1.0, 1e-5, states, rows, 0, seconds, drift, moved)
+        seen = (0.0,) * rows if optimality else ()
+        return StepReport(
+            step,
+            self.rank,
+            1.0,
+            1e-5,
+            states + (optimality.slots if optimality else 0),
+            rows,
+            0,
+            seconds,
+            drift,
+            moved,
+            forward_loss=seen,
+            old_distance=seen,
+            signal=seen,
+        )
 
     def drift(self, *messages: Rollout | Packed) -> tuple[float, ...]:
         rows = sum(message.item.rows for message in messages if isinstance(message, Rollout))

@@ -13,6 +13,7 @@ from actors.encoder import RemoteEncoder, RemoteReader
 from actors.placement import Group, free, place
 from actors.process import Roles, actor_options
 from flowbp_ray.config.schema import RunConfig
+from flowbp_ray.messages import Encoded
 from flowbp_ray.utils.files import cache_path
 from flowbp_ray.utils.settings import PoolConfig, ProcessConfig
 
@@ -56,6 +57,15 @@ class EncoderProcess:
             ray.kill(self.actor)
             free(self.group)
         self.actor, self.group, self.reads = None, None, False
+
+
+def together(earlier: Encoded | None, report: Encoded) -> Encoded:
+    """The report of a process and that of an earlier one, on other texts, as one."""
+    if earlier is None:
+        return report
+    found, encoded = earlier.found + report.found, earlier.encoded + report.encoded
+    broken = (*earlier.broken, *report.broken)
+    return Encoded(found, encoded, earlier.nbytes + report.nbytes, broken, report.folder)
 
 
 def has_room_beside(config: RunConfig) -> bool:

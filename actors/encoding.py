@@ -21,7 +21,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from actors.encoder_process import EncoderProcess, has_room_beside
+from actors.encoder_process import EncoderProcess, has_room_beside, together
 from actors.errors import Ref, cause, is_not_cached
 from actors.process import Roles
 from flowbp_ray.backbones.embeddings import EMPTY, distinct_texts
@@ -42,7 +42,7 @@ CALL_SECONDS = 2.0
 class Call:
     """A call in flight. part: what it answers; None where the texts go into the cache only."""
 
-    texts: list[str]
+    texts: dict[str, None]
     part: Ref | None
 
 
@@ -73,8 +73,7 @@ class Encoding:
         self.parts: dict[str, Ref] = {}  # text -> the part that holds it
         self.missing: dict[str, None] = {}  # texts whose part is neither held nor in flight, in the order of need
         self.calls: dict[Ref, Call] = {}  # by their reports
-        self.at: int | None = None  # the step at which the run is
-        self.to_end = False  # whether the window reaches to the run's last step
+        self.window = range(0)  # the steps whose prompts are held, or come next; the first is where the run is
         self.size = 1  # texts of the next call
         self.seconds = 0.0  # that the encoder was at work
         self.failures = 0  # in a row
@@ -102,14 +101,18 @@ class Encoding:
         """What the encoder is at: references to wait for, and then to `settle`."""
         return list(self.calls)
 
-    def has(self, prompt_ids: Sequence[int]) -> bool:
-        """Whether the parts with these prompts and the empty one are held. Those that are not come next."""
+    def has(self, prompt_ids: Sequence[int], step: int = -1) -> bool:
+        """Whether the parts with these prompts and the empty one are held. Those that are not come next.
+
+        step: the one whose training prompts they are. If its whole window is held, no prompt is looked up.
+        """
+        coming = [call.texts for call in self.calls.values() if call.part is not None]
+        if step in self.window and not self.missing and not coming:
+            return True
         absent = [text for text in self._texts_of(prompt_ids) if text not in self.parts]
-        if any(text not in self.missing for text in absent):
-            coming = self._in_flight(parts=True)
-            if new := [text for text in absent if text not in self.missing and text not in coming]:
-                self.missing = dict.fromkeys(new) | self.missing
-                self._call()
+        if new := [text for text in absent if not any(text in texts for texts in (self.missing, *coming))]:
+            self.missing = dict.fromkeys(new) | self.missing
+            self._call()
         return not absent
 
     def refs(self, prompt_ids: Sequence[int]) -> list[Ref]:
@@ -129,12 +132,11 @@ class Encoding:
         cache, where the encoder had to end before the other processes were placed.
         """
         everything = not (self.cached or self.beside)
-        if not saved and (step == self.at or (everything and self.at is not None)):
+        if self.window and not saved and (step == self.window.start or everything):
             return
-        ahead = 1 + self.config.staleness + self.config.encoder.ahead
-        self.at, last = step, None if everything else step + ahead
-        self.to_end = last is None or last >= self.config.steps
-        window = distinct_texts(self.texts, self.needs.between(step, last))
+        last = step + 1 + self.config.staleness + self.config.encoder.ahead
+        self.window = range(step, self.config.steps if everything else min(last, self.config.steps))
+        window = distinct_texts(self.texts, self.needs.between(step, self.window.stop))
         needed = {"", *window}
         if self.beside and not self.cached:
             needed |= {text for text in self.parts if self.last.get(text, -1) >= step}
@@ -233,18 +235,18 @@ class Encoding:
     def _call(self) -> None:
         """Keep the encoder busy, one call running and one waiting, as long as there is something to do."""
         while len(self.calls) < MAX_CALLS_IN_FLIGHT:
-            if some := list(islice(self.missing, self.size)):
+            if some := dict.fromkeys(islice(self.missing, self.size)):
                 for text in some:
                     del self.missing[text]
                 add = self._start().add.options(num_returns=2)
-                report, part = add.remote(some, [self.ids[text] for text in some])
+                report, part = add.remote(list(some), [self.ids[text] for text in some])
             else:
                 busy = self._in_flight()
                 ahead = (text for text in self.left if text not in busy)
-                some = list(islice(ahead, self.size)) if self.cached else []
+                some = dict.fromkeys(islice(ahead, self.size if self.cached else 0))
                 if not some:
                     break
-                report, part = self._start().fill.remote(some), None
+                report, part = self._start().fill.remote(list(some)), None
             if not self.calls:
                 self.moved = time.monotonic()
             self.calls[report] = Call(some, part)
@@ -254,23 +256,30 @@ class Encoding:
     def _is_spare(self) -> bool:
         """Whether the process has nothing to do any more, or a reader could do it with less."""
         loaded = self.config.encoder.gpus > 0 or (self.encoded is not None and self.encoded.encoded > 0)
-        return self.to_end or not self.cached or (loaded and not self.process.reads)
+        return self.window.stop >= self.config.steps or not self.cached or (loaded and not self.process.reads)
 
     def _again(self, call: Call, error: RayError) -> None:
-        """Build the process again, and repeat its calls. Raises RunFailed after `cluster.tries` failures in a row."""
+        """Build the process again, and repeat its calls. Raises RunFailed after `cluster.tries` failures in a row.
+
+        Where the cache lacks a prompt, the process is an encoder, which looks for all others that are still needed too.
+        """
         self.failures += 1
         mendable = isinstance(error, RayActorError) or is_not_cached(error)
         if not mendable or self.failures >= self.config.cluster.tries:
             raise RunFailed(f"the encoder failed: {cause(error)}") from error
         self._warn(f"the encoder is built again: {cause(error)}")
         calls = [call, *self.calls.values()]
-        if is_not_cached(error):
-            self.left |= dict.fromkeys(text for each in calls for text in each.texts)
         parts = (text for each in calls if each.part is not None for text in each.texts)
         self.missing = dict.fromkeys(parts) | self.missing
         self.end()
         self.earlier = None if is_not_cached(error) else self.encoded
-        self._call()
+        if is_not_cached(error):
+            needed = distinct_texts(self.texts, self.needs.between(self.window.start))
+            self.left = dict.fromkeys([*self.missing, *needed])
+        try:
+            self._call()
+        except RunFailed as failure:  # others may have the encoder's GPU by now
+            raise RunFailed(f"{cause(error)}, and {failure}") from error
 
     def _warn(self, line: str) -> None:
         self.notify(line)
@@ -280,15 +289,6 @@ class Encoding:
     def _report(self) -> None:
         if self.complete and self.log is not None and self.encoded is not None:
             self.log.info("embeddings: %s", self.encoded.describe())
-
-
-def together(earlier: Encoded | None, report: Encoded) -> Encoded:
-    """The report of a process and that of an earlier one, on other texts, as one."""
-    if earlier is None:
-        return report
-    found, encoded = earlier.found + report.found, earlier.encoded + report.encoded
-    broken = (*earlier.broken, *report.broken)
-    return Encoded(found, encoded, earlier.nbytes + report.nbytes, broken, report.folder)
 
 
 def next_size(count: int, seconds: float, nbytes: int, target: float) -> int:

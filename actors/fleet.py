@@ -96,7 +96,7 @@ class Fleet:
                 self.hosts[who].append(_get(ref, f"the {who}", timeout))
         if config.broadcasts and self.roles.learner is None:
             self.learners.broadcasts = Broadcasts(samplers, config.staleness, timeout)
-        tries, gated = config.cluster.tries, config.has_gate
+        tries, gated = config.cluster.tries, config.shows_samples
         self.queues = QueueStats(self.notify)
         pools = (samplers, scorers)
         self.pipeline = self._pipeline = Pipeline(

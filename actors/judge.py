@@ -45,6 +45,13 @@ class JudgeActor:
         images = [image for part in parts for image in part]
         return self.judge.weights([images[row] for row in rows], prompts, seeds)
 
+    def scores(
+        self, rows: Sequence[int], prompts: list[str], seeds: list[tuple[int, ...]], *parts: np.ndarray
+    ) -> Answers:
+        """Return the judge's answers about the rows `rows` of the batch. parts: its pictures, one part per item."""
+        images = [image for part in parts for image in part]
+        return self.judge.score([images[row] for row in rows], prompts, seeds)
+
     @ray.method(concurrency_group="log")
     def said(self, mark: ReadOffset) -> tuple[bytes, ReadOffset]:
         """Return the server's log after the mark, and the new mark."""

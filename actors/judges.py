@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,7 @@ class Judges:
         self.log = run.logger()
         self.monitors = {j.name: j for j in config.judges if j.role == "monitor"}
         self.gates = {j.name: j for j in config.judges if j.role == "gate"}
+        self.rewards = {j.name: j for j in config.judges if j.role == "reward"}
         self.waiting: dict[Key, Pictures] = {}
         self.weighed: dict[str, float] = {}
         self.notify = notify
@@ -222,41 +223,71 @@ class Judges:
             self.logs.take()
         return ray.get(call)
 
-    # gates
+    # gates, and judges whose scores are trained on
 
     def weigh(self, step: int, items: Sequence[ScoredItem], chosen: Selection, prompts: Sequence[str]) -> Selection:
-        """Multiply each kept row's factor by the gates' weights of its picture. Raises RunFailed without an answer.
+        """Multiply each kept row's factor by the gates' weights of its picture; add the scores of judges to learn from.
 
+        Raises RunFailed without an answer of a gate, or of the process of a judge.
         Also takes the monitors' answers since the last step. The loss stays a mean over the kept rows: a weight below 1
         reduces one row's part and does not increase the others'.
         """
         self.collect()
         self.weighed = {}
-        if not self.gates:
+        if not self.gates and not self.rewards:
             return chosen
         where = [pair for part in items for pair in zip(part.item.samples, part.item.prompt_ids, strict=True)]
         rows = [row for row, factor in enumerate(chosen.factors) if factor]
         texts = [prompts[where[row][1]] for row in rows]
         seeds = [(self.config.seed, step, where[row][0]) for row in rows]
         factors = np.array(chosen.factors)
-        calls = {name: self._weights(name, rows, texts, seeds, items) for name in self.gates}
+        calls = {name: self._weights(name, rows, texts, seeds, items) for name in (*self.gates, *self.rewards)}
+        judged: dict[str, tuple[float, ...]] = {}
+        for name, judge in self.rewards.items():
+            answers: Answers = self._answer(name, calls.pop(name), rows, texts, seeds, items)
+            judged |= self._spread(judge, answers, rows, len(where))
+            self._warn(judge, step, answers, texts)
         for name, call in calls.items():
             weights = self._answer(name, call, rows, texts, seeds, items)
-            factors[rows] *= weights
+            factors[rows] *= np.array(weights)
             self.weighed[f"gate/{name}"] = float(np.mean(weights)) if rows else float("nan")
-        return Selection.of(items, tuple(factors.tolist()), chosen.faults, self.config.rewards)
+        weighed = Selection.of(items, tuple(factors.tolist()), chosen.faults, self.config.rewards)
+        return replace(weighed, judged=judged)
+
+    def _spread(
+        self, judge: JudgeConfig, answers: Answers, rows: list[int], batch: int
+    ) -> dict[str, tuple[float, ...]]:
+        """The scores of the whole batch by term, NaN where there is none."""
+        terms, result = {term.name for term in self.config.rewards.terms if term.judged}, {}
+        for score, metric in judge.metrics.items():
+            if metric in terms:
+                whole = np.full(batch, np.nan)
+                whole[rows] = answers.scores[score]
+                result[metric] = tuple(whole.tolist())
+                self.weighed[f"reward/{metric}"] = (
+                    float(np.nanmean(whole)) if np.isfinite(whole).any() else float("nan")
+                )
+        return result
+
+    def _warn(self, judge: JudgeConfig, step: int, answers: Answers, texts: Sequence[str]) -> None:
+        for row, why in answers.missing[:3]:
+            self.log.warning("judge %s, step %d, prompt %r: no score: %s", judge.name, step, texts[row], why)
+        self.weighed[f"unscored/{judge.name}"] = float(len(answers.missing))
 
     def _weights(self, name: str, rows: Any, texts: Any, seeds: Any, items: Sequence[ScoredItem]) -> Ref:
-        return self.handles[name].weights.remote(rows, texts, seeds, *[part.pictures for part in items])
+        judge = self.handles[name]
+        ask = judge.weights if name in self.gates else judge.scores
+        return ask.remote(rows, texts, seeds, *[part.pictures for part in items])
 
-    def _answer(self, name: str, call: Ref, *question: Any) -> np.ndarray:
-        """Return the weights. If the judge's process died, ask again, at most `cluster.tries` times in all."""
+    def _answer(self, name: str, call: Ref, *question: Any) -> Any:
+        """Return the answer. If the judge's process died, ask again, at most `cluster.tries` times in all."""
         for left in reversed(range(self.config.cluster.tries)):
             try:
-                return np.array(self._get(call))
+                return self._get(call)
             except RayError as error:
                 if not isinstance(error, RayActorError) or not left:
-                    raise RunFailed(f"{cause(error)}; a run with a gate does not go on without it") from error
-                self.log.warning("gate %s: %s; asking again", name, cause(error))
+                    what = "a gate" if name in self.gates else "a judge to learn from"
+                    raise RunFailed(f"{cause(error)}; a run with {what} does not go on without it") from error
+                self.log.warning("judge %s: %s; asking again", name, cause(error))
                 call = self._weights(name, *question)
         raise AssertionError("there is at least one try")

@@ -15,8 +15,9 @@ import ray
 from flowbp_ray.backbones.embeddings import PackedEmbeddings
 from flowbp_ray.config.learners import LearnersConfig
 from flowbp_ray.config.schema import RunConfig
-from flowbp_ray.messages import Packed, Rollout, StepReport, TensorChecksum, Version
+from flowbp_ray.messages import Optimality, Packed, Rollout, StepReport, Version
 from flowbp_ray.utils.addresses import free_port
+from flowbp_ray.utils.checksums import TensorChecksum
 from flowbp_ray.utils.tracing import span
 from flowbp_ray.weights.packing import PackedTensors
 
@@ -54,6 +55,7 @@ class LearnerActor:
         step: int,
         factors: Sequence[float],
         shares: Sequence[float],
+        optimality: Optimality | None,
         *messages: Rollout | Packed | PackedEmbeddings,
     ) -> StepReport:
         """Run one optimizer step. messages: this rank's rollouts, as many cotangents, and its prompts' embeddings.
@@ -63,7 +65,7 @@ class LearnerActor:
         rollouts = self._received(messages)
         cotangents = [message for message in messages if isinstance(message, Packed)]
         with self._turn():
-            return self.learner.step(step, rollouts, cotangents, factors, shares)
+            return self.learner.step(step, rollouts, cotangents, factors, shares, optimality)
 
     def drift(self, *messages: Rollout | PackedEmbeddings) -> tuple[float, ...]:
         rollouts = self._received(messages)

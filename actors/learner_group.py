@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
@@ -22,6 +22,9 @@ from flowbp_ray.control.selection import Selection
 from flowbp_ray.messages import ScoredItem, StepReport, Version
 from flowbp_ray.utils.errors import RunFailed
 from flowbp_ray.utils.settings import PoolConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PROBE = 5.0
 """Seconds in which a process that is asked for its id answers, unless it is busy or hangs."""
@@ -88,10 +91,11 @@ class LearnerGroup:
     def step(self, step: int, items: Sequence[ScoredItem], chosen: Selection) -> list[StepReport]:
         """Run one optimizer step; each rank gets its part by reference. chosen: for all rows of the batch."""
         refs, first, self.given = [], 0, []
-        for rank, mine in zip(self.ranks, self.shard(items), strict=True):
+        optimality = chosen.optimality(len(self.ranks), self.config)
+        for rank, mine, judged in zip(self.ranks, self.shard(items), optimality, strict=True):
             rows = sum(scored.item.rows for scored in mine)
             parts = [*self._inputs(mine), *(scored.cotangent for scored in mine)]
-            refs.append(rank.step.remote(step, chosen.factors[first : first + rows], chosen.shares, *parts))
+            refs.append(rank.step.remote(step, chosen.factors[first : first + rows], chosen.shares, judged, *parts))
             first += rows
         return self._get(refs, f"in step {step}")
 
@@ -122,6 +126,10 @@ class LearnerGroup:
         if sends is not None and published.on_demand is not None:
             published.settle(sends.landed(version, answers[0]))
         return published
+
+    def weights(self, version: Version) -> dict[str, Tensor]:
+        """The tensors of `version`, published for this."""
+        return transport.tensors(self.publish(version).weights)
 
     def check_folder_visible(self, folder: str) -> None:
         """Raises RunFailed unless every rank sees the run's folder, since each writes its part of a checkpoint."""

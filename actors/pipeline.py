@@ -189,7 +189,7 @@ class Pipeline:
             pool = {"queued": self.samplers, "rolled": self.scorers}.get(job.stage)
             if pool is None or pool.name in full:
                 continue
-            if job.stage == "queued" and not self.encoding.has(job.item.prompt_ids):
+            if job.stage == "queued" and not self._encoded(job.item):
                 continue
             worker = pool.acquire(job.failed_on)
             if worker is not None:
@@ -198,6 +198,9 @@ class Pipeline:
                 full.add(pool.name)
                 if len(full) == 2:
                     return
+
+    def _encoded(self, item: Item) -> bool:
+        return self.encoding.has(item.prompt_ids, item.step if item.purpose == "train" else -1)
 
     def _roll(self, job: Job, worker: int) -> None:
         actor = self.samplers.handles[worker]

@@ -25,7 +25,7 @@ class RewardActor:
         prepare(config, config.rewards.threads)
         self.config = config
         self.scorer: Scores = open_scorer(config, agreed or {})
-        self.gated = config.has_gate  # never with remote servers, see `flowbp_ray.config.schema`
+        self.gated = config.shows_samples  # never with remote servers, see `flowbp_ray.config.schema`
 
     def ready(self) -> str:
         """Return this host's name. Raises `Unavailable` if a remote reward server does not answer."""

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from actors.broadcasts import Broadcasts
 from actors.errors import LearnersLost, Ref, WeightsMissing, cause
-from flowbp_ray.messages import Version, combine
+from flowbp_ray.messages import Version
+from flowbp_ray.utils.checksums import combine
 from flowbp_ray.weights.buckets import assign_buckets
 from flowbp_ray.weights.fingerprint import fingerprint
 from flowbp_ray.weights.packing import PackedTensors, merge_tensors

@@ -4,7 +4,8 @@ The real pipeline on a real Ray. Pools of N samplers and N/4 reward servers are 
 wait for nothing and send messages of a few bytes, so that what is measured is the driver alone: its CPU, not the clock.
 Least squares: CPU of a batch = item · items + scan · (calls in flight, summed over the looks); a look, one `_pump` of
 the pipeline, takes all answers that are there. With --bench, results of `flowbp-ray bench` at different numbers of
-learners, what is left of their steps is the cost of a step and of a rank.
+learners and of items, the costs of a step, of a rank and of an item are those of their steps instead: there answers
+come one at a time, and an item costs more.
 Prints JSON; --out writes the costs for `flowbp-ray bench --simulate`.
 """
 
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 import psutil
 import ray
+from scipy.optimize import nnls
 
 from actors import emulated
 from actors.cluster import start_ray
@@ -30,8 +32,9 @@ from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.benching.emulation import Emulation
 from flowbp_ray.benching.simulate import DriverCosts
 from flowbp_ray.config import loading
-from flowbp_ray.messages import Item, Packed, Version, combine
+from flowbp_ray.messages import Item, Packed, Version
 from flowbp_ray.rollout.items import ItemSource
+from flowbp_ray.utils.checksums import combine
 
 ALONE = ["learners.engine=torch", "learners.count=1", "learners.micro_batch=2"]
 NOTHING = Emulation(0, 0, 0, 0, 0, 0, (1,), 2, 1, 8, 8, ("reward",), False, False)
@@ -62,7 +65,7 @@ class AllEncoded:
     def advance(self, step: int) -> None:
         pass
 
-    def has(self, prompt_ids: Sequence[int]) -> bool:
+    def has(self, prompt_ids: Sequence[int], step: int = -1) -> bool:
         return True
 
     def refs(self, prompt_ids: Sequence[int]) -> list[Any]:
@@ -102,12 +105,12 @@ def measure(samplers: int, actors: tuple[list[Any], list[Any]], rounds: int) -> 
     return rows[1:]
 
 
-def rest(points: Sequence[dict[str, Any]], item: float) -> tuple[float, float]:
-    """(step, rank): what measured steps took of the driver's thread beyond their items, by the number of learners."""
-    left = np.array([p["driver_thread_s"] - item * p["items"] for p in points])
-    table = np.array([[1.0, p["ratio"]["learners"]] for p in points])
-    (step, rank), *_ = np.linalg.lstsq(table, left, rcond=None)
-    return max(0.0, float(step)), max(0.0, float(rank))
+def of_steps(points: Sequence[dict[str, Any]]) -> tuple[float, float, float]:
+    """(step, rank, item): what measured steps took of the driver's thread, by learners and items; relative errors."""
+    spent = np.array([p["driver_thread_s"] for p in points])
+    table = np.array([[1.0, p["ratio"]["learners"], p["items"]] for p in points]) / spent[:, None]
+    step, rank, item = nnls(table, np.ones(len(points)))[0].tolist()
+    return step, rank, item
 
 
 def main() -> None:
@@ -129,9 +132,9 @@ def main() -> None:
     scale = np.array([row["cpu_s"] for row in rows])
     table = np.array([[row["items"], row["scanned"]] for row in rows]) / scale[:, None]
     (item, scan), *_ = np.linalg.lstsq(table, np.ones(len(rows)), rcond=None)
-    source = f"benchmarks.driver_costs, {options.samplers} samplers, {psutil.cpu_count()} cores"
     points = [p for file in options.bench for p in json.loads(file.read_text())["points"]]
-    step, rank = rest(points, float(item)) if points else (0.0, 0.0)
+    source = f"benchmarks.driver_costs, {options.samplers} samplers, {len(points)} benches, {psutil.cpu_count()} cores"
+    step, rank, item = of_steps(points) if points else (0.0, 0.0, item)
     costs = DriverCosts(source=source, item=float(item), scan=max(0.0, float(scan)), step=step, rank=rank)
     if options.out:
         options.out.write_text(json.dumps(costs.model_dump(), indent=1) + "\n")

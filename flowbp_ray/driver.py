@@ -42,7 +42,7 @@ def train(config: RunConfig, progress: Progress | None = None) -> tuple[Run, dic
     """Train `config` to its end on Ray; return the run and its summary.
 
     Raises ValueError, before any actor starts, for a mistake of the user; RunFailed for a later failure; Interrupted
-    after Ctrl-C or SIGTERM, once the current step is done and saved.
+    after Ctrl-C or SIGTERM, once the step is done and saved.
     """
     checked, config = check(config), with_parts(config)
     with connected(config.cluster.address, config.output):
@@ -110,14 +110,13 @@ class Loop:
     ) -> None:
         self.config, self.run, self.fleet = config, run, fleet
         self.tracker, self.progress, self.interrupts = tracker, progress, interrupts
-        self.judges, self.evaluator = judges, judges.evaluator
-        self.scaler = Scaler(config, run, fleet.pools)
+        self.judges, self.evaluator, self.scaler = judges, judges.evaluator, Scaler(config, run, fleet.pools)
         self.source = build_items(config, self.evaluator.offset)
         self.guard = Guard.of(config.guard, config.rewards, config.evaluation)
         self.published: dict[int, transport.Published] = {}
         self.incarnation = self.done = self.issued = self.skipped = 0
         self.verdict: HackingVerdict | None = None  # the guard's, once it has ended the run
-        self.started, self.log = time.perf_counter(), run.logger()
+        self.averages, self.started, self.log = config.learners.ema is not None, time.perf_counter(), run.logger()
 
     def run_all(self) -> dict[str, Any]:
         """Train from the newest checkpoint, or from the start, to the last step; begin again there if learners die."""
@@ -165,8 +164,9 @@ class Loop:
             if self.config.rolls_back:
                 self.save(0)
 
-    def version(self, step: int, ema: bool = False) -> Version:
-        return Version(self.incarnation, step, ema)
+    def version(self, step: int, ema: bool | None = None) -> Version:
+        """The weights after `step` steps, or with `ema` their average; None: the one that draws training images."""
+        return Version(self.incarnation, step, self.config.nft.policy == "average" if ema is None else ema)
 
     def step(self, step: int) -> None:
         """Run one optimizer step: issue items, collect scored rollouts, update the learners, publish the weights."""
@@ -178,16 +178,16 @@ class Loop:
         self.progress.phase("learning")
         drift = self.fleet.learners.drift(step, items) if self.config.drift.max is not None else []
         chosen = select(items, drift, self.config.rewards, self.config.drift.max, self.config.nonfinite)
-        chosen = self.judges.weigh(step, items, chosen, self.fleet.pipeline.prompts)
+        chosen = self.judges.weigh(step, items, chosen, self.fleet.pipeline.prompts).beside(items, self.config)
         self.stop_or_warn([fault.describe(self.fleet.pipeline.prompts) for fault in chosen.faults])
-        learners = self.fleet.learners.step(step, items, chosen) if chosen.kept else []
+        learners = self.fleet.learners.step(step, items, chosen) if chosen.trains else []
         self.check_update(step, learners)
         learned_at = time.perf_counter()
         self.progress.phase("publishing")
         self.published = {v: ref for v, ref in self.published.items() if v > step - self.config.staleness}
         self.published[step + 1] = self.fleet.learners.publish(self.version(step + 1))
         ended = time.perf_counter()
-        metrics = step_metrics(items, learners, chosen, drift, self.config.learners, self.config.backbone) | {
+        metrics = step_metrics(items, learners, chosen, drift, self.config) | {
             "incarnation": self.incarnation,
             "retries": self.fleet.pipeline.retries,
             **phases(began, scored_at, learned_at, ended, self.config.data.shape.batch),
@@ -264,8 +264,9 @@ class Loop:
         if not self.evaluator.held_out:
             return []
         self.progress.phase("evaluating")
-        averaged = self.config.learners.ema is not None
-        published = self.fleet.learners.publish(self.version(step, True)) if averaged else self.published[step]
+        published, version = self.published[step], self.version(step, self.averages)
+        if published.version != version:
+            published = self.fleet.learners.publish(version)
         results = self.evaluator.evaluate(published.version, lambda items: self.fleet.pipeline.draw(items, published))
         for guidance, result in results.items():
             self.tracker.log(step, "evaluation", {"guidance": guidance, **result.means()})
@@ -274,19 +275,18 @@ class Loop:
         return self.evaluator.faults
 
     def save(self, step: int) -> None:
-        """Write a checkpoint: the engine's state, the published weights that are still needed, the evaluations."""
+        """Write a checkpoint: the engine's state, the weights that are still needed, the evaluations."""
         self.progress.phase("saving")
-        checkpoints = self.run.checkpoints
+        config, checkpoints = self.config, self.run.checkpoints
         self.fleet.learners.save(str(checkpoints.begin(step).resolve()))
         held = {v: transport.tensors(published.weights) for v, published in self.published.items()}
-        current = held.pop(step)
-        average = None
-        if self.config.learners.ema is not None:
-            average = transport.tensors(self.fleet.learners.publish(self.version(step, True)).weights)
-        among = [*checkpoints.steps(), step] if self.config.rolls_back else []
+        known, both = {self.published[step].version: held.pop(step)}, [self.version(step, ema) for ema in (False, True)]
+        weights = [known.get(v) or self.fleet.learners.weights(v) for v in both[: 1 + self.averages]]
+        among = [*checkpoints.steps(), step] if config.rolls_back else []
         spare = self.guard.best(self.evaluator.results, among) if self.guard else None
         state, unjudged = self.judges.state()
-        checkpoints.finish(Snapshot(step, current, held, state, average, unjudged), self.config.checkpoint.keep, spare)
+        snapshot = Snapshot(step, weights[0], held, state, weights[1] if self.averages else None, unjudged)
+        checkpoints.finish(snapshot, config.checkpoint.keep, spare)
         self.fleet.saved(step)
 
     def finish(self) -> dict[str, Any]:

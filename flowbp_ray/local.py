@@ -68,12 +68,12 @@ class LocalLoop:
 
     def items(self, step: int) -> list[Item]:
         """The training items of a step, to be rolled out with the weights of version `step`."""
-        return self.source.of_step(step, Version(0, step))
+        return self.source.of_step(step, Version(0, step, self.config.nft.policy == "average"))
 
     def step(self, step: int) -> StepReport:
-        """Run one optimizer step, with the same maths as the loop on Ray."""
+        """Run one optimizer step, with the same maths as the loop on Ray. Where nothing teaches, nothing changes."""
         config = self.config
-        published = list(self.learner.publish())
+        published = list(self.learner.publish(config.nft.policy == "average"))
         items = []
         for item in self.items(step):
             report, rollout, target = self.sampler.rollout(item, lambda: published)
@@ -82,8 +82,11 @@ class LocalLoop:
             items.append(ScoredItem(item, report, scored, rollout, cotangent))
         rollouts, cotangents = [scored.rollout for scored in items], [scored.cotangent for scored in items]
         drift = self.learner.drift(rollouts) if config.drift.max is not None else ()
-        chosen = select(items, drift, config.rewards, config.drift.max, config.nonfinite)
-        return self.learner.step(step, rollouts, cotangents, chosen.factors, chosen.shares)
+        chosen = select(items, drift, config.rewards, config.drift.max, config.nonfinite).beside(items, config)
+        if not chosen.trains:
+            return StepReport(step, 0, 0.0, 0.0, 0, 0, 0, 0.0)
+        [optimality] = chosen.optimality(1, config)
+        return self.learner.step(step, rollouts, cotangents, chosen.factors, chosen.shares, optimality)
 
 
 def without_gpus(config: RunConfig) -> RunConfig:

@@ -6,7 +6,6 @@ Only `pack` and `unpack` import torch, so a process can read messages without it
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -85,10 +84,7 @@ class Version:
 
 @dataclass(frozen=True)
 class Fault:
-    """Describes a value that is not finite.
-
-    what: "velocity", "base velocity", "learner velocity", "score", "cotangent" or "gradient".
-    """
+    """A value that is not finite: a "(base |old |learner )velocity", a "score", a "cotangent" or a "gradient"."""
 
     what: str
     step: int
@@ -109,7 +105,8 @@ class Item:
     """One micro-batch of fixed composition. It determines its `Rollout` bit for bit, whichever process executes it.
 
     prompt_ids, samples: one entry per row; `samples` are global sample indices within the step and key the noise.
-    plans: one per row; empty for an evaluation, which needs only the finished latents.
+    plans: one per row; empty for an evaluation, which needs only the finished latents. times: per row, the nodes at
+    whose noise the finished sample is noised again for terms without gradient (see `surrogate.nft`); empty without any.
     """
 
     purpose: str  # "train" or the name of an evaluation; not part of any random stream's key
@@ -122,6 +119,7 @@ class Item:
     num_steps: int
     guidance: float
     version: Version
+    times: tuple[tuple[int, ...], ...] = ()
 
     @property
     def rows(self) -> int:
@@ -133,13 +131,17 @@ class Rollout:
     """The part of a rollout that a learner needs: states [R, ...], sample-major, in the order of `gather_states`.
 
     velocities: with the drift meter on, the cached velocities at those states, to compare the learner's with.
-    base: with a base penalty, the base model's velocities at those states.
+    base: with a base penalty, the base model's velocities at those states; without any state, at the noised samples.
+    finished, old: with `item.times`, the samples x0 [rows, ...], and the velocities of the policy that drew them at the
+    noised samples [rows · times, ...], sample-major.
     """
 
     item: Item
     states: Packed
     velocities: Packed | None = None
     base: Packed | None = None
+    finished: Packed | None = None
+    old: Packed | None = None
 
 
 @dataclass(frozen=True)
@@ -147,8 +149,8 @@ class RolloutReport:
     """The small part of a rollout, which the driver reads. omega, residuals and kept have one entry per row.
 
     kept: False for a row beyond its plan's `max_distance` and for a row with a fault.
-    item_bytes: of the pickled item. state_bytes, velocity_bytes, base_bytes, target_bytes: of the states, the drift
-    meter's velocities, the base model's velocities and the targets that the sampler returns.
+    item_bytes: of the pickled item. state_bytes, velocity_bytes, base_bytes, target_bytes, forward_bytes: of what the
+    sampler returns: states, drift meter's and base's velocities, targets, and what terms without gradient need.
     weight_bytes, embedding_bytes: received by the sampler since its last report. Embeddings come once, not per item.
     fingerprint: of the weights that the sampler held (see `flowbp_ray.weights.fingerprint`).
     """
@@ -170,6 +172,7 @@ class RolloutReport:
     embedding_bytes: int = 0
     fingerprint: str = ""
     faults: tuple[Fault, ...] = ()
+    forward_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -227,6 +230,7 @@ class StepReport:
 
     grad_norm: global, before clipping; if it is not finite, nothing was updated. drift: per row, with the drift meter.
     base_distance: per row, with a base penalty: the mean squared difference from the base model's velocities.
+    forward_loss, old_distance, signal: per row, with terms without gradient: see `ForwardSweep.per_sample`.
     """
 
     step: int
@@ -241,6 +245,22 @@ class StepReport:
     base_distance: tuple[float, ...] = ()
     faults: tuple[Fault, ...] = ()
     timings: Mapping[str, float] = field(default_factory=dict)
+    forward_loss: tuple[float, ...] = ()
+    old_distance: tuple[float, ...] = ()
+    signal: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Optimality:
+    """What the terms without gradient say of a learner rank's rows, for the loss of `surrogate.nft`.
+
+    rows: r in [0, 1], the mean over the terms by their weights; NaN for a row that teaches nothing and is left out.
+    weight: the sum of the terms' weights. slots: rows that every rank computes, those that only pad included.
+    """
+
+    rows: tuple[float, ...]
+    weight: float
+    slots: int
 
 
 @dataclass(frozen=True)
@@ -276,25 +296,3 @@ class EncodedPart:
     nbytes: int
     seconds: float
     node: str = ""
-
-
-@dataclass(frozen=True)
-class TensorChecksum:
-    """One rank's checksum of one tensor. shape, dtype: of the whole tensor; value: of the rank's own fragments."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    value: int
-
-    @classmethod
-    def of(cls, tensor: Tensor, value: int) -> TensorChecksum:
-        return cls(tuple(tensor.shape), str(tensor.dtype), value)
-
-
-def combine(ranks: Sequence[Mapping[str, TensorChecksum]]) -> str:
-    """Combine the ranks' checksums into the fingerprint of the weights (16 hex digits), whatever the names' order."""
-    lines = []
-    for name, first in sorted(ranks[0].items()):
-        value = (sum(rank[name].value for rank in ranks) + (1 << 63)) % (1 << 64) - (1 << 63)
-        lines.append(f"{name} {first.shape} {first.dtype} {value}")
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

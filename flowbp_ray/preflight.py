@@ -56,7 +56,7 @@ def check(config: RunConfig) -> Checked:
     check_time(config, _to_encode(config, [record.text for record in (*train, *held_out)], len(held_out)))
     agreed = handshake.check(config)
     if not config.rewards.url:  # remote servers have checked their own rewards
-        check_rewards(config.rewards, [record.text for record in held_out])
+        check_rewards(config.rewards, [record.text for record in held_out], [record.text for record in train])
     judges.check(config.judges)
     cache = cache_folder(config.encoder.cache)
     for part in (backbone.base_folder / "transformer", backbone.base_folder / "vae", *backbone.encoder_parts()):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
@@ -10,14 +9,20 @@ from typing import Any, Literal
 from huggingface_hub import EvalResult, ModelCardData
 
 from flowbp_ray import __version__
+from flowbp_ray.artifacts.card_phrases import (
+    describe_judge,
+    describe_method,
+    describe_term,
+    measured_only,
+    ways_of_learning,
+)
 from flowbp_ray.artifacts.report import compare, table_rows
 from flowbp_ray.backbones import Backbone
+from flowbp_ray.backbones.guidance import one_branch
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.evaluation.evaluator import Evaluator
-from flowbp_ray.judges.config import JudgeConfig
 from flowbp_ray.prompts import PromptRecord, read_prompts
 from flowbp_ray.run.folder import Run, prompts_digest
-from flowbp_ray.surrogate.methods import METHODS
 
 Kind = Literal["lora", "full", "merged"]
 Prompts = tuple[list[PromptRecord], list[PromptRecord]]  # for training, and held-out
@@ -31,7 +36,7 @@ def model_card(run: Run, backbone: Backbone, kind: Kind, step: int, average: boo
     base, name = base_name(backbone), run.folder.resolve().name
     evaluator = Evaluator(config, run, known[1] if known else [], offset=0)
     evaluator.load(run.checkpoints.evaluations(step))
-    front = _front_matter(name, base, kind, _eval_results(evaluator, step, average))
+    front = _front_matter(config, name, base, kind, _eval_results(evaluator, step, average))
     what = {
         "lora": f"Low-rank adapters for the transformer of {base}",
         "full": f"The transformer of {base} with all weights trained",
@@ -44,14 +49,15 @@ def model_card(run: Run, backbone: Backbone, kind: Kind, step: int, average: boo
         "Data": _data(config, run, known),
         "Limits": _limits(config) + _quantised(config, kind),
     }
-    intro = f"{what}, post-trained by reward backpropagation with flowbp_ray {__version__}."
+    intro = f"{what}, post-trained by {' and '.join(ways_of_learning(config))} with flowbp_ray {__version__}."
     head = f"---\n{front.to_yaml()}\n---\n# {name}\n\n{intro}\n"
     return head + "".join(f"\n## {title}\n{text}\n" for title, text in sections.items())
 
 
-def _front_matter(name: str, base: str, kind: Kind, results: list[EvalResult]) -> ModelCardData:
+def _front_matter(config: RunConfig, name: str, base: str, kind: Kind, results: list[EvalResult]) -> ModelCardData:
     """What the Hub reads of a card; with results it shows a table of them."""
-    tags = ["flowbp_ray", "text-to-image", "flow-matching", "reward-backpropagation"]
+    ways = [way.lower().replace(" ", "-") for way in ways_of_learning(config)]
+    tags = ["flowbp_ray", "text-to-image", "flow-matching", *ways]
     # without results the key `model_name` would stand in the card by itself
     measured: dict[str, Any] = {"model_name": name, "eval_results": results} if results else {}
     return ModelCardData(
@@ -172,10 +178,10 @@ def _training(run: Run, backbone: Backbone, step: int, average: bool) -> dict[st
     lora, batch = learners.lora, config.data.shape.batch
     lines = [line for line in run.metrics() if line["kind"] == "train" and line["step"] < step]
     unchanged = sum(line["updated"] == 0 for line in lines)
-    terms = [f"{t.name} (weight {t.weight:g}, clip {t.clip:g}, scale {t.scale:g})" for t in config.rewards.terms]
     changed = f"; {unchanged} of them changed nothing" if unchanged else ""
     averaged = f"their average (decay {learners.ema.decay:g})" if average and learners.ema else "as trained"
     jitter, penalty, limit = config.rewards.jitter, learners.base_penalty, config.drift.max
+    backpropagated = bool(config.rewards.differentiable)
     drift = "drift not limited" if limit is None else f"samples of drift above {limit:g} masked"
     branch = "detached" if model.detach_negative else "differentiated"
     return {
@@ -185,19 +191,21 @@ def _training(run: Run, backbone: Backbone, step: int, average: bool) -> dict[st
         "trained": "all weights of the transformer"
         if lora is None
         else f"adapters of rank {lora.rank}, alpha {lora.alpha}, on {', '.join(lora.targets or backbone.lora_targets)}",
-        "method": _method(config.method),
+        "method": describe_method(config.method),
         "method as a value": f"`{config.surrogate()}`",
-        "rewards": "; ".join(terms),
-        "jitter of what they saw": f"noise up to {jitter.noise:g}, shifts up to {jitter.shift} pixels",
+        "rewards": "; ".join(describe_term(config, term) for term in config.rewards.terms),
+        "jitter of what they saw": f"noise up to {jitter.noise:g}, shifts up to {jitter.shift} pixels"
+        if backpropagated
+        else "none",
         "distance to the base": f"penalised with weight {penalty.weight:g}"
         if penalty is not None and penalty.weight > 0
         else "not penalised",
-        "measured only": ", ".join(_measured(config)) or "nothing",
-        "judges": "; ".join(_judge(judge) for judge in config.judges) or "none",
+        "measured only": ", ".join(measured_only(config)) or "nothing",
+        "judges": "; ".join(describe_judge(judge) for judge in config.judges) or "none",
         "sampling": f"{model.height}x{model.width} pixels, {model.num_steps} steps, sigmas {model.sigmas}, guidance "
         f"{model.guidance:g}",
         "staleness": f"{config.staleness}; {drift}",
-        "negative branch": "none" if backbone.embedded_guidance or model.guidance == 1 else branch,
+        "negative branch": branch if backpropagated and not one_branch(backbone, model.guidance) else "none",
         "optimizer": f"AdamW, learning rate {optimizer.lr:g}, betas {optimizer.betas[0]:g} and {optimizer.betas[1]:g}, "
         f"weight decay {optimizer.weight_decay:g}, gradient norm at most {optimizer.max_grad_norm:g}",
         "schedule": f"{optimizer.schedule.name}, {optimizer.schedule.warmup} steps of warm-up",
@@ -230,28 +238,6 @@ def _quantised(config: RunConfig, kind: Kind) -> str:
     )
 
 
-def _method(spec: dict[str, Any]) -> str:
-    """A named method with all its arguments, those left at their defaults too."""
-    name = spec.get("name")
-    if name is None:
-        return "spelled out by axis"
-    defaults = {p.name: p.default for p in inspect.signature(METHODS[name]).parameters.values()}
-    arguments = defaults | {key: value for key, value in spec.items() if key != "name"}
-    return f"`{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})`"
-
-
-def _measured(config: RunConfig) -> list[str]:
-    """Names of what was measured and not trained on: monitors, and judges of evaluations."""
-    return [*(monitor.name for monitor in config.rewards.monitors), *config.judged]
-
-
-def _judge(judge: JudgeConfig) -> str:
-    """A judge's name, its model as far as it is known, what it was asked, and what its answers were used for."""
-    known = Path(judge.model).name if judge.model else judge.served_as or "the model of a running server"
-    what = "weighed each sample's loss" if judge.role == "gate" else "measured only"
-    return f"{judge.name} ({known}, asked by {judge.template.kind}, {what})"
-
-
 def _data(config: RunConfig, run: Run, known: Prompts | None) -> str:
     """Where the prompts came from, how many there are, and the digest that the run was bound to."""
     file = run.folder / "prompts.sha256"
@@ -270,7 +256,7 @@ def _data(config: RunConfig, run: Run, known: Prompts | None) -> str:
 
 def _limits(config: RunConfig) -> str:
     """What the numbers of the card do not say."""
-    monitors = ", ".join(_measured(config))
+    monitors = ", ".join(measured_only(config))
     others = f"what was measured only ({monitors})" if monitors else "another reward or by eye"
     return (
         f"Training pushes its own rewards up, if need be by deceiving them: judge by {others}. Only what stands "

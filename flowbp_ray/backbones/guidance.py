@@ -89,6 +89,14 @@ def trained_velocity(
     return velocity
 
 
+def forward_guidance(backbone: Backbone, guidance: float) -> float:
+    """The guidance at which terms without gradient learn: none, or the run's where the model takes it as an input.
+
+    What is learned is the conditional velocity, whatever guidance the samples were drawn with (see `surrogate.nft`).
+    """
+    return guidance if backbone.embedded_guidance else 1.0
+
+
 def one_branch(backbone: Backbone, guidance: float) -> bool:
     """Whether the velocity is a single forward without a negative branch."""
     return backbone.embedded_guidance or guidance == 1.0

@@ -12,8 +12,9 @@ class Emulation:
 
     sampler_s, reward_s, learner_s: per image. publish_s, load_s: per version. node_s: of a pass over the active nodes
     without gradient, per image. latent: shape of one latent; itemsize: bytes of an element of states and targets
-    (cotangents are fp32). copies: cotangents per branch, one per reward where they are balanced. drift, base: whether
-    the drift meter's velocities and the base's are sent.
+    (cotangents are fp32). copies: cotangents per branch, one per reward where they are balanced, 0 without any that is
+    backpropagated. rewards: names of the terms that are. drift, base: whether the drift meter's velocities and the
+    base's are sent. scored: names of the terms without gradient.
     """
 
     sampler_s: float
@@ -30,6 +31,7 @@ class Emulation:
     rewards: tuple[str, ...]
     drift: bool
     base: bool
+    scored: tuple[str, ...] = ()
 
 
 class Wait:

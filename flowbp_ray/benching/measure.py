@@ -20,6 +20,7 @@ from flowbp_ray.benching.result import Result
 from flowbp_ray.config import loading
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.run.folder import Run
+from flowbp_ray.utils.errors import ConfigError
 
 STEPS = 100_000  # of the configuration: more than is ever measured, so that batches are always issued ahead
 
@@ -59,11 +60,17 @@ def bench(
     meanwhile: Meanwhile = lambda loop, step: None,
 ) -> tuple[list[Point], RunConfig]:
     """A point per ratio (its overrides) and the configuration of the first. All are validated before Ray is started."""
+    given = loading.load(name, overrides)
+    if judged := [term.name for term in given.rewards.terms if term.judged]:
+        raise ConfigError(
+            f"rewards.terms has {judged[0]!r}, which a judge scores, and bench runs none; write a term in its place "
+            "that the reward servers compute"
+        )
     with tempfile.TemporaryDirectory(prefix="flowbp_ray_bench_") as temporary:
         folder = Path(temporary)
         fixed = [f"output={folder}", f"steps={STEPS}", "evaluation.prompts=null", "guard=null", "judges=[]"]
         fixed += ["checkpoint.every=0", "tracking.wandb=false", "resume=never"]
-        fixed += [] if profile is None else _emulated(profile, folder, loading.load(name, overrides))
+        fixed += [] if profile is None else _emulated(profile, folder, given)
         configs = [loading.load(name, [*overrides, *fixed, *ratio]) for ratio in wanted]
         configs = [c.model_copy(update={"name": f"{c.name}-{i}"}) for i, c in enumerate(configs)]
         points = []

@@ -8,9 +8,12 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
+from flowbp_ray.backbones.registry import backbone_named
 from flowbp_ray.benching.emulation import Emulation
 from flowbp_ray.config import loading
 from flowbp_ray.config.schema import RunConfig
+from flowbp_ray.planning.costs import noised_times
+from flowbp_ray.planning.work import sampled, swept
 from flowbp_ray.utils.diff import differing
 from flowbp_ray.utils.errors import ConfigError, nearest
 from flowbp_ray.utils.settings import Strict
@@ -47,30 +50,47 @@ class Profile(Strict):
         return _validate({**self.model_dump(), **{k: v for k, v in given.items() if v is not None}}, self.title)
 
     def emulation(self, config: RunConfig) -> Emulation:
-        """What the emulated actors of a run get. Raises ConfigError where the profile was made for other settings."""
-        if different := list(differing(self.made_for, cost_settings(config))):
+        """What the emulated actors of a run get. Raises ConfigError where the profile was made for other settings.
+
+        The forwards of terms without gradient may be others: they are counted as rows like those of the profile.
+        """
+        made, here = ({k: v for k, v in of.items() if k != "nft"} for of in (self.made_for, cost_settings(config)))
+        if different := list(differing(made, here)):
             key, old, new = different[0]
             raise ConfigError(
                 f"profile {self.title!r} was computed with {key}={old}, this run has {new}; write {key}={old}, or make "
                 "a profile of this run: python -m benchmarks.make_profile"
             )
-        scale = self.bytes_scale
+        scale, trained = self.bytes_scale, [term.name for term in config.rewards.differentiable]
+        sampler, learner, node = self._seconds(config)
         return Emulation(
-            sampler_s=self.sampler_s * self.time_scale,
+            sampler_s=sampler * self.time_scale,
             reward_s=self.reward_s * self.time_scale,
-            learner_s=self.learner_s * self.time_scale,
-            node_s=self.learner_s * self.time_scale * FORWARD_SHARE,
+            learner_s=learner * self.time_scale,
+            node_s=node * self.time_scale,
             publish_s=self.publish_s_per_byte * self.update_bytes * self.time_scale,
             load_s=self.load_s_per_byte * self.update_bytes * self.time_scale,
             latent=self.latent,
             itemsize=self.itemsize,
-            copies=len(config.rewards.terms) if config.rewards.balance != "none" else 1,
+            copies=len(trained) if config.rewards.balance != "none" else min(len(trained), 1),
             weight_bytes=max(8, int(self.update_bytes * scale)),
             prompt_bytes=max(8, int(self.prompt_bytes * scale)),
-            rewards=tuple(term.name for term in config.rewards.terms),
+            rewards=tuple(trained),
             drift=config.drift.on,
             base=config.learners.base_penalty is not None,
+            scored=tuple(term.name for term in config.rewards.scored),
         )
+
+    def _seconds(self, config: RunConfig) -> tuple[float, float, float]:
+        """Seconds per image of a sampler, of a learner, and of a pass over the surrogate's nodes without gradient."""
+        batch, times, made = config.data.shape.batch, noised_times(config), self.made_for.get("nft", {"times": 0})
+        more, learned = times - made["times"], swept(config)[1] / batch  # more: rows that the profile does not count
+        sampler, learner = self.sampler_s, self.learner_s * (learned / (learned - more))
+        if more:
+            drawn = sampled(config, backbone_named(config.backbone.name, config.backbone.path))[1] / batch
+            based = config.learners.base_penalty is not None and not config.rewards.differentiable
+            sampler *= drawn / (drawn - more * (1 + based))
+        return sampler, learner, learner * (1 - times / learned) * FORWARD_SHARE
 
     def write_model(self, folder: Path) -> Path:
         """Write the model's folder with its configurations and no weights: the driver reads no more of it."""
@@ -86,10 +106,12 @@ def cost_settings(config: RunConfig) -> dict[str, Any]:
     plain = config.model_dump(mode="json")
     backbone = ("name", "height", "width", "num_steps", "guidance", "detach_negative", "dtype")
     learners = ("fuse", "gradient_checkpointing", "lora", "base_penalty")
+    times = noised_times(config)
     return {
         "backbone": {key: plain["backbone"][key] for key in backbone},
         "method": plain["method"],
         "learners": {key: plain["learners"][key] for key in learners},
+        **({"nft": {"times": times}} if times else {}),
     }
 
 

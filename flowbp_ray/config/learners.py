@@ -36,6 +36,13 @@ class EmaConfig(Strict):
 
     decay: float = Field(0.999, gt=0, lt=1)
     """Share of the average that is kept at each optimizer step: average = decay · average + (1 − decay) · weights."""
+    ramp: float | None = Field(None, gt=0)
+    """The share rises to `decay` by so much in each step, from 0: min(decay, ramp · step), step counted from 1. null:
+    it is `decay` from the start."""
+
+    def at(self, step: int) -> float:
+        """The share that is kept in optimizer step `step`, from 0."""
+        return self.decay if self.ramp is None else min(self.decay, self.ramp * (step + 1))
 
 
 class BasePenaltyConfig(Strict):

@@ -12,14 +12,19 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 
 from flowbp_ray.surrogate import METHODS, Method
+from flowbp_ray.surrogate.methods import sampling
 from flowbp_ray.utils.errors import nearest
 
 
-def build_method(spec: dict[str, Any]) -> Method:
+def build_method(spec: dict[str, Any] | None) -> Method:
     """A named method with its arguments, any axis of it replaced, or a point of the design space spelled out.
+
+    None: no surrogate, see `sampling`.
 
     {name: flowbp_sparse, k: 3, draws: per_sample}   or   {target: {kind: early_stop}, active: {kind: strided, k: 3}}
     """
+    if spec is None:
+        return sampling()
     fields = _names(Method)
     name = spec.get("name")
     base: Callable[..., Method]

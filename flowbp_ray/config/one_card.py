@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from flowbp_ray.config.learners import LearnersConfig
@@ -22,6 +23,29 @@ def check_one_card(
         _check_quantised(f"backbone.quantization={model.quantization}", learners)
     if cluster.share_base:
         _check_shared("cluster.share_base=true", learners, samplers)
+
+
+def share_a_gpu(plain: Any) -> Any:
+    """The plain tree; with cluster.colocate `gpus` of samplers, rewards and learners are parts of one GPU.
+
+    They are equal here, where the model is not known; `flowbp_ray.planning.colocation` replaces them by what is needed.
+    """
+    if (
+        not isinstance(plain, dict)
+        or not isinstance(plain.get("cluster"), dict)
+        or not plain["cluster"].get("colocate")
+    ):
+        return plain
+    if plain["cluster"]["colocate"] == "pairs":
+        return in_pairs(plain)
+    roles = {role: plain.get(role) or {} for role in ("samplers", "rewards", "learners")}
+    try:
+        here = {role: keys for role, keys in roles.items() if not keys.get("url")}
+        processes = sum(keys.get("max") or keys.get("count", 1) for keys in here.values())
+        part = max(0.001, math.floor(1000 / processes) / 1000)  # Ray counts in ten-thousandths
+    except (AttributeError, TypeError, ZeroDivisionError):  # which validation will name
+        return plain
+    return plain | {role: {**keys, "gpus": part} for role, keys in here.items()}
 
 
 def in_pairs(plain: dict[str, Any]) -> dict[str, Any]:

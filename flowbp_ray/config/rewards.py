@@ -27,15 +27,48 @@ class RewardConfig(Strict):
 
 
 class TermConfig(RewardConfig):
-    """One summand of the loss: weight · scale · relu(clip − score), the mean over the batch."""
+    """One summand of the loss: weight · scale · relu(clip − score), the mean over the batch.
 
+    With `gradient: none` it is weight times the loss of DiffusionNFT (see the section nft).
+    """
+
+    gradient: Literal["pixels", "none"] = "pixels"
+    """pixels: the score is backpropagated to the image, and on through `method`. none: it need not have a gradient; the
+    images of a prompt are compared by it, and what is better or worse is learned by DiffusionNFT. `kind: judge` is then
+    the judge of that name, whose role is reward."""
     weight: float = 1.0
     """Factor of this term in the loss. With rewards.balance=grad_norm: its share of the gradient, relative to the
-    other terms' weights."""
+    other terms' weights. With gradient: none it must be above 0."""
     clip: float = 1.0
-    """Score, in the reward's own unit, from which on an image is good enough and gives no gradient."""
+    """Score, in the reward's own unit, from which on an image is good enough and gives no gradient. Not used with
+    gradient: none."""
     scale: float = 1.0
-    """Second factor of this term, which brings the reward's unit to the size of the others."""
+    """Second factor of this term, which brings the reward's unit to the size of the others. Not used with
+    gradient: none, where the unit does not matter."""
+
+    @property
+    def judged(self) -> bool:
+        """Whether a judge gives the scores."""
+        return self.factory == "judge"
+
+    @field_validator("gradient", mode="before")
+    @classmethod
+    def _none(cls, value: Any) -> Any:
+        """Take null for none: on the command line `none` is read as null, for all keys."""
+        return "none" if value is None else value
+
+    @model_validator(mode="after")
+    def _used(self) -> TermConfig:
+        if self.gradient == "pixels":
+            if self.judged:
+                raise ValueError(f"{self.name!r}: a judge's scores have no gradient; write gradient: none")
+            return self
+        if self.weight <= 0:
+            raise ValueError(f"{self.name!r}: weight={self.weight:g} must be above 0 with gradient: none")
+        fields = type(self).model_fields  # a resolved configuration has their defaults
+        if unused := [name for name in ("clip", "scale") if getattr(self, name) != fields[name].default]:
+            raise ValueError(f"{self.name!r}: {unused[0]} is not used with gradient: none; leave it out")
+        return self
 
 
 class JitterConfig(Strict):
@@ -69,7 +102,8 @@ class RewardsConfig(ElasticPoolConfig):
     """The reward servers: what is trained on, what is only measured, and the processes that compute it."""
 
     terms: list[TermConfig] = Field(min_length=1)
-    """Rewards that are trained on; the loss is the sum of these terms. They need a gradient at the pixels."""
+    """Rewards that are trained on; the loss is the sum of these terms. One without a gradient at the pixels says
+    gradient: none."""
     monitors: list[RewardConfig] = Field([])
     """Rewards and metrics that are only measured, in evaluations. One without options may be its name alone."""
     balance: Literal["none", "grad_norm"] = "none"
@@ -117,12 +151,22 @@ class RewardsConfig(ElasticPoolConfig):
 
     @property
     def all(self) -> list[RewardConfig]:
-        """All rewards: terms, then monitors."""
-        return [*self.terms, *self.monitors]
+        """All rewards that reward processes compute: terms but those of judges, then monitors."""
+        return [*(term for term in self.terms if not term.judged), *self.monitors]
+
+    @property
+    def differentiable(self) -> list[TermConfig]:
+        """The terms that are backpropagated."""
+        return [term for term in self.terms if term.gradient == "pixels"]
+
+    @property
+    def scored(self) -> list[TermConfig]:
+        """The terms without gradient."""
+        return [term for term in self.terms if term.gradient == "none"]
 
     @model_validator(mode="after")
     def _distinct(self) -> RewardsConfig:
-        names = [reward.name for reward in self.all]
+        names = [reward.name for reward in (*self.terms, *self.monitors)]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"{twice[0]} is named twice among terms and monitors; write it once")
         return self

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +9,8 @@ from pydantic import Field, field_validator, model_validator
 
 from flowbp_ray.config.learners import LearnersConfig
 from flowbp_ray.config.method import build_method
-from flowbp_ray.config.one_card import check_one_card, in_pairs
+from flowbp_ray.config.nft import NftConfig, check_drift, check_nft
+from flowbp_ray.config.one_card import check_one_card, share_a_gpu
 from flowbp_ray.config.rewards import RewardsConfig
 from flowbp_ray.config.sections import (
     BackboneConfig,
@@ -24,7 +24,7 @@ from flowbp_ray.config.sections import (
     NonFinite,
     TrackingConfig,
 )
-from flowbp_ray.judges.config import JudgeConfig, check_names_and_ports
+from flowbp_ray.judges.config import JudgeConfig, check_judged_terms, check_names_and_ports
 from flowbp_ray.surrogate import Method
 from flowbp_ray.utils.settings import ElasticPoolConfig, Strict
 
@@ -53,9 +53,11 @@ class RunConfig(Strict):
     is left out. skip_step: the whole step changes nothing, which a bad gradient always costs."""
     backbone: BackboneConfig
     """Which model is trained, and how it is sampled."""
-    method: dict[str, Any]
+    method: dict[str, Any] | None = None
     """How the gradient is found: one of the named methods with its arguments, any axis of it replaced, or all axes
-    spelled out."""
+    spelled out. null: no term has a gradient."""
+    nft: NftConfig = NftConfig()
+    """How terms without gradient are learned."""
     data: DataConfig
     """The training prompts and the size of a batch."""
     encoder: EncoderConfig = EncoderConfig()
@@ -88,7 +90,7 @@ class RunConfig(Strict):
 
     @field_validator("method")
     @classmethod
-    def _method(cls, value: dict[str, Any]) -> dict[str, Any]:
+    def _method(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
         build_method(value)
         return value
 
@@ -103,9 +105,9 @@ class RunConfig(Strict):
         return build_method(self.method)
 
     @property
-    def has_gate(self) -> bool:
-        """Whether a judge weighs the training samples."""
-        return any(judge.role == "gate" for judge in self.judges)
+    def shows_samples(self) -> bool:
+        """Whether a judge looks at the training samples."""
+        return any(judge.role != "monitor" for judge in self.judges)
 
     @property
     def rolls_back(self) -> bool:
@@ -115,7 +117,7 @@ class RunConfig(Strict):
     @property
     def broadcasts(self) -> bool:
         """Whether learner rank 0 broadcasts weights to the samplers."""
-        return self.cluster.transport == "nccl" and self.learners.lora is None
+        return self.cluster.transport == "nccl" and self.learners.lora is None and self.nft.policy == "current"
 
     @property
     def judged(self) -> list[str]:
@@ -135,34 +137,15 @@ def check_together(config: RunConfig) -> None:
     _check_batch(config)
     _check_engine(config)
     _check_gpus(config)
+    check_nft(
+        config.rewards, config.surrogate(), config.nft, config.data, config.backbone, config.learners.ema is not None
+    )
+    check_drift(config.surrogate(), config.drift)
     check_one_card(config.backbone, config.learners, config.samplers, config.cluster, config.staleness)
     _check_transport(config)
     _check_scaling(config)
     _check_guard(config)
     _check_judges(config)
-
-
-def share_a_gpu(plain: Any) -> Any:
-    """The plain tree; with cluster.colocate `gpus` of samplers, rewards and learners are parts of one GPU.
-
-    They are equal here, where the model is not known; `flowbp_ray.planning.colocation` replaces them by what is needed.
-    """
-    if (
-        not isinstance(plain, dict)
-        or not isinstance(plain.get("cluster"), dict)
-        or not plain["cluster"].get("colocate")
-    ):
-        return plain
-    if plain["cluster"]["colocate"] == "pairs":
-        return in_pairs(plain)
-    roles = {role: plain.get(role) or {} for role in ("samplers", "rewards", "learners")}
-    try:
-        here = {role: keys for role, keys in roles.items() if not keys.get("url")}
-        processes = sum(keys.get("max") or keys.get("count", 1) for keys in here.values())
-        part = max(0.001, math.floor(1000 / processes) / 1000)  # Ray counts in ten-thousandths
-    except (AttributeError, TypeError, ZeroDivisionError):  # which validation will name
-        return plain
-    return plain | {role: {**keys, "gpus": part} for role, keys in here.items()}
 
 
 def _check_batch(config: RunConfig) -> None:
@@ -260,8 +243,10 @@ def _check_guard(config: RunConfig) -> None:
 def _check_judges(config: RunConfig) -> None:
     """Judges need distinct names and ports, and monitors need evaluations whose pictures they can judge."""
     check_names_and_ports(config.judges, {"verifier", *(reward.name for reward in config.rewards.all)})
-    if config.has_gate and config.rewards.url:
-        raise ValueError("a gate looks at pictures, which remote reward servers keep; write rewards.url=null")
+    check_judged_terms(config.judges, {term.name for term in config.rewards.terms if term.judged})
+    if config.shows_samples and config.rewards.url:
+        raise ValueError("a gate and a judge with role=reward look at pictures, which remote reward servers keep; "
+                         "write rewards.url=null")  # fmt: skip
     for judge in config.judges:
         if judge.role == "monitor" and config.evaluation.prompts is None:
             raise ValueError(f"judge {judge.name!r} looks at the pictures of evaluations; write evaluation.prompts")
@@ -283,7 +268,7 @@ def _check_engine(config: RunConfig) -> None:
     if learners.optimizer.moments == "int8" and learners.engine != "torch":
         raise ValueError("learners.optimizer.moments=int8 is there for one rank; write learners.engine=torch, or "
                          "learners.optimizer.moments=fp32, which deepspeed shards over its ranks")  # fmt: skip
-    if config.staleness > 1 and config.drift.max is None:
+    if config.staleness > 1 and config.drift.max is None and config.rewards.differentiable:
         raise ValueError(
             f"staleness={config.staleness} needs drift.max (samples that aged more are masked); "
             "write drift.max=0.05, or staleness=1"

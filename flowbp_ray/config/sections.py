@@ -226,8 +226,8 @@ class ClusterConfig(Strict):
     transport: Literal["object_store", "nccl"] = "object_store"
     """How weights travel from learners to samplers. object_store: through host memory, by Ray. nccl: learner rank 0
     broadcasts them, between GPUs by NCCL and between CPUs by gloo; who misses a broadcast takes them from the object
-    store, as adapters always do. It needs a whole GPU for each process. With staleness S samplers keep S versions
-    beside the one in use, and rank 0 keeps S + 1 in host memory. See docs/cluster.md."""
+    store, as adapters and the averages of nft.policy always do. It needs a whole GPU for each process. With staleness
+    S samplers keep S versions beside the one in use, and rank 0 keeps S + 1 in host memory. See docs/cluster.md."""
 
 
 @dataclass(frozen=True)

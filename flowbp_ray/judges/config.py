@@ -66,9 +66,11 @@ class JudgeConfig(ProcessConfig):
     """Folder of a model that the run serves with vLLM. null: the judge is at `url`."""
     template: AnyTemplate
     """What the judge is asked, and how its answer is read."""
-    role: Literal["monitor", "gate"] = "monitor"
+    role: Literal["monitor", "gate", "reward"] = "monitor"
     """monitor: it judges the pictures of evaluations, beside training. gate: its score weighs the loss of every
-    training sample, and the run stops where it cannot answer."""
+    training sample, and the run stops where it cannot answer. reward: its scores of the training samples are trained
+    on, by the terms of rewards.terms with `kind: judge` and the name of its metric; a prompt with an image that it
+    cannot score is left out of the step."""
     every: int = Field(1, ge=1)
     """A monitor judges the evaluations of steps that are multiples of this, and always the first and the last."""
     limit: int | None = Field(None, ge=1)
@@ -134,6 +136,23 @@ class JudgeConfig(ProcessConfig):
         if not low < high:
             raise ValueError(f"judge {self.name!r}: gate.low={low:g} must be below gate.high={high:g} of {score}")
         return self
+
+
+def check_judged_terms(judges: list[JudgeConfig], terms: set[str]) -> None:
+    """Raises ValueError where a term names no judge's metric, or a judge with role=reward has no term.
+
+    terms: names of the terms that judges score.
+    """
+    offered = {metric: judge for judge in judges if judge.role == "reward" for metric in judge.metrics.values()}
+    for name in sorted(terms - offered.keys()):
+        known = ", ".join(offered) or "none: write role: reward in its entry of judges"
+        raise ValueError(f"rewards.terms names {name!r} with kind: judge, but the judges' metrics are {known}")
+    for judge in {judge.name: judge for judge in offered.values()}.values():
+        if not terms & set(judge.metrics.values()):
+            raise ValueError(
+                f"judge {judge.name!r} has role=reward and no term; write in rewards.terms {{name: "
+                f"{next(iter(judge.metrics.values()))}, kind: judge, gradient: none}}"
+            )
 
 
 def check_names_and_ports(judges: list[JudgeConfig], taken: set[str]) -> None:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from flowbp_ray.config.learners import LearnersConfig
 from flowbp_ray.learning.optim import Ema, adamw, require_ema, set_rate
-from flowbp_ray.messages import TensorChecksum
 from flowbp_ray.utils import accelerator
+from flowbp_ray.utils.checksums import TensorChecksum
 from flowbp_ray.weights.buckets import Bucket, allocate_contiguous, make_contiguous
 from flowbp_ray.weights.fingerprint import checksum
 from flowbp_ray.weights.trainable import trained
@@ -59,7 +59,7 @@ class DeepSpeedEngine:
         self.dtype, self.device = dtype, config.device
         if self.stage == 0:  # stages 1 and 2 keep them flat already; stage 3 partitions them
             make_contiguous(self.named)
-        self.ema = Ema(self._shards(), config.ema.decay) if config.ema else None
+        self.ema = Ema(self._shards(), config.ema) if config.ema else None
 
     def backward(self, loss: Tensor, last: bool) -> None:
         self.engine.set_gradient_accumulation_boundary(last)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from flowbp_ray.config.learners import LearnersConfig
 from flowbp_ray.learning.optim import Ema, adamw, require_ema, set_rate
-from flowbp_ray.messages import TensorChecksum
+from flowbp_ray.utils.checksums import TensorChecksum
 from flowbp_ray.weights.buckets import Bucket, allocate_contiguous, make_contiguous
 from flowbp_ray.weights.fingerprint import checksum
 from flowbp_ray.weights.trainable import install, trained
@@ -77,7 +77,7 @@ class TorchEngine:
             name: p if p.dtype == torch.float32 else nn.Parameter(p.detach().float()) for name, p in self.named.items()
         }
         self.optimizer = adamw(list(self.masters.values()), config.optimizer, config.device)
-        self.ema = Ema(list(self.masters.values()), config.ema.decay) if config.ema else None
+        self.ema = Ema(list(self.masters.values()), config.ema) if config.ema else None
 
     def backward(self, loss: Tensor, last: bool) -> None:
         loss.backward()

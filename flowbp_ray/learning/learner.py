@@ -13,20 +13,23 @@ from torch import Tensor, nn
 
 from flowbp_ray.backbones.embeddings import Embeddings
 from flowbp_ray.backbones.frozen import load_base
-from flowbp_ray.backbones.guidance import trained_velocity
+from flowbp_ray.backbones.guidance import forward_guidance, trained_velocity
 from flowbp_ray.backbones.kernels import use_kernels
 from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.config.learners import LearnersConfig
+from flowbp_ray.config.nft import NftConfig
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.config.sections import BackboneConfig
 from flowbp_ray.learning.engine import Engine, TorchEngine
+from flowbp_ray.learning.forward import ForwardSettings, ForwardSweep
 from flowbp_ray.learning.observer import SweepObserver
 from flowbp_ray.learning.optim import lr_factor
-from flowbp_ray.messages import Fault, Item, Packed, Rollout, StepReport, TensorChecksum, unpack
+from flowbp_ray.messages import Fault, Item, Optimality, Packed, Rollout, StepReport, unpack
 from flowbp_ray.surrogate import Method, Plan, append_dims
-from flowbp_ray.surrogate.backward import sweep
+from flowbp_ray.surrogate.backward import SweepReport, sweep
 from flowbp_ray.surrogate.penalty import base_penalty
 from flowbp_ray.surrogate.trajectory import Velocity
+from flowbp_ray.utils.checksums import TensorChecksum
 from flowbp_ray.utils.digest import digest_of_parts
 from flowbp_ray.utils.tracing import span
 from flowbp_ray.weights import trainable
@@ -49,15 +52,17 @@ class Learner:
         seed: int = 0,
         rank: int = 0,
         base: nn.Module | None = None,
+        nft: NftConfig | None = None,
     ) -> None:
         """embeddings: may be set later, before each step those of its prompts. batch: rows of the global batch.
+        nft: how terms without gradient are learned.
 
         steps: optimizer steps of the run, for the learning rate schedule.
         seed: initialises the adapters. An engine over several ranks needs the process group to be joined before.
         base: a loaded base on the learner's device, whose tensors are used and not changed.
         """
         self.model, self.config, self.steps, self.batch = backbone, learners, steps, batch
-        self.rank, self.embeddings = rank, embeddings or Embeddings({})
+        self.nft, self.rank, self.embeddings = nft or NftConfig(), rank, embeddings or Embeddings({})
         self.backbone = build_backbone(backbone)
         self.sigmas = self.backbone.sigmas(backbone.num_steps, backbone.height, backbone.width)
         self.terms = method.max_terms(backbone.num_steps).terms
@@ -77,57 +82,72 @@ class Learner:
         cotangents: Sequence[Packed],
         factors: Sequence[float],
         shares: Sequence[float] = (),
+        optimality: Optimality | None = None,
     ) -> StepReport:
-        """Sum one VJP per active node of this rank's items, then update the weights.
+        """Sum one VJP per active node of this rank's items, and per noised sample; then update the weights.
 
         cotangents: dL/dtarget of each item, [rows, branches, ...] fp32. factors: multiply each row's cotangent, 0 for
         a masked row and batch / kept for the others. shares: with balanced rewards, multiply each term's cotangent;
-        the cotangents are then [terms, rows, branches, ...].
+        the cotangents are then [terms, rows, branches, ...]. optimality: of this rank's rows, with terms without
+        gradient.
         """
         started = time.perf_counter()
         learners, optimizer = self.config, self.config.optimizer
         items = [r.item for r in rollouts]
         states = self._here(r.states for r in rollouts)
-        cotangent, plans = self._cotangent(cotangents, shares), plans_of(items)
+        plans = plans_of(items)
         scale = self._there(torch.tensor(factors, dtype=torch.float32)) * self.engine.scale
+        cotangent = self._cotangent(cotangents, shares)
         cotangent = cotangent * append_dims(scale, cotangent.dim())
-        base = self._optional(r.base for r in rollouts)
+        base = self._optional(r.base for r in rollouts) if len(states) else None
         observer = SweepObserver(items, self.sigmas, self._optional(r.velocities for r in rollouts), base)
-        penalty = self._penalty(plans, base, scale)
+        penalty, forward = self._penalty(plans, base, scale), self._forward(rollouts, optimality)
         with span("sweep"):
-            swept = sweep(
-                self._velocity(items),
-                plans,
-                states,
-                cotangent,
-                micro_batch=learners.micro_batch,
-                fuse=learners.fuse,
-                backward=self.engine.backward,
-                terms_per_sample=self.terms,
-                observe=observer,
-                penalty=penalty,
-            )
+            swept = SweepReport(0, 0, 0)
+            if len(states):
+                swept = sweep(
+                    self._velocity(items),
+                    plans,
+                    states,
+                    cotangent,
+                    micro_batch=learners.micro_batch,
+                    fuse=learners.fuse,
+                    backward=self.engine.backward,
+                    terms_per_sample=self.terms,
+                    observe=observer,
+                    penalty=penalty,
+                    closes=forward is None,
+                )
+            if forward is not None:
+                guidance = forward_guidance(self.backbone, items[0].guidance)
+                forward.run(self._velocity(items, guidance=guidance), scale / self.batch, self.engine.backward)
         backward_done = time.perf_counter()
         lr = optimizer.lr * lr_factor(optimizer.schedule, step, self.steps)
+        if self.engine.ema is not None:
+            self.engine.ema.begin(step)
         with span("optimizer step"):
             norm = self.engine.step(lr)
-        faults = observer.faults()
-        if not math.isfinite(norm) and not faults:
+        faults = observer.faults() + (forward.faults() if forward else ())
+        if not math.isfinite(norm) and not faults and len(states):
             faults = self._bad_gradients(items, states, cotangent, penalty)
+        moved = forward.per_sample() if forward else ((), (), (), ())
         ended = time.perf_counter()
         return StepReport(
             step=step,
             rank=self.rank,
             grad_norm=norm,
             learning_rate=lr,
-            forwards=swept.forwards,
-            rows=swept.rows,
-            padding=swept.padding,
+            forwards=swept.forwards + (forward.forwards if forward else 0),
+            rows=swept.rows + (len(forward.order) if forward else 0),
+            padding=swept.padding + (forward.padding if forward else 0),
             seconds=ended - started,
             drift=observer.drift(),
-            base_distance=observer.base_distance(),
+            base_distance=moved[3] if forward and forward.base is not None else observer.base_distance(),
             faults=faults,
             timings={"sweep_s": backward_done - started, "optimizer_s": ended - backward_done},
+            forward_loss=moved[0],
+            old_distance=moved[1],
+            signal=moved[2],
         )
 
     @torch.no_grad()
@@ -165,8 +185,20 @@ class Learner:
         whole = self._there(torch.cat([unpack(part) for part in cotangents], dim=1))
         return torch.tensordot(self._there(torch.tensor(shares, dtype=torch.float32)), whole, dims=1)
 
-    def _velocity(self, items: Sequence[Item], module: nn.Module | None = None) -> Velocity:
-        """The velocity that is differentiated, with the prompts of these items."""
+    def _forward(self, rollouts: Sequence[Rollout], optimality: Optimality | None) -> ForwardSweep | None:
+        """What terms without gradient make this rank compute; None without such terms, or if nothing can be learned."""
+        if optimality is None or not optimality.slots:
+            return None
+        learners, penalty = self.config, self.config.base_penalty
+        settings = ForwardSettings(
+            self.nft.beta, self.nft.clip, penalty.weight if penalty else 0.0, learners.micro_batch * learners.fuse
+        )
+        return ForwardSweep(rollouts, self.sigmas, optimality, settings)
+
+    def _velocity(
+        self, items: Sequence[Item], module: nn.Module | None = None, guidance: float | None = None
+    ) -> Velocity:
+        """The velocity that is differentiated, with the prompts of these items, at their guidance or another."""
         prompts = [prompt for item in items for prompt in item.prompt_ids]
         return trained_velocity(
             self.backbone,
@@ -174,7 +206,7 @@ class Learner:
             self.sigmas,
             self.embeddings.rows(prompts),
             self.embeddings.negative(len(prompts)),
-            items[0].guidance,
+            items[0].guidance if guidance is None else guidance,
             self.model.detach_negative,
         )
 
@@ -264,4 +296,5 @@ def build_learner(
         seed=config.seed,
         rank=rank,
         base=base,
+        nft=config.nft,
     )

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowbp_ray.config.learners import OptimizerConfig, ScheduleConfig
+from flowbp_ray.config.learners import EmaConfig, OptimizerConfig, ScheduleConfig
 from flowbp_ray.utils.errors import need_package
 
 
@@ -55,10 +55,14 @@ PIECE = 1 << 24
 class Ema:
     """The exponential moving average of one rank's shards. It starts as a copy of them."""
 
-    def __init__(self, shards: Sequence[Tensor], decay: float) -> None:
+    def __init__(self, shards: Sequence[Tensor], config: EmaConfig) -> None:
         """shards: the rank's fp32 masters, whole or flat partitions. Pass the same list in the same order each time."""
-        self.decay = decay
+        self.config, self.decay = config, config.at(0)
         self.average = [shard.detach().clone() for shard in shards]
+
+    def begin(self, step: int) -> None:
+        """Use the decay of optimizer step `step` from now on."""
+        self.decay = self.config.at(step)
 
     @torch.no_grad()
     def update(self, shards: Sequence[Tensor]) -> None:

@@ -61,7 +61,7 @@ class Progress:
         data, learners = config.data.shape, config.learners
         engine = "plain torch" if learners.engine == "torch" else f"DeepSpeed ZeRO-{learners.zero}"
         self.console.print(
-            f"run {folder}: method {config.method.get('name', 'spelled out')}, "
+            f"run {folder}: method {(config.method or {'name': 'none'}).get('name', 'spelled out')}, "
             f"{config.steps} steps of {data.batch} images; {config.samplers.count} samplers, "
             f"{config.rewards.count} reward servers, {learners.count} learners ({engine}), staleness {config.staleness}"
         )

@@ -59,7 +59,9 @@ def rows(snapshot: RunSnapshot) -> Iterator[tuple[str, str]]:
                 yield group, text
         yield "processes", _processes(snapshot, last)
         yield "rewards", _rewards(snapshot.train)
-        yield "loss", _numbers(last, ("loss", "base_distance", "grad_norm", "kept"))
+        yield "loss", _numbers(last, ("loss", "nft_loss", "old_distance", "base_distance", "grad_norm", "kept"))
+        if "nft_alike" in last:
+            yield "no signal", _numbers(last, ("nft_alike", "nft_unscored"))
         if "drift" in last:
             yield "drift", _numbers(last, ("drift", "drift_max"))
     yield "evaluated", "; ".join(_evaluation(line) for line in snapshot.evaluations) or "not yet"

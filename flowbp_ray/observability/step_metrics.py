@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from flowbp_ray.backbones.registry import build_backbone
-from flowbp_ray.config.learners import LearnersConfig
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.config.sections import BackboneConfig
+from flowbp_ray.control import optimality
 from flowbp_ray.control.selection import Selection
 from flowbp_ray.messages import RolloutReport, Scored, ScoredItem, StepReport
 from flowbp_ray.rewards.balance import strengths
@@ -20,8 +21,7 @@ def step_metrics(
     learners: Sequence[StepReport],
     chosen: Selection,
     drift: Sequence[float],
-    config: LearnersConfig,
-    backbone: BackboneConfig,
+    run: RunConfig,
 ) -> dict[str, float]:
     """Means over the batch, sums over the pools. Bytes are per image; seconds are per step.
 
@@ -30,6 +30,7 @@ def step_metrics(
     was measured before the step; else the learners' own. updated: 1 where the weights changed. grad_clipped: 1 where
     the norm was above the limit.
     """
+    config, backbone = run.learners, run.backbone
     reports, scored = [item.report for item in items], [item.result for item in items]
     rows, limit = sum(len(r.omega) for r in reports), config.optimizer.max_grad_norm
     norm = learners[0].grad_norm if learners else float("nan")
@@ -39,9 +40,12 @@ def step_metrics(
     for name in scored[0].scores:
         values = np.array([v for s in scored for row in s.scores[name] for v in row])
         flat[f"reward/{name}"] = float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
-        flat[f"clipped/{name}"] = float(np.mean([s.clipped[name] for s in scored]))
-    flat |= strengths(list(scored[0].scores), chosen.gram)
-    flat |= {f"reward_share/{name}": share for name, share in zip(scored[0].scores, chosen.shares, strict=False)}
+        if name in scored[0].clipped:
+            flat[f"clipped/{name}"] = float(np.mean([s.clipped[name] for s in scored]))
+    backpropagated = [term.name for term in run.rewards.differentiable]
+    flat |= strengths(backpropagated, chosen.gram)
+    flat |= {f"reward_share/{name}": share for name, share in zip(backpropagated, chosen.shares, strict=False)}
+    flat |= _forward_process(learners, chosen, run)
     if drifts:
         flat |= {"drift": float(np.mean(drifts)), "drift_max": float(np.max(drifts))}
     distances, factors = np.array([value for r in learners for value in r.base_distance]), np.array(chosen.factors)
@@ -70,6 +74,24 @@ def step_metrics(
     }
 
 
+def _forward_process(learners: Sequence[StepReport], chosen: Selection, run: RunConfig) -> dict[str, float]:
+    """What terms without gradient did; nothing without any. Means are over the rows that were learned from."""
+    compared = chosen.compared
+    if compared is None:
+        return {}
+    found = {"nft_alike": compared.alike, "nft_unscored": compared.unscored}
+    losses, squares, signal = (
+        np.array([value for r in learners for value in getattr(r, name)])
+        for name in ("forward_loss", "old_distance", "signal")
+    )
+    if not np.isfinite(losses).any():
+        return found
+    terms = run.rewards.scored
+    names, weights = [term.name for term in terms], [term.weight for term in terms]
+    found |= optimality.strengths(compared, names, weights, chosen.factors, signal.tolist())
+    return found | {"nft_loss": float(np.nanmean(losses)), "old_distance": float(np.nanmean(squares)) ** 0.5}
+
+
 def phases(began: float, scored: float, learned: float, ended: float, images: int) -> dict[str, float]:
     """Seconds of a step as the driver sees it, from four readings of a clock, and images per second."""
     whole = ended - began
@@ -96,6 +118,7 @@ def travel(reports: Sequence[RolloutReport], scored: Sequence[Scored]) -> dict[s
         "velocity": sum(r.velocity_bytes for r in reports) / rows,
         "base": sum(r.base_bytes for r in reports) / rows,
         "target": sum(r.target_bytes for r in reports) / rows,
+        "forward": sum(r.forward_bytes for r in reports) / rows,
         "cotangent": sum(s.cotangent_bytes for s in scored) / rows,
     }
     per_image["travel"] = sum(per_image.values())

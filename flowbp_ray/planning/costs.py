@@ -12,7 +12,7 @@ from torch import nn
 from flowbp_ray.backbones import Backbone, Conditioning
 from flowbp_ray.backbones.base import unit_images
 from flowbp_ray.backbones.decoding import PLAIN, Decoding
-from flowbp_ray.backbones.guidance import full_velocity, one_branch, trained_velocity
+from flowbp_ray.backbones.guidance import forward_guidance, full_velocity, one_branch, trained_velocity
 from flowbp_ray.backbones.registry import backbone_named
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.planning.trace import Cost, cost_of, fake_mode, held_by, hollow
@@ -46,12 +46,21 @@ class Costs:
         return self.once(key, lambda: self._velocity(config, rows, guidance, False))
 
     def node(self, config: RunConfig) -> Cost:
-        """A learner's largest forward and backward, the junction's gradient at x included."""
-        model, learners, rows = config.backbone, config.learners, largest(config)
-        attached = not (one_branch(self.backbone, model.guidance) or model.detach_negative)
-        junction = config.surrogate().max_terms(model.num_steps).junction
-        key = ("node", str(learners.lora), learners.gradient_checkpointing, rows, attached, bool(junction))
-        return self.once(key, lambda: self._velocity(config, rows, config.backbone.guidance, True))
+        """A learner's largest forward and backward at the surrogate's nodes, the junction's gradient at x included."""
+        junction = config.surrogate().max_terms(config.backbone.num_steps).junction
+        return self._node(config, largest(config), config.backbone.guidance, bool(junction))
+
+    def forward_node(self, config: RunConfig) -> Cost:
+        """A learner's forward and backward at noised samples, for terms without gradient: of one branch."""
+        rows = config.learners.micro_batch * config.learners.fuse
+        return self._node(config, rows, forward_guidance(self.backbone, config.backbone.guidance), False)
+
+    def _node(self, config: RunConfig, rows: int, guidance: float, junction: bool) -> Cost:
+        model, learners = config.backbone, config.learners
+        attached = not (one_branch(self.backbone, guidance) or model.detach_negative)
+        alone = one_branch(self.backbone, guidance) or (model.detach_negative and self.backbone.linear_guidance)
+        key = ("node", str(learners.lora), learners.gradient_checkpointing, rows, attached, alone, junction)
+        return self.once(key, lambda: self._velocity(config, rows, guidance, True, junction))
 
     def decoding(self, rows: int, differentiate: bool, how: Decoding = PLAIN) -> Cost:
         """The decoder on `rows` latents; with the backward to the latents where asked."""
@@ -92,13 +101,12 @@ class Costs:
         found: T = self.known[key]
         return found
 
-    def _velocity(self, config: RunConfig, rows: int, guidance: float, train: bool) -> Cost:
+    def _velocity(self, config: RunConfig, rows: int, guidance: float, train: bool, junction: bool = False) -> Cost:
         model, learners = config.backbone, config.learners
         module: Any = self.transformer(config)
         if train and learners.gradient_checkpointing:
             module.enable_gradient_checkpointing()
         module.train(train)
-        junction = train and config.surrogate().max_terms(model.num_steps).junction
         with fake_mode():
             hollow(module, model.torch_dtype)
             cond, sigmas = self._conditioning(rows, model.torch_dtype), torch.empty(model.num_steps + 1)
@@ -120,6 +128,11 @@ def largest(config: RunConfig) -> int:
     return learners.micro_batch * max(learners.fuse, 1 + penalised_junctions(config))
 
 
+def noised_times(config: RunConfig) -> int:
+    """Noised samples per image, each with a forward of the sampler and a node of the learner; see `surrogate.nft`."""
+    return config.nft.times if config.rewards.scored else 0
+
+
 def penalised_junctions(config: RunConfig) -> int:
     """Further rows per sample in a junction's forward: the base penalty's, whose gradient at x must not mix with it."""
     penalty = config.learners.base_penalty
@@ -138,6 +151,9 @@ class Untraced(Costs):
         return Cost(0, 0, 0)
 
     def node(self, config: RunConfig) -> Cost:
+        return Cost(0, 0, 0)
+
+    def forward_node(self, config: RunConfig) -> Cost:
         return Cost(0, 0, 0)
 
     def decoding(self, rows: int, differentiate: bool, how: Decoding = PLAIN) -> Cost:

@@ -12,7 +12,7 @@ from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.planning.costs import Costs
 from flowbp_ray.planning.memory import WORKSPACE, Sizes, elements, prompt_bytes
-from flowbp_ray.prompts import drawn, read_prompts
+from flowbp_ray.prompts import drawn, load, read_prompts
 from flowbp_ray.utils.files import cache_folder
 from flowbp_ray.utils.units import format_bytes, format_seconds
 
@@ -129,13 +129,14 @@ def most_held(config: RunConfig, prompts: int) -> int:
     """The most prompts that are in Ray's object store at a time, of `prompts` that the run draws.
 
     Those of a window of steps (`encoder.ahead`) with an evaluation's, and the empty one. Without a cache a prompt that
-    a later epoch draws again stays, so all count.
+    a later epoch draws again stays, so all count. Evaluation prompts without a file and a limit are not counted.
     """
     if config.encoder.cache is None:
         return prompts
+    source, limit = config.evaluation.prompts, config.evaluation.limit
     try:
-        held_out = len(read_prompts(config)[1])
+        held_out = len(load(source)[:limit]) if source else 0
     except ValueError:
-        held_out = (config.evaluation.limit or 0) if config.evaluation.prompts else 0
+        held_out = limit or 0
     steps = 1 + config.staleness + config.encoder.ahead
     return min(prompts, 1 + steps * config.data.prompts_per_step + held_out)

@@ -16,7 +16,9 @@ LIVE = 1_000_000_000
 
 def learners(config: RunConfig, costs: Costs, sizes: Sizes) -> Role:
     """The engine's state, one node's activations, and what the optimizer and publishing need for a short time."""
-    node = Share("activations of one node", costs.node(config).peak, "backward")
+    surrogate, forward = config.rewards.differentiable, config.rewards.scored
+    peaks = [*([costs.node(config).peak] if surrogate else []), *([costs.forward_node(config).peak] if forward else [])]
+    node = Share("activations of one node", max(peaks), "backward")
     rows = config.data.shape.batch // config.learners.count
     prompts = Share("embeddings of the batch", rows * prompt_bytes(costs), "backward")
     engine = torch_shares(config, sizes) if config.learners.engine == "torch" else deepspeed_shares(config, sizes)

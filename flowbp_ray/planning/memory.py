@@ -15,7 +15,7 @@ from torch import nn
 from flowbp_ray.backbones.guidance import one_branch
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.planning.base import Linears, base_bytes, linears_of
-from flowbp_ray.planning.costs import Costs
+from flowbp_ray.planning.costs import Costs, noised_times
 from flowbp_ray.utils.settings import PoolConfig
 from flowbp_ray.weights.trainable import trained
 
@@ -136,7 +136,7 @@ def samplers(config: RunConfig, costs: Costs, sizes: Sizes) -> Role:
     model, rows = config.backbone, config.data.rollout_batch
     item = model.torch_dtype.itemsize
     latent = latent_bytes(costs, item)
-    kept = 2 * model.num_steps + 1 + 2 * config.surrogate().renoised
+    kept = 2 * model.num_steps + 1 + 2 * config.surrogate().renoised + noised_times(config)
     shared = config.cluster.share_base  # then the learner's process holds the base
     whole = sizes.trained * item if shared else base_bytes(model, sizes.transformer, sizes.linears)
     shares = [Share("adapters" if shared else "weights", whole)]
@@ -144,7 +144,7 @@ def samplers(config: RunConfig, costs: Costs, sizes: Sizes) -> Role:
         shares.append(Share("versions received ahead", config.staleness * sizes.trained * item))
     if config.learners.base_penalty is not None:
         budget = config.surrogate().max_terms(model.num_steps)
-        kept += budget.terms + budget.junction
+        kept += budget.terms + budget.junction if config.rewards.differentiable else noised_times(config)
         if config.learners.lora is None:
             shares.append(Share("frozen base", sizes.transformer * item))
     if config.drift.on and not one_branch(costs.backbone, model.guidance):

@@ -19,7 +19,8 @@ def rewards(config: RunConfig, costs: Costs, sizes: Sizes) -> Role:
     """One process of the pool. With `rewards.url` all of this is on another cluster, and nothing is held here.
 
     In training the decoder's graph waits while one reward after the other builds its own, which is gone before the
-    next; then the decoder is walked back. In evaluations images are decoded, then seen by one reward after the other.
+    next; then the decoder is walked back, and terms without gradient see the images. Where there are no others, and in
+    evaluations, images are decoded without a graph, then seen by one reward after the other.
     A reward that does not state its model (`flowbp_ray.rewards.skeleton`) is not counted.
     """
     if config.rewards.url:
@@ -30,22 +31,31 @@ def rewards(config: RunConfig, costs: Costs, sizes: Sizes) -> Role:
         found = stated(config, reward, costs)
         shares.append(Share(f"{reward.name} weights", found.nbytes if found else 0))
     image = 3 * model.height * model.width * FP32
-    rows, terms = decoded_at_once(config), config.rewards.terms
-    decoded = costs.decoding(rows, True, how)
-    seen = rows * image * (2 + len(terms)) + _largest(config, costs, terms, rows, True)  # a copy, and a gradient each
-    back = decoded.peak - decoded.saved
-    shares += [
-        Share("decoder activations", decoded.saved, "scoring"),
-        Share("rewards' activations" if seen > back else "decoder's backward", max(seen, back), "scoring"),
-    ]
+    rows, terms = decoded_at_once(config), config.rewards.differentiable
+    scored = [term for term in config.rewards.scored if not term.judged]
+    if terms:
+        decoded = costs.decoding(rows, True, how)
+        largest = max(_largest(config, costs, terms, rows, True), _largest(config, costs, scored, rows, False))
+        seen = rows * image * (2 + len(terms)) + largest  # a copy, and a gradient each
+        back = decoded.peak - decoded.saved
+        shares += [
+            Share("decoder activations", decoded.saved, "scoring"),
+            Share("rewards' activations" if seen > back else "decoder's backward", max(seen, back), "scoring"),
+        ]
+    else:
+        shares.append(_without_graph(config, costs, scored, rows, "scoring"))
     if config.evaluation.prompts:
         rows = config.rewards.at_once(evaluated_at_once(config), model.height, model.width)
-        seen = rows * image + _largest(config, costs, config.rewards.all, rows, False)
-        peak = costs.decoding(rows, False, how).peak
-        shares.append(
-            Share("rewards' activations" if seen > peak else "decoder activations", max(seen, peak), "evaluation")
-        )
+        shares.append(_without_graph(config, costs, config.rewards.all, rows, "evaluation"))
     return role("reward servers", config.rewards, offloaded(shares) if config.rewards.offload else shares)
+
+
+def _without_graph(config: RunConfig, costs: Costs, seeing: Sequence[RewardConfig], rows: int, phase: str) -> Share:
+    """The larger of decoding `rows` images and of the rewards that then see them, none of which is walked back."""
+    image = 3 * config.backbone.height * config.backbone.width * FP32
+    seen = rows * image + _largest(config, costs, seeing, rows, False)
+    peak = costs.decoding(rows, False, Decoding.of(config.rewards)).peak
+    return Share("rewards' activations" if seen > peak else "decoder activations", max(seen, peak), phase)
 
 
 def offloaded(shares: Sequence[Share]) -> list[Share]:

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.config.schema import RunConfig
+from flowbp_ray.planning.costs import noised_times
 from flowbp_ray.planning.forecast import Forecast
 from flowbp_ray.planning.memory import Role
 from flowbp_ray.surrogate.methods import METHODS
@@ -31,7 +32,7 @@ def _sizes(plan: Forecast) -> Table:
     for name, count in sizes.encoders.items():
         table.add_row(name, f"{count:,}", "parameters, while prompts are encoded")
     parts = {"states": moved.states, "targets": moved.targets, "cotangents": moved.cotangents}
-    optional = {"velocities": moved.velocities, "the base's": moved.base}
+    optional = {"velocities": moved.velocities, "the base's": moved.base, "forward process": moved.forward}
     parts |= {name: nbytes for name, nbytes in optional.items() if nbytes}
     listed = ", ".join(f"{name} {format_bytes(nbytes)}" for name, nbytes in parts.items())
     table.add_row("bytes per image", format_bytes(moved.per_image), f"at most: {listed}")
@@ -109,6 +110,9 @@ def planned(config: RunConfig, step: int, describe: bool) -> str:
         f"step {step}: {len(plans)} samples, {len(set(plans))} different plan(s); per sample at most {budget.terms} "
         f"VJPs{' and the junction' if budget.junction else ''}, {len(plans[0].states)} states travel"
     ]
+    if times := noised_times(config):
+        terms = ", ".join(term.name for term in config.rewards.scored)
+        lines.append(f"without gradient, by DiffusionNFT: {terms}; per sample at most {times} VJPs at noised samples")
     lines += [different.describe() for different in list(dict.fromkeys(plans))[:3]] if describe else []
     return escape("\n".join(lines))
 

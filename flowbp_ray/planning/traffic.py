@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flowbp_ray.config.schema import RunConfig
-from flowbp_ray.planning.costs import Costs
+from flowbp_ray.planning.costs import Costs, noised_times
 from flowbp_ray.planning.encoding import most_held
 from flowbp_ray.planning.memory import FP32, Sizes, latent_bytes, prompt_bytes
 from flowbp_ray.planning.work import swept
@@ -25,6 +25,8 @@ class Traffic:
     """Bytes of an image's velocities for the drift meter."""
     base: int
     """Bytes of an image's velocities of the base model."""
+    forward: int
+    """Bytes of an image's finished sample and of the old policy's velocities, for terms without gradient."""
     per_image: int
     """Bytes of all of these together."""
     images: int
@@ -54,11 +56,13 @@ def traffic(config: RunConfig, costs: Costs, sizes: Sizes, prompts: int) -> Traf
     item, budget = model.torch_dtype.itemsize, method.max_terms(model.num_steps)
     latent = latent_bytes(costs, item)
     states = (budget.terms + budget.junction) * latent
-    terms = len(config.rewards.terms) if config.rewards.balance != "none" else 1
+    trained, times = len(config.rewards.differentiable), noised_times(config)
+    terms = min(trained, 1) if config.rewards.balance == "none" else trained
     targets, cotangents = method.branches * latent, terms * method.branches * latent_bytes(costs, FP32)
     velocities = states if config.drift.on else 0
-    base = 0 if config.learners.base_penalty is None else states
-    per_image = states + targets + cotangents + velocities + base
+    forward = (1 + times) * latent if times else 0
+    base = 0 if config.learners.base_penalty is None else states if trained else times * latent
+    per_image = states + targets + cotangents + velocities + base + forward
     images = (config.staleness + 1) * config.data.shape.batch
     update = sizes.trained * item
     versions = config.staleness + 1 + (config.learners.ema is not None)
@@ -70,6 +74,7 @@ def traffic(config: RunConfig, costs: Costs, sizes: Sizes, prompts: int) -> Traf
         cotangents,
         velocities,
         base,
+        forward,
         per_image,
         images,
         update,

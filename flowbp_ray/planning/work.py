@@ -6,10 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from flowbp_ray.backbones.base import Backbone
 from flowbp_ray.backbones.decoding import Decoding
 from flowbp_ray.backbones.guidance import one_branch
 from flowbp_ray.config.schema import RunConfig
-from flowbp_ray.planning.costs import Costs, largest, penalised_junctions
+from flowbp_ray.planning.costs import Costs, largest, noised_times, penalised_junctions
 from flowbp_ray.planning.memory import decoded_at_once
 
 CLOSE = 0.9
@@ -41,41 +42,76 @@ def work(config: RunConfig, costs: Costs) -> tuple[Work, Work, Work]:
 
 
 def _sampling(config: RunConfig, costs: Costs) -> Work:
+    model, at_once = config.backbone, config.data.shape.rollout_batch
+    branches = 1 if one_branch(costs.backbone, model.guidance) else 2
+    apart = 1 if costs.backbone.joint_branches else branches
+    calls, rows = sampled(config, costs.backbone)
+    flops = costs.rollout(config, at_once, model.guidance).flops * rows // (at_once * branches)
+    return Work(
+        "samplers", f"forward, {at_once * branches // apart} rows", calls, rows, float(rows), flops, float(flops)
+    )
+
+
+def sampled(config: RunConfig, backbone: Backbone) -> tuple[int, int]:
+    """(calls, rows) of the samplers' forwards in a step; a negative branch is a row more."""
     model, shape, method = config.backbone, config.data.shape, config.surrogate()
     steps = method.mean_stop(model.num_steps, shape.rollout_batch) + method.renoised
-    branches = 1 if one_branch(costs.backbone, model.guidance) else 2
-    cost = costs.rollout(config, shape.rollout_batch, model.guidance)
+    branches = 1 if one_branch(backbone, model.guidance) else 2
     calls, rows = round(shape.items * steps), round(shape.batch * steps * branches)
-    apart = 1 if costs.backbone.joint_branches else branches
-    calls *= apart
-    what = f"forward, {shape.rollout_batch * branches // apart} rows"
+    calls *= 1 if backbone.joint_branches else branches
+    times = noised_times(config)  # conditional forwards of the policy that sampled
+    calls, rows = calls + shape.items * times, rows + shape.batch * times
     if config.learners.base_penalty is not None:  # the base at each active state, one branch where that is trained
         budget = method.max_terms(model.num_steps)
-        states, (forwards, each) = budget.terms + budget.junction, _trained(config, costs)
+        states, (forwards, each) = budget.terms + budget.junction, _trained(config, backbone)
+        if not config.rewards.differentiable:  # there are none: the base at the noised samples
+            states, forwards, each = times, 1, 1
         calls, rows = calls + shape.items * states * forwards, rows + shape.batch * states * forwards * each
-    flops = cost.flops * rows // (shape.rollout_batch * branches)
-    return Work("samplers", what, calls, rows, float(rows), flops, float(flops))
+    return calls, rows
 
 
-def _trained(config: RunConfig, costs: Costs) -> tuple[int, int]:
+def _trained(config: RunConfig, backbone: Backbone) -> tuple[int, int]:
     """(forwards, rows of each per state) of `trained_velocity`."""
     model = config.backbone
-    if one_branch(costs.backbone, model.guidance):
+    if one_branch(backbone, model.guidance):
         return 1, 1
     if not model.detach_negative:
-        return (1, 2) if costs.backbone.joint_branches else (2, 1)
-    return (1, 1) if costs.backbone.linear_guidance else (2, 1)
+        return (1, 2) if backbone.joint_branches else (2, 1)
+    return (1, 1) if backbone.linear_guidance else (2, 1)
 
 
 def _learning(config: RunConfig, costs: Costs) -> Work:
-    at_once, node, forward = largest(config), costs.node(config), _forward(config, costs)
-    calls, rows = swept(config)
-    flops = node.flops * rows // at_once
+    at_once, flops, forward = 0, 0, _forward(config, costs)
+    (calls, rows), (forward_calls, forward_rows) = _surrogate_calls(config), _forward_calls(config)
+    if calls:
+        at_once = largest(config)
+        flops += costs.node(config).flops * rows // at_once
+    if forward_calls:
+        together = config.learners.micro_batch * config.learners.fuse
+        flops += costs.forward_node(config).flops * forward_rows // together
+        at_once = max(at_once, together)
+    calls, rows = calls + forward_calls, rows + forward_rows
     return Work("learners", f"forward + backward, {at_once} rows", calls, rows, flops / forward, flops, float(flops))
 
 
 def swept(config: RunConfig) -> tuple[int, int]:
-    """(calls, rows) of the learners' forwards in a step, on all ranks; rows that only pad are computed and count."""
+    """(calls, rows) of the learners' forwards in a step, on all ranks; rows that only pad are computed and count.
+
+    With terms without gradient, where every prompt's images have scores and differ.
+    """
+    (calls, rows), (forward_calls, forward_rows) = _surrogate_calls(config), _forward_calls(config)
+    return calls + forward_calls, rows + forward_rows
+
+
+def _forward_calls(config: RunConfig) -> tuple[int, int]:
+    """(calls, rows) at the noised samples: those of all times of a rank's images, in calls of micro_batch × fuse."""
+    learners, batch, times = config.learners, config.data.shape.batch, noised_times(config)
+    per_rank = math.ceil(batch // learners.count * times / (learners.micro_batch * learners.fuse))
+    return learners.count * per_rank, batch * times
+
+
+def _surrogate_calls(config: RunConfig) -> tuple[int, int]:
+    """(calls, rows) of the surrogate's sweeps; (0, 0) where no term is backpropagated."""
     learners, batch = config.learners, config.data.shape.batch
     budget = config.surrogate().max_terms(config.backbone.num_steps)
     per_group = math.ceil(budget.terms / learners.fuse) + budget.junction
@@ -93,11 +129,12 @@ def _forward(config: RunConfig, costs: Costs) -> float:
 def _scoring(config: RunConfig, costs: Costs) -> Work:
     rows, at_once = config.data.shape.batch * config.surrogate().branches, decoded_at_once(config)
     how = Decoding.of(config.rewards)
-    cost, forward = costs.decoding(at_once, True, how), costs.decoding(at_once, False, how)
+    backward = bool(config.rewards.differentiable)
+    cost, forward = costs.decoding(at_once, backward, how), costs.decoding(at_once, False, how)
     per_item = math.ceil(config.data.rollout_batch * config.surrogate().branches / at_once)
     flops = cost.flops * rows // at_once
     slower = how.dtype.itemsize / config.backbone.torch_dtype.itemsize if config.rewards.gpus else 1.0
-    what = f"decoding + backward, {at_once} images"
+    what = f"decoding{' + backward' if backward else ''}, {at_once} images"
     calls = config.data.shape.items * per_item
     return Work("reward servers", what, calls, rows, rows * cost.flops / forward.flops, flops, flops * slower)
 

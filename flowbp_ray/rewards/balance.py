@@ -26,6 +26,7 @@ from flowbp_ray.messages import Scored
 def gram(scored: Sequence[Scored], factors: Sequence[float]) -> np.ndarray:
     """G [M, M] in fp64 of a batch; scored in the order of their items, factors one per row (see `Selection`)."""
     rows = np.array([row for part in scored for row in part.gram], dtype=np.float64)  # [rows, M, M]
+    rows = rows.reshape(*rows.shape[:2], rows.shape[1])  # also without terms, where the last axis is lost
     return np.einsum("r,rmn->mn", np.square(np.asarray(factors, np.float64)), rows)
 
 

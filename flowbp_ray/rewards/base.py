@@ -36,9 +36,11 @@ REWARDS: dict[str, str] = {
     "hpsv2": "flowbp_ray.rewards.hpsv2:HPSv2",
     "hpsv3": "flowbp_ray.rewards.hpsv3:HPSv3",
     "image_reward": "flowbp_ray.rewards.image_reward:ImageReward",
+    "ocr": "flowbp_ray.rewards.ocr:OCR",
     "pickscore": "flowbp_ray.rewards.pickscore:PickScore",
     "shapes_clip": "flowbp_ray.rewards.shapes_clip:ShapesClip",
     "shapes_clip_heldout": "flowbp_ray.rewards.shapes_clip:ShapesClipHeldout",
+    "shapes_verifier": "flowbp_ray.rewards.shapes_verifier:ShapesVerifier",
 }
 """Name -> "module:factory". Strings, so that the packages that one reward needs are imported only where it is used."""
 
@@ -97,7 +99,9 @@ def _check_device(name: str) -> None:
 def check_trainable(name: str) -> None:
     """Raise ValueError where the factory says `differentiable = False`: its scores have no gradient to train on."""
     if not getattr(factory(name), "differentiable", True):
-        raise ValueError(f"reward {name!r} has no gradient and cannot be among rewards.terms; write it under monitors")
+        raise ValueError(
+            f"reward {name!r} has no gradient and cannot be backpropagated; write gradient: none in its term"
+        )
 
 
 def check_prompts(name: str, options: Mapping[str, Any], texts: Sequence[str]) -> None:

@@ -70,13 +70,17 @@ def score_and_cotangent(
     micro_batch: int | None = None,
     jitter: Jitter | None = None,
     separate: bool = False,
+    scored: Sequence[tuple[str, Reward]] = (),
 ) -> Objective:
     """Score target [B, branches, C, h, w] and return dL/dtarget, L being the loss of the module docstring.
 
     prompts: B texts. omega: [B], no gradient. micro_batch: decoded images held at once (None: all of them).
     jitter: see `flowbp_ray.rewards.jitter`; None scores the images as they are.
     separate: keep one cotangent per term, for whoever wants to balance them; costs one decoder backward per term.
+    scored: rewards by name that only score, the images as they are; without others the cotangent is [B, 0].
     """
+    if not rewards:
+        return _only_scored(target, decode, prompts, scored, micro_batch)
     _check(target, rewards, prompts, omega, global_batch, micro_batch)
     batch, branches = target.shape[:2]
     where = [(row, branch) for row in range(batch) for branch in range(branches)]
@@ -87,19 +91,25 @@ def score_and_cotangent(
     for start in range(0, len(where), step):
         rows = slice(start, start + step)
         texts = [prompts[row] for row, _ in where[rows]]
-        parts.append(_part(flat[rows], factor[rows], texts, where[rows], decode, rewards, jitter, separate))
-    scores = torch.cat([s for s, _, _ in parts], dim=1)  # [M, B * branches]
+        parts.append(_part(flat[rows], factor[rows], texts, where[rows], decode, rewards, jitter, separate, scored))
+    scores = torch.cat([s[: len(rewards)] for s, _, _ in parts], dim=1)  # [M, B * branches]
+    further = torch.cat([s[len(rewards) :] for s, _, _ in parts], dim=1)  # [scored, B * branches]
     cotangent = torch.cat([c for _, c, _ in parts], dim=1).unflatten(1, (batch, branches))  # [M or 1, B, branches, ...]
     gram = torch.cat([g for _, _, g in parts]).unflatten(0, (batch, branches)).sum(1)  # [B, M, M]
     gaps = torch.stack([t.weight * t.scale * torch.relu(t.clip - s) for (t, _), s in zip(rewards, scores, strict=True)])
     losses = (gaps.sum(0) * factor).unflatten(0, (batch, branches)).sum(1) * global_batch
-    bad = _bad(rewards, scores, cotangent, where)
+    bad = _bad(rewards, scores, cotangent, where) + _bad_scores(scored, further, where)
     spoiled = torch.zeros(batch, dtype=torch.bool, device=cotangent.device)
     spoiled[[row for row, _, _ in bad]] = True
     losses = losses.masked_fill(spoiled, 0.0)
     cotangent = cotangent.masked_fill(append_dims(spoiled[None], cotangent.dim()), 0.0)
     return Objective(
-        scores={t.name: s.unflatten(0, (batch, branches)) for (t, _), s in zip(rewards, scores, strict=True)},
+        scores={
+            name: s.unflatten(0, (batch, branches))
+            for name, s in zip(
+                [*(t.name for t, _ in rewards), *(n for n, _ in scored)], [*scores, *further], strict=True
+            )
+        },
         losses=losses,
         cotangent=cotangent if separate else cotangent[0],
         clipped={t.name: (s >= t.clip).float().mean().item() for (t, _), s in zip(rewards, scores, strict=True)},
@@ -117,8 +127,9 @@ def _part(
     rewards: Sequence[tuple[RewardTerm, Reward]],
     jitter: Jitter | None,
     separate: bool,
+    scored: Sequence[tuple[str, Reward]],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores [M, R], cotangents [M or 1, R, C, h, w] and products of image gradients [R, M, M] of a few rows.
+    """Scores [M + scored, R], cotangents [M or 1, R, C, h, w] and products of image gradients [R, M, M] of a few rows.
 
     The chain is cut at the images that the rewards see: each reward's graph is freed before the next is built, and
     the decoder is walked back once with the sum.
@@ -126,6 +137,7 @@ def _part(
     latents = latents.clone().requires_grad_(True)
     with torch.enable_grad():
         images = decode(latents)
+        plain = images.detach()
         if jitter is not None:
             images = jitter(images, where)
         seen = images.detach().requires_grad_(True)
@@ -140,12 +152,55 @@ def _part(
             torch.autograd.grad(images, latents, cotangent.to(images.dtype), retain_graph=i + 1 < len(at_images))[0]
             for i, cotangent in enumerate(at_images)
         ]
+    with torch.no_grad():
+        scores += [_without_gradient(name, reward, plain, texts) for name, reward in scored]
     flat = torch.stack(gradients, dim=1).flatten(2).double()  # [R, M, 3 H W]
     return torch.stack(scores), torch.stack(cotangents).float(), flat @ flat.transpose(1, 2)
 
 
+def _only_scored(
+    target: Tensor,
+    decode: Decode,
+    prompts: Sequence[str],
+    scored: Sequence[tuple[str, Reward]],
+    micro_batch: int | None,
+) -> Objective:
+    """Scores alone, of target [B, 1, C, h, w]."""
+    flat, batch = target.detach().flatten(0, 1), len(target)
+    parts: list[list[Tensor]] = []
+    with torch.no_grad():
+        for start in range(0, len(flat), micro_batch or len(flat)):
+            rows = slice(start, start + (micro_batch or len(flat)))
+            images = decode(flat[rows])
+            parts.append([_without_gradient(n, reward, images, list(prompts[rows])) for n, reward in scored])
+    scores = (
+        torch.stack([torch.cat(column) for column in zip(*parts, strict=True)]) if scored else flat.new_zeros(0, batch)
+    )
+    return Objective(
+        scores={name: s.unsqueeze(1) for (name, _), s in zip(scored, scores, strict=True)},
+        losses=torch.zeros(batch),
+        cotangent=torch.zeros(batch, 0),
+        clipped={},
+        gram=torch.zeros(batch, 0, 0),
+        bad=_bad_scores(scored, scores, [(row, 0) for row in range(batch)]),
+    )
+
+
+def _without_gradient(name: str, reward: Reward, images: Tensor, texts: list[str]) -> Tensor:
+    """Scores [R] fp32. Raises ValueError or RuntimeError, with the reward's name, for one that fails."""
+    return _called(name, reward, images, texts).detach()
+
+
 def _scored(name: str, reward: Reward, images: Tensor, texts: list[str]) -> Tensor:
     """Scores [R] fp32 with a gradient. Raises ValueError, with the reward's name, for what cannot be trained on."""
+    score = _called(name, reward, images, texts)
+    if not score.requires_grad:
+        raise ValueError(f"reward {name!r} has no gradient in the images; write gradient: none in its term")
+    return score
+
+
+def _called(name: str, reward: Reward, images: Tensor, texts: list[str]) -> Tensor:
+    """Scores [R] fp32. Raises RuntimeError, with the reward's name, where the reward raises."""
     try:
         score = reward.score(images, texts).float()
     except ValueError:
@@ -154,8 +209,6 @@ def _scored(name: str, reward: Reward, images: Tensor, texts: list[str]) -> Tens
         raise RuntimeError(f"reward {name!r} failed: {type(error).__name__}: {error}") from error
     if score.shape != (len(texts),):
         raise ValueError(f"reward {name!r} must return one score per image, got {tuple(score.shape)}")
-    if not score.requires_grad:
-        raise ValueError(f"reward {name!r} has no gradient in the images; write it under rewards.monitors")
     return score
 
 
@@ -170,8 +223,6 @@ def _check(
     """Refuse what cannot be meant, naming what to pass instead."""
     if target.ndim < 3:
         raise ValueError(f"target must be [rows, branches, ...], got shape {tuple(target.shape)}; add a branch axis")
-    if not rewards:
-        raise ValueError("no rewards given; name at least one")
     names = [term.name for term, _ in rewards]
     if len(set(names)) != len(names):
         raise ValueError(f"reward names must differ, got {names}; give one of them another name")
@@ -203,3 +254,14 @@ def _bad(
             if row not in rows:  # a bad score has a bad gradient; once is enough
                 found[row, "cotangent", name] = None
     return tuple(found)
+
+
+def _bad_scores(
+    scored: Sequence[tuple[str, Reward]], scores: Tensor, where: list[tuple[int, int]]
+) -> tuple[tuple[int, str, str | None], ...]:
+    """As `_bad`, for rewards that only score: scores [scored, R]."""
+    return tuple(
+        (where[i][0], "score", name)
+        for (name, _), score in zip(scored, scores, strict=True)
+        for i in (~torch.isfinite(score)).nonzero().flatten().tolist()
+    )

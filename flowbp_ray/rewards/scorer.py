@@ -35,7 +35,10 @@ class Scorer:
         self.decode = build_backbone(backbone).load_decoder(self.device, Decoding.of(rewards))
         self.rewards = {r.name: build(r.factory, self.device, **_options(r, rewards)) for r in rewards.all}
         self.parked = Offloaded([self.decode, *self.rewards.values()], self.device) if rewards.offload else None
-        self.trained = [(RewardTerm(t.name, t.weight, t.clip, t.scale), self.rewards[t.name]) for t in rewards.terms]
+        self.trained = [
+            (RewardTerm(t.name, t.weight, t.clip, t.scale), self.rewards[t.name]) for t in rewards.differentiable
+        ]
+        self.scored = [(term.name, self.rewards[term.name]) for term in rewards.scored if not term.judged]
 
     def _computing(self) -> ExitStack:
         """The context of a call: the precision of its products, and with `rewards.offload` its models on the device."""
@@ -66,6 +69,7 @@ class Scorer:
                 self.config.at_once(latents.shape[0] * latents.shape[1], *self.size),
                 jitter,
                 separate=self.config.balance != "none",
+                scored=self.scored,
             )
         cotangent = pack(result.cotangent)
         scored = Scored(
@@ -124,10 +128,15 @@ def _options(reward: RewardConfig, rewards: RewardsConfig) -> dict[str, Any]:
     return with_dtype(base.factory(reward.factory), reward.options, rewards.precision)
 
 
-def check_rewards(rewards: RewardsConfig, evaluated: Sequence[str] = ()) -> None:
-    """Raises ValueError for a reward that could not be built here, or judge the prompts of the evaluations."""
+def check_rewards(rewards: RewardsConfig, evaluated: Sequence[str] = (), trained: Sequence[str] = ()) -> None:
+    """Raises ValueError for a reward that could not be built here, or judge the prompts.
+
+    evaluated: prompts of the evaluations, for all. trained: those of the training, for terms.
+    """
+    terms = {term.name for term in rewards.terms}
     for reward in rewards.all:
         base.check(reward.factory, _options(reward, rewards), rewards.device)
-        base.check_prompts(reward.factory, reward.options, list(evaluated))
-    for term in rewards.terms:
+        texts = [*evaluated, *(trained if reward.name in terms else ())]
+        base.check_prompts(reward.factory, reward.options, texts)
+    for term in rewards.differentiable:
         base.check_trainable(term.factory)

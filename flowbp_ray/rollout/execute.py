@@ -23,6 +23,7 @@ from flowbp_ray.surrogate import (
     renoise,
     residuals,
 )
+from flowbp_ray.surrogate.nft import ForwardStates, forward_states
 from flowbp_ray.surrogate.trajectory import Velocity, rollout
 from flowbp_ray.utils import random
 
@@ -50,12 +51,14 @@ def run_item(
     noise: Tensor,
     recorder: VelocityRecorder | None = None,
     base: Velocity | None = None,
+    forward: Velocity | None = None,
 ) -> tuple[RolloutReport, Rollout, Packed]:
     """Roll out a training item; return its report, the learner's part of the rollout, and the targets.
 
     noise: x[0] [rows, ...] on the device and in the dtype of the model. The results are on the host.
     recorder: the `observe` of `velocity` (see `full_velocity`), for the drift meter; None: no meter.
     base: the base model's velocity, as a learner would differentiate it; None: not computed.
+    forward: the velocity that terms without gradient learn, at the samples noised again at `item.times`.
     The targets [rows, branches, ...] are the reward's input. A row with a value that is not finite becomes zeros, has
     a fault in the report and is not kept.
     """
@@ -64,11 +67,18 @@ def run_item(
     faults = _faults(item, cache)
     if faults:
         cache = _without(cache, _bad(item, faults))
-    kept_states, base_velocities = gather_states(item.plans, cache), None
+    kept_states, found = gather_states(item.plans, cache), tuple(places(item.plans))
+    base_velocities = finished = old = None
+    if forward is not None:
+        finished, again = pack(cache.x[-1]), _noised(item, cache)
+        values, old_faults = _at_states(item, forward, again.x, again.places, noise.device, "old velocity")
+        old, faults = pack(values), faults + old_faults
+        if not found:  # there is no surrogate, whose states a base penalty would look at
+            kept_states, found = again.x, again.places
     if base is not None:
-        values, base_faults = _at_states(item, base, kept_states, noise.device)
+        values, base_faults = _at_states(item, base, kept_states, found, noise.device, "base velocity")
         base_velocities, faults = pack(values), faults + base_faults
-    bad, states = _bad(item, faults), pack(kept_states)
+    bad, states = _bad(item, faults), pack(gather_states(item.plans, cache))
     target = pack(gather_targets(item.plans, cache))
     velocities = None if recorder is None else pack(gather_velocities(item.plans, recorder.replaced(cache)))
     distances = residuals(item.plans, cache)
@@ -88,8 +98,9 @@ def run_item(
         seconds=time.perf_counter() - started,
         load_seconds=0.0,
         faults=faults,
+        forward_bytes=0 if finished is None or old is None else finished.nbytes + old.nbytes,
     )
-    return report, Rollout(item, states, velocities, base_velocities), target
+    return report, Rollout(item, states, velocities, base_velocities, finished, old), target
 
 
 def finish_item(velocity: Velocity, sigmas: Tensor, noise: Tensor) -> Packed:
@@ -115,16 +126,32 @@ def _cache(item: Item, velocity: Velocity, sigmas: Tensor, noise: Tensor) -> Cac
     return replace(cache, y=y, v_y=torch.stack([velocity(state.to(noise), node, row).cpu() for state in y]))
 
 
+def _noised(item: Item, cache: Cache) -> ForwardStates:
+    """The finished samples, noised again with the noise of the item's keys."""
+    shape = (len(item.times[0]), *cache.x.shape[2:])
+    eps = random.normal(shape, item.seed, "forward", item.step, item.samples)
+    return forward_states(cache.x[-1], eps, cache.sigmas, item.times)
+
+
 @torch.no_grad()
-def _at_states(item: Item, base: Velocity, states: Tensor, device: torch.device) -> tuple[Tensor, tuple[Fault, ...]]:
-    """The base model's velocities at the states [R, ...], `item.rows` at a time; zeros and a fault if not finite."""
-    found = places(item.plans)
+def _at_states(
+    item: Item,
+    velocity: Velocity,
+    states: Tensor,
+    found: Sequence[tuple[int, int]],
+    device: torch.device,
+    what: str,
+) -> tuple[Tensor, tuple[Fault, ...]]:
+    """Velocities at the states [R, ...], `item.rows` at a time; zeros and a fault `what` where they are not finite.
+
+    found: (row, node) of each state.
+    """
     row, node = torch.tensor(found).unbind(1)
     parts = zip(states.split(item.rows), node.split(item.rows), row.split(item.rows), strict=True)
-    v = torch.cat([base(*(tensor.to(device, non_blocking=True) for tensor in part)) for part in parts]).cpu()
+    v = torch.cat([velocity(*(tensor.to(device, non_blocking=True) for tensor in part)) for part in parts]).cpu()
     bad = ~torch.isfinite(v).flatten(1).all(dim=1)
     first = dict(reversed([found[i] for i in bad.nonzero().flatten().tolist()]))  # row -> its first bad node
-    faults = [Fault("base velocity", item.step, item.samples[b], item.prompt_ids[b], first[b]) for b in sorted(first)]
+    faults = [Fault(what, item.step, item.samples[b], item.prompt_ids[b], first[b]) for b in sorted(first)]
     return v.masked_fill(append_dims(bad, v.dim()), 0.0), tuple(faults)
 
 

@@ -31,7 +31,7 @@ class ItemSource:
     """The training items of a run, step by step.
 
     sigmas: the grid [N+1] of the rollouts. prompt_count: the number of training prompts. seed: for prompts and noise.
-    plan_seed: for the draws of the method.
+    plan_seed: for the draws of the method. times: nodes at which a sample is noised again (see `surrogate.nft`).
     """
 
     data: DataConfig
@@ -41,6 +41,7 @@ class ItemSource:
     guidance: float
     seed: int
     plan_seed: int
+    times: int = 0
 
     def of_step(self, step: int, version: Version) -> list[Item]:
         """The items of a step, in order. The images of one prompt are adjacent rows."""
@@ -48,6 +49,7 @@ class ItemSource:
         ids = prompts.ids_of_step(self.prompt_count, shape.prompts_per_step, step, self.seed)
         rows = [prompt for prompt in ids for _ in range(shape.images_per_prompt)]
         plans = plans_of_step(self.method, self.sigmas, self.plan_seed, step, len(rows))
+        times = [self._times(step, row) for row in range(len(rows))] if self.times else []
         items = []
         for index in range(shape.items):
             part = range(index * shape.rollout_batch, (index + 1) * shape.rollout_batch)
@@ -63,9 +65,17 @@ class ItemSource:
                     num_steps=len(self.sigmas) - 1,
                     guidance=self.guidance,
                     version=version,
+                    times=tuple(times[i] for i in part) if times else (),
                 )
             )
         return items
+
+    def _times(self, step: int, row: int) -> tuple[int, ...]:
+        """Distinct nodes, drawn uniformly from the stream of (seed, step, row), in order."""
+        drawn = random.stream(self.plan_seed, "times", step, row).choice(
+            len(self.sigmas) - 1, self.times, replace=False
+        )
+        return tuple(sorted(int(node) for node in drawn))
 
 
 def noise_of(item: Item, latent_shape: Sequence[int]) -> Tensor:
@@ -79,4 +89,5 @@ def build_items(config: RunConfig, prompt_count: int) -> ItemSource:
     model = config.backbone
     sigmas = build_backbone(model).sigmas(model.num_steps, model.height, model.width)
     method, seeds = config.surrogate(), (config.seed, config.plan_seed)
-    return ItemSource(config.data, method, sigmas, prompt_count, model.guidance, *seeds)
+    times = config.nft.times if config.rewards.scored else 0
+    return ItemSource(config.data, method, sigmas, prompt_count, model.guidance, *seeds, times)

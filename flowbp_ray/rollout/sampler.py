@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from flowbp_ray.backbones.embeddings import Embeddings
 from flowbp_ray.backbones.frozen import load_base
-from flowbp_ray.backbones.guidance import full_velocity, trained_velocity
+from flowbp_ray.backbones.guidance import forward_guidance, full_velocity, trained_velocity
 from flowbp_ray.backbones.kernels import use_kernels
 from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.config.learners import LoraConfig
@@ -118,8 +118,9 @@ class Sampler:
         recorder = VelocityRecorder() if self.drift_meter else None
         velocity, sigmas = self._velocity(item, recorder)
         base = self._base_velocity(item, sigmas) if self.base_velocities else None
+        forward = self._forward_velocity(item, sigmas) if item.times else None
         with span("rollout"):
-            report, kept, target = run_item(item, velocity, sigmas, self._noise(item), recorder, base)
+            report, kept, target = run_item(item, velocity, sigmas, self._noise(item), recorder, base, forward)
         report = replace(report, weight_bytes=self.weight_bytes, embedding_bytes=self.embedding_bytes)
         self.weight_bytes = self.embedding_bytes = 0
         return replace(report, load_seconds=load_seconds, fingerprint=self.fingerprint), kept, target
@@ -154,16 +155,23 @@ class Sampler:
         )
         return velocity, sigmas
 
+    def _forward_velocity(self, item: Item, sigmas: Tensor) -> Velocity:
+        """The velocity that terms without gradient learn: of the conditional branch alone."""
+        assert self.embeddings is not None
+        rows, guidance = self.embeddings.rows(item.prompt_ids), forward_guidance(self.backbone, item.guidance)
+        return full_velocity(self.backbone, self.transformer, sigmas, rows, {}, guidance)
+
     def _base_velocity(self, item: Item, sigmas: Tensor) -> Velocity:
         """The base model's velocity as a learner would differentiate it: of the frozen copy, or with adapters off."""
         assert self.embeddings is not None
+        surrogate = any(plan.states for plan in item.plans)
         velocity = trained_velocity(
             self.backbone,
             self.transformer if self.frozen is None else self.frozen,
             sigmas,
             self.embeddings.rows(item.prompt_ids),
             self.embeddings.negative(item.rows),
-            item.guidance,
+            item.guidance if surrogate else forward_guidance(self.backbone, item.guidance),
             self.config.detach_negative,
         )
         if self.frozen is not None:

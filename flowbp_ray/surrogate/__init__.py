@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         renoise,
     )
 
-    from .active import LastNodes, LateBiased, Strided, Supports
+    from .active import Inactive, LastNodes, LateBiased, Strided, Supports
     from .backward import SweepReport, endpoint, sweep
     from .method import Draw, Method, TermBudget
     from .methods import METHODS
@@ -40,6 +40,7 @@ __all__ = [
     "Draw",
     "EarlyStop",
     "Euler",
+    "Inactive",
     "Lagrange",
     "LastNodes",
     "LateBiased",

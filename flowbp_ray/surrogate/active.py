@@ -68,6 +68,18 @@ class LastNodes:
 
 
 @axis
+class Inactive:
+    """No node: the trajectory is only sampled, and nothing is backpropagated through it (see `nft`)."""
+
+    k: Literal[0] = 0
+    kind: Literal["inactive"] = "inactive"
+
+    def pick(self, start: int, stop: int, k: int, origin: int, rng: np.random.Generator) -> tuple[int, ...]:
+        """Return no node; nothing is drawn."""
+        return ()
+
+
+@axis
 class Supports:
     """`order` supports per segment, of which the first, the first two or all are active, but at most `max_active`.
 
@@ -97,8 +109,8 @@ class Supports:
         return [None if i >= self.count else self.scale if i else 1.0 for i in range(len(supports))]
 
 
-Picks = LateBiased | Strided | LastNodes
-Active = LateBiased | Strided | LastNodes | Supports
+Picks = LateBiased | Strided | LastNodes | Inactive
+Active = LateBiased | Strided | LastNodes | Inactive | Supports
 
 
 def pick_one(active: Picks, n: int, window: int, rng: np.random.Generator) -> tuple[int, ...]:

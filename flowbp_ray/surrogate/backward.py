@@ -92,6 +92,7 @@ def sweep(
     terms_per_sample: int | None = None,
     observe: Callable[[Tensor, Tensor], None] | None = None,
     penalty: Callable[[Tensor, Tensor], Tensor] | None = None,
+    closes: bool = True,
 ) -> SweepReport:
     """Accumulate the parameter gradient of Σ_b ⟨u[b], target[b]⟩, holding the activations of one forward at a time.
 
@@ -101,7 +102,8 @@ def sweep(
     states: [R, …], sample-major, in the order of `gather_states`. cotangents: u [B, branches, …], fp32 (or fp64).
     micro_batch: samples per group (default all); a forward has at most micro_batch·fuse rows, except that a junction's
         forward has all junction rows of the group.
-    backward(loss, last): must add the gradient of the scalar `loss`, unscaled; `last` marks the final call.
+    backward(loss, last): must add the gradient of the scalar `loss`, unscaled; `last` marks the final call. closes:
+        whether there is one here; False if more gradient is added afterwards.
     terms_per_sample: pad every sample with zero-cotangent rows to this many VJPs besides the junction's (see
         `Method.max_terms`), so that all ranks run the same number of forwards.
     observe(position [r], v [r, …]): receives each forward's velocities, detached and without padding; `position`
@@ -115,7 +117,7 @@ def sweep(
     forwards = rows = padding = 0
     calls = list(work.calls())
     for number, call in enumerate(calls):
-        last = number == len(calls) - 1
+        last = closes and number == len(calls) - 1
         work.run(velocity, call, backward, last, observe)
         forwards, rows, padding = forwards + 1, rows + len(call.rows), padding + call.padding
     return SweepReport(forwards, rows, padding)

@@ -97,7 +97,7 @@ def _gather(plans: Sequence[Plan], cached: Tensor, fresh: Tensor | None, name: s
         for b, plan in enumerate(plans)
         for node, index in plan.states
     ]
-    return torch.stack(rows)
+    return torch.stack(rows) if rows else cached.new_empty((0, *cached.shape[2:]))
 
 
 def groups(plans: Sequence[Plan], device: torch.device) -> Iterator[tuple[Plan, Tensor]]:

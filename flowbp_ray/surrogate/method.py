@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from .active import LastNodes, LateBiased, Strided, Supports, pick_one, pick_two
+from .active import Inactive, LastNodes, LateBiased, Strided, Supports, pick_one, pick_two
 from .plan import Branch, Plan, PosteriorMean, Renoised, Sample, Segment, Similarity, Target, axis
 from .quadrature import (
     AdamsBashforth,
@@ -51,7 +51,7 @@ class Method:
     """A training method: the four axes and their modifiers. `plan` depends on the sigma grid and the generator only."""
 
     target: Sample | LatePosterior | EarlyStop | WithRenoised = field(default=Sample())
-    active: LateBiased | Strided | LastNodes | Supports = field(default=LateBiased())
+    active: LateBiased | Strided | LastNodes | Inactive | Supports = field(default=LateBiased())
     weights: Euler | Lagrange | Uniform | AdamsBashforth = field(default=Euler())
     segments: Segments = field(default=OneSegment())
     coupling: float = 0.0
@@ -151,7 +151,7 @@ class Method:
             rows = _rescaled_together(rows, self.rescale)
         segments = tuple(Segment(a, b, *row) for (a, b), row in zip(ranges, rows, strict=True))
         chosen = {*draw.nodes, *(node for segment in segments for node in segment.coefficients)}
-        if min(chosen) < trainable or max(chosen) >= n:
+        if chosen and (min(chosen) < trainable or max(chosen) >= n):
             raise ValueError(f"active nodes must be in [{trainable}, {n}), got {sorted(chosen)}")
         branches = [Branch(target, segments, self.coupling)]
         last = Segment(num_steps - 1, num_steps, (num_steps - 1,), (-sigma[num_steps - 1],), (1.0,))
@@ -220,7 +220,7 @@ class Method:
         if isinstance(self.active, Supports):
             return self._spread(self.active, grid, a, b, anchored)
         nodes = tuple(node for node in draw.nodes if a <= node < b)
-        if not nodes:
+        if not nodes and not isinstance(self.active, Inactive):
             raise ValueError(f"no drawn node in the segment [{a}, {b}), got {draw.nodes}")
         supports = tuple(range(a, b)) if isinstance(self.weights, Euler) else nodes
         gains = tuple(1.0 if node in nodes else None for node in supports)

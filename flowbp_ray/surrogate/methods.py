@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .active import LastNodes, LateBiased, Strided, Supports
+from .active import Inactive, LastNodes, LateBiased, Strided, Supports
 from .method import Method
 from .plan import Similarity
 from .quadrature import Lagrange
@@ -74,6 +74,11 @@ def flowbp_lagrange(
         tail_ratio=tail,
         similarity=Similarity(tau),
     )
+
+
+def sampling() -> Method:
+    """No surrogate: the samples are only drawn and scored, for terms without gradient (see `nft`)."""
+    return Method(active=Inactive())
 
 
 METHODS: dict[str, Callable[..., Method]] = {

@@ -152,7 +152,10 @@ class Term:
 
 @dataclass(frozen=True)
 class Plan:
-    """The surrogate of one sample: its branches, and how the sample is weighted."""
+    """The surrogate of one sample: its branches, and how the sample is weighted.
+
+    Without any active support the sample is only drawn and scored: it has no states and no terms.
+    """
 
     num_steps: int
     branches: tuple[Branch, ...]
@@ -165,8 +168,6 @@ class Plan:
             )
         for branch in self.branches:
             _check_branch(branch, self.num_steps)
-        if not any(segment.coefficients for branch in self.branches for segment in branch.segments):
-            raise ValueError("a plan needs at least one active support: give one a gain that is not None")
 
     @property
     def states(self) -> tuple[tuple[int, int | None], ...]:

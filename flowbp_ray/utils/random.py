@@ -11,8 +11,8 @@ import numpy as np
 if TYPE_CHECKING:  # judges draw too, and their processes do without torch
     from torch import Tensor
 
-Purpose = Literal["prompt", "noise", "plan", "renoise"]
-_PURPOSES: dict[str, int] = {"prompt": 1, "noise": 2, "plan": 3, "renoise": 4}
+Purpose = Literal["prompt", "noise", "plan", "renoise", "times", "forward"]
+_PURPOSES: dict[str, int] = {"prompt": 1, "noise": 2, "plan": 3, "renoise": 4, "times": 5, "forward": 6}
 ListPurpose = Literal["jitter", "judge_seed", "judge_retry"]
 _LIST_PURPOSES: dict[str, tuple[int, int]] = {
     "jitter": (0x6A697474, 1),  # key: run seed, step, sample, branch

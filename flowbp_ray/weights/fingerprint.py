@@ -14,7 +14,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from flowbp_ray.messages import TensorChecksum, combine
+from flowbp_ray.utils.checksums import TensorChecksum, combine
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _CHUNKS = {"cpu": 1 << 16}  # such a chunk of 64-bit integers fits the CPU's cache: 16 times faster than 2^22

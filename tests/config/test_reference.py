@@ -123,7 +123,7 @@ def test_what_is_printed_for_a_method_can_be_written(capsys: pytest.CaptureFixtu
         written = loading.load("shapes_flowbp_sparse", [f"method={line}"])
         assert written.surrogate() == METHODS[written.method["name"]]()
     kinds = [line.split(": ", 1) for line in lines if line.startswith("method.") and ": {kind" in line]
-    assert len(kinds) == 17
+    assert len(kinds) == 18
     for axis, kind in kinds:
         fitting = {"active": {"kind": "supports"}} if "adams_bashforth" in kind else {}
         build_method({axis.removeprefix("method."): yaml.safe_load(kind), **fitting})

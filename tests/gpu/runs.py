@@ -38,6 +38,10 @@ DRIFT_MAX = ["drift.max=10"]
 PENALTY = ["learners.base_penalty={weight: 1.0}"]
 EMA = ["learners.ema={decay: 0.5}"]
 LORA = ["learners.lora={rank: 4}"]
+INT8 = [*LORA, "backbone.quantization=int8"]
+NF4 = [*LORA, "backbone.quantization=nf4"]
+MOMENTS = ["learners.optimizer.moments=int8"]
+SHARED = ["cluster.share_base=true", "samplers.gpus=0.5", "learners.gpus=0.5"]
 JITTER = ["rewards.jitter={noise: 0.1, shift: 2}"]
 BALANCE = [
     "rewards.balance=grad_norm",

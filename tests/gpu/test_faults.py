@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flowbp_ray.backbones import Backbone, guidance
+from flowbp_ray.backbones.quantised import QuantisedLinear
 from flowbp_ray.learning import learner
 from flowbp_ray.local import LocalLoop
 from flowbp_ray.messages import Packed
@@ -18,7 +19,7 @@ from flowbp_ray.rewards import scorer
 from flowbp_ray.rollout import execute, sampler
 from flowbp_ray.utils import random
 from tests.conftest import Saved
-from tests.gpu.runs import METER, PENALTY, config_of, on_cpu
+from tests.gpu.runs import INT8, METER, NF4, PENALTY, config_of, on_cpu
 
 pytestmark = pytest.mark.gpu
 
@@ -68,6 +69,27 @@ def test_a_fault_is_noticed(saved: Saved, tmp_path: Path, monkeypatch: pytest.Mo
     assert hasattr(owner, name)
     monkeypatch.setattr(owner, name, fault)
     with pytest.raises((RuntimeError, TypeError), match=r"same device|on cpu or on|weight type|numpy|generator"):
+        LocalLoop(config).step(0)
+    assert LocalLoop(on_cpu(config)).step(0).grad_norm > 0
+
+
+@pytest.mark.parametrize("kind", [INT8, NF4], ids=["int8", "nf4"])
+@pytest.mark.parametrize("part", ["codes", "scales"])
+def test_a_quantised_weight_on_the_host_is_noticed(
+    saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: list[str], part: str
+) -> None:
+    """As it would be if its codes, or its scales, were no buffers: what moves a module would leave them."""
+    config = config_of("sd35", saved, tmp_path, "flowbp_bridge", *kind)
+    register = QuantisedLinear.register_buffer
+
+    def left(self: Any, name: str, tensor: Tensor, persistent: bool) -> None:
+        if name == part:
+            setattr(self, name, tensor.cpu())
+        else:
+            register(self, name, tensor, persistent)
+
+    monkeypatch.setattr(QuantisedLinear, "register_buffer", left)
+    with pytest.raises(RuntimeError, match="same device"):
         LocalLoop(config).step(0)
     assert LocalLoop(on_cpu(config)).step(0).grad_norm > 0
 

@@ -20,7 +20,7 @@ from tests.artifacts.exporting import trained_run
 from tests.backbones import tiny
 from tests.conftest import Saved
 from tests.gpu import standin
-from tests.gpu.runs import BF16, EMA, LORA, PENALTY, config_of, on_cpu, plain_attention, without_gpu
+from tests.gpu.runs import BF16, EMA, INT8, LORA, NF4, PENALTY, config_of, on_cpu, plain_attention, without_gpu
 
 pytestmark = pytest.mark.gpu
 
@@ -47,7 +47,7 @@ def test_an_evaluation_is_the_cpu_s(saved: Saved, tmp_path: Path, family: str) -
         assert mine.shape == theirs.shape and np.abs(mine.astype(int) - theirs.astype(int)).max() <= 1
 
 
-@pytest.mark.parametrize("more", [[], LORA], ids=["full", "lora"])
+@pytest.mark.parametrize("more", [[], LORA, INT8, NF4], ids=["full", "lora", "int8", "nf4"])
 def test_a_restored_learner_goes_on(saved: Saved, tmp_path: Path, more: list[str]) -> None:
     """With the same bits: weights, moments and average come back to the device that they were on."""
     loop = LocalLoop(config_of("flux1", saved, tmp_path, "flowbp_bridge", *BF16, *EMA, *more))

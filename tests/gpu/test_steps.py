@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from flowbp_ray.local import LocalLoop
-from flowbp_ray.messages import Version, combine
+from flowbp_ray.messages import Version
+from flowbp_ray.utils.checksums import combine
 from tests.conftest import Saved
 from tests.gpu import standin
 from tests.gpu.runs import (
@@ -22,11 +23,15 @@ from tests.gpu.runs import (
     DRIFT_MAX,
     EMA,
     FUSED,
+    INT8,
     JITTER,
     LORA,
     METER,
     METHODS,
+    MOMENTS,
+    NF4,
     PENALTY,
+    SHARED,
     config_of,
     on_cpu,
     one_step,
@@ -51,6 +56,10 @@ CASES: list[tuple[str, str, list[str]]] = [
     ("qwen_image", "flowbp_bridge", [*METER, *PENALTY, *EMA]),
     ("qwen_image", "flowbp_sparse", [*BF16, *LORA, *PENALTY, *DRIFT_MAX]),
     ("qwen_image", "draft_lv", [*BF16, *METER, *ATTACHED]),
+    ("sd35", "flowbp_sparse", [*NF4, *METER, *PENALTY]),
+    ("flux1", "flowbp_bridge", [*BF16, *INT8, *DRIFT_MAX, *MOMENTS, *SHARED]),
+    ("flux2", "leapalign", [*BF16, *NF4, *PENALTY, *SHARED]),
+    ("qwen_image", "draft_lv", [*INT8, *METER, *ATTACHED]),
     *(("shapes", method, METER) for method in METHODS),
 ]
 
@@ -77,7 +86,7 @@ def test_a_step_on_the_gpu_is_the_cpu_s(saved: Saved, tmp_path: Path, case: tupl
         assert relative(mine, theirs) <= near
     assert there.scores == pytest.approx(here.scores, rel=near, abs=near)
     assert there.report.grad_norm == pytest.approx(here.report.grad_norm, rel=near)
-    assert relative(there.change, here.change) <= (1e-3 if exact else 0.2)  # Adam's first step is nearly a sign
+    assert relative(there.change, here.change) <= (1e-3 if exact else 0.25)  # Adam's first step is nearly a sign
     assert not there.report.faults and there.report.grad_norm > 0
     for mine, theirs in (
         (there.report.drift, here.report.drift),
@@ -86,7 +95,12 @@ def test_a_step_on_the_gpu_is_the_cpu_s(saved: Saved, tmp_path: Path, case: tupl
         assert mine == pytest.approx(theirs, rel=near, abs=1e-4 if exact else 0.1)
 
 
-@pytest.mark.parametrize("family, more", [("sd35", BF16), ("flux1", [*BF16, *LORA]), ("shapes", EMA)])
+PUBLISHED = [
+    ("sd35", BF16), ("flux1", [*BF16, *LORA]), ("flux1", NF4), ("sd35", [*BF16, *INT8]), ("shapes", EMA)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("family, more", PUBLISHED)
 def test_published_weights_arrive(saved: Saved, tmp_path: Path, family: str, more: list[str]) -> None:
     """Bit for bit, by three ways of looking: the sampler's digest, its fingerprint, and the learner's masters."""
     loop = LocalLoop(config_of(family, saved, tmp_path, "flowbp_bridge", *more))

@@ -12,7 +12,7 @@ from flowbp_ray.messages import Rollout, RolloutReport
 from tests.backbones import tiny
 from tests.conftest import Saved
 from tests.gpu.meters import Waits
-from tests.gpu.runs import EMA, LORA, METER, PENALTY, config_of
+from tests.gpu.runs import EMA, INT8, LORA, METER, NF4, PENALTY, config_of
 
 pytestmark = pytest.mark.gpu
 
@@ -37,12 +37,14 @@ def rolled(loop: LocalLoop, step: int = 0) -> tuple[Waits, RolloutReport, Rollou
     return waits, report, kept, target
 
 
-@pytest.mark.parametrize("family", [*tiny.NAMES, "shapes"])
-def test_no_step_of_a_rollout_waits(saved: Saved, tmp_path: Path, family: str) -> None:
+@pytest.mark.parametrize(
+    "family, base", [*((family, LORA) for family in (*tiny.NAMES, "shapes")), ("flux1", INT8), ("sd35", NF4)]
+)
+def test_no_step_of_a_rollout_waits(saved: Saved, tmp_path: Path, family: str, base: list[str]) -> None:
     """As many waits with eight steps as with four, few of them."""
     counts, per_forward = [], PER_FORWARD.get(family, 0)
     for steps in (4, 8):
-        overrides = [f"backbone.num_steps={steps}", *METER, *PENALTY, *LORA]
+        overrides = [f"backbone.num_steps={steps}", *METER, *PENALTY, *base]
         loop = LocalLoop(config_of(family, saved, tmp_path / str(steps), "flowbp_bridge", *overrides))
         rolled(loop)  # Qwen-Image's first forward in a process moves its table of positions
         waits = rolled(loop, 1)[0]
@@ -51,12 +53,14 @@ def test_no_step_of_a_rollout_waits(saved: Saved, tmp_path: Path, family: str) -
     assert per_forward or counts[0] == counts[1], waits
 
 
-@pytest.mark.parametrize("family", [*tiny.NAMES, "shapes"])
-def test_no_forward_of_a_learner_waits(saved: Saved, tmp_path: Path, family: str) -> None:
+@pytest.mark.parametrize(
+    "family, base", [*((family, []) for family in (*tiny.NAMES, "shapes")), ("sd35", INT8), ("flux1", NF4)]
+)
+def test_no_forward_of_a_learner_waits(saved: Saved, tmp_path: Path, family: str, base: list[str]) -> None:
     """With one row at a time and with two at a time: the same few waits around the sweep, whatever its forwards."""
     found, per_forward = [], PER_FORWARD.get(family, 0)
     for micro in (1, 2):
-        overrides = [f"learners.micro_batch={micro}", *METER, *PENALTY, *EMA]
+        overrides = [f"learners.micro_batch={micro}", *METER, *PENALTY, *EMA, *base]
         loop = LocalLoop(config_of(family, saved, tmp_path / str(micro), "flowbp_bridge", *overrides))
         loop.step(0)
         _, report, kept, target = rolled(loop, 1)

@@ -85,6 +85,37 @@ def test_judges_fit_the_rest_of_the_configuration(tmp_path: Path, override: str,
         small_config(tmp_path, "flowbp_sparse", override)
 
 
+LEARNED = "judges=[{name: eye, url: 'http://a:1', role: reward, template: {kind: unified_reward_2_0}}]"
+
+
+@pytest.mark.parametrize(
+    ("terms", "more", "says"),
+    [
+        ("{name: eye.style, kind: judge}", [], "'eye.style': a judge's scores have no gradient; write gradient: none"),
+        ("{name: eye, kind: judge, gradient: none}", [], "the judges' metrics are eye.alignment, eye.coherence"),
+        ("{name: shapes_verifier, gradient: none}", [], "'eye' has role=reward and no term; .*{name: eye.alignment"),
+        ("{name: eye.style, kind: judge, gradient: none}", ["data.images_per_prompt=1"], "write data.images_per"),
+        ("{name: eye.style, kind: judge, gradient: none}", ["rewards.url='http://b:2'"], "write rewards.url=null"),
+        ("{name: eye.style, kind: judge, gradient: none}", ["judges=[]"], "the judges' metrics are none: write role"),
+    ],
+)
+def test_a_judge_to_learn_from_has_a_term_and_the_term_a_judge(
+    tmp_path: Path, terms: str, more: list[str], says: str
+) -> None:
+    settings = ["method=null", LEARNED, "data.images_per_prompt=2", f"rewards.terms=[{terms}]", *more]
+    with pytest.raises(ValueError, match=says):
+        small_config(tmp_path, "flowbp_sparse", *settings)
+
+
+def test_terms_of_several_scores_of_a_judge(tmp_path: Path) -> None:
+    """No reward process computes them, and they are no metrics of evaluations."""
+    terms = "[{name: eye.style, kind: judge, gradient: none}, {name: eye.alignment, kind: judge, gradient: none}]"
+    settings = ["method=null", LEARNED, "data.images_per_prompt=2", f"rewards.terms={terms}"]
+    config = small_config(tmp_path, "flowbp_sparse", *settings)
+    assert [term.name for term in config.rewards.scored] == ["eye.style", "eye.alignment"]
+    assert config.rewards.all == [] and config.judged == [] and config.shows_samples
+
+
 def test_servers_and_folders_are_looked_for_before_anything_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,14 +1,18 @@
-"""A run on real Ray serves its own judge: an actor starts a real vLLM, whose engine is killed in the middle."""
+"""Runs on real Ray serve their own judge: an actor starts a real vLLM, whose engine is killed in the middle."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import ray
 
 from flowbp_ray import driver
 from flowbp_ray.driver import Loop
@@ -75,3 +79,36 @@ def test_a_run_serves_its_judge_and_loses_no_answer_when_the_engine_dies(local_r
     said = log.read_text()
     assert said.count("Application startup complete") == 2 and said.count(ANSWERED) >= 3 * 3
     assert str(log) == str(run.folder / "judge-yes.log") and (run.folder / "curves.png").is_file()
+
+
+def test_a_judge_s_score_is_trained_on_and_no_bit_of_it_is_lost(local_ray: Any, tmp_path: Path) -> None:
+    """Five steps learned from P(Yes): one digest with one sampler, with two, and with a judge killed in the third."""
+    model = make(tmp_path / "tiny_vlm")
+    judge = {
+        "name": "yes",
+        "model": str(model),
+        "template": {"kind": "yes_no"},
+        "role": "reward",
+        "timeout": 300,
+        "concurrency": 1,  # pictures that vLLM computes together round to other bits
+        "server": {"python": str(python_or_skip()), "args": CPU_ARGS, "env": CPU},
+    }
+    term = "rewards.terms=[{name: yes, kind: judge, gradient: none}]"
+    groups = ["data.prompts_per_step=1", "data.images_per_prompt=2", "steps=5", "learners.optimizer.lr=1e-3"]
+    found = {}
+
+    def kill_the_judge(loop: Loop) -> None:
+        os.kill(ray.get(loop.judges.handles["yes"].pid.remote()), signal.SIGKILL)
+
+    for name, samplers, action in (("one", 1, None), ("two", 2, None), ("killed", 1, kill_the_judge)):
+        shared = ["method=null", term, *groups, f"judges=[{json.dumps(judge)}]", f"samplers.count={samplers}"]
+        config = small_config(tmp_path, "flowbp_sparse", *shared, f"name={name}")
+        with before_step(2, action) if action else nullcontext():
+            run, summary = driver.train(config)
+        lines = [line for line in run.metrics() if line["kind"] == "train"]
+        assert [line["nft_unscored"] for line in lines] == [0.0] * 5 and all(line["updated"] for line in lines)
+        found[name] = (summary["weights_sha256"], [line["reward/yes"] for line in lines])
+    assert found["one"] == found["two"] == found["killed"]
+    assert len(set(found["one"][1])) == 5 and all(0 < mean < 1 for mean in found["one"][1])
+    assert "asking again" in (tmp_path / "killed" / "log.txt").read_text()
+    assert until(lambda: not serving(model), 30), serving(model)

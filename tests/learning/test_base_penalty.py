@@ -133,10 +133,10 @@ def test_the_learner_adds_the_gradient_of_the_penalty(
     assert float((both - reward - want).norm()) <= 1e-4 * float(want.norm())
     assert float(want.norm()) > 1e-2 * float(reward.norm()) > 0
     chosen = Selection(tuple(factors), 3, (), gram([item.result for item in step.items], factors))
-    metrics = step_metrics(step.items, [report], chosen, (), penalised.learners, penalised.backbone)
+    metrics = step_metrics(step.items, [report], chosen, (), penalised)
     assert metrics["base_penalty"] == pytest.approx(value, rel=1e-4)
     assert metrics["base_distance"] == pytest.approx((value / weight) ** 0.5, rel=1e-4)
-    unmeasured = step_metrics(plain.items, [plain_report], chosen, (), penalised.learners, penalised.backbone)
+    unmeasured = step_metrics(plain.items, [plain_report], chosen, (), penalised)
     assert "base_penalty" not in unmeasured
 
 

@@ -18,11 +18,12 @@ from flowbp_ray.evaluation.evaluator import Evaluator
 from flowbp_ray.learning.deepspeed import interface_to
 from flowbp_ray.learning.engine import TorchEngine
 from flowbp_ray.learning.optim import Ema, lr_factor
-from flowbp_ray.messages import Fault, TensorChecksum, combine
+from flowbp_ray.messages import Fault
 from flowbp_ray.observability.tracker import Tracker
 from flowbp_ray.prompts import PromptRecord
 from flowbp_ray.run.checkpoint import Checkpoints, Snapshot
 from flowbp_ray.run.folder import Run
+from flowbp_ray.utils.checksums import TensorChecksum, combine
 from flowbp_ray.utils.memory_meter import LiveBytes
 from flowbp_ray.weights.fingerprint import checksum, fingerprint
 from tests.small import small_config

@@ -19,6 +19,8 @@ from tests.paths import ROOT
 
 DOCS = ROOT / "docs" / "rewards.md"
 NAME = "rewards_of_the_docs:MeanColour"
+PACKAGED = {"ocr", "shapes_clip", "shapes_clip_heldout"}
+"""Those whose weights come with a package."""
 
 
 def blocks(language: str) -> list[str]:
@@ -89,8 +91,9 @@ def test_its_options_are_checked_before_anything_starts() -> None:
 
 def test_the_yaml_on_the_page_is_read() -> None:
     found = [part for part in map(yaml.safe_load, blocks("yaml")) if "rewards" in part]
-    first, several, own = (RewardsConfig(**part["rewards"]) for part in found)
+    first, ocr, several, own = (RewardsConfig(**part["rewards"]) for part in found)
     assert [reward.factory for reward in first.all] == ["pickscore", "geneval", "hpsv2"]
+    assert [reward.factory for reward in ocr.monitors] == ["ocr"]
     assert [reward.factory for reward in several.all] == ["hpsv2", "pickscore", "aesthetic"]
     assert own.terms[0].factory == "my_rewards:MeanColour" and own.terms[0].options == {"strength": 2.0}
 
@@ -102,7 +105,7 @@ def test_every_registered_reward_has_a_row() -> None:
     assert not missing
 
 
-@pytest.mark.parametrize("name", sorted(name for name in REWARDS if not name.startswith("shapes_")))
+@pytest.mark.parametrize("name", sorted(name for name in REWARDS if name not in PACKAGED))
 def test_a_row_names_every_file_that_its_reward_may_need(name: str) -> None:
     """Those are the options without a default: a path, or nothing."""
     (row,) = re.findall(rf"^\| `{name}` \|.*$", DOCS.read_text(), flags=re.MULTILINE)

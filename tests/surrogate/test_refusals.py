@@ -85,10 +85,6 @@ REFUSED: list[tuple[str, Callable[[], object]]] = [
     ("segments must meet: the first stops at 8, the last starts at 0", lambda: Branch(Sample(), (WHOLE, WHOLE))),
     ("the last segment must stop at 9", lambda: Plan(9, (Branch(Sample(), (WHOLE,)),))),
     ("a posterior mean's node must be in [0, 7], got 8", lambda: Plan(8, (Branch(PosteriorMean(8), (WHOLE,)),))),
-    (
-        "a plan needs at least one active support",
-        lambda: Plan(8, (Branch(Sample(), (Segment(0, 8, (3,), (-1.0,), (None,)),)),)),
-    ),
     ("quadrature needs distinct sigmas", lambda: lagrange([0.5, 0.5], 1.0, 0.0)),
 ]
 

@@ -33,9 +33,14 @@ def latent_shape(config: RunConfig) -> tuple[int, ...]:
 
 
 def cotangent_shape(config: RunConfig, target: Packed) -> tuple[int, ...]:
-    """The shape of the cotangent of target [rows, branches, ...]: the same, with `rewards.balance` once per term."""
+    """The shape of the cotangent of target [rows, branches, ...]: the same, with `rewards.balance` once per term.
+
+    [rows, 0] where no term has a gradient.
+    """
     shape = tuple(target.array.shape)
-    return shape if config.rewards.balance == "none" else (len(config.rewards.terms), *shape)
+    if not config.rewards.differentiable:
+        return (shape[0], 0)
+    return shape if config.rewards.balance == "none" else (len(config.rewards.differentiable), *shape)
 
 
 def largest_score(config: RunConfig, target: Packed) -> int:

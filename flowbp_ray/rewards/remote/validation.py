@@ -23,19 +23,20 @@ def wrong_evaluation(config: RunConfig, item: Item, evaluated: Evaluated) -> str
 
 def _score_faults(config: RunConfig, item: Item, target: Packed, scored: Scored, cotangent: Packed) -> Iterator[str]:
     rows, branches = target.array.shape[:2]
-    names = [term.name for term in config.rewards.terms]
+    trained = [term.name for term in config.rewards.differentiable]
+    names = trained + [term.name for term in config.rewards.scored if not term.judged]
     if (scored.step, scored.index) != (item.step, item.index):
         yield f"step {scored.step}, item {scored.index} for step {item.step}, item {item.index}"
-    for what, found in (("scores", scored.scores), ("clipped", scored.clipped)):
-        if found.keys() != set(names):
-            yield f"{what} of {_listed(found)} for {_listed(names)}"
+    for what, found, known in (("scores", scored.scores, names), ("clipped", scored.clipped, trained)):
+        if found.keys() != set(known):
+            yield f"{what} of {_listed(found)} for {_listed(known)}"
     for name, lines in scored.scores.items():
         if not _sized(lines, rows, branches):
             yield f"scores of {name} must be [{rows}, {branches}]"
     if len(scored.losses) != rows:
         yield f"losses must be [{rows}], got [{len(scored.losses)}]"
-    if len(scored.gram) != rows or not all(_sized(line, len(names), len(names)) for line in scored.gram):
-        yield f"gram must be [{rows}, {len(names)}, {len(names)}]"
+    if len(scored.gram) != rows or not all(_sized(line, len(trained), len(trained)) for line in scored.gram):
+        yield f"gram must be [{rows}, {len(trained)}, {len(trained)}]"
     if cotangent.dtype != "float32" or cotangent.array.shape != cotangent_shape(config, target):
         shape = list(cotangent_shape(config, target))
         yield f"the cotangent must be float32 {shape}, got {cotangent.dtype} {list(cotangent.array.shape)}"

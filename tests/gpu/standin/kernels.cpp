@@ -232,6 +232,13 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&by_cpu>());
 }
 
+// Without these bitsandbytes would take its own for unknown devices, which it compiles; it has kernels for CUDA and CPUs.
+TORCH_LIBRARY_IMPL(bitsandbytes, PrivateUse1, m) {
+  for (const auto* name : {"int8_vectorwise_quant", "quantize_4bit", "dequantize_4bit", "quantize_blockwise",
+                           "dequantize_blockwise", "optimizer_update_8bit_blockwise", "optimizer_update_32bit"})
+    m.impl(name, torch::CppFunction::makeFromBoxedFunction<&by_cpu>());
+}
+
 TORCH_LIBRARY_IMPL(aten, Conjugate, m) { m.impl("_copy_from", torch::CppFunction::makeFallthrough()); }
 TORCH_LIBRARY_IMPL(aten, Negative, m) { m.impl("_copy_from", torch::CppFunction::makeFallthrough()); }
 

@@ -1,0 +1,53 @@
+"""How a model card words what a run learned from: its method, its terms, and its judges."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+from flowbp_ray.config.rewards import TermConfig
+from flowbp_ray.config.schema import RunConfig
+from flowbp_ray.judges.config import JudgeConfig
+from flowbp_ray.surrogate.methods import METHODS
+
+
+def ways_of_learning(config: RunConfig) -> list[str]:
+    """How the run learned from its rewards."""
+    ways = {"reward backpropagation": config.rewards.differentiable, "DiffusionNFT": config.rewards.scored}
+    return [way for way, terms in ways.items() if terms]
+
+
+def describe_method(spec: dict[str, Any] | None) -> str:
+    """A named method with all its arguments, those left at their defaults too."""
+    if spec is None:
+        return "none: no term has a gradient"
+    name = spec.get("name")
+    if name is None:
+        return "spelled out by axis"
+    defaults = {p.name: p.default for p in inspect.signature(METHODS[name]).parameters.values()}
+    arguments = defaults | {key: value for key, value in spec.items() if key != "name"}
+    return f"`{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})`"
+
+
+def describe_term(config: RunConfig, term: TermConfig) -> str:
+    """A term's name, and how it entered the loss."""
+    if term.gradient == "pixels":
+        return f"{term.name} (weight {term.weight:g}, clip {term.clip:g}, scale {term.scale:g})"
+    nft = config.nft
+    return (
+        f"{term.name} (weight {term.weight:g}, without gradient, by DiffusionNFT (beta {nft.beta:g}, "
+        f"clip {nft.clip:g}, times {nft.times}, std {nft.std}, policy {nft.policy}))"
+    )
+
+
+def measured_only(config: RunConfig) -> list[str]:
+    """Names of what was measured and not trained on: monitors, and judges of evaluations."""
+    return [*(monitor.name for monitor in config.rewards.monitors), *config.judged]
+
+
+def describe_judge(judge: JudgeConfig) -> str:
+    """A judge's name, its model as far as it is known, what it was asked, and what its answers were used for."""
+    known = Path(judge.model).name if judge.model else judge.served_as or "the model of a running server"
+    used = {"gate": "weighed each sample's loss", "reward": "its scores were trained on", "monitor": "measured only"}
+    return f"{judge.name} ({known}, asked by {judge.template.kind}, {used[judge.role]})"
