@@ -43,7 +43,8 @@ from actors.process import thread_env
 from flowbp_ray.config import loading
 from flowbp_ray.learning.engine import TorchEngine
 from flowbp_ray.learning.learner import Learner
-from flowbp_ray.messages import Version, combine
+from flowbp_ray.messages import Version
+from flowbp_ray.utils.checksums import combine
 from flowbp_ray.weights import trainable
 from flowbp_ray.weights.broadcast import Delivery
 from flowbp_ray.weights.buckets import assign_buckets

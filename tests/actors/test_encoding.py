@@ -190,7 +190,10 @@ class Large(EncoderActor):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize(("cache", "beside"), [(True, True), (True, False), (False, True), (False, False)])
+@pytest.mark.parametrize(
+    ("cache", "beside"),
+    [(True, False), (False, True), *(pytest.param(same, same, marks=pytest.mark.long) for same in (True, False))],
+)
 def test_a_window_of_steps_is_held_and_the_bits_are_the_same(
     local_ray: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: bool, beside: bool
 ) -> None:

@@ -86,6 +86,7 @@ def test_what_the_cache_loses_is_encoded_again_by_one_encoder(local_ray: Any, tm
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_a_run_without_room_for_the_encoder_ends_with_the_lost_files_name(local_ray: Any, tmp_path: Path) -> None:
     cpus = ray.cluster_resources()["CPU"]
     config = config_of(tmp_path, tmp_path / "cache", f"encoder.cpus={cpus}", "cluster.placement_timeout=5")
@@ -103,6 +104,7 @@ def test_a_run_without_room_for_the_encoder_ends_with_the_lost_files_name(local_
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_a_window_that_is_held_is_not_looked_through(local_ray: Any, tmp_path: Path) -> None:
     """`has` of a step in the window reads no prompt; of any other step it does, and fetches what is absent."""
     encoding, _, _ = filled(config_of(tmp_path, tmp_path / "cache"))
