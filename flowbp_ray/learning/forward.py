@@ -16,6 +16,7 @@ from torch import Tensor
 
 from flowbp_ray.messages import Fault, Item, Optimality, Rollout, unpack
 from flowbp_ray.surrogate import append_dims
+from flowbp_ray.surrogate.backward import SweepReport
 from flowbp_ray.surrogate.nft import ForwardStates, forward_loss, forward_states
 from flowbp_ray.surrogate.trajectory import Velocity
 from flowbp_ray.utils import random
@@ -60,7 +61,7 @@ class ForwardSweep:
         ] = []  # per forward [4, r]: loss, squares to the old policy, signal, squares to the base
         self.finite: list[Tensor] = []
 
-    def run(self, velocity: Velocity, scale: Tensor, backward: Backward) -> None:
+    def run(self, velocity: Velocity, scale: Tensor, backward: Backward) -> SweepReport:
         """Add the gradient. scale: [rows], multiplies each row's loss; on the learner's device.
 
         velocity: of the branch that is learned. backward(loss, last): as in `sweep`; the last call is the step's last.
@@ -70,6 +71,7 @@ class ForwardSweep:
             places = self.order[start : start + size]
             live = [start + i < len(self.real) for i in range(len(places))]
             self._forward(velocity, places, live, scale, backward, start + size >= len(self.order))
+        return SweepReport(len(self.values), len(self.order), len(self.order) - len(self.real))
 
     def _forward(
         self,
@@ -102,16 +104,6 @@ class ForwardSweep:
         signal = found.by_optimality.square().flatten(1).sum(dim=1) / self.per_row**2
         self.values.append(torch.stack([found.value * self.optimality.weight, moved, signal, away]))
         self.finite.append(torch.isfinite(seen).flatten(1).all(dim=1))
-
-    @property
-    def forwards(self) -> int:
-        """Forwards of a step."""
-        return -(-len(self.order) // self.settings.at_once)
-
-    @property
-    def padding(self) -> int:
-        """Rows that only pad."""
-        return len(self.order) - len(self.real)
 
     def per_sample(self) -> tuple[tuple[float, ...], ...]:
         """Per row: its loss, the squared distance to the old policy's velocities, the squared norm of d cotangent/d r,

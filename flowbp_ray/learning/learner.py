@@ -88,39 +88,19 @@ class Learner:
 
         cotangents: dL/dtarget of each item, [rows, branches, ...] fp32. factors: multiply each row's cotangent, 0 for
         a masked row and batch / kept for the others. shares: with balanced rewards, multiply each term's cotangent;
-        the cotangents are then [terms, rows, branches, ...]. optimality: of this rank's rows, with terms without
-        gradient.
+        the cotangents are then [terms, rows, branches, ...]. optimality: of this rank's rows, for the noised samples.
         """
         started = time.perf_counter()
-        learners, optimizer = self.config, self.config.optimizer
+        optimizer = self.config.optimizer
         items = [r.item for r in rollouts]
-        states = self._here(r.states for r in rollouts)
-        plans = plans_of(items)
+        states, plans = self._here(r.states for r in rollouts), plans_of(items)
         scale = self._there(torch.tensor(factors, dtype=torch.float32)) * self.engine.scale
-        cotangent = self._cotangent(cotangents, shares)
-        cotangent = cotangent * append_dims(scale, cotangent.dim())
+        cotangent = self._cotangent(cotangents, shares, scale)
         base = self._optional(r.base for r in rollouts) if len(states) else None
         observer = SweepObserver(items, self.sigmas, self._optional(r.velocities for r in rollouts), base)
         penalty, forward = self._penalty(plans, base, scale), self._forward(rollouts, optimality)
         with span("sweep"):
-            swept = SweepReport(0, 0, 0)
-            if len(states):
-                swept = sweep(
-                    self._velocity(items),
-                    plans,
-                    states,
-                    cotangent,
-                    micro_batch=learners.micro_batch,
-                    fuse=learners.fuse,
-                    backward=self.engine.backward,
-                    terms_per_sample=self.terms,
-                    observe=observer,
-                    penalty=penalty,
-                    closes=forward is None,
-                )
-            if forward is not None:
-                guidance = forward_guidance(self.backbone, items[0].guidance)
-                forward.run(self._velocity(items, guidance=guidance), scale / self.batch, self.engine.backward)
+            swept = self._sweep(items, states, cotangent, observer, penalty, forward, scale)
         backward_done = time.perf_counter()
         lr = optimizer.lr * lr_factor(optimizer.schedule, step, self.steps)
         if self.engine.ema is not None:
@@ -137,9 +117,9 @@ class Learner:
             rank=self.rank,
             grad_norm=norm,
             learning_rate=lr,
-            forwards=swept.forwards + (forward.forwards if forward else 0),
-            rows=swept.rows + (len(forward.order) if forward else 0),
-            padding=swept.padding + (forward.padding if forward else 0),
+            forwards=swept.forwards,
+            rows=swept.rows,
+            padding=swept.padding,
             seconds=ended - started,
             drift=observer.drift(),
             base_distance=moved[3] if forward and forward.base is not None else observer.base_distance(),
@@ -149,6 +129,37 @@ class Learner:
             old_distance=moved[1],
             signal=moved[2],
         )
+
+    def _sweep(
+        self,
+        items: Sequence[Item],
+        states: Tensor,
+        cotangent: Tensor,
+        observer: SweepObserver,
+        penalty: Callable[[Tensor, Tensor], Tensor] | None,
+        forward: ForwardSweep | None,
+        scale: Tensor,
+    ) -> SweepReport:
+        """Accumulate the gradients at the surrogate's states, if there are any, and at the noised samples."""
+        swept = SweepReport(0, 0, 0)
+        if len(states):
+            swept = sweep(
+                self._velocity(items),
+                plans_of(items),
+                states,
+                cotangent,
+                micro_batch=self.config.micro_batch,
+                fuse=self.config.fuse,
+                backward=self.engine.backward,
+                terms_per_sample=self.terms,
+                observe=observer,
+                penalty=penalty,
+                closes=forward is None,
+            )
+        if forward is not None:
+            velocity = self._velocity(items, guidance=forward_guidance(self.backbone, items[0].guidance))
+            swept += forward.run(velocity, scale / self.batch, self.engine.backward)
+        return swept
 
     @torch.no_grad()
     def drift(self, rollouts: Sequence[Rollout]) -> tuple[float, ...]:
@@ -178,12 +189,12 @@ class Learner:
         """Move a tensor to this learner's device without waiting for what is queued there."""
         return tensor.to(self.config.device, non_blocking=True)
 
-    def _cotangent(self, cotangents: Sequence[Packed], shares: Sequence[float]) -> Tensor:
-        """The cotangents of all rows [rows, branches, ...]; with `shares` the sum over terms, each times its share."""
-        if not shares:
-            return self._here(cotangents)
-        whole = self._there(torch.cat([unpack(part) for part in cotangents], dim=1))
-        return torch.tensordot(self._there(torch.tensor(shares, dtype=torch.float32)), whole, dims=1)
+    def _cotangent(self, cotangents: Sequence[Packed], shares: Sequence[float], scale: Tensor) -> Tensor:
+        """All rows' cotangents [rows, branches, ...] times scale [rows]; with `shares` the sum of terms times these."""
+        whole = self._there(torch.cat([unpack(part) for part in cotangents], dim=1 if shares else 0))
+        if shares:
+            whole = torch.tensordot(self._there(torch.tensor(shares, dtype=torch.float32)), whole, dims=1)
+        return whole * append_dims(scale, whole.dim())
 
     def _forward(self, rollouts: Sequence[Rollout], optimality: Optimality | None) -> ForwardSweep | None:
         """What terms without gradient make this rank compute; None without such terms, or if nothing can be learned."""
@@ -229,20 +240,9 @@ class Learner:
         """Find the samples whose gradients are not finite, one at a time. No gradient is accumulated."""
         if self.config.engine == "deepspeed" and self.config.zero == 3:
             return ()  # the parameters are partitioned; the driver's message names the step only
-        observer, velocity = SweepObserver(items, self.sigmas), self._velocity(items, self.engine.bare)
         parameters = list(trainable.trained(self.engine.bare).values())
-        bad: dict[tuple[int, int], Fault] = {}
-        for place, (b, node) in enumerate(observer.places):
-            at = [torch.tensor([i], device=states.device) for i in (node, b)]
-            v = velocity(states[place : place + 1], *at)
-            cotangent = cotangents[b].sum(0)
-            if penalty is not None:
-                cotangent = cotangent + penalty(torch.tensor([place], device=states.device), v.detach())[0]
-            found = torch.autograd.grad((v.float() * cotangent).sum(), parameters, allow_unused=True)
-            norm = torch.nn.utils.get_total_norm([g for g in found if g is not None])
-            if not torch.isfinite(norm):  # not the values alone: the squares in the norm may overflow
-                bad.setdefault((b, node), observer.fault("gradient", b, node))
-        return tuple(bad.values())
+        velocity = self._velocity(items, self.engine.bare)
+        return SweepObserver(items, self.sigmas).bad_gradients(velocity, parameters, states, cotangents, penalty)
 
     def publish(self, ema: bool = False) -> Iterator[PackedTensors]:
         """Yield this rank's buckets of the trained weights (with `ema` their average), for the samplers.

@@ -9,13 +9,14 @@ staleness 0 the drift is the noise floor: the same weights, but other batches in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from flowbp_ray.messages import Fault, Item
 from flowbp_ray.surrogate import Plan, places
+from flowbp_ray.surrogate.trajectory import Velocity
 
 
 class SweepObserver:
@@ -82,3 +83,28 @@ class SweepObserver:
         if self.base is None:
             return ()
         return tuple(torch.stack([torch.stack(squares).mean() for squares in self.squares]).tolist())
+
+    def bad_gradients(
+        self,
+        velocity: Velocity,
+        parameters: Sequence[Tensor],
+        states: Tensor,
+        cotangents: Tensor,
+        penalty: Callable[[Tensor, Tensor], Tensor] | None,
+    ) -> tuple[Fault, ...]:
+        """Find the samples whose gradients are not finite, one state at a time. No gradient is accumulated.
+
+        states [R, ...], cotangents [rows, branches, ...] and penalty: as in `sweep`.
+        """
+        bad: dict[tuple[int, int], Fault] = {}
+        for place, (b, node) in enumerate(self.places):
+            at = [torch.tensor([i], device=states.device) for i in (node, b)]
+            v = velocity(states[place : place + 1], *at)
+            cotangent = cotangents[b].sum(0)
+            if penalty is not None:
+                cotangent = cotangent + penalty(torch.tensor([place], device=states.device), v.detach())[0]
+            found = torch.autograd.grad((v.float() * cotangent).sum(), parameters, allow_unused=True)
+            norm = torch.nn.utils.get_total_norm([g for g in found if g is not None])
+            if not torch.isfinite(norm):  # not the values alone: the squares in the norm may overflow
+                bad.setdefault((b, node), self.fault("gradient", b, node))
+        return tuple(bad.values())

@@ -28,6 +28,9 @@ class SweepReport:
     rows: int
     padding: int
 
+    def __add__(self, other: SweepReport) -> SweepReport:
+        return SweepReport(self.forwards + other.forwards, self.rows + other.rows, self.padding + other.padding)
+
 
 # ---------------------------------------------------------------------------------------------------- the definition
 
