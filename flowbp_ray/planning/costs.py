@@ -47,20 +47,18 @@ class Costs:
 
     def node(self, config: RunConfig) -> Cost:
         """A learner's largest forward and backward at the surrogate's nodes, the junction's gradient at x included."""
-        junction = config.surrogate().max_terms(config.backbone.num_steps).junction
-        return self._node(config, largest(config), config.backbone.guidance, bool(junction))
+        junction = bool(config.surrogate().max_terms(config.backbone.num_steps).junction)
+        model, learners, rows = config.backbone, config.learners, largest(config)
+        attached = not (one_branch(self.backbone, model.guidance) or model.detach_negative)
+        key = ("node", str(learners.lora), learners.gradient_checkpointing, rows, attached, junction)
+        return self.once(key, lambda: self._velocity(config, rows, model.guidance, True, junction))
 
     def forward_node(self, config: RunConfig) -> Cost:
         """A learner's forward and backward at noised samples, for terms without gradient: of one branch."""
-        rows = config.learners.micro_batch * config.learners.fuse
-        return self._node(config, rows, forward_guidance(self.backbone, config.backbone.guidance), False)
-
-    def _node(self, config: RunConfig, rows: int, guidance: float, junction: bool) -> Cost:
-        model, learners = config.backbone, config.learners
-        attached = not (one_branch(self.backbone, guidance) or model.detach_negative)
-        alone = one_branch(self.backbone, guidance) or (model.detach_negative and self.backbone.linear_guidance)
-        key = ("node", str(learners.lora), learners.gradient_checkpointing, rows, attached, alone, junction)
-        return self.once(key, lambda: self._velocity(config, rows, guidance, True, junction))
+        learners, guidance = config.learners, forward_guidance(self.backbone, config.backbone.guidance)
+        rows = learners.micro_batch * learners.fuse
+        key = ("forward node", str(learners.lora), learners.gradient_checkpointing, rows)
+        return self.once(key, lambda: self._velocity(config, rows, guidance, True))
 
     def decoding(self, rows: int, differentiate: bool, how: Decoding = PLAIN) -> Cost:
         """The decoder on `rows` latents; with the backward to the latents where asked."""

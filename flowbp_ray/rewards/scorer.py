@@ -134,9 +134,9 @@ def check_rewards(rewards: RewardsConfig, evaluated: Sequence[str] = (), trained
     evaluated: prompts of the evaluations, for all. trained: those of the training, for terms.
     """
     terms = {term.name for term in rewards.terms}
+    for term in rewards.differentiable:
+        base.check_trainable(term.factory)
     for reward in rewards.all:
         base.check(reward.factory, _options(reward, rewards), rewards.device)
         texts = [*evaluated, *(trained if reward.name in terms else ())]
         base.check_prompts(reward.factory, reward.options, texts)
-    for term in rewards.differentiable:
-        base.check_trainable(term.factory)

@@ -46,7 +46,7 @@ def push(engine: TorchEngine, seed: int, factor: float = 1.0) -> None:
 def test_the_average_has_its_closed_form() -> None:
     """After n updates: d^n·w0 + (1−d)·Σ d^(n−i)·w_i."""
     shards = [torch.full((3,), 2.0), torch.full((2, 2), -1.0)]
-    ema, path = Ema(shards, 0.8), [[s.clone() for s in shards]]
+    ema, path = Ema(shards, EmaConfig(decay=0.8)), [[s.clone() for s in shards]]
     for step in range(4):
         for shard in shards:
             shard.add_(step + 1.0)

@@ -19,7 +19,7 @@ from tests.paths import ROOT
 
 DOCS = ROOT / "docs" / "rewards.md"
 NAME = "rewards_of_the_docs:MeanColour"
-PACKAGED = {"ocr", "shapes_clip", "shapes_clip_heldout"}
+PACKAGED = {"ocr", "shapes_clip", "shapes_clip_heldout", "shapes_verifier"}
 """Those whose weights come with a package."""
 
 

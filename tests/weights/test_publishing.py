@@ -14,7 +14,7 @@ from torch import nn
 from actors import learner_group
 from actors.learner_group import LearnerGroup
 from actors.transport import load, restore
-from flowbp_ray.config.learners import LearnersConfig
+from flowbp_ray.config.learners import EmaConfig, LearnersConfig
 from flowbp_ray.learning.engine import TorchEngine
 from flowbp_ray.learning.optim import Ema
 from flowbp_ray.local import LocalLoop
@@ -156,7 +156,7 @@ def test_laying_out_leaves_other_strides_alone() -> None:
 def test_the_average_is_swapped_in_pieces(monkeypatch: Any) -> None:
     monkeypatch.setattr("flowbp_ray.learning.optim.PIECE", 3)
     shards = [torch.arange(7.0), torch.tensor(1.0), torch.arange(6.0).view(2, 3)]
-    ema = Ema(shards, 0.5)
+    ema = Ema(shards, EmaConfig(decay=0.5))
     for shard in shards:
         shard.add_(1)
     with ema.swapped(shards):
