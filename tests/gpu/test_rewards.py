@@ -67,6 +67,13 @@ def geneval(detector: str) -> Callable[[Path], dict[str, Any]]:
 CASES = {
     "shapes_clip": Case("shapes_clip", lambda folder: {}, SHAPES, size=(64, 64)),
     "shapes_clip_heldout": Case("shapes_clip_heldout", lambda folder: {}, SHAPES, size=(64, 64)),
+    "shapes_verifier": Case(
+        "shapes_verifier",
+        lambda folder: {},
+        ("only one ring", "only one small star"),
+        differentiable=False,
+        size=(64, 64),
+    ),
     "clipscore": Case("clipscore", clip),
     "clipscore bf16": Case("clipscore", clip, dtype="bfloat16"),
     "pickscore": Case("pickscore", clip),
