@@ -98,15 +98,19 @@ def test_what_had_arrived_is_known_by_the_error(local_ray: Any, tmp_path: Path) 
             ray.get(actor.score.remote(argument), timeout=120)
         return found.value
 
+    def end(one: Any) -> None:
+        """A kill takes a moment, and until then the actor answers and its objects are there."""
+        ray.kill(one)
+        with pytest.raises(RayActorError):
+            while True:
+                ray.get(one.ready.remote(), timeout=120)
+
     assert arguments_arrived(error(-1))
     owner = Elsewhere.remote(str(tmp_path))
     [lost] = ray.get(owner.begin.remote(), timeout=120)
-    ray.kill(owner)
-    with pytest.raises(RayActorError):  # a kill takes a moment, and until then the object is there
-        while True:
-            ray.get(owner.ready.remote(), timeout=120)
+    end(owner)
     assert not arguments_arrived(error(lost))
-    ray.kill(actor)
+    end(actor)
     assert not arguments_arrived(error(1))
 
 
