@@ -85,7 +85,7 @@ def test_a_judge_s_score_is_trained_on_and_no_bit_of_it_is_lost(local_ray: Any, 
     """Five steps learned from P(Yes): one digest with one sampler, with two, and with a judge killed in the third."""
     model = make(tmp_path / "tiny_vlm")
     judge = {
-        "name": "yes",
+        "name": "agrees",
         "model": str(model),
         "template": {"kind": "yes_no"},
         "role": "reward",
@@ -93,12 +93,12 @@ def test_a_judge_s_score_is_trained_on_and_no_bit_of_it_is_lost(local_ray: Any, 
         "concurrency": 1,  # pictures that vLLM computes together round to other bits
         "server": {"python": str(python_or_skip()), "args": CPU_ARGS, "env": CPU},
     }
-    term = "rewards.terms=[{name: yes, kind: judge, gradient: none}]"
+    term = "rewards.terms=[{name: agrees, kind: judge, gradient: none}]"
     groups = ["data.prompts_per_step=1", "data.images_per_prompt=2", "steps=5", "learners.optimizer.lr=1e-3"]
     found = {}
 
     def kill_the_judge(loop: Loop) -> None:
-        os.kill(ray.get(loop.judges.handles["yes"].pid.remote()), signal.SIGKILL)
+        os.kill(ray.get(loop.judges.handles["agrees"].pid.remote()), signal.SIGKILL)
 
     for name, samplers, action in (("one", 1, None), ("two", 2, None), ("killed", 1, kill_the_judge)):
         shared = ["method=null", term, *groups, f"judges=[{json.dumps(judge)}]", f"samplers.count={samplers}"]
@@ -107,7 +107,7 @@ def test_a_judge_s_score_is_trained_on_and_no_bit_of_it_is_lost(local_ray: Any, 
             run, summary = driver.train(config)
         lines = [line for line in run.metrics() if line["kind"] == "train"]
         assert [line["nft_unscored"] for line in lines] == [0.0] * 5 and all(line["updated"] for line in lines)
-        found[name] = (summary["weights_sha256"], [line["reward/yes"] for line in lines])
+        found[name] = (summary["weights_sha256"], [line["reward/agrees"] for line in lines])
     assert found["one"] == found["two"] == found["killed"]
     assert len(set(found["one"][1])) == 5 and all(0 < mean < 1 for mean in found["one"][1])
     assert "asking again" in (tmp_path / "killed" / "log.txt").read_text()
