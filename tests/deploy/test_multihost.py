@@ -169,7 +169,8 @@ def test_three_hosts_train_like_one(one_host: Run, cluster: Cluster, tmp_path: P
     assert logged(run) == {role: set(where[name]) for role, name in roles.items()}
     assert weight_bytes(run) == [3] * STEPS  # every sampler was at work in every step
     assert digest(run) == digest(one_host)
-    assert numbers(run) == numbers(one_host)
+    parts = "embedding_bytes"  # prompts travel in parts, which are cut by the encoder's speed
+    assert numbers(run, parts) == numbers(one_host, parts)
 
 
 @pytest.mark.long
