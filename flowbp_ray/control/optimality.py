@@ -13,6 +13,8 @@ from typing import Literal
 
 import numpy as np
 
+from flowbp_ray.rewards import balance
+
 
 @dataclass(frozen=True)
 class Compared:
@@ -78,8 +80,6 @@ def strengths(
     A term's part of the loss that depends on its scores has the gradient weight · factor / B · (r − ½) · d cotangent/dr
     at a row's velocities; signal: [rows], the squared norm of the last (see `StepReport`).
     """
-    from flowbp_ray.rewards import balance
-
     rows = np.asarray(factors, np.float64) / len(factors) * np.sqrt(np.nan_to_num(np.asarray(signal, np.float64)))
     parts = np.asarray(weights)[:, None] * rows * np.nan_to_num(compared.terms - 0.5)
     return balance.strengths(names, parts @ parts.T)

@@ -153,7 +153,7 @@ def _part(
             for i, cotangent in enumerate(at_images)
         ]
     with torch.no_grad():
-        scores += [_without_gradient(name, reward, plain, texts) for name, reward in scored]
+        scores += [_called(name, reward, plain, texts) for name, reward in scored]
     flat = torch.stack(gradients, dim=1).flatten(2).double()  # [R, M, 3 H W]
     return torch.stack(scores), torch.stack(cotangents).float(), flat @ flat.transpose(1, 2)
 
@@ -172,7 +172,7 @@ def _only_scored(
         for start in range(0, len(flat), micro_batch or len(flat)):
             rows = slice(start, start + (micro_batch or len(flat)))
             images = decode(flat[rows])
-            parts.append([_without_gradient(n, reward, images, list(prompts[rows])) for n, reward in scored])
+            parts.append([_called(n, reward, images, list(prompts[rows])) for n, reward in scored])
     scores = (
         torch.stack([torch.cat(column) for column in zip(*parts, strict=True)]) if scored else flat.new_zeros(0, batch)
     )
@@ -184,11 +184,6 @@ def _only_scored(
         gram=torch.zeros(batch, 0, 0),
         bad=_bad_scores(scored, scores, [(row, 0) for row in range(batch)]),
     )
-
-
-def _without_gradient(name: str, reward: Reward, images: Tensor, texts: list[str]) -> Tensor:
-    """Scores [R] fp32. Raises ValueError or RuntimeError, with the reward's name, for one that fails."""
-    return _called(name, reward, images, texts).detach()
 
 
 def _scored(name: str, reward: Reward, images: Tensor, texts: list[str]) -> Tensor:
