@@ -14,7 +14,15 @@ from pathlib import Path
 
 import torch
 
-STAGES = {"prompts": "world", "vae": "vae", "decoder": "decoder", "base": "base", "rewards": "rewards", "card": "card"}
+STAGES = {
+    "prompts": "world",
+    "vae": "vae",
+    "decoder": "decoder",
+    "base": "base",
+    "looks": "looks",
+    "rewards": "rewards",
+    "card": "card",
+}
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import copy
 import time
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -60,20 +61,21 @@ class Base(nn.Module):
 
 
 def rate(step: int, phases: tuple[int, ...]) -> float:
-    """Warm-up, then plateau and linear anneal of the phase that `step` is in; a factor of RATE."""
+    """Warm-up, then plateau and linear anneal of the phase that `step` is in; a factor of the highest rate."""
     end = next(end for end in phases if step < end)
     return min(1.0, (step + 1) / WARMUP, (end - step) / (ANNEAL * end))
 
 
-def batch(step: int, latents: Tensor, ids: Tensor, empty: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x_sigma, sigma, token ids and target velocity of one step; the randomness is (SEED, step)."""
-    rng = np.random.default_rng((SEED, step))
+def batch(plan: Plan, step: int, latents: Tensor, ids: Tensor, empty: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x_sigma, sigma, token ids and target velocity of one step; the randomness is (plan.key, step)."""
+    rng = np.random.default_rng((*plan.key, step))
     rows = torch.from_numpy(rng.integers(len(latents), size=BATCH))
     words = ids[rows, torch.from_numpy(rng.integers(CAPTIONS, size=BATCH))]
     words = torch.where(torch.from_numpy(rng.random(BATCH) < CAPTION_DROPOUT)[:, None], empty, words)
     x0 = latents[rows]
     noise = torch.from_numpy(rng.standard_normal(x0.shape, dtype=np.float32))
-    sigma = torch.from_numpy(rng.standard_normal(BATCH, dtype=np.float32)).sigmoid()
+    middle, spread = plan.noise
+    sigma = (middle + spread * torch.from_numpy(rng.standard_normal(BATCH, dtype=np.float32))).sigmoid()
     weight = sigma[:, None, None, None]
     return (1 - weight) * x0 + weight * noise, sigma, words, noise - x0
 
@@ -114,20 +116,47 @@ def quick_look(model: Base, tokenizer: PreTrainedTokenizerBase, vae: Autoencoder
     return f"dev {result.passed:.3f} ({skills}) entropy {result.entropy:.2f}"
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How a stage trains. phases: see `rate`; highest: the learning rate that it multiplies. noise: mean and standard
+    deviation of the logit of sigma. reading: the step at which the text model is taught to read, if at all.
+    """
+
+    name: str
+    phases: tuple[int, ...]
+    highest: float
+    noise: tuple[float, float]
+    reading: int | None = None
+    key: tuple[int, ...] = (SEED,)
+
+
+BASE = Plan("base", PHASES, RATE, (0.0, 1.0), READING)
+
+
 def main(args: argparse.Namespace) -> None:
-    """Train, then write tokenizer/, text_encoder/, transformer/, scheduler/ and model_index.json."""
-    phases = (args.steps,) if args.steps else PHASES
-    steps = phases[-1]
+    """Train from nothing, then write tokenizer/, text_encoder/, transformer/, scheduler/ and model_index.json."""
     tokenizer = build_tokenizer()
     tuned = args.work / "vae_tuned"  # the same encoder; the decoder may still be in training beside this
     vae = AutoencoderKL.from_pretrained(tuned if tuned.exists() else args.work / "vae").eval().requires_grad_(False)
-    latents, ids = load_latents(args.work, vae, tokenizer)
-    empty = tokenize([""], tokenizer)
     torch.manual_seed(SEED)
     model = Base(build_text_encoder(tokenizer), build_transformer())
+    train(args, BASE, model, tokenizer, vae, load_latents(args.work, vae, tokenizer))
+
+
+def train(
+    args: argparse.Namespace,
+    plan: Plan,
+    model: Base,
+    tokenizer: PreTrainedTokenizerBase,
+    vae: AutoencoderKL,
+    data: tuple[Tensor, Tensor],
+) -> None:
+    """Train `model` by `plan`, or go on from --work, and write the average of its weights as the model folder."""
+    phases = (args.steps,) if args.steps else plan.phases
+    empty = tokenize([""], tokenizer)
     average = copy.deepcopy(model).eval().requires_grad_(False)
     optimizer = optimizer_of(model)
-    state_file, first, spent = args.work / "base.pt", 0, 0.0
+    state_file, first, spent = args.work / f"{plan.name}.pt", 0, 0.0
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
         model.load_state_dict(state["model"])
@@ -135,12 +164,12 @@ def main(args: argparse.Namespace) -> None:
         optimizer.load_state_dict(state["optimizer"])
         first, spent = state["step"], state["cpu"]
     start = time.process_time() - spent
-    for step in range(first, steps):
-        if step == READING:
+    for step in range(first, phases[-1]):
+        if step == plan.reading:
             read(model, average, tokenizer)
         for group in optimizer.param_groups:
-            group["lr"] = RATE * rate(step, phases)
-        x, sigma, words, target = batch(step, latents, ids, empty)
+            group["lr"] = plan.highest * rate(step, phases)
+        x, sigma, words, target = batch(plan, step, *data, empty)
         loss = (model(x, sigma, words) - target).square().mean()
         optimizer.zero_grad()
         loss.backward()
@@ -151,12 +180,12 @@ def main(args: argparse.Namespace) -> None:
             torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - keep)
         if step % 50 == 0:
             print(f"step {step} loss {loss.item():.4f} cpu {time.process_time() - start:.0f} s", flush=True)
-        if (step + 1) % EVERY == 0 or step + 1 == steps:
+        if (step + 1) % EVERY == 0 or step + 1 == phases[-1]:
             cpu = time.process_time() - start
             parts = {"model": model, "average": average, "optimizer": optimizer}
             torch.save({k: v.state_dict() for k, v in parts.items()} | {"step": step + 1, "cpu": cpu}, state_file)
             print(f"step {step + 1} {quick_look(average, tokenizer, vae)}", flush=True)
     scheduler = FlowMatchEulerDiscreteScheduler(shift=SHIFT)
     cpu = time.process_time() - start
-    record(args.work, "base", seed=SEED, steps=steps, batch=BATCH, cpu=cpu, scenes=len(latents))
+    record(args.work, plan.name, seed=SEED, steps=phases[-1], batch=BATCH, cpu=cpu, scenes=len(data[0]))
     write_folder(model_dir(), tokenizer, average.text_encoder, average.transformer, scheduler)

@@ -61,8 +61,13 @@ def main(args: argparse.Namespace) -> None:
     vae.save_pretrained(args.work / "vae_tuned")
     cpu = time.process_time() - start
     record(args.work, "decoder", seed=SEED, steps=steps, batch=BATCH, cpu=cpu, psnr=psnr, passed=passed)
+    save_half(vae)
+
+
+def save_half(vae: AutoencoderKL) -> None:
+    """Write the autoencoder as fp16 into the model folder, without the name of the folder that it was loaded from."""
     vae.half().save_pretrained(model_dir() / "vae")
     config = model_dir() / "vae" / "config.json"
     facts = json.loads(config.read_text(encoding="utf-8"))
-    facts.pop("_name_or_path", None)  # the folder that it was loaded from
+    facts.pop("_name_or_path", None)
     config.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")

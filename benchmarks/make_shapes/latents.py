@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,12 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from flowbp_ray.shapes import Prompt, render, sample
+from flowbp_ray.shapes import SKILLS, Prompt, render, sample
 from flowbp_ray.shapes.captions import caption
+from flowbp_ray.shapes.look import CLEAN, sample_look
 from flowbp_ray.shapes.sampling import in_split
 from flowbp_ray.shapes.text import tokenize
+from flowbp_ray.shapes.world import SKILL_WEIGHTS
 
 from .vae import to_pixels
 
@@ -33,25 +36,41 @@ def _paraphrases(rng: np.random.Generator, prompt: Prompt) -> list[str]:
     return texts
 
 
+@dataclass(frozen=True)
+class Scenes:
+    """Training scenes: their file in --work, how often each skill is drawn, and whether they are drawn badly too."""
+
+    file: str
+    key: tuple[int, ...]
+    skills: tuple[float, ...]
+    looks: bool
+
+
+CLEANLY = Scenes("latents.pt", (SEED,), SKILL_WEIGHTS, looks=False)
+MIXED = Scenes("latents_looks.pt", (SEED, 1), (0.06, 0.08, 0.16, 0.16, 0.34, 0.20), looks=True)
+
+
 @torch.no_grad()
-def _chunk(index: int, vae: AutoencoderKL, tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor]:
+def _chunk(scenes: Scenes, index: int, vae: AutoencoderKL, tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor]:
     """Scenes index * CHUNK onwards: latents [CHUNK, 8, 8, 8] and token ids [CHUNK, CAPTIONS, 14]."""
-    rng = np.random.default_rng((SEED, index))
-    pairs = [sample(rng, "train") for _ in range(CHUNK)]
+    rng = np.random.default_rng((*scenes.key, index))
+    pairs = [sample(rng, "train", str(rng.choice(SKILLS, p=scenes.skills))) for _ in range(CHUNK)]
     texts = [text for _, prompt in pairs for text in _paraphrases(rng, prompt)]
-    pixels = to_pixels(np.stack([render(scene) for scene, _ in pairs]))
-    latents = torch.cat([vae.encode(x).latent_dist.mode() for x in pixels.split(20)])
+    pictures = [render(scene, sample_look(rng) if scenes.looks else CLEAN) for scene, _ in pairs]
+    latents = torch.cat([vae.encode(x).latent_dist.mode() for x in to_pixels(np.stack(pictures)).split(20)])
     ids = tokenize(texts, tokenizer).view(CHUNK, CAPTIONS, -1)
     return (latents - vae.config.shift_factor) * vae.config.scaling_factor, ids
 
 
-def load_latents(work: Path, vae: AutoencoderKL, tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor]:
+def load_latents(
+    work: Path, vae: AutoencoderKL, tokenizer: PreTrainedTokenizerBase, scenes: Scenes = CLEANLY
+) -> tuple[Tensor, Tensor]:
     """Latents float32 [SCENES, 8, 8, 8] and token ids int64 [SCENES, CAPTIONS, 14]; made once and kept in `work`."""
-    file = work / "latents.pt"
+    file = work / scenes.file
     if not file.exists():
         chunks = []
         for index in range(SCENES // CHUNK):
-            chunks.append(_chunk(index, vae, tokenizer))
+            chunks.append(_chunk(scenes, index, vae, tokenizer))
             if index % 10 == 9:
                 print(f"encoded {(index + 1) * CHUNK} scenes", flush=True)
         latents, ids = (torch.cat(parts) for parts in zip(*chunks, strict=True))

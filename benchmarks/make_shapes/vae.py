@@ -13,6 +13,7 @@ from torch import Tensor
 
 from flowbp_ray.backbones.base import uint8_images, unit_images
 from flowbp_ray.shapes import model_dir, render, sample, verify
+from flowbp_ray.shapes.look import CLEAN, sample_look
 
 from .facts import record
 
@@ -45,9 +46,10 @@ def to_pixels(images: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def draw(rng: np.random.Generator, n: int) -> Tensor:
-    """n rendered training scenes: float32 [n, 3, 64, 64] in [-1, 1]."""
-    return to_pixels(np.stack([render(sample(rng, "train")[0]) for _ in range(n)]))
+def draw(rng: np.random.Generator, n: int, looks: bool = False) -> Tensor:
+    """n rendered training scenes: float32 [n, 3, 64, 64] in [-1, 1]; with `looks` drawn well and badly."""
+    pictures = [render(sample(rng, "train")[0], sample_look(rng) if looks else CLEAN) for _ in range(n)]
+    return to_pixels(np.stack(pictures))
 
 
 def loss_of(output: Tensor, target: Tensor) -> Tensor:
@@ -63,11 +65,11 @@ def rate(step: int, steps: int) -> float:
 
 
 @torch.no_grad()
-def evaluate(vae: AutoencoderKL, seed: int = 99, n: int = 500) -> tuple[float, float]:
+def evaluate(vae: AutoencoderKL, seed: int = 99, n: int = 500, looks: bool = False) -> tuple[float, float]:
     """PSNR in dB and the verifier's pass rate on reconstructions of n fresh scenes (both splits)."""
     rng = np.random.default_rng(seed)
     pairs = [sample(rng, "train" if i % 2 else "heldout") for i in range(n)]
-    images = to_pixels(np.stack([render(scene) for scene, _ in pairs]))
+    images = to_pixels(np.stack([render(scene, sample_look(rng) if looks else CLEAN) for scene, _ in pairs]))
     output = torch.cat([vae.decode(vae.encode(x).latent_dist.mode()).sample for x in images.split(50)])
     mse = ((output.clamp(-1, 1) - images) / 2).square().mean((1, 2, 3))
     passed = [
@@ -77,10 +79,10 @@ def evaluate(vae: AutoencoderKL, seed: int = 99, n: int = 500) -> tuple[float, f
 
 
 @torch.no_grad()
-def standardise(vae: AutoencoderKL, seed: int = 98, n: int = 1000) -> None:
+def standardise(vae: AutoencoderKL, seed: int = 98, n: int = 1000, looks: bool = False) -> None:
     """Set scaling_factor and shift_factor so that latents have mean 0 and variance 1 over the data."""
     rng = np.random.default_rng(seed)
-    latents = torch.cat([vae.encode(draw(rng, 50)).latent_dist.mode() for _ in range(n // 50)])
+    latents = torch.cat([vae.encode(draw(rng, 50, looks)).latent_dist.mode() for _ in range(n // 50)])
     vae.register_to_config(shift_factor=float(latents.mean()), scaling_factor=1 / float(latents.std()))
 
 

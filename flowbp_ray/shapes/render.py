@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy import ndimage
 
 from .combinations import COLOURS
+from .look import CLEAN, RAGGED_SCALE, STAIN_SCALE, Look, smooth_noise, weave
 from .world import CANVAS, Scene
 
 SQUARE_HALF = 0.86
@@ -42,11 +44,19 @@ def signed_distance(shape: str, dx: np.ndarray, dy: np.ndarray, size: float) -> 
     raise ValueError(f"unknown shape {shape!r}")
 
 
-def coverage(shape: str, x: float, y: float, size: float, rows: slice, columns: slice) -> np.ndarray:
-    """The share of each pixel in the window that the shape covers: float [rows, columns] in [0, 1]."""
+def coverage(
+    shape: str, x: float, y: float, size: float, rows: slice, columns: slice, wobble: np.ndarray | None = None
+) -> np.ndarray:
+    """The share of each pixel in the window that the shape covers: float [rows, columns] in [0, 1].
+
+    wobble: by how many pixels the outline is moved outwards at each pixel [64, 64].
+    """
     dy = np.arange(rows.start, rows.stop)[:, None] + 0.5 - y
     dx = np.arange(columns.start, columns.stop)[None, :] + 0.5 - x
-    return np.clip(0.5 - signed_distance(shape, dx, dy, size), 0.0, 1.0)
+    distance = signed_distance(shape, dx, dy, size)
+    if wobble is not None:
+        distance = distance - wobble[rows, columns]
+    return np.clip(0.5 - distance, 0.0, 1.0)
 
 
 def window(centre: float, size: float) -> slice:
@@ -54,12 +64,22 @@ def window(centre: float, size: float) -> slice:
     return slice(max(0, int(centre - size - 1)), min(CANVAS, int(centre + size + 3)))
 
 
-def render(scene: Scene) -> np.ndarray:
-    """Render a scene to a picture: uint8 [64, 64, 3]."""
+def render(scene: Scene, look: Look = CLEAN) -> np.ndarray:
+    """Render a scene to a picture: uint8 [64, 64, 3]. The same scene and look give the same bits."""
     image = np.empty((CANVAS, CANVAS, 3))
     image[:] = scene.background
+    rng = np.random.default_rng(look.seed)
+    if look.stains:
+        image += look.stains * smooth_noise(rng, STAIN_SCALE)[..., None]
+    if look.weave:
+        image -= look.weave * weave()[..., None]
+    wobble = look.ragged * smooth_noise(rng, RAGGED_SCALE) if look.ragged else None
     for thing in scene.things:
-        rows, columns = window(thing.y, thing.size), window(thing.x, thing.size)
-        alpha = coverage(thing.shape, thing.x, thing.y, thing.size, rows, columns)[..., None]
-        image[rows, columns] += alpha * (np.asarray(COLOURS[thing.colour], float) - image[rows, columns])
-    return image.round().astype(np.uint8)
+        rows, columns = window(thing.y, thing.size + 3 * look.ragged), window(thing.x, thing.size + 3 * look.ragged)
+        alpha = coverage(thing.shape, thing.x, thing.y, thing.size, rows, columns, wobble)[..., None]
+        image[rows, columns] += (
+            (1 - look.fade) * alpha * (np.asarray(COLOURS[thing.colour], float) - image[rows, columns])
+        )
+    if look.blur:
+        image = ndimage.gaussian_filter(image, (look.blur, look.blur, 0), mode="nearest")
+    return image.clip(0, 255).round().astype(np.uint8)
