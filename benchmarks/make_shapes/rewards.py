@@ -53,7 +53,14 @@ RECIPES = {
 
 def write(name: str, model: nn.Module, calibration: dict[str, float], facts: dict[str, Any], root: Path) -> None:
     """Write config.json and model.safetensors (fp16) of one model."""
-    recipe, folder = RECIPES[name], root / name
+    publish_as(name, name, model, calibration, facts, root)
+
+
+def publish_as(
+    name: str, build: str, model: nn.Module, calibration: dict[str, float], facts: dict[str, Any], root: Path = WEIGHTS
+) -> None:
+    """Write the folder of a model that is built as `build` is."""
+    recipe, folder = RECIPES[build], root / name
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {key: value.detach().half().contiguous() for key, value in model.state_dict().items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
