@@ -14,15 +14,8 @@ from pathlib import Path
 
 import torch
 
-STAGES = {
-    "prompts": "world",
-    "vae": "vae",
-    "decoder": "decoder",
-    "base": "base",
-    "looks": "looks",
-    "rewards": "rewards",
-    "card": "card",
-}
+ORDER = ("prompts", "vae", "decoder", "base", "looks", "mixture", "rewards", "preference", "card")
+STAGES = {stage: stage for stage in ORDER} | {"prompts": "world"}
 
 
 def main() -> None:

@@ -129,7 +129,8 @@ class RunConfig(Strict):
         return Path(self.output) / self.name
 
 
-VERIFIED = ["verifier", "colour_entropy_bits"]  # metrics that an evaluation adds where the prompts state the truth
+# Metrics that an evaluation adds where the prompts state the truth.
+VERIFIED = ["verifier", "quality", "colour_entropy_bits"]
 
 
 def check_together(config: RunConfig) -> None:

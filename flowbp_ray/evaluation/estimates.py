@@ -119,18 +119,19 @@ def measure(
     scores: Mapping[str, Sequence[float]],
     drawn: np.ndarray,  # [n] bool
 ) -> Evaluation:
-    """Collect the scores, and ask the exact verifier where the prompts carry claims (the shapes domain).
+    """Collect the scores, and ask the exact verifier and the quality meter where the prompts carry claims (shapes).
 
-    drawn: False where a picture's latents were not finite; the verifier's value is NaN there.
+    drawn: False where a picture's latents were not finite; the values of verifier and meter are NaN there.
     """
     values = {name: np.asarray(v, float) for name, v in scores.items()}
     scalars: dict[str, float] = {}
     if all("claim" in r.extra for r in records):
-        from flowbp_ray.shapes import Prompt, colour_entropy, verify
+        from flowbp_ray.shapes import Prompt, colour_entropy, quality, verify
 
         prompts = [Prompt.from_json({"prompt": r.text, **r.extra}) for r in records]
         answers = np.array([verify(i, p) for i, p in zip(images, prompts, strict=True)], float)
         values["verifier"] = np.where(drawn, answers, np.nan)
+        values["quality"] = np.where(drawn, [quality(i).mean for i in images], np.nan)
         verified = [p for p, finite in zip(prompts, drawn, strict=True) if finite]
         scalars["colour_entropy_bits"] = float(colour_entropy(images[drawn], verified))
     skills = tuple(r.skill for r in records)

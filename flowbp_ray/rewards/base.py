@@ -40,6 +40,8 @@ REWARDS: dict[str, str] = {
     "pickscore": "flowbp_ray.rewards.pickscore:PickScore",
     "shapes_clip": "flowbp_ray.rewards.shapes_clip:ShapesClip",
     "shapes_clip_heldout": "flowbp_ray.rewards.shapes_clip:ShapesClipHeldout",
+    "shapes_preference": "flowbp_ray.rewards.shapes_clip:ShapesPreference",
+    "shapes_preference_heldout": "flowbp_ray.rewards.shapes_clip:ShapesPreferenceHeldout",
     "shapes_verifier": "flowbp_ray.rewards.shapes_verifier:ShapesVerifier",
 }
 """Name -> "module:factory". Strings, so that the packages that one reward needs are imported only where it is used."""

@@ -116,3 +116,18 @@ class ShapesClipHeldout(ShapesClip):
     """The second model: another architecture, seed and data order. Reported, never trained on."""
 
     name = "shapes_clip_heldout"
+
+
+class ShapesPreference(ShapesClip):
+    """The first model, trained further on choices between two pictures of a prompt: content and how well it is drawn.
+
+    0: the mean of pictures that are wrong or badly drawn; 1: of those that are right and drawn well.
+    """
+
+    name = "shapes_preference"
+
+
+class ShapesPreferenceHeldout(ShapesClip):
+    """The held-out model, trained further in the same way. Reported, never trained on."""
+
+    name = "shapes_preference_heldout"

@@ -18,8 +18,8 @@ EDGE = (
     0.22,
     0.62,
 )  # mean distance of an outline from the ideal one, in pixels: full mark at the first, none at the second
-COLOUR = (22.0, 100.0)  # RGB distance of the things' colours from the palette, of 255
-BACKGROUND = (2.5, 9.0)  # standard deviation of the background, of 255
+COLOUR = (15.0, 80.0)  # RGB distance of the things' colours from the palette, of 255
+BACKGROUND = (1.2, 6.0)  # standard deviation of the background, of 255
 MARGIN = 3  # pixels around a thing that do not count as background
 
 

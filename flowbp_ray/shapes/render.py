@@ -6,7 +6,7 @@ import numpy as np
 from scipy import ndimage
 
 from .combinations import COLOURS
-from .look import CLEAN, RAGGED_SCALE, STAIN_SCALE, Look, smooth_noise, weave
+from .look import CLEAN, RAGGED_SCALE, STAIN_SCALE, Look, smooth_noise
 from .world import CANVAS, Scene
 
 SQUARE_HALF = 0.86
@@ -71,8 +71,6 @@ def render(scene: Scene, look: Look = CLEAN) -> np.ndarray:
     rng = np.random.default_rng(look.seed)
     if look.stains:
         image += look.stains * smooth_noise(rng, STAIN_SCALE)[..., None]
-    if look.weave:
-        image -= look.weave * weave()[..., None]
     wobble = look.ragged * smooth_noise(rng, RAGGED_SCALE) if look.ragged else None
     for thing in scene.things:
         rows, columns = window(thing.y, thing.size + 3 * look.ragged), window(thing.x, thing.size + 3 * look.ragged)
