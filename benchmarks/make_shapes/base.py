@@ -113,7 +113,7 @@ def quick_look(model: Base, tokenizer: PreTrainedTokenizerBase, vae: Autoencoder
     latents = sample_latents(model.transformer, text, text, noise, sigma_grid(16, SHIFT), 1.0)
     result = score(decode(vae, latents), prompts)
     skills = " ".join(f"{skill} {value:.2f}" for skill, value in result.skills.items())
-    return f"dev {result.passed:.3f} ({skills}) entropy {result.entropy:.2f}"
+    return f"dev {result.passed:.3f} ({skills}) quality {result.quality:.3f} entropy {result.entropy:.2f}"
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from .vae import evaluate
 NOISE_SEED = 51
 STEPS = 16
 GUIDANCES = (1.0, 2.0, 3.0)
+TRAINED = ("vae", "decoder", "base", "looks", "mixture")
 
 HEAD = """# Models of the shapes domain
 
@@ -42,11 +43,18 @@ static shift in `scheduler/` (1). `prompt_embeds` is the text model's `last_hidd
 caption. `flowbp_ray.shapes.text.load_pipeline()` gives the stock pipeline, to be called with embeddings.
 """
 
-TAIL = """
-The base is weak, weaker than the 20-50 % that was aimed for, and weakest where two things must be told apart: two
-objects, position and binding hardly pass without guidance. Short training explains more of that than the held-out
-combinations do: 144 training prompts (24 a skill, one picture each) passed at 19 ± 3 %.
+ABOUT = """
+The base first saw {scenes:,.0f} clean scenes, encoded once, each with four paraphrases: flow matching with logit-normal
+sigmas in fp32, AdamW at 1.5e-3 with decay, one caption in ten empty, an average of the weights. At step 5,200 its text
+model was taught to read captions on its own (1,200 batches of text). The encoder was trained with the decoder (stage
+vae), then frozen while the decoder was trained further on slightly noisy latents (stage decoder).
 
+Then came pictures that are drawn well or badly, which no caption says (`flowbp_ray.shapes.look`): a fifth are clean,
+the others washed out, blurred, ragged or stained, or several of these. The autoencoder went on with them (stage looks),
+and the base on {mixed:,.0f} scenes in the new latents, more of them with relations, and with more noise (stage mixture).
+"""
+
+TAIL = """
 ## Held-out combinations
 
 A fifth of the combinations never occur in a training scene or caption, stated or not: 10 of the 48 (shape, colour)
@@ -81,15 +89,16 @@ def digest(path: Path) -> str:
 
 def score_table(models: ShapesModels) -> list[str]:
     """Pass rates per skill in percent, one row for each guidance; the dev split without guidance too."""
-    lines = ["| prompts | guidance | all | " + " | ".join(SKILLS) + " | colour entropy (bits) |"]
-    lines.append("|---" * (len(SKILLS) + 4) + "|")
+    lines = ["| prompts | guidance | all | " + " | ".join(SKILLS) + " | quality | colour entropy (bits) |"]
+    lines.append("|---" * (len(SKILLS) + 5) + "|")
     for split, guidance in [("heldout", g) for g in GUIDANCES] + [("dev", 1.0)]:
         result = score_base(models, split, guidance)
         error = 100 * math.sqrt(result.passed * (1 - result.passed) / len(load_prompts(split)))
         skills = " | ".join(f"{100 * result.skills[skill]:.0f}" for skill in SKILLS)
         name = f"{guidance:g}" if guidance != 1 else "none"
         lines.append(
-            f"| {split} | {name} | {100 * result.passed:.1f} ± {error:.1f} | {skills} | {result.entropy:.2f} |"
+            f"| {split} | {name} | {100 * result.passed:.1f} ± {error:.1f} | {skills} | "
+            f"{100 * result.quality:.0f} | {result.entropy:.2f} |"
         )
         print(lines[-1], flush=True)
     return lines
@@ -108,7 +117,7 @@ def parts_table(models: ShapesModels) -> list[str]:
 def training_table(work: Path) -> list[str]:
     """Seed, length and CPU time of each stage."""
     lines = ["| stage | seed | steps x batch | CPU minutes (one thread) |", "|---|---|---|---|"]
-    for stage in ("vae", "decoder", "base"):
+    for stage in TRAINED:
         facts = recall(work, stage)
         length = f"{facts['steps']:.0f} x {facts['batch']:.0f}"
         lines.append(f"| {stage} | {facts['seed']:.0f} | {length} | {facts['cpu'] / 60:.0f} |")
@@ -119,19 +128,14 @@ def main(args: argparse.Namespace) -> None:
     """Write README.md beside the models."""
     models = load_models()
     psnr, passed = evaluate(models.vae)
-    minutes = sum(recall(args.work, stage)["cpu"] for stage in ("vae", "decoder", "base")) / 60
+    minutes = sum(recall(args.work, stage)["cpu"] for stage in TRAINED) / 60
     text = [
         HEAD,
         "## Parts\n",
         *parts_table(models),
         "\n## Training\n",
         *training_table(args.work),
-        f"\nThe base saw {recall(args.work, 'base')['scenes']:,.0f} scenes, encoded once, each with four paraphrases:"
-        " flow matching with logit-normal sigmas in fp32, AdamW at 1.5e-3 with decay, one caption in ten empty, an"
-        " average of the weights. Its rate was annealed at 2,700 and 3,900 steps, where it was still weak; at 5,200 its"
-        " text model was taught to read captions on its own (1,200 batches of text), and both were trained on to 7,800."
-        " The encoder is trained with the decoder (stage vae), then frozen while the decoder is trained further"
-        " on slightly noisy latents (stage decoder).",
+        ABOUT.format(scenes=recall(args.work, "base")["scenes"], mixed=recall(args.work, "mixture")["scenes"]),
         f"\n## Scores\n\nVAE: PSNR {psnr:.1f} dB; the verifier passes {100 * passed:.1f} % of 500 reconstructions.\n"
         f"Base: the verifier's pass rate in percent, one picture a prompt, {STEPS} Euler steps, 360 prompts (60 a"
         " skill), with one standard error.\n",

@@ -12,15 +12,16 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel
 from torch import Tensor
 
 from flowbp_ray.backbones.base import uint8_images, unit_images
-from flowbp_ray.shapes import Prompt, colour_entropy, verify
+from flowbp_ray.shapes import Prompt, colour_entropy, quality, verify
 
 
 @dataclass(frozen=True)
 class Score:
-    """Verifier pass rates (overall and per skill) and the colour entropy in bits."""
+    """Verifier pass rates (overall and per skill), the quality meter's mean and the colour entropy in bits."""
 
     passed: float
     skills: dict[str, float]
+    quality: float
     entropy: float
 
 
@@ -66,10 +67,11 @@ def decode(vae: AutoencoderKL, latents: Tensor) -> np.ndarray:
 
 
 def score(images: np.ndarray, prompts: list[Prompt]) -> Score:
-    """Verify every picture against its prompt."""
+    """Verify every picture against its prompt, and read how well it is drawn."""
     skills: dict[str, list[bool]] = defaultdict(list)
     for image, prompt in zip(images, prompts, strict=True):
         skills[prompt.skill].append(verify(image, prompt))
     flat = [passed for each in skills.values() for passed in each]
     means = {skill: float(np.mean(each)) for skill, each in skills.items()}
-    return Score(float(np.mean(flat)), means, colour_entropy(images, prompts))
+    drawn = float(np.mean([quality(image).mean for image in images]))
+    return Score(float(np.mean(flat)), means, drawn, colour_entropy(images, prompts))
