@@ -16,7 +16,7 @@ from flowbp_ray.shapes.text import load_models
 from .base import SEED, Base, Plan, train
 from .latents import MIXED, load_latents
 
-MIXTURE = Plan("mixture", (9000,), 1.2e-3, (0.8, 1.2), key=(SEED, 2))
+MIXTURE = Plan("mixture", (4000,), 1.2e-3, (0.8, 1.2), key=(SEED, 2))
 
 
 def main(args: argparse.Namespace) -> None:
