@@ -20,7 +20,7 @@ from tests.gpu.runs import METER, PENALTY, on_cpu, plain_attention, relative
 from tests.gpu.standin import build
 from tests.paths import ROOT
 
-pytestmark = [pytest.mark.gpu, pytest.mark.deepspeed]
+pytestmark = [pytest.mark.gpu, pytest.mark.deepspeed, pytest.mark.timeout(900)]
 
 ENGINE = {"zero0": 3, "zero1": 5, "zero2": 5}
 """Waits of a step that the engine makes: the gradient's norm, three times and once up; in bf16 whether it overflows."""
@@ -41,7 +41,7 @@ def start(folder: Path, where: str, ranks: int) -> list[subprocess.Popen[str]]:
 
 def finish(processes: list[subprocess.Popen[str]]) -> None:
     try:
-        assert [process.wait(timeout=300) for process in processes] == [0] * len(processes)
+        assert [process.wait(timeout=600) for process in processes] == [0] * len(processes)
     finally:
         for process in processes:
             process.kill()

@@ -168,7 +168,7 @@ def main(folder: Path, where: str, rank: int, ranks: int, port: int) -> None:
     runs = {name: config(folder, own, name, ranks) for name in CASES[ranks]}
     if where == "cpu":
         runs = {name: on_cpu(run) for name, run in runs.items()}
-    engine.join_process_group(rank, next(iter(runs.values())).learners, "127.0.0.1", port, 60.0)
+    engine.join_process_group(rank, next(iter(runs.values())).learners, "127.0.0.1", port, 300.0)
     out = folder / f"{where}_{ranks}"
     out.mkdir(exist_ok=True)
     with plain_attention() if where == "cpu" else nullcontext():
