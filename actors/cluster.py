@@ -102,7 +102,7 @@ def end_unused() -> None:
     The autoscaler has no nodes to add. What is left of the dashboard without one reports usage. No other process of Ray
     watches these three; where one has died already, that is all right.
     """
-    node = ray._private.worker._global_node
+    node: Any = ray._private.worker._global_node
     for end in (node.kill_log_monitor, node.kill_monitor, node.kill_dashboard):
         end(check_alive=False)
 
