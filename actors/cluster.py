@@ -100,11 +100,13 @@ def end_unused() -> None:
 
     The log monitor sends the actors' output to the driver, which does not take it (it stays in Ray's folder of logs).
     The autoscaler has no nodes to add. What is left of the dashboard without one reports usage. No other process of Ray
-    watches these three; where one has died already, that is all right.
+    watches these three; where one has died already, that is all right. The functions are Ray's own: a version that
+    lacks them keeps its processes.
     """
-    node: Any = ray._private.worker._global_node
-    for end in (node.kill_log_monitor, node.kill_monitor, node.kill_dashboard):
-        end(check_alive=False)
+    node: Any = getattr(ray._private.worker, "_global_node", None)
+    for name in ("kill_log_monitor", "kill_monitor", "kill_dashboard"):
+        if end := getattr(node, name, None):
+            end(check_alive=False)
 
 
 def join(address: str) -> None:
