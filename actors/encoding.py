@@ -136,8 +136,8 @@ class Encoding:
             return
         last = step + 1 + self.config.staleness + self.config.encoder.ahead
         self.window = range(step, self.config.steps if everything else min(last, self.config.steps))
-        window = distinct_texts(self.texts, self.needs.between(step, self.window.stop))
-        needed = {"", *window}
+        window = dict.fromkeys(["", *map(self.texts.__getitem__, self.needs.between(step, self.window.stop))])
+        needed = set(window)
         if self.beside and not self.cached:
             needed |= {text for text in self.parts if self.last.get(text, -1) >= step}
         self.parts = {text: part for text, part in self.parts.items() if text in needed}
