@@ -3,7 +3,7 @@
 The run's own loop on a real Ray. The pools have N samplers, reward servers and learners that are handles of a few
 emulated actors. These wait for nothing, and their messages lie in the object store as true ones do, so that what is
 measured is the driver alone: its CPU, not the clock. Steps of different sizes, with and without a pause before each
-look for answers, are fitted by least squares, none of the costs below zero:
+look for answers, are fitted by least squares, none of the costs below zero; `scan` is measured by itself:
 
     CPU of a step = step + rank · learners + item · items + row · images + look · looks + scan · (references looked at)
 
@@ -208,10 +208,29 @@ def columns(ratio: Ratio | Size, items: int, images: int, looks: float, looked_a
     return [1.0, ratio.learners, items, images, looks, looked_at]
 
 
-def fitted(table: Sequence[Sequence[float]], spent: Sequence[float]) -> dict[str, float]:
-    """Non-negative least squares of relative errors, so that the large steps do not decide everything."""
-    scaled = np.array(table) / np.array(spent)[:, None]
-    return dict(zip(COLUMNS, nnls(scaled, np.ones(len(spent)))[0].tolist(), strict=True))
+def fitted(table: Sequence[Sequence[float]], spent: Sequence[float], scan: float) -> dict[str, float]:
+    """Non-negative least squares of relative errors, so that the large steps do not decide everything. scan: known."""
+    seconds = np.array(spent)
+    known, others = np.array(table)[:, -1] * scan, np.array(table)[:, :-1]
+    found = nnls(others / seconds[:, None], (seconds - known) / seconds)[0].tolist()
+    return dict(zip(COLUMNS, [*found, scan], strict=True))
+
+
+def _nothing() -> None:
+    pass
+
+
+def scanning(calls: int = 1000, times: int = 20) -> float:
+    """CPU seconds of `ray.wait` for each of `calls` calls that have not ended: the least of `times`."""
+    never: Any = ray.remote(_nothing).options(resources={"nowhere": 1})
+    refs, least = [never.remote() for _ in range(calls)], float("inf")
+    for _ in range(times):
+        began = time.thread_time()
+        ray.wait(refs, num_returns=calls, timeout=0)
+        least = min(least, time.thread_time() - began)
+    for ref in refs:
+        ray.cancel(ref)
+    return least / calls
 
 
 def main() -> None:
@@ -221,7 +240,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     start_ray("local")
-    rows = []
+    scan, rows = scanning(), []
     for size in SIZES:
         rows.append((size, min(measure(size, options.rounds), key=lambda spent: spent.thread_s)))
         print(*rows[-1], file=sys.stderr, flush=True)
@@ -233,7 +252,7 @@ def main() -> None:
         table.append(columns(Ratio(**p["ratio"]), p["items"], p["batch"], p["looks"], p["looked_at"]))
         seconds.append(p["driver_thread_s"])
     source = f"benchmarks.driver_costs, {len(rows)} sizes of steps, {len(points)} benches, {psutil.cpu_count()} cores"
-    costs = DriverCosts(source=source, **fitted(table, seconds))
+    costs = DriverCosts(source=source, **fitted(table, seconds, scan))
     if options.out:
         options.out.write_text(json.dumps(costs.model_dump(), indent=1) + "\n")
     printed = [asdict(size) | asdict(spent) for size, spent in rows]
