@@ -1,6 +1,6 @@
 """Command line. A user error prints one line and exits with 2; a run that failed exits with 1.
 
-train | encode | sample | export | plan | bench | scale | status | methods | config-reference | serve-reward
+train | encode | sample | export | report | plan | bench | scale | status | methods | config-reference | serve-reward
 """
 
 from __future__ import annotations
@@ -111,6 +111,21 @@ def export(
     console.print(f"step {done.step}, {done.kind}: {to}; {to / 'README.md'} says how to load it")
     if opened.config.learners.ema is not None and not ema:
         console.print("evaluations and `sample` use the average of the weights, which --ema exports; this is not it")
+
+
+@app.command()
+def report(
+    run: Annotated[str, typer.Argument(help="The folder of a run; it may go on, or have ended half-way.")],
+    out: Annotated[Path | None, typer.Option(help="The page. Default: report.html in the folder of the run.")] = None,
+) -> None:
+    """Write one HTML page of a run, which needs no network: pictures, measurements, curves, times, what next.
+
+    Example: flowbp-ray report runs/shapes_demo --out demo.html
+    """
+    from flowbp_ray.artifacts.html_report import write_report
+
+    written = write_report(run, out)
+    console.print(escape(f"{written.path} ({written.bytes / 1e6:.1f} MB): open it in a browser"))
 
 
 @app.command()
