@@ -45,7 +45,9 @@ def model_card(run: Run, backbone: Backbone, kind: Kind, step: int, average: boo
     sections = {
         "Use": f"In this folder, with diffusers:\n\n```python\n{_code(config, backbone, kind)}\n```",
         "Scores": _scores(evaluator, step, average),
-        "Training": _table(training_rows(run, backbone, step, average) | {"sha256 of the trained weights": f"`{digest}`"}),
+        "Training": _table(
+            training_rows(run, backbone, step, average) | {"sha256 of the trained weights": f"`{digest}`"}
+        ),
         "Data": _data(config, run, known),
         "Limits": _limits(config) + _quantised(config, kind),
     }

@@ -71,7 +71,8 @@ def line_chart(
     said = "; ".join(f"{one.name} ends at {_last(one, percent)}" for one in series)
     return (
         f'<figure class="chart"><figcaption>{escape(title)}</figcaption>'
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(f"{title}: {said}")}">{"".join(parts)}</svg>'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(f"{title}: {said}")}">'
+        f"{''.join(parts)}</svg>"
         f"<ul>{legend}</ul></figure>"
     )
 

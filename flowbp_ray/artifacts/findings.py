@@ -75,7 +75,7 @@ def read(folder: str | Path) -> Findings:
     return Findings(
         run=run,
         seen=seen,
-        lines=[line for line in run.metrics() if isinstance(line, dict) and {"step", "kind"} <= line.keys()],
+        lines=run.metrics(),
         prompts=prompts,
         training_prompts=len(known[0]) if known else None,
         held_out=read_held_out(run, prompts, finished),
@@ -124,7 +124,7 @@ def remarks(found: Findings) -> Iterator[str]:
     if found.verdict is not None:
         yield f"The guard ended the run: {found.verdict['line']}."
     if not found.config.evaluation.prompts:
-        yield "Nothing was measured on held-out prompts: evaluation.prompts is null. Training rewards alone show little."
+        yield "Nothing was measured on held-out prompts: evaluation.prompts is null. Training rewards alone say little."
     elif found.held_out.last is None:
         yield "There is no evaluation after the first step yet, so nothing here says whether the model got better."
     elif found.guidance is not None:

@@ -87,18 +87,9 @@ def _head(found: Findings) -> str:
     what += f" ({method})" if method else ""
     rewards = ", ".join(found.trained)
     took = format_duration(found.summary["seconds"]) if "seconds" in found.summary else ""
-    facts = [f"{seen.done} of {seen.steps} steps", f"{config.data.shape.batch} images a step", f"seed {config.seed}", took]
-    links = {
-        "pictures": "pictures",
-        "measured": "measured",
-        "guidance": "guidance",
-        "curves": "curves",
-        "time": "time",
-        "distance": "distance",
-        "training": "training",
-        "environment": "environment",
-        "next": "next",
-    }
+    steps, images = f"{seen.done} of {seen.steps} steps", f"{config.data.shape.batch} images a step"
+    facts = [steps, images, f"seed {config.seed}", took]
+    links = ("pictures", "measured", "guidance", "curves", "time", "distance", "training", "environment", "next")
     points = "".join(f"<li>{text(remark)}</li>" for remark in [*remarks(found), *seen.warnings])
     return (
         f'<header><h1>{text(found.run.folder.resolve().name)} <span class="state {kind}">{text(seen.state)}</span></h1>'
@@ -106,7 +97,7 @@ def _head(found: Findings) -> str:
         f'<p class="facts">{" · ".join(text(fact) for fact in facts if fact)}</p>'
         f"{measured.cards(found)}"
         f"{f'<ul class=remarks>{points}</ul>' if points else ''}"
-        f'<nav aria-label="sections">{"".join(f"<a href=#{anchor}>{name}</a>" for anchor, name in links.items())}</nav>'
+        f'<nav aria-label="sections">{"".join(f"<a href=#{name}>{name}</a>" for name in links)}</nav>'
         "</header>"
     )
 

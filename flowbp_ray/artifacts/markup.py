@@ -1,4 +1,4 @@
-"""Small pieces of HTML. What comes from a run (prompts, names, configuration) passes `text` or `code` and is escaped."""
+"""Small pieces of HTML. What comes from a run (prompts, names, configuration) passes `text` or `code`, which escape."""
 
 from __future__ import annotations
 

@@ -55,9 +55,9 @@ def summarise(
         first, last = min(evaluations), max(evaluations)
         if verdict is not None and verdict.action == "rollback":
             last = verdict.best
-        summary["guidance"] = {
-            f"{g:g}": compare(evaluations[first][g], evaluations[last][g]) for g in evaluations[first]
-        }
+        # a run that the guard ended was not measured at guidance_ends after it
+        both = [g for g in evaluations[first] if g in evaluations[last]]
+        summary["guidance"] = {f"{g:g}": compare(evaluations[first][g], evaluations[last][g]) for g in both}
     return summary
 
 

@@ -57,8 +57,7 @@ def _about_pictures(found: Findings, both: bool) -> str:
     left = "left of the line the base" if held.first == 0 else f"left of the line step {held.first}"
     return (
         f"The same held-out prompts from the same noise: {left}, right of it step {held.last}. Drag a picture, or use "
-        "the arrow keys on it."
-        + (" ✓ and ✗: what the exact verifier says." if "verifier" in _metrics(found) else "")
+        "the arrow keys on it." + (" ✓ and ✗: what the exact verifier says." if "verifier" in _metrics(found) else "")
     )
 
 
@@ -116,14 +115,22 @@ def tables(found: Findings) -> str:
         return section("measured", "Measured on held-out prompts", note(f"Nothing: {what}."))
     count = f"{len(found.prompts)} prompts of" if found.prompts else "Prompts of"
     steps = settings.num_steps or found.config.backbone.num_steps
-    intro = f"{count} `{settings.prompts}`, {steps} sampling steps, fixed noise; means with 95 % intervals"
+    intro = f"{count} `{settings.prompts}`, {steps} sampling steps, fixed noise; means after step {held.first}"
+    if held.last is not None:
+        intro += f" and after step {held.last}. The change is paired, by prompt; points where a metric is in %"
+    intro += f". Read from {held.source}"
+    intro += ", which has no intervals." if held.source == "metrics.jsonl" else ", with 95 % intervals."
     if held.last is None:
-        intro += f", after step {held.first}. After it nothing was measured yet, or its intervals are not written yet."
-    else:
-        intro += f", after step {held.first} and after step {held.last}; the change is paired, by prompt."
-    intro += f" Read from {held.source}" + ("." if held.source != "metrics.jsonl" else ", which has no intervals.")
+        intro += " After that step nothing was measured yet."
+    elif (newest := _newest(found)) > max(held.last, held.first or 0) and found.verdict is None:
+        intro += f" The evaluation after step {newest} is in the curves; its intervals come with the next checkpoint."
     parts = [details(f"guidance {g:g}", _table(found, held.parts[g]), i == 0) for i, g in enumerate(_order(found))]
     return section("measured", "Measured on held-out prompts", note(intro), *parts)
+
+
+def _newest(found: Findings) -> int:
+    """The step of the newest evaluation in metrics.jsonl; -1 where there is none."""
+    return max((int(line["step"]) for line in found.lines if line["kind"] == "evaluation"), default=-1)
 
 
 def _table(found: Findings, part: Part) -> str:
@@ -159,7 +166,8 @@ def _verdict(part: Part, name: str) -> str:
     alike = [c for n, c in part["change"].items() if n.partition("/")[0] == root and c["low"] is not None]
     extent = max(max(abs(c["low"]), abs(c["high"])) for c in alike) or 1.0
     kind = {"above zero": "up", "below zero": "down", "contains zero": "same"}[where]
-    return f'<span class="{kind}">{charts.interval_bar(change["mean"], change["low"], change["high"], extent)}{where}</span>'
+    drawn = charts.interval_bar(change["mean"], change["low"], change["high"], extent)
+    return f'<span class="{kind}">{drawn}{where}</span>'
 
 
 def guidance_curve(found: Findings) -> str:
@@ -175,10 +183,10 @@ def guidance_curve(found: Findings) -> str:
     names = [name for name in next(iter(parts.values()))["before"] if "/" not in name]
     drawn = "".join(_curve(found, name) for name in names)
     rows = [row for name in names if (row := _best(parts, name))]
-    text_ = "What guidance alone gives the base, and what training adds to it. With classifier-free guidance each sampling "
-    text_ += "step above 1 takes two forwards of the model instead of one."
+    about = "What guidance alone gives the base, and what training adds to it. With classifier-free guidance above 1 "
+    about += "each sampling step takes two forwards of the model instead of one."
     best = table(["best of each model", "base", "tuned"], rows, "best") if rows else ""
-    return section("guidance", title, note(text_), f'<div class="charts">{drawn}{best}</div>')
+    return section("guidance", title, note(about), f'<div class="charts">{drawn}{best}</div>')
 
 
 def _curve(found: Findings, name: str) -> str:

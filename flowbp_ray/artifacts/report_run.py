@@ -44,8 +44,9 @@ def curves(found: Findings) -> str:
     limits = [charts.Mark(f"clipped above {limit:g}", y=limit)] if seen and limit < 3 * max(seen) else []
     parts.append(_chart(found, "gradient norm before clipping", {"grad_norm": norm}, [*marks, *limits]))
     parts.append(_chart(found, "loss", {name: _values(train, name) for name in ("loss", "nft_loss")}, marks))
-    parts.append(_chart(found, "learning rate", {"learning_rate": _values(train, "learning_rate")}, marks, smooth=False))
-    about = "Thin: each step, or the mean of neighbouring ones in long runs; thick: a moving mean over a tenth of the run."
+    rates = {"learning_rate": _values(train, "learning_rate")}
+    parts.append(_chart(found, "learning rate", rates, marks, smooth=False))
+    about = "Thin: each step, in long runs the mean of neighbouring ones. Thick: a moving mean over a tenth of the run."
     return section("curves", "Curves", note(about), f'<div class="charts">{"".join(parts)}</div>')
 
 
@@ -163,7 +164,9 @@ def distance(found: Findings) -> str:
             drawn += _chart(found, metric.meaning, {key: _values(train, key)}, _marks(found))
     missing = []
     if found.config.learners.base_penalty is None:
-        missing.append("The distance to the base was not measured (`learners.base_penalty.weight=0` does, at no effect).")
+        missing.append(
+            "The distance to the base was not measured (`learners.base_penalty.weight=0` does, at no effect)."
+        )
     if not found.config.drift.on:
         missing.append("Drift, the distance between samplers and learners, was not measured (`drift.meter=true` does).")
     return section("distance", title, f'<div class="charts">{drawn}</div>' if drawn else "", *map(note, missing))
@@ -241,7 +244,9 @@ def what_next(found: Findings) -> str:
     prompt = next((record.text for record in found.prompts), PROMPT)
     ema = " --ema" if found.config.learners.ema is not None else ""
     export = shlex.quote(f"{folder}-export")
-    parts.append(note(f"Draw your own prompts with the checkpoint of step {saved[0]}, and take it along for diffusers:"))
+    parts.append(
+        note(f"Draw your own prompts with the checkpoint of step {saved[0]}, and take it along for diffusers:")
+    )
     parts.append(
         code(
             f"flowbp-ray sample {shown} -p {shlex.quote(prompt)} -o picture.png\n"

@@ -45,9 +45,10 @@ def of_this_process() -> dict[str, Any]:
     for name in PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
+    began_as = sys.orig_argv if Path(sys.argv[0]).name == "__main__.py" else sys.argv  # python -m flowbp_ray train …
     return {
         "began": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([Path(began_as[0]).name, *began_as[1:]]),
         "folder": os.getcwd(),
         "host": socket.gethostname(),
         "system": platform.platform(),

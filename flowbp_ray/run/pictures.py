@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-
 MARGIN, CAPTION = 8, 36  # pixels between cells, and below a picture for its caption
 
 
@@ -19,7 +18,9 @@ def save_grid(images: Sequence[np.ndarray], captions: Sequence[str], path: Path,
     scale = _scale(width)
     cell_w, cell_h = width * scale, height * scale
     rows = -(-len(images) // columns)
-    sheet = Image.new("RGB", (columns * (cell_w + MARGIN) + MARGIN, rows * (cell_h + CAPTION + MARGIN) + MARGIN), "white")
+    sheet = Image.new(
+        "RGB", (columns * (cell_w + MARGIN) + MARGIN, rows * (cell_h + CAPTION + MARGIN) + MARGIN), "white"
+    )
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=11)
     for i, (pixels, caption) in enumerate(zip(images, captions, strict=True)):
