@@ -197,7 +197,7 @@ def _line(frame: _Frame, series: Series, smooth: bool, aside: float) -> str:
     if len(xs) > FEW:
         return _path(frame, xs, ys, "faint") * smooth + _path(frame, xs, _moving_mean(ys) if smooth else ys, "thick")
     parts = [_path(frame, xs, ys, "thick")]
-    for i in np.flatnonzero(np.isfinite(ys)):
+    for i in map(int, np.flatnonzero(np.isfinite(ys))):
         x, y, said = frame.x(xs[i]) + aside, frame.y(ys[i]), f"{series.name}, {xs[i]:g}: {number(ys[i], frame.percent)}"
         if series.low is not None and series.high is not None and np.isfinite([series.low[i], series.high[i]]).all():
             low, high = frame.y(series.low[i]), frame.y(series.high[i])

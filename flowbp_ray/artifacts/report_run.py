@@ -116,7 +116,7 @@ def time(found: Findings) -> str:
         value, metric = _median(train, key) or 0.0, find(key)
         rows.append([text(metric.meaning if metric else key), f"{value:.2f} s", "", _bar(value / longest)])
     parts.append(table([f"a step, median of {len(train)}", "time", "", ""], rows, "bars"))
-    parts.append(table(["role", "processes", "busy in a step", "idle share"], _roles(train), "bars"))
+    parts.append(table(["role", "count", "busy in a step", "idle share"], _roles(train), "bars"))
     speed = found.summary.get("median_images_per_s", _median(train, "images_per_s"))
     facts = {"images per second, median": charts.number(speed) if speed is not None else ""}
     for key in ("travel_bytes_per_image", "weight_bytes", "embedding_bytes"):
