@@ -21,7 +21,8 @@ def pictures(found: Findings) -> str:
     """Pairs with a slider each, and one for all, by guidance."""
     read = {g: read_pairs(found.run, found.held_out, found.prompts, g) for g in _order(found)}
     sheets = {guidance: pairs for guidance, pairs in read.items() if pairs}
-    groups, used = [], 0
+    groups: list[tuple[float, str]] = []
+    used = 0
     for guidance, pairs in sheets.items():
         room = (PICTURES - used) // max(1, len(sheets) - len(groups))
         blocks: list[str] = []

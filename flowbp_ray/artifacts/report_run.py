@@ -120,9 +120,9 @@ def time(found: Findings) -> str:
     speed = found.summary.get("median_images_per_s", _median(train, "images_per_s"))
     facts = {"images per second, median": charts.number(speed) if speed is not None else ""}
     for key in ("travel_bytes_per_image", "weight_bytes", "embedding_bytes"):
-        metric, value = find(key), _median(train, key)
-        if metric is not None and value:
-            facts[f"{metric.meaning}, median"] = _bytes(value)
+        metric, size = find(key), _median(train, key)
+        if metric is not None and size:
+            facts[f"{metric.meaning}, median"] = _bytes(size)
     facts["calls done again"] = f"{train[-1].get('retries', 0):g}"
     facts["learners built again"] = f"{train[-1].get('incarnation', 0):g}"
     drawn = _chart(found, "images per second", {"images_per_s": _values(train, "images_per_s")})
