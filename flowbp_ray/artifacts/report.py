@@ -14,7 +14,7 @@ from rich.table import Table
 
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.control.guard import HackingVerdict
-from flowbp_ray.evaluation.estimates import NONE, Evaluation, paired_difference
+from flowbp_ray.evaluation.estimates import NONE, Evaluation
 from flowbp_ray.run.folder import Run
 
 Evaluations = Mapping[int, Mapping[float, Evaluation]]
@@ -55,9 +55,9 @@ def summarise(
         first, last = min(evaluations), max(evaluations)
         if verdict is not None and verdict.action == "rollback":
             last = verdict.best
-        summary["guidance"] = {
-            f"{g:g}": compare(evaluations[first][g], evaluations[last][g]) for g in evaluations[first]
-        }
+        # a run that the guard ended was not measured at guidance_ends after it
+        both = [g for g in evaluations[first] if g in evaluations[last]]
+        summary["guidance"] = {f"{g:g}": compare(evaluations[first][g], evaluations[last][g]) for g in both}
     return summary
 
 
@@ -70,11 +70,7 @@ def compare(before: Evaluation, after: Evaluation) -> dict[str, Any]:
     # a judge's answers may be missing in one of them
     both = before.values.keys() & after.values.keys()
     before, after = (replace(e, values={n: v for n, v in e.values.items() if n in both}) for e in (before, after))
-    change = {
-        name: asdict(paired_difference(v, after.values[name]))
-        for name, v in before.values.items()
-        if np.isfinite(v - after.values[name]).any()
-    }
+    change = {name: asdict(estimate) for name, estimate in before.changes(after).items()}
     return {"before": before.as_dict(), "after": after.as_dict(), "change": change}
 
 
@@ -93,6 +89,8 @@ def table_rows(part: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """(metric, before, after, change) as text, of what `compare` returns."""
     result = []
     for name, before in part["before"].items():
+        if name not in part["after"]:  # by skill there are verdicts only, and one evaluation may have no others
+            continue
         after, change = part["after"][name], part["change"].get(name)
         if not isinstance(before, Mapping):
             change = "" if None in (before, after) else f"{after - before:+.2f}"
