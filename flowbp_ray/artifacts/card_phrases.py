@@ -31,8 +31,8 @@ def describe_penalty(config: RunConfig) -> str:
     if distilled_guidance(config) is None:
         return f"penalised with weight {penalty.weight:g}"
     return (
-        f"guidance distillation: what is learned at guidance {learned:g} is held to the base at guidance {held:g}, with "
-        f"weight {penalty.weight:g}"
+        f"guidance distillation: what is learned at guidance {learned:g} is held to the base at guidance {held:g}, "
+        f"with weight {penalty.weight:g}"
     )
 
 

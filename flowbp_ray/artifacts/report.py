@@ -31,8 +31,8 @@ def summarise(
 ) -> dict[str, Any]:
     """What summary.json holds: before, after and paired change per guidance; throughput; bytes; the weights' digest.
 
-    verdict: of a guard that ended the run. caution: only of a run that distilled guidance. Where the guard rolled back, "after" is the evaluation of the step that it
-    went back to.
+    verdict: of a guard that ended the run. Where the guard rolled back, "after" is the evaluation of the step that it
+    went back to. `caution` is there only where guidance was distilled.
     """
     train = [line for line in run.metrics() if line["kind"] == "train"]
     summary: dict[str, Any] = {

@@ -98,8 +98,8 @@ def held_velocity(
 ) -> Velocity:
     """Return the base's velocity that a penalty compares a learner's `trained_velocity` at `guidance` with.
 
-    held: h, the guidance of the base. At the learner's own, g, this is the base's `trained_velocity`; at another one the
-    base's guided velocity. With a detached negative the learner's value is g·v_cond, to which (1 − g)·v_neg is lacking:
+    held: h, the guidance of the base. At the learner's own, g, this is the base's `trained_velocity`; at another one
+    the base's guided velocity. With a detached negative the learner's value is g·v_cond, which lacks (1 − g)·v_neg:
     this is taken to be the base's, and moved to the other side of the difference, so that the result is
 
         v_neg + h·(v_cond − v_neg) − (1 − g)·v_neg = h·v_cond + (g − h)·v_neg
