@@ -133,7 +133,7 @@ def role(name: str, pool: PoolConfig, shares: list[Share]) -> Role:
 
 def samplers(config: RunConfig, costs: Costs, sizes: Sizes) -> Role:
     """The transformer, one forward without gradient, and the rollout's states and velocities."""
-    model, rows = config.backbone, config.data.rollout_batch
+    model, rows = config.backbone, config.data.sampled_at_once
     item = model.torch_dtype.itemsize
     latent = latent_bytes(costs, item)
     kept = 2 * model.num_steps + 1 + 2 * config.surrogate().renoised + noised_times(config)

@@ -42,7 +42,7 @@ def work(config: RunConfig, costs: Costs) -> tuple[Work, Work, Work]:
 
 
 def _sampling(config: RunConfig, costs: Costs) -> Work:
-    model, at_once = config.backbone, config.data.shape.rollout_batch
+    model, at_once = config.backbone, config.data.sampled_at_once
     branches = 1 if one_branch(costs.backbone, model.guidance) else 2
     apart = 1 if costs.backbone.joint_branches else branches
     calls, rows = sampled(config, costs.backbone)
@@ -55,17 +55,18 @@ def _sampling(config: RunConfig, costs: Costs) -> Work:
 def sampled(config: RunConfig, backbone: Backbone) -> tuple[int, int]:
     """(calls, rows) of the samplers' forwards in a step; a negative branch is a row more."""
     model, shape, method = config.backbone, config.data.shape, config.surrogate()
-    steps = method.mean_stop(model.num_steps, shape.rollout_batch) + method.renoised
+    at_once = config.data.sampled_at_once
+    parts, steps = shape.batch // at_once, method.mean_stop(model.num_steps, at_once) + method.renoised
     branches = 1 if one_branch(backbone, model.guidance) else 2
-    calls, rows = round(shape.items * steps), round(shape.batch * steps * branches)
+    calls, rows = round(parts * steps), round(shape.batch * steps * branches)
     calls *= 1 if backbone.joint_branches else branches
     times = noised_times(config)  # conditional forwards of the policy that sampled
-    calls, rows = calls + shape.items * times, rows + shape.batch * times
+    calls, rows = calls + parts * times, rows + shape.batch * times
     if config.learners.base_penalty is not None:  # the base at each active state; without any, at the noised samples
         budget = method.max_terms(model.num_steps)
         states = budget.terms + budget.junction if config.rewards.differentiable else times
         forwards, each = based(config, backbone)
-        calls, rows = calls + shape.items * states * forwards, rows + shape.batch * states * forwards * each
+        calls, rows = calls + parts * states * forwards, rows + shape.batch * states * forwards * each
     return calls, rows
 
 
@@ -123,7 +124,7 @@ def _surrogate_calls(config: RunConfig) -> tuple[int, int]:
 
 def _forward(config: RunConfig, costs: Costs) -> float:
     """Operations of one row of the transformer without gradient."""
-    rows, guidance = config.data.rollout_batch, config.backbone.guidance
+    rows, guidance = config.data.sampled_at_once, config.backbone.guidance
     branches = 1 if one_branch(costs.backbone, guidance) else 2
     return costs.rollout(config, rows, guidance).flops / (rows * branches)
 

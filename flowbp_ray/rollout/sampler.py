@@ -21,6 +21,7 @@ from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport, Version
 from flowbp_ray.rollout.execute import VelocityRecorder, finish_item, run_item
 from flowbp_ray.rollout.held import FetchParts, HeldParts, Key
 from flowbp_ray.rollout.items import noise_of
+from flowbp_ray.rollout.parts import Result, joined, split
 from flowbp_ray.surrogate.trajectory import Velocity
 from flowbp_ray.utils.digest import digest
 from flowbp_ray.utils.tracing import span
@@ -48,16 +49,18 @@ class Sampler:
         base_guidance: float | None = None,
         embeddings: Embeddings | None = None,
         base: nn.Module | None = None,
+        micro_batch: int | None = None,
     ) -> None:
         """lora, seed: which weights are trained, and the adapters' initialisation; see `trainable.prepare`.
 
         drift_meter: return the velocities that the drift is measured with. base_velocities: return the base model's
         velocities at the active states; without adapters this needs a second copy of the weights. base_guidance: the
         guidance of these; None: that of the velocity which is learned. embeddings: may be set later, but before the
-        first item. base: a loaded base on `device`, whose tensors are used and not changed.
+        first item. base: a loaded base on `device`, whose tensors are used and not changed. micro_batch: rows of a
+        training item that are computed at a time; None: all.
         """
         self.config, self.device, self.embeddings = backbone, device, embeddings
-        self.parts = HeldParts()
+        self.parts, self.micro_batch = HeldParts(), micro_batch
         self.drift_meter, self.base_velocities, self.base_guidance = drift_meter, base_velocities, base_guidance
         self.backbone = build_backbone(backbone)
         self.latent_shape = self.backbone.latent_shape(backbone.height, backbone.width)
@@ -117,15 +120,19 @@ class Sampler:
     def rollout(self, item: Item, fetch: FetchWeights) -> tuple[RolloutReport, Rollout, Packed]:
         """Roll out a training item; return the report, the learner's part and the targets [rows, branches, ...]."""
         load_seconds = self.ensure_version(item.version, fetch)
+        with span("rollout"):
+            parts = [self._rollout(part) for part in split(item, self.micro_batch)]
+        report, kept, target = joined(item, parts)
+        report = replace(report, weight_bytes=self.weight_bytes, embedding_bytes=self.embedding_bytes)
+        self.weight_bytes = self.embedding_bytes = 0
+        return replace(report, load_seconds=load_seconds, fingerprint=self.fingerprint), kept, target
+
+    def _rollout(self, item: Item) -> Result:
         recorder = VelocityRecorder() if self.drift_meter else None
         velocity, sigmas = self._velocity(item, recorder)
         base = self._base_velocity(item, sigmas) if self.base_velocities else None
         forward = self._forward_velocity(item, sigmas) if item.times else None
-        with span("rollout"):
-            report, kept, target = run_item(item, velocity, sigmas, self._noise(item), recorder, base, forward)
-        report = replace(report, weight_bytes=self.weight_bytes, embedding_bytes=self.embedding_bytes)
-        self.weight_bytes = self.embedding_bytes = 0
-        return replace(report, load_seconds=load_seconds, fingerprint=self.fingerprint), kept, target
+        return run_item(item, velocity, sigmas, self._noise(item), recorder, base, forward)
 
     def sample(self, item: Item, fetch: FetchWeights) -> Packed:
         """Roll out an evaluation item; return the finished latents [rows, ...]."""
@@ -201,4 +208,5 @@ def build_sampler(config: RunConfig, embeddings: Embeddings | None = None, base:
         base_guidance=None if penalty is None else penalty.guidance,
         embeddings=embeddings,
         base=base,
+        micro_batch=config.data.rollout_micro_batch,
     )
