@@ -10,8 +10,10 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from flowbp_ray import __version__
 from flowbp_ray.artifacts.card_phrases import (
+    caution_of_distillation,
     describe_judge,
     describe_method,
+    describe_penalty,
     describe_term,
     measured_only,
     ways_of_learning,
@@ -163,6 +165,8 @@ def _scores(evaluator: Evaluator, step: int, average: bool) -> str:
         notes.append(f"**They are of step {last}, not of the exported weights: step {step} was not evaluated.**")
     if _evaluates_other_weights(config, average):
         notes.append("**The run evaluates the average of its weights; exported are the weights themselves.**")
+    if caution := caution_of_distillation(config):
+        notes.append(f"**{caution}**")
     tables = []
     for guidance, after in evaluator.results[last].items():
         if before := evaluator.results[first].get(guidance):
@@ -185,7 +189,7 @@ def training_rows(run: Run, backbone: Backbone | None, step: int, average: bool)
     unchanged = sum(line["updated"] == 0 for line in lines)
     changed = f"; {unchanged} of them changed nothing" if unchanged else ""
     averaged = f"their average (decay {learners.ema.decay:g})" if average and learners.ema else "as trained"
-    jitter, penalty, limit = config.rewards.jitter, learners.base_penalty, config.drift.max
+    jitter, limit = config.rewards.jitter, config.drift.max
     backpropagated = bool(config.rewards.differentiable)
     drift = "drift not limited" if limit is None else f"samples of drift above {limit:g} masked"
     negative = {}
@@ -208,9 +212,7 @@ def training_rows(run: Run, backbone: Backbone | None, step: int, average: bool)
         "jitter of what they saw": f"noise up to {jitter.noise:g}, shifts up to {jitter.shift} pixels"
         if backpropagated
         else "none",
-        "distance to the base": f"penalised with weight {penalty.weight:g}"
-        if penalty is not None and penalty.weight > 0
-        else "not penalised",
+        "distance to the base": describe_penalty(config),
         "measured only": ", ".join(measured_only(config)) or "nothing",
         "judges": "; ".join(describe_judge(judge) for judge in config.judges) or "none",
         "sampling": f"{model.height}x{model.width} pixels, {model.num_steps} steps, sigmas {model.sigmas}, guidance "

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flowbp_ray.artifacts.card_phrases import caution_of_distillation
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.control.guard import HackingVerdict
 from flowbp_ray.evaluation.estimates import NONE, Evaluation
@@ -31,7 +32,7 @@ def summarise(
     """What summary.json holds: before, after and paired change per guidance; throughput; bytes; the weights' digest.
 
     verdict: of a guard that ended the run. Where the guard rolled back, "after" is the evaluation of the step that it
-    went back to.
+    went back to. `caution` is there only where guidance was distilled.
     """
     train = [line for line in run.metrics() if line["kind"] == "train"]
     summary: dict[str, Any] = {
@@ -49,6 +50,8 @@ def summarise(
         tail = train[-max(1, len(train) // 10) :]
         satisfied = [key for key in train[0] if key.startswith("clipped/")]
         summary["without_gradient"] = {k.removeprefix("clipped/"): _mean([t[k] for t in tail]) for k in satisfied}
+    if caution := caution_of_distillation(config):
+        summary["caution"] = caution
     if verdict is not None:
         summary["guard"] = asdict(verdict) | {"line": verdict.describe()}
     if evaluations:
@@ -123,6 +126,8 @@ def print_summary(console: Console, folder: Path, summary: Mapping[str, Any]) ->
     """Print the tables of a finished run, and where its pictures are. summary: what `summarise` returns."""
     for guidance in summary.get("guidance", {}):
         console.print(results_table(summary, guidance))
+    if "caution" in summary:
+        console.print(escape(summary["caution"]))
     if "guard" in summary:
         console.print(escape(f"ended by the guard at {summary['guard']['line']}"))
     satisfied = summary.get("without_gradient", {})

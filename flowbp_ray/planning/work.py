@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from flowbp_ray.backbones.base import Backbone
 from flowbp_ray.backbones.decoding import Decoding
-from flowbp_ray.backbones.guidance import one_branch
+from flowbp_ray.backbones.guidance import held_branches, held_guidance, one_branch
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.planning.costs import Costs, largest, noised_times, penalised_junctions
 from flowbp_ray.planning.memory import decoded_at_once
@@ -62,21 +62,23 @@ def sampled(config: RunConfig, backbone: Backbone) -> tuple[int, int]:
     calls *= 1 if backbone.joint_branches else branches
     times = noised_times(config)  # conditional forwards of the policy that sampled
     calls, rows = calls + parts * times, rows + shape.batch * times
-    if config.learners.base_penalty is not None:  # the base at each active state, one branch where that is trained
+    if config.learners.base_penalty is not None:  # the base at each active state; without any, at the noised samples
         budget = method.max_terms(model.num_steps)
-        states, (forwards, each) = budget.terms + budget.junction, _trained(config, backbone)
-        if not config.rewards.differentiable:  # there are none: the base at the noised samples
-            states, forwards, each = times, 1, 1
+        states = budget.terms + budget.junction if config.rewards.differentiable else times
+        forwards, each = based(config, backbone)
         calls, rows = calls + parts * states * forwards, rows + shape.batch * states * forwards * each
     return calls, rows
 
 
-def _trained(config: RunConfig, backbone: Backbone) -> tuple[int, int]:
-    """(forwards, rows of each per state) of `trained_velocity`."""
-    model = config.backbone
-    if one_branch(backbone, model.guidance):
+def based(config: RunConfig, backbone: Backbone) -> tuple[int, int]:
+    """(forwards, rows of each per state) of the base: as a learner's, or guided by `base_penalty.guidance`."""
+    detach, (learned, held) = config.backbone.detach_negative, held_guidance(config)
+    if held != learned:
+        branches = held_branches(backbone, learned, detach, held)
+        return (1, branches) if backbone.joint_branches else (branches, 1)
+    if one_branch(backbone, learned):
         return 1, 1
-    if not model.detach_negative:
+    if not detach:
         return (1, 2) if backbone.joint_branches else (2, 1)
     return (1, 1) if backbone.linear_guidance else (2, 1)
 
