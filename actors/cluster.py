@@ -18,8 +18,15 @@ import ray
 
 from actors.process import record
 
-PRIVATE = ("RAY_enable_metrics_collection", "RAY_prestart_worker_first_driver", "RAY_num_workers_soft_limit")
-"""Set to 0 in a private Ray: it has no dashboard for metrics, and its prestarted workers would not fit our actors."""
+PRIVATE = {
+    "RAY_enable_metrics_collection": "0",
+    "RAY_event_stats": "0",
+    "REPORTER_UPDATE_INTERVAL_MS": "600000",
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_num_workers_soft_limit": "0",
+}
+"""Set in a private Ray, where the environment does not say otherwise. Without a dashboard nobody reads metrics, event
+statistics, or what the agent learns of all processes every 5 s; and prestarted workers would not fit our actors."""
 PATIENCE = 10.0  # seconds within which a cluster must accept a connection
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # the environment variable in which Ray gives a submitted job its runtime_env
 STOP = "RAY_JOB_STOP_WAIT_TIME_S"
@@ -79,12 +86,27 @@ def start_ray(address: str, **private: Any) -> None:
     if ray.is_initialized():
         return
     if address == "local":
-        for name in PRIVATE:
-            os.environ.setdefault(name, "0")
+        for name, value in PRIVATE.items():
+            os.environ.setdefault(name, value)
         quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
         ray.init(address="local", **quiet, **private)
+        end_unused()
     else:
         join(address)
+
+
+def end_unused() -> None:
+    """End the processes of a private Ray that serve nobody: they only wake up, as often as the rest of its daemons.
+
+    The log monitor sends the actors' output to the driver, which does not take it (it stays in Ray's folder of logs).
+    The autoscaler has no nodes to add. What is left of the dashboard without one reports usage. No other process of Ray
+    watches these three; where one has died already, that is all right. The functions are Ray's own: a version that
+    lacks them keeps its processes.
+    """
+    node: Any = getattr(ray._private.worker, "_global_node", None)
+    for name in ("kill_log_monitor", "kill_monitor", "kill_dashboard"):
+        if end := getattr(node, name, None):
+            end(check_alive=False)
 
 
 def join(address: str) -> None:

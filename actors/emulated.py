@@ -131,7 +131,7 @@ class EmulatedSampler(Process):
         if self.version == version:
             return 0.0
         wait = Wait()
-        tensors: dict[str, Packed] = {n: t for part in ray.get(list(weights)) for n, t in part.items()}
+        tensors: dict[str, Packed] = {n: t for part in ray.get(ray.get(weights[0])) for n, t in part.items()}
         self.weight_bytes += sum(tensor.nbytes for tensor in tensors.values())
         self.version, self.fingerprint = version, combine([parts(tensors)])
         return wait.until(self.given.load_s)

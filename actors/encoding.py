@@ -136,11 +136,11 @@ class Encoding:
             return
         last = step + 1 + self.config.staleness + self.config.encoder.ahead
         self.window = range(step, self.config.steps if everything else min(last, self.config.steps))
-        window = distinct_texts(self.texts, self.needs.between(step, self.window.stop))
-        needed = {"", *window}
-        if self.beside and not self.cached:
-            needed |= {text for text in self.parts if self.last.get(text, -1) >= step}
-        self.parts = {text: part for text, part in self.parts.items() if text in needed}
+        window = dict.fromkeys(["", *map(self.texts.__getitem__, self.needs.between(step, self.window.stop))])
+        again = self.last if self.beside and not self.cached else {}
+        for text in self.parts.keys() - window.keys():
+            if again.get(text, -1) < step:
+                del self.parts[text]
         coming = self._in_flight(parts=True)
         self.missing = {text: None for text in window if text not in self.parts and text not in coming}
         self._call()

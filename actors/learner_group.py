@@ -14,12 +14,12 @@ from actors import transport
 from actors.broadcasts import Broadcasts
 from actors.errors import LearnersLost, Ref, arguments_arrived, cause, is_permanent
 from actors.learner import RemoteLearner
-from actors.pipeline import wait_for_any
 from actors.placement import Group, free, place, pool_of_pairs
 from actors.process import REAL, Roles, actor_options
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.control.selection import Selection
 from flowbp_ray.messages import ScoredItem, StepReport, Version
+from flowbp_ray.utils.checksums import combine
 from flowbp_ray.utils.errors import RunFailed
 from flowbp_ray.utils.settings import PoolConfig
 
@@ -29,6 +29,19 @@ if TYPE_CHECKING:
 PROBE = 5.0
 """Seconds in which a process that is asked for its id answers, unless it is busy or hangs."""
 POLL = 0.2  # seconds
+NAMED = 8  # ranks in a line of text
+
+
+def wait_for_any(refs: Sequence[Ref], timeout: float) -> tuple[list[Ref], list[Ref]]:
+    """The first of `refs` that is there within `timeout` seconds, and the others."""
+    ready, left = ray.wait(list(refs), timeout=timeout)
+    return ready, left
+
+
+def named(ranks: Sequence[int]) -> str:
+    """The numbers of ranks in a row, of many only the first: `0, 1, 2, 3, 4, 5, 6, 7 and 1016 others`."""
+    first = ", ".join(map(str, ranks[:NAMED]))
+    return first if len(ranks) <= NAMED else f"{first} and {len(ranks) - NAMED} others"
 
 
 class LearnerGroup:
@@ -122,7 +135,7 @@ class LearnerGroup:
             sends.opened = self._get(opening, "preparing broadcasts")[0]
         published = transport.publish(self.ranks, self.buckets, version, sends)
         answers = self._get(published.acks, f"publishing version {version.step}")
-        self._get(published.checks, f"publishing version {version.step}")
+        published.known = combine(self._get(published.checks, f"publishing version {version.step}"))
         if sends is not None and published.on_demand is not None:
             published.settle(sends.landed(version, answers[0]))
         return published
@@ -194,7 +207,7 @@ class LearnerGroup:
         numbers = {ref: first_rank + index for index, ref in enumerate(refs)}
         values: dict[Ref, Any] = {}
         while left:
-            silent = ", ".join(str(numbers[ref]) for ref in left)
+            silent = named([numbers[ref] for ref in left])
             self.notify(f"waiting for learner{'s' * (len(left) > 1)} {silent} ({doing})")
             ready, left = self.wait(left, max(0.0, until - time.monotonic()))
             if not ready:

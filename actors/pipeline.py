@@ -6,8 +6,8 @@ Executing an item twice gives the same bits, so after a failure it is issued aga
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from bisect import insort
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import ray
@@ -15,52 +15,12 @@ from ray.exceptions import RayActorError, RayError
 
 from actors.encoding import Encoding
 from actors.errors import Ref, arguments_arrived, cause, is_permanent, lacks_embeddings, lacks_weights
+from actors.jobs import Job, answers
 from actors.pool import Pool
 from actors.transport import Published
-from flowbp_ray.messages import Evaluated, Item, RolloutReport, Scored, ScoredItem
+from flowbp_ray.messages import Evaluated, Item, ScoredItem
 from flowbp_ray.utils.errors import RunFailed, Stalled
-
-
-@dataclass(eq=False)
-class Job:
-    """The state of an item. refs: the last rollout's results; pending: the reference that is waited for."""
-
-    item: Item
-    weights: Published
-    stage: str = "queued"  # queued -> rolling -> rolled -> scoring -> done
-    worker: int | None = None
-    failed_on: int | None = None
-    tries: int = 0
-    parts: Sequence[Ref] = ()  # of the embeddings, as the last rollout got them
-    refs: tuple[Ref, ...] = ()
-    pending: Ref | None = None
-    report: RolloutReport | None = None
-    result: Scored | Evaluated | None = None
-    cotangent: Ref | None = None
-    pictures: Ref | None = None  # [rows, H, W, 3] uint8, in a run with a gate
-    dropped: bool = False  # belongs to an earlier incarnation; its worker is still busy with it
-
-    def scored(self) -> ScoredItem:
-        """The result of a finished training item."""
-        # refs[1] is the `Rollout`, the learner's part.
-        assert self.report is not None and isinstance(self.result, Scored)
-        return ScoredItem(self.item, self.report, self.result, self.refs[1], self.cotangent, self.pictures)
-
-
-def arrivals(refs: list[Ref], timeout: float) -> list[Ref]:
-    """The references in `refs` that are ready, or else the first that becomes ready within `timeout` seconds.
-
-    All ready ones are taken at once, because each `ray.wait` costs microseconds per call in flight, of which there may
-    be thousands.
-    """
-    ready: list[Ref] = ray.wait(refs, num_returns=len(refs), timeout=0)[0]
-    return ready or ray.wait(refs, num_returns=1, timeout=timeout)[0]
-
-
-def wait_for_any(refs: Sequence[Ref], timeout: float) -> tuple[list[Ref], list[Ref]]:
-    """The first of `refs` that is there within `timeout` seconds, and the others."""
-    ready, left = ray.wait(list(refs), timeout=timeout)
-    return ready, left
+from flowbp_ray.utils.settings import LOOKING
 
 
 class Pipeline:
@@ -85,11 +45,21 @@ class Pipeline:
         self.encoding, self.prompts = encoding, prompts
         self.tries, self.stall_timeout, self.pictures = tries, stall_timeout, pictures
         self.jobs: list[Job] = []
+        self.submitted = 0
+        self.queued: list[Job] = []  # items that wait for a sampler, in the order of their submission
+        self.rolled: list[Job] = []  # for a reward server
+        self.running: dict[Ref, Job] = {}  # the items with a call in flight, by what is waited for
         self.retries = 0
         self.on_wait = on_wait
+        self.looks = self.looked_at = 0  # looks for answers, and the references that all of them looked at
+        self.rest = 0.0  # seconds until the next look
 
     def submit(self, items: Iterable[Item], weights: Published) -> None:
-        self.jobs += [Job(item, weights) for item in items]
+        for item in items:
+            job = Job(item, weights, self.submitted)
+            self.submitted += 1
+            self.jobs.append(job)
+            self.queued.append(job)
         self._dispatch()
 
     def collect(self, step: int) -> list[ScoredItem]:
@@ -107,13 +77,14 @@ class Pipeline:
         """
         wanted = [j for j in self.jobs if (j.item.purpose, j.item.step) == (purpose, step) and not j.dropped]
         moved = time.monotonic()
-        while any(job.stage != "done" for job in wanted):
-            self.on_wait(self, wanted)
-            if self._pump():
-                moved = time.monotonic()
-            elif time.monotonic() - moved > self.stall_timeout:
-                state = self.state()
-                raise Stalled(f"nothing moved for {self.stall_timeout:.0f} s: {state['summary']}", state)
+        for job in wanted:  # one after the other: to ask all at every look would take milliseconds
+            while job.stage != "done":
+                self.on_wait(self, wanted)
+                if self._pump():
+                    moved = time.monotonic()
+                elif time.monotonic() - moved > self.stall_timeout:
+                    state = self.state()
+                    raise Stalled(f"nothing moved for {self.stall_timeout:.0f} s: {state['summary']}", state)
         taken = set(map(id, wanted))  # a search in a list of thousands would take seconds
         self.jobs = [job for job in self.jobs if id(job) not in taken]
         return sorted(wanted, key=lambda job: job.item.index)
@@ -127,6 +98,7 @@ class Pipeline:
     def drop(self) -> None:
         """Drop all items. A worker that is busy with one is free again when its call ends."""
         self.jobs = [job for job in self.jobs if job.pending is not None]
+        self.queued, self.rolled = [], []
         for job in self.jobs:
             job.dropped = True
 
@@ -137,67 +109,84 @@ class Pipeline:
         waited for the learners only would leave samplers idle, and staleness 1 would hide less time than it can
         (docs/benchmarking.md has the numbers).
         """
-        until = time.monotonic() + timeout
+        until, mine = time.monotonic() + timeout, set(refs)
         while True:
             self.on_wait(self, ())
-            running, encoding = self._running(), self.encoding.pending
+            encoding = self.encoding.pending
             left = until - time.monotonic()
             # at most 1 s, to notice recovered actors
-            found = arrivals([*refs, *running, *encoding], min(1.0, max(0.0, left)))
-            self._settle_all(found, running, encoding)
-            self.samplers.recover()
-            self.scorers.recover()
-            self._dispatch()
-            ready = [ref for ref in found if ref not in running and ref not in encoding]
+            found = self._look([*refs, *self.running, *encoding], min(1.0, max(0.0, left)))
+            self._settle_all(found, encoding)
+            self._keep_busy()
+            ready = [ref for ref in found if ref in mine]
             if ready or left <= 0:
-                return ready, [ref for ref in refs if ref not in ready]
+                mine.difference_update(ready)
+                return ready, [ref for ref in refs if ref in mine]
 
     def _pump(self) -> bool:
         """Dispatch work, then wait up to a second for a call to end; return whether one did.
 
         The encoder's calls count while no item is with an actor: all of them may wait for their prompts.
         """
+        self._keep_busy()
+        calls, encoding = len(self.running), self.encoding.pending
+        if not calls and not encoding:
+            time.sleep(0.05)
+            return False
+        found = self._look([*self.running, *encoding], 1.0)
+        settled = self._settle_all(found, encoding)
+        self._dispatch()
+        return bool(settled or (found and not calls))
+
+    def _look(self, refs: list[Ref], timeout: float) -> list[Ref]:
+        """The references in `refs` that are ready, or else the first that becomes ready within `timeout` seconds.
+
+        A look costs time for each reference, of which there may be thousands. So it takes all that are ready, and it is
+        followed by a rest, in which answers gather.
+        """
+        time.sleep(min(self.rest, timeout))
+        self.looks, self.looked_at = self.looks + 1, self.looked_at + len(refs)
+        began = time.thread_time()
+        ready: list[Ref] = ray.wait(refs, num_returns=len(refs), timeout=0)[0]
+        self.rest = (time.thread_time() - began) * (1 / LOOKING - 1)
+        return ready or ray.wait(refs, num_returns=1, timeout=timeout)[0]
+
+    def _settle_all(self, found: Sequence[Ref], encoding: Sequence[Ref]) -> int:
+        """Settle the calls of items and of the encoder among `found`; return how many were of items."""
+        self.encoding.check()
+        ended = [ref for ref in found if ref in self.running]
+        for ref, answer in zip(ended, answers(ended), strict=True):
+            self._settle(self.running.pop(ref), answer)
+        if encoding:
+            for ref in set(encoding).intersection(found):
+                self.encoding.settle(ref)
+        return len(ended)
+
+    def _keep_busy(self) -> None:
+        """Take back the actors that have recovered, and give out items."""
         self.samplers.recover()
         self.scorers.recover()
         self._dispatch()
-        running, encoding = self._running(), self.encoding.pending
-        if not running and not encoding:
-            time.sleep(0.05)
-            return False
-        ready = arrivals([*running, *encoding], 1.0)
-        self._settle_all(ready, running, encoding)
-        self._dispatch()
-        return any(ref in running for ref in ready) or bool(ready and not running)
-
-    def _running(self) -> dict[Ref, Job]:
-        """The items with a call in flight, by what is waited for."""
-        return {job.pending: job for job in self.jobs if job.pending is not None}
-
-    def _settle_all(self, found: Sequence[Ref], running: Mapping[Ref, Job], encoding: Sequence[Ref]) -> None:
-        """Settle the calls of items and of the encoder among `found`."""
-        self.encoding.check()
-        for ref in found:
-            if ref in running:
-                self._settle(running[ref])
-            elif ref in encoding:
-                self.encoding.settle(ref)
 
     def _dispatch(self) -> None:
         """Give items to free actors, in order, until both pools are full."""
-        full: set[str] = set()
-        for job in self.jobs:
-            pool = {"queued": self.samplers, "rolled": self.scorers}.get(job.stage)
-            if pool is None or pool.name in full:
+        self._give(self.queued, self.samplers, self._roll)
+        self._give(self.rolled, self.scorers, self._score)
+
+    def _give(self, waiting: list[Job], pool: Pool, call: Callable[[Job, int], None]) -> None:
+        """Make the call of each of these items, in order, until no actor of the pool has room."""
+        place = 0
+        while place < len(waiting):
+            job = waiting[place]
+            worker = pool.choose(job.failed_on)
+            if worker is None and job.failed_on is None:
+                return
+            if worker is None or (job.stage == "queued" and not self._encoded(job.item)):
+                place += 1  # it waits for another actor than the one that it failed on, or for its prompts
                 continue
-            if job.stage == "queued" and not self._encoded(job.item):
-                continue
-            worker = pool.acquire(job.failed_on)
-            if worker is not None:
-                (self._roll if job.stage == "queued" else self._score)(job, worker)
-            elif job.failed_on is None:  # otherwise the pool may have room, and the job waits for another actor
-                full.add(pool.name)
-                if len(full) == 2:
-                    return
+            del waiting[place]
+            pool.assign(worker)
+            call(job, worker)
 
     def _encoded(self, item: Item) -> bool:
         return self.encoding.has(item.prompt_ids, item.step if item.purpose == "train" else -1)
@@ -206,49 +195,55 @@ class Pipeline:
         actor = self.samplers.handles[worker]
         method, returns = (actor.rollout, 3) if job.item.plans else (actor.sample, 2)
         job.parts, weights = self.encoding.refs(job.item.prompt_ids), job.weights.given_to(worker)
-        job.refs = tuple(method.options(num_returns=returns).remote(job.item, weights, job.parts))
-        job.stage, job.worker, job.pending = "rolling", worker, job.refs[0]
+        job.refs = tuple(method.options(num_returns=returns).remote(job.argument(), weights, job.parts))
+        self._called(job, worker, "rolling", job.refs[0])
 
     def _score(self, job: Job, worker: int) -> None:
         actor = self.scorers.handles[worker]
         texts = [self.prompts[i] for i in job.item.prompt_ids]
         if job.item.plans:
             call = actor.score.options(num_returns=3 if self.pictures else 2)
-            answers = call.remote(job.item, texts, job.refs[0], job.refs[2])
+            answers = call.remote(job.argument(), texts, job.refs[0], job.refs[2])
             scored, job.cotangent, job.pictures = (*answers, None)[:3]
         else:
-            scored = actor.evaluate.remote(job.item, texts, job.refs[1])
-        job.stage, job.worker, job.pending = "scoring", worker, scored
+            scored = actor.evaluate.remote(job.argument(), texts, job.refs[1])
+        self._called(job, worker, "scoring", scored)
 
-    def _settle(self, job: Job) -> None:
-        """Read the small result of a finished call; after a failure put the item back."""
+    def _called(self, job: Job, worker: int, stage: str, pending: Ref) -> None:
+        job.stage, job.worker, job.pending = stage, worker, pending
+        self.running[pending] = job
+
+    def _waits(self, job: Job, stage: str) -> None:
+        job.stage = stage
+        if not job.dropped:
+            insort(self.queued if stage == "queued" else self.rolled, job, key=lambda job: job.number)
+
+    def _settle(self, job: Job, answer: Any) -> None:
+        """Take the small result of a finished call; after a failure put the item back."""
         pool = self.samplers if job.stage == "rolling" else self.scorers
-        assert job.worker is not None and job.pending is not None
-        worker, ref = job.worker, job.pending
+        assert job.worker is not None
+        worker = job.worker
         job.worker = job.pending = None
         pool.release(worker)
         if job.dropped:
             self.jobs.remove(job)
-        try:
-            value = ray.get(ref)
-        except RayError as error:
-            if lacks_weights(error):
+        if isinstance(answer, RayError):
+            if lacks_weights(answer):
                 job.weights.holders.discard(worker)  # the next call carries references
-                job.stage = "queued"
+                self._waits(job, "queued")
             else:
-                if lacks_embeddings(error):
+                if lacks_embeddings(answer):
                     self.encoding.lost(job.parts)
-                self._failed(job, pool, worker, error)
-            return
-        if job.dropped:
-            return
-        job.failed_on = None
-        if job.stage == "rolling":
-            job.report = value if job.item.plans else None
-            self._check_weights(job, worker, value.fingerprint if job.item.plans else value)
-            job.stage = "rolled"
+                self._failed(job, pool, worker, answer)
+        elif job.dropped:
+            pass
+        elif job.stage == "rolling":
+            job.failed_on = None
+            job.report = answer if job.item.plans else None
+            self._check_weights(job, worker, answer.fingerprint if job.item.plans else answer)
+            self._waits(job, "rolled")
         else:
-            job.result, job.stage = value, "done"
+            job.failed_on, job.result, job.stage = None, answer, "done"
 
     def _failed(self, job: Job, pool: Pool, worker: int, error: RayError) -> None:
         """Count the failure; go back to the start of the stage, or of the item if its rollout was lost too."""
@@ -269,7 +264,7 @@ class Pipeline:
         lost_rollout = job.stage == "scoring" and not (isinstance(error, RayActorError) or arguments_arrived(error))
         if lost_rollout:
             job.failed_on = None  # this index is of a reward server, and the next stage is a sampler's
-        job.stage = "queued" if job.stage == "rolling" or lost_rollout else "rolled"
+        self._waits(job, "queued" if job.stage == "rolling" or lost_rollout else "rolled")
 
     def _check_weights(self, job: Job, worker: int, held: str) -> None:
         """Raises RunFailed unless the sampler's weights have the fingerprint of the learners' masters."""
@@ -294,6 +289,6 @@ class Pipeline:
                 | {"worker": j.worker, "tries": j.tries, "dropped": j.dropped}
                 for j in self.jobs
             ],
-            "calls in flight": {pool.name: list(pool.load) for pool in pools},
+            "calls in flight": {pool.name: pool.load.tolist() for pool in pools},
             "do not answer": down,
         }

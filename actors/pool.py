@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Any
 
+import numpy as np
 import ray
 from ray.exceptions import RayActorError, RayError
 
@@ -24,7 +25,7 @@ class Pool:
         self.name = name
         self.handles = list(handles)
         self.places = list(range(len(self.handles)) if places is None else places)
-        self.load = [0] * len(self.handles)
+        self.load = np.zeros(len(self.handles), np.int64)
         self.probing: dict[int, Ref] = {}  # actor that is down or suspected -> its pending `ready` call
         self.suspected: set[int] = set()
         self.active = list(range(len(self.handles)))  # indices of active actors; indices are never reused
@@ -33,6 +34,7 @@ class Pool:
         self.new: set[int] = set()  # not ready yet since they joined
         self.failed: dict[int, RayError] = {}  # new actors whose constructor failed
         self.deaths = [0] * len(self.handles)  # how often each was marked as down: what its process knew is lost
+        self._well: np.ndarray | None = None  # the actors that get calls; None: to be found again
 
     @property
     def silent(self) -> list[int]:
@@ -48,9 +50,10 @@ class Pool:
         """Add a new actor; it gets calls once it is ready."""
         self.handles.append(handle)
         self.places.append(place)
-        self.load.append(0)
+        self.load = np.append(self.load, 0)
         self.deaths.append(0)
         self.active.append(len(self.handles) - 1)
+        self._well = None
         self.new.add(len(self.handles) - 1)
         self.down(len(self.handles) - 1)
 
@@ -59,6 +62,7 @@ class Pool:
         idle = [i for i in self.active if i in self.new] or [i for i in self.active if i in self.probing]
         chosen = (idle or self.active)[-1] if index is None else index
         self.active.remove(chosen)
+        self._well = None
         self.leaving.add(chosen)
 
     def left(self) -> list[int]:
@@ -78,21 +82,27 @@ class Pool:
         avoid: the actor that failed. If there are actors at other places than its own, only these are considered, so
         the result is None while they are busy. If all actors are suspected, suspected ones are used.
         """
-        if avoid is None and not self.probing:  # the usual case, without a Python loop over thousands of actors
-            whole = len(self.active) == len(self.load)
-            best = self.load.index(min(self.load)) if whole else min(self.active, key=self.load.__getitem__)
-            return self._assign(best) if self.load[best] < MAX_CALLS_IN_FLIGHT else None
-        up = [i for i in self.active if i not in self.probing or i in self.suspected]
-        well = [i for i in up if i not in self.suspected] or up
+        best = self.choose(avoid)
+        if best is not None:
+            self.assign(best)
+        return best
+
+    def choose(self, avoid: int | None = None) -> int | None:
+        """The actor that `acquire` would take."""
+        if self._well is None:
+            up = [i for i in self.active if i not in self.probing or i in self.suspected]
+            self._well = np.array([i for i in up if i not in self.suspected] or up, np.int64)
+        if avoid is None and len(self._well):  # the usual case, without a Python loop over thousands of actors
+            best = int(self._well[self.load[self._well].argmin()])
+            return best if self.load[best] < MAX_CALLS_IN_FLIGHT else None
+        well: list[int] = self._well.tolist()
         elsewhere = [i for i in well if avoid is None or self.places[i] != self.places[avoid]] or well
         choices = [i for i in elsewhere if self.load[i] < MAX_CALLS_IN_FLIGHT]
-        if not choices:
-            return None
-        return self._assign(min(choices, key=lambda i: (i == avoid, self.load[i])))
+        return min(choices, key=lambda i: (i == avoid, self.load[i]), default=None)
 
-    def _assign(self, index: int) -> int:
+    def assign(self, index: int) -> None:
+        """Note a call of this actor."""
         self.load[index] += 1
-        return index
 
     def release(self, index: int) -> None:
         self.load[index] -= 1
@@ -100,6 +110,7 @@ class Pool:
     def down(self, index: int) -> None:
         """Mark an actor as down until it is ready again."""
         self.deaths[index] += 1
+        self._well = None
         self.suspected.discard(index)
         self._probe(index)
 
@@ -110,6 +121,7 @@ class Pool:
         for i in self.active:
             if self.places[i] == self.places[index] and i not in self.probing:
                 self.suspected.add(i)
+                self._well = None
                 self._probe(i)
 
     def recover(self) -> None:
@@ -118,6 +130,7 @@ class Pool:
             if not ray.wait([ref], timeout=0)[0]:
                 continue
             del self.probing[index]
+            self._well = None
             try:
                 ray.get(ref)
             except RayError as error:

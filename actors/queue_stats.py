@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from actors.pipeline import Job, Pipeline
 from actors.pool import Pool
 
-EVERY = 0.1  # seconds between two counts, since each may go through hundreds of items
+EVERY = 0.1  # seconds between two counts
+SHARE = 0.01  # of the time at most is spent on counts, each of which may go through tens of thousands of items
 STAGES = {"queued": "queued", "rolling": "rolling", "rolled": "not given to a reward server", "scoring": "being scored"}
 
 
@@ -19,13 +20,13 @@ class QueueStats:
     def __init__(self, notify: Callable[[str], None]) -> None:
         """notify: takes a line on what the driver waits for."""
         self.notify = notify
-        self.at = self.began = time.monotonic()
+        self.at = self.began = self.next = time.monotonic()
         self.counts: Counter[str] = Counter()
         self.sums: Counter[str] = Counter()  # item seconds since `began`
 
     def observe(self, pipeline: Pipeline, wanted: Sequence[Job] = ()) -> None:
         """Count the items, at most every EVERY seconds. wanted: the items that the driver waits for, if any."""
-        if time.monotonic() - self.at < EVERY and self.counts:
+        if time.monotonic() < self.next and self.counts:
             return
         self._add()
         pools = (pipeline.samplers, pipeline.scorers)
@@ -34,6 +35,7 @@ class QueueStats:
         if wanted:
             encoding = "" if pipeline.encoding.complete else f"; {pipeline.encoding.describe()}"
             self.notify(self.describe(wanted, pools) + encoding)
+        self.next = self.at + max(EVERY, (time.monotonic() - self.at) / SHARE)
 
     def describe(self, wanted: Sequence[Job], pools: Sequence[Pool]) -> str:
         """A status line: `waiting for samplers: 16 of 32 pictures are there; items: 1 queued, 3 rolling`."""

@@ -39,13 +39,13 @@ class SamplerActor:
     ) -> tuple[RolloutReport, Rollout, Packed]:
         self._hold(embeddings)
         with self.sampler.busy, turn(self.config, self.config.samplers):
-            return self.sampler.rollout(item, lambda: transport.load(weights))
+            return self.sampler.rollout(item, lambda: transport.load_listed(weights))
 
     def sample(self, item: Item, weights: transport.Refs, embeddings: transport.Refs) -> tuple[str, Packed]:
         """Return the fingerprint of the weights that were used, and the finished latents."""
         self._hold(embeddings)
         with self.sampler.busy, turn(self.config, self.config.samplers):
-            latents = self.sampler.sample(item, lambda: transport.load(weights))
+            latents = self.sampler.sample(item, lambda: transport.load_listed(weights))
             return self.sampler.fingerprint, latents
 
     def sit(self, address: str, port: int, seat: str, spare: int, timeout: float) -> None:

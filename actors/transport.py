@@ -38,7 +38,7 @@ class Published:
 
     stored: references to the buckets, empty as long as the version was only broadcast. checks: references to each
     rank's checksums of its masters. acks: references that are ready once all buckets are stored or broadcast. known:
-    the fingerprint, if the driver published the weights itself. on_demand: stores a version that was broadcast; returns
+    the fingerprint, once it is known without reading `checks`. on_demand: stores a version that was broadcast; returns
     `stored`, and references that are ready afterwards. holders: the samplers that received it by broadcast.
     """
 
@@ -57,9 +57,14 @@ class Published:
             self.stored, self.acks = self.on_demand()
         return self.stored
 
+    @cached_property
+    def listed(self) -> Ref:
+        """A reference to the list `weights`. There is a bucket for each learner rank, and calls carry one reference."""
+        return ray.put(self.weights)
+
     def given_to(self, sampler: int) -> Refs:
-        """The references that an item carries to this sampler: none if it has received the version by broadcast."""
-        return [] if sampler in self.holders else self.weights
+        """`listed`, which an item carries to this sampler, or nothing if it has received the version by broadcast."""
+        return [] if sampler in self.holders else [self.listed]
 
     def settle(self, holders: AbstractSet[int]) -> None:
         """Note who received the version; if nobody did, have it stored at once."""
@@ -120,13 +125,16 @@ def restore(version: Version, tensors: Mapping[str, Tensor]) -> Published:
     return Published(version, weights, known=fingerprint(tensors))
 
 
-def load(weights: Refs) -> list[PackedTensors]:
-    """Read published weights: from this node's shared memory, or with one transfer per node.
-
-    Raises WeightsMissing without references.
-    """
-    if not weights:
+def load_listed(listed: Refs) -> list[PackedTensors]:
+    """`load` what an item carries (see `Published.given_to`). Raises WeightsMissing if that is nothing."""
+    if not listed:
         raise WeightsMissing("the version was broadcast, but this sampler does not hold it")
+    weights: Refs = ray.get(listed[0])
+    return load(weights)
+
+
+def load(weights: Refs) -> list[PackedTensors]:
+    """Read published weights: from this node's shared memory, or with one transfer per node."""
     packed: list[PackedTensors] = ray.get(weights)
     return packed
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 
+from flowbp_ray.artifacts.html_report import write_report
 from flowbp_ray.artifacts.report import print_summary
 from flowbp_ray.cli import console
 from flowbp_ray.config import loading
@@ -19,6 +20,7 @@ def main() -> None:
     config = loading.load("shapes_demo", sys.argv[1:])
     run, summary = train(config, Progress(config.steps, console=console))
     print_summary(console, run.folder, summary)
+    page = write_report(run.folder)
     plain, guided = (summary["guidance"][f"{g:g}"] for g in (1.0, 3.0))
     change, tuned = plain["change"]["verifier"], plain["after"]["verifier"]["mean"]
     console.print(
@@ -31,6 +33,7 @@ def main() -> None:
         f"for comparison, guidance 3 alone takes the base to {100 * base_guided:.1f} %, {better} "
         f"the tuned model without it ({100 * tuned:.1f} %); tuned and guided: {100 * tuned_guided:.1f} %"
     )
+    console.print(f"all of it on one page, before and after with a slider: {page.path} (open it in a browser)")
     if change["low"] <= 0:
         print("demo: nothing improved beyond its interval", file=sys.stderr)
         sys.exit(1)

@@ -1,20 +1,26 @@
-"""python -m benchmarks.driver_costs: CPU seconds of the driver's thread per item, by how many calls are in flight.
+"""python -m benchmarks.driver_costs: CPU seconds of the driver's thread in a step, by what there is of everything.
 
-The real pipeline on a real Ray. Pools of N samplers and N/4 reward servers are N handles of a few emulated actors that
-wait for nothing and send messages of a few bytes, so that what is measured is the driver alone: its CPU, not the clock.
-Least squares: CPU of a batch = item · items + scan · (calls in flight, summed over the looks); a look, one `_pump` of
-the pipeline, takes all answers that are there. With --bench, results of `flowbp-ray bench` at different numbers of
-learners and of items, the costs of a step, of a rank and of an item are those of their steps instead: there answers
-come one at a time, and an item costs more.
-Prints JSON; --out writes the costs for `flowbp-ray bench --simulate`.
+The run's own loop on a real Ray. The pools have N samplers, reward servers and learners that are handles of a few
+emulated actors. These wait for nothing, and their messages lie in the object store as true ones do, so that what is
+measured is the driver alone: its CPU, not the clock. Steps of different sizes, with and without a pause before each
+look for answers, are fitted by least squares, none of the costs below zero; `scan` is measured by itself:
+
+    CPU of a step = step + rank · learners + item · items + row · images + look · looks + scan · (references looked at)
+
+With --bench, results of `flowbp-ray bench --emulate` are measurements too: there the driver sleeps between the answers,
+and finds its caches cold. Prints JSON; --out writes the costs for `flowbp-ray bench --simulate`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
+import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,120 +31,233 @@ from scipy.optimize import nnls
 
 from actors import emulated
 from actors.cluster import start_ray
-from actors.pipeline import Pipeline
+from actors.elastic_pool import ElasticPool
+from actors.encoding import Encoding
+from actors.fleet import Fleet
+from actors.judges import Judges
+from actors.learner_group import LearnerGroup
+from actors.pipeline import Job, Pipeline
 from actors.pool import Pool
-from actors.transport import Published
-from flowbp_ray.backbones.registry import build_backbone
+from actors.process import Roles
+from actors.queue_stats import QueueStats
 from flowbp_ray.benching.emulation import Emulation
+from flowbp_ray.benching.points import Ratio
 from flowbp_ray.benching.simulate import DriverCosts
 from flowbp_ray.config import loading
-from flowbp_ray.messages import Item, Packed, Version
-from flowbp_ray.rollout.items import ItemSource
-from flowbp_ray.utils.checksums import combine
+from flowbp_ray.config.schema import RunConfig
+from flowbp_ray.driver import Loop
+from flowbp_ray.evaluation.evaluator import Evaluator
+from flowbp_ray.observability.progress import Progress
+from flowbp_ray.observability.tracker import Tracker
+from flowbp_ray.prompts import Needs
+from flowbp_ray.run.folder import Run
+from flowbp_ray.utils.signals import Interrupts
 
-ALONE = ["learners.engine=torch", "learners.count=1", "learners.micro_batch=2"]
-NOTHING = Emulation(0, 0, 0, 0, 0, 0, (1,), 2, 1, 8, 8, ("reward",), False, False)
-
-
-class Counting(Pipeline):
-    """Counts its looks and sums the calls in flight at each: what `SimulatedLoop.settle` pays `scan` for."""
-
-    looks = scanned = 0
-
-    def _pump(self) -> bool:
-        self.looks += 1
-        self.scanned += sum(job.pending is not None for job in self.jobs)
-        return super()._pump()
+ELEMENTS = 65536  # of an item's targets: in bf16 more than the 100 KiB that Ray sends within a call
+PROMPTS = 12  # steps until a prompt comes again: those that follow one another were encoded together, as in a true run
+COLUMNS = ("step", "rank", "item", "row", "look", "scan")
+Actors = tuple[list[Any], list[Any], list[Any]]  # samplers, reward servers, learners
 
 
-class AllEncoded:
-    """Stands for `actors.encoding.Encoding` once every prompt is encoded, all in one part."""
+@dataclass(frozen=True)
+class Size:
+    """What a step consists of. images: of an item. pause: seconds before each look for answers."""
 
-    complete, pending = True, ()
+    samplers: int
+    learners: int
+    items: int
+    images: int
+    pause: float = 0.0
 
-    def __init__(self, part: Any = None) -> None:
-        self.part = part
+    @property
+    def rewards(self) -> int:
+        """Reward servers."""
+        return max(1, self.samplers // 6)
 
-    def check(self) -> None:
+
+@dataclass(frozen=True)
+class Spent:
+    """What a step took of the driver: looks for answers, references that they looked at, CPU of its thread, seconds."""
+
+    looks: float
+    looked_at: float
+    thread_s: float
+    process_s: float
+    wall_s: float
+
+
+SIZES = (
+    Size(4, 1, 8, 4),
+    *(Size(64, 16, 128, images, pause) for images, pause in ((4, 0.0), (4, 0.02), (16, 0.02))),
+    Size(64, 64, 64, 4, 0.02),
+    Size(256, 64, 256, 4, 0.05),
+    Size(256, 128, 256, 16, 0.05),
+)
+
+
+class Handles(ElasticPool):
+    """A pool that neither starts nor ends its actors."""
+
+    def __init__(self, name: str, handles: Sequence[Any]) -> None:
+        Pool.__init__(self, name, handles)
+        self.waiting = {}
+
+    def stop(self) -> None:
         pass
 
-    def advance(self, step: int) -> None:
-        pass
 
-    def has(self, prompt_ids: Sequence[int], step: int = -1) -> bool:
-        return True
+class Repeated(Fleet):
+    """A fleet of `size`, whose actors are the same few."""
 
-    def refs(self, prompt_ids: Sequence[int]) -> list[Any]:
-        return [self.part]
+    def __init__(self, config: RunConfig, size: Size, actors: Actors, roles: Roles) -> None:
+        self.size, self.actors = size, actors
+        self.pause = 0.0
+        super().__init__(config, [f"prompt {i}" for i in range(PROMPTS * config.data.prompts_per_step)], roles=roles)
 
-
-def batch_of(items: int, step: int) -> list[Item]:
-    """Items of two images of Sparse at K = 4."""
-    config = loading.load(
-        "shapes_flowbp_sparse", [f"data.prompts_per_step={2 * items}", "data.rollout_batch=2", *ALONE]
-    )
-    model, version = config.backbone, Version(0, 0)
-    sigmas = build_backbone(model).sigmas(model.num_steps, model.height, model.width)
-    return ItemSource(config.data, config.surrogate(), sigmas, 64, 1.0, 1, config.plan_seed).of_step(step, version)
-
-
-def measure(samplers: int, actors: tuple[list[Any], list[Any]], rounds: int) -> list[dict[str, float]]:
-    """One batch of two items per sampler, `rounds` times after one that does not count."""
-    encoding: Any = AllEncoded(ray.put(Packed(np.zeros(8, np.uint8), "uint8")))
-    weights = {"weights": Packed(np.zeros(4, np.uint16), "bfloat16")}
-    pools = [
-        Pool(name, [handles[i % len(handles)] for i in range(count)])
-        for name, handles, count in zip(("s", "r"), actors, (samplers, max(1, samplers // 4)), strict=True)
-    ]
-    published = Published(Version(0, 0), [ray.put(weights)], known=combine([emulated.parts(weights)]))
-    pipeline, rows = Counting(pools[0], pools[1], encoding, ["a prompt"] * 64, 1, 600.0), []
-    for step in range(rounds + 1):
-        items, pipeline.looks, pipeline.scanned = batch_of(2 * samplers, step), 0, 0
-        clock, wall = time.thread_time(), time.perf_counter()
-        pipeline.submit(items, published)
-        pipeline.collect(step)
-        spent = time.thread_time() - clock
-        rows.append(
-            {"samplers": samplers, "items": len(items), "looks": pipeline.looks, "scanned": pipeline.scanned}
-            | {"cpu_s": spent, "wall_s": time.perf_counter() - wall}
+    def _start(self, config: RunConfig, prompts: list[str], needs: Needs) -> None:
+        samplers, rewards, (first, other) = self.actors
+        handles = {
+            name: [some[i % len(some)] for i in range(count)]
+            for name, some, count in (
+                ("sampler", samplers, self.size.samplers),
+                ("reward server", rewards, self.size.rewards),
+            )
+        }
+        self.encoding = self._encoding = Encoding(config, prompts, needs, self.roles, self.notify)
+        self.encoding.finish()
+        self.learners = LearnerGroup(config, self.roles, self.notify, self._wait, self.encoding.await_refs, shares=True)
+        self.learners.ranks = [first, *[other] * (self.size.learners - 1)]
+        self.queues = QueueStats(self.notify)
+        self.pools = {key: Handles(*item) for key, item in zip(("samplers", "rewards"), handles.items(), strict=True)}
+        self.pipeline = self._pipeline = Pipeline(
+            *self.pools.values(), self.encoding, prompts, 1, 600.0, False, self.rest
         )
-    return rows[1:]
+
+    def rest(self, pipeline: Pipeline, wanted: Sequence[Job]) -> None:
+        """What is called before each look."""
+        self.queues.observe(pipeline, wanted)
+        if self.pause:
+            time.sleep(self.pause)
 
 
-def of_steps(points: Sequence[dict[str, Any]]) -> tuple[float, float, float]:
-    """(step, rank, item): what measured steps took of the driver's thread, by learners and items; relative errors."""
-    spent = np.array([p["driver_thread_s"] for p in points])
-    table = np.array([[1.0, p["ratio"]["learners"], p["items"]] for p in points]) / spent[:, None]
-    step, rank, item = nnls(table, np.ones(len(points)))[0].tolist()
-    return step, rank, item
+def nothing(size: Size) -> Emulation:
+    """Actors that wait for nothing."""
+    latent = (ELEMENTS // size.images,)
+    return Emulation(0, 0, 0, 0, 0, 0, latent, 2, 1, 8, 8, ("reward",), False, False)
+
+
+def started(size: Size) -> Actors:
+    """Two samplers, a reward server and two learners."""
+    given = nothing(size)
+    samplers = [emulated.RemoteSampler.options(num_cpus=0.1).remote(given) for _ in range(2)]
+    rewards = [emulated.RemoteReward.options(num_cpus=0.1).remote(given)]
+    learners = [emulated.RemoteLearner.options(num_cpus=0.1).remote() for _ in range(2)]
+    ray.get([actor.ready.remote() for actor in (*samplers, *rewards)])
+    ray.get([learner.build.remote(given, rank, "", 0) for rank, learner in enumerate(learners)])
+    return samplers, rewards, learners
+
+
+def config_of(size: Size, folder: str) -> RunConfig:
+    """A run of the embedded model's configuration with Sparse at K = 4, and no evaluation."""
+    batch = size.items * size.images
+    overrides = [
+        f"data.prompts_per_step={batch}",
+        f"data.rollout_batch={size.images}",
+        f"learners.count={size.learners}",
+    ]
+    overrides += [f"samplers.count={size.samplers}", f"rewards.count={size.rewards}", "learners.micro_batch=1"]
+    overrides += [f"output={folder}", "evaluation.prompts=null", "guard=null", "judges=[]", "checkpoint.every=0"]
+    overrides += ["encoder.cache=null", "encoder.ahead=1", "tracking.wandb=false", "steps=100000", "staleness=1"]
+    return loading.load("shapes_flowbp_sparse", [*overrides, "encoder.cpus=0.1"])
+
+
+def measure(size: Size, rounds: int) -> list[Spent]:
+    """`rounds` steps, after three that do not count."""
+    actors, rows = started(size), []
+    roles = Roles(emulated.RemoteEncoder, settings=lambda config: nothing(size))
+    with tempfile.TemporaryDirectory() as folder:
+        config = config_of(size, folder)
+        run = Run.create(config)
+        evaluator = Evaluator(config, run, [], PROMPTS * config.data.prompts_per_step)
+        with (
+            Repeated(config, size, actors, roles) as fleet,
+            closing(Tracker(run.folder, config)) as tracker,
+            Judges(config, run, evaluator, tracker, lambda line: None) as judges,
+        ):
+            loop = Loop(config, run, fleet, tracker, Progress(config.steps, quiet=True), judges, Interrupts())
+            loop.restore([])
+            fleet.pause = size.pause
+            for step in range(rounds + 3):
+                before = reading(fleet.pipeline)
+                loop.step(step)
+                loop.done += 1
+                rows.append(Spent(*(now - then for now, then in zip(reading(fleet.pipeline), before, strict=True))))
+    for actor in (each for pool in actors for each in pool):
+        ray.kill(actor)
+    return rows[3:]
+
+
+def reading(pipeline: Pipeline) -> tuple[float, ...]:
+    """The counters and clocks, in the order of `Spent`."""
+    clocks = (time.thread_time(), time.process_time(), time.perf_counter())
+    return (pipeline.looks, pipeline.looked_at, *clocks)
+
+
+def columns(ratio: Ratio | Size, items: int, images: int, looks: float, looked_at: float) -> list[float]:
+    """What each of `COLUMNS` is multiplied by. images: of the batch."""
+    return [1.0, ratio.learners, items, images, looks, looked_at]
+
+
+def fitted(table: Sequence[Sequence[float]], spent: Sequence[float], scan: float) -> dict[str, float]:
+    """Non-negative least squares of relative errors, so that the large steps do not decide everything. scan: known."""
+    seconds = np.array(spent)
+    known, others = np.array(table)[:, -1] * scan, np.array(table)[:, :-1]
+    found = nnls(others / seconds[:, None], (seconds - known) / seconds)[0].tolist()
+    return dict(zip(COLUMNS, [*found, scan], strict=True))
+
+
+def _nothing() -> None:
+    pass
+
+
+def scanning(calls: int = 1000, times: int = 20) -> float:
+    """CPU seconds of `ray.wait` for each of `calls` calls that have not ended: the least of `times`."""
+    never: Any = ray.remote(_nothing).options(resources={"nowhere": 1})
+    refs, least = [never.remote() for _ in range(calls)], float("inf")
+    for _ in range(times):
+        began = time.thread_time()
+        ray.wait(refs, num_returns=calls, timeout=0)
+        least = min(least, time.thread_time() - began)
+    for ref in refs:
+        ray.cancel(ref)
+    return least / calls
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samplers", type=int, nargs="+", default=[4, 16, 64, 256])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5, help="steps of each size, of which the cheapest counts")
     parser.add_argument("--bench", type=Path, nargs="+", default=[], help="bench.json of emulated runs")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     start_ray("local")
-    actors = (
-        [emulated.RemoteSampler.options(num_cpus=0.1).remote(NOTHING) for _ in range(2)],
-        [emulated.RemoteReward.options(num_cpus=0.1).remote(NOTHING)],
-    )
-    ray.get([actor.ready.remote() for pool in actors for actor in pool])
-    rows = [row for count in options.samplers for row in measure(count, actors, options.rounds)]
+    scan, rows = scanning(), []
+    for size in SIZES:
+        rows.append((size, min(measure(size, options.rounds), key=lambda spent: spent.thread_s)))
+        print(*rows[-1], file=sys.stderr, flush=True)
     ray.shutdown()
-    # relative errors, so that the large batches do not decide everything
-    scale = np.array([row["cpu_s"] for row in rows])
-    table = np.array([[row["items"], row["scanned"]] for row in rows]) / scale[:, None]
-    (item, scan), *_ = np.linalg.lstsq(table, np.ones(len(rows)), rcond=None)
+    table = [columns(s, s.items, s.items * s.images, spent.looks, spent.looked_at) for s, spent in rows]
+    seconds = [spent.thread_s for _, spent in rows]
     points = [p for file in options.bench for p in json.loads(file.read_text())["points"]]
-    source = f"benchmarks.driver_costs, {options.samplers} samplers, {len(points)} benches, {psutil.cpu_count()} cores"
-    step, rank, item = of_steps(points) if points else (0.0, 0.0, item)
-    costs = DriverCosts(source=source, item=float(item), scan=max(0.0, float(scan)), step=step, rank=rank)
+    for p in points:
+        table.append(columns(Ratio(**p["ratio"]), p["items"], p["batch"], p["looks"], p["looked_at"]))
+        seconds.append(p["driver_thread_s"])
+    source = f"benchmarks.driver_costs, {len(rows)} sizes of steps, {len(points)} benches, {psutil.cpu_count()} cores"
+    costs = DriverCosts(source=source, **fitted(table, seconds, scan))
     if options.out:
         options.out.write_text(json.dumps(costs.model_dump(), indent=1) + "\n")
-    print(json.dumps({"rows": rows, "costs": costs.model_dump()}, indent=1))
+    printed = [asdict(size) | asdict(spent) for size, spent in rows]
+    errors = [float(e) for e in np.array(table) @ [getattr(costs, c) for c in COLUMNS] / np.array(seconds) - 1]
+    print(json.dumps({"rows": printed, "costs": costs.model_dump(), "errors": errors}, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Command line. A user error prints one line and exits with 2; a run that failed exits with 1.
 
-train | encode | sample | export | plan | bench | scale | status | methods | config-reference | serve-reward
+train | encode | sample | export | report | plan | bench | scale | status | methods | config-reference | serve-reward
 """
 
 from __future__ import annotations
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from flowbp_ray.benching.profile import Profile
     from flowbp_ray.run.folder import Run
 
-EMULATED_STORE = 2 * 2**30
-"""Bytes of the object store of an emulation."""
-
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode=None, help=__doc__, pretty_exceptions_enable=False
 )
@@ -51,6 +48,7 @@ def train(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
         print("flowbp-ray: stopped at once; resume=auto goes on from the last checkpoint", file=sys.stderr)
         raise typer.Exit(130) from None
     print_summary(console, run.folder, summary)
+    console.print(escape(f"all of it on one page: flowbp-ray report {run.folder}"))
 
 
 @app.command()
@@ -111,6 +109,21 @@ def export(
     console.print(f"step {done.step}, {done.kind}: {to}; {to / 'README.md'} says how to load it")
     if opened.config.learners.ema is not None and not ema:
         console.print("evaluations and `sample` use the average of the weights, which --ema exports; this is not it")
+
+
+@app.command()
+def report(
+    run: Annotated[str, typer.Argument(help="The folder of a run; it may go on, or have ended half-way.")],
+    out: Annotated[Path | None, typer.Option(help="The page. Default: report.html in the folder of the run.")] = None,
+) -> None:
+    """Write one HTML page of a run, which needs no network: pictures, measurements, curves, times, what next.
+
+    Example: flowbp-ray report runs/shapes_demo --out demo.html
+    """
+    from flowbp_ray.artifacts.html_report import write_report
+
+    written = write_report(run, out)
+    console.print(escape(f"{written.path} ({written.bytes / 1e6:.1f} MB): open it in a browser"))
 
 
 @app.command()
@@ -217,18 +230,14 @@ def open_loops(configs: Sequence[RunConfig], profile: Profile | None) -> Iterato
     from actors import emulated
     from actors.cluster import start_ray
     from actors.process import REAL, Roles
-    from flowbp_ray.benching.request import resources_needed
+    from flowbp_ray.benching.request import emulated_ray
     from flowbp_ray.driver import session
     from flowbp_ray.observability.progress import Progress
     from flowbp_ray.preflight import Checked, check
     from flowbp_ray.prompts import load
     from flowbp_ray.utils.signals import Interrupts
 
-    options: dict[str, Any] = {}
-    if profile is not None:  # a private Ray is told that it has all that the roles ask for
-        needed = resources_needed(configs)
-        options = {"num_cpus": needed.pop("CPU", 0) + 2, "num_gpus": needed.pop("GPU", 0) + 1}
-        options |= {"resources": needed, "object_store_memory": EMULATED_STORE}
+    options = {} if profile is None else emulated_ray(configs)
     agreed = check(configs[0]).agreed if profile is None else {}
     # Here, so that a profile of another run is refused before Ray starts.
     emulations = {} if profile is None else {config.name: profile.emulation(config) for config in configs}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flowbp_ray.backbones.finite import check_finite
+from flowbp_ray.backbones.guidance import distilled_guidance
 from flowbp_ray.backbones.kernels import check_attention
 from flowbp_ray.backbones.quantised import check_library
 from flowbp_ray.backbones.registry import build_backbone
@@ -61,7 +62,9 @@ def check(config: RunConfig) -> Checked:
     cache = cache_folder(config.encoder.cache)
     for part in (backbone.base_folder / "transformer", backbone.base_folder / "vae", *backbone.encoder_parts()):
         check_finite(part, None if cache is None else cache / "files")
-    return Checked(train, held_out, trainable.describe(prepared, lora), agreed)
+    held = distilled_guidance(config)
+    toward = "" if held is None else f"; distilling guidance {held:g} of the base, beside what the rewards ask for"
+    return Checked(train, held_out, trainable.describe(prepared, lora) + toward, agreed)
 
 
 def _to_encode(config: RunConfig, texts: list[str], held_out: int) -> set[str]:

@@ -74,7 +74,7 @@ def _ids_between(count: int, first: int, last: int, seed: int) -> list[int]:
     while first < last:
         epoch, offset = divmod(first, count)
         taken = stream(seed, "prompt", epoch).permutation(count)[offset : offset + last - first]
-        ids += [int(i) for i in taken]
+        ids += taken.tolist()
         first += len(taken)
     return ids
 

@@ -54,6 +54,8 @@ BAD = {
     "no run": ["sample", "/nowhere", "-p", "a red circle"],
     "no run to look at": ["status", "/nowhere"],
     "no run in there": ["status", "docs"],
+    "no run to report": ["report", "/nowhere"],
+    "a folder without a run": ["report", "docs"],
     "size": ["train", "shapes_refl", "backbone.height=128"],
 }
 
@@ -120,6 +122,8 @@ def test_train_then_sample(local_ray: Any, tmp_path: Path, capsys: pytest.Captur
         "samplers 1, rewards 1, learners 1",
     ):
         assert expected in said
+    assert call("report", str(folder)) == 0 and str(folder / "report.html") in capsys.readouterr().out
+    assert (folder / "report.html").read_text().count('class="pair"') == 6
     assert "left" not in said and json.loads((folder / "status.json").read_text())["seconds"]["evaluating"] > 0
 
 

@@ -10,8 +10,10 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from flowbp_ray import __version__
 from flowbp_ray.artifacts.card_phrases import (
+    caution_of_distillation,
     describe_judge,
     describe_method,
+    describe_penalty,
     describe_term,
     measured_only,
     ways_of_learning,
@@ -32,7 +34,7 @@ PROMPT = "a red circle"  # any base can draw it, the embedded one too
 
 def model_card(run: Run, backbone: Backbone, kind: Kind, step: int, average: bool, digest: str) -> str:
     """Markdown with YAML front matter. digest: of the trained weights that were exported (`utils.digest.digest`)."""
-    config, known = run.config, _prompts(run)
+    config, known = run.config, known_prompts(run)
     base, name = base_name(backbone), run.folder.resolve().name
     evaluator = Evaluator(config, run, known[1] if known else [], offset=0)
     evaluator.load(run.checkpoints.evaluations(step))
@@ -45,7 +47,9 @@ def model_card(run: Run, backbone: Backbone, kind: Kind, step: int, average: boo
     sections = {
         "Use": f"In this folder, with diffusers:\n\n```python\n{_code(config, backbone, kind)}\n```",
         "Scores": _scores(evaluator, step, average),
-        "Training": _table(_training(run, backbone, step, average) | {"sha256 of the trained weights": f"`{digest}`"}),
+        "Training": _table(
+            training_rows(run, backbone, step, average) | {"sha256 of the trained weights": f"`{digest}`"}
+        ),
         "Data": _data(config, run, known),
         "Limits": _limits(config) + _quantised(config, kind),
     }
@@ -135,7 +139,7 @@ def _code(config: RunConfig, backbone: Backbone, kind: Kind) -> str:
     return f"import torch\nfrom diffusers import {imported}\n\n{base}\n{loading}\n{drawing}"
 
 
-def _prompts(run: Run) -> Prompts | None:
+def known_prompts(run: Run) -> Prompts | None:
     """The training and the held-out prompts that the run began with; None where the files are gone or have changed."""
     config, file = run.config, run.folder / "prompts.sha256"
     try:
@@ -161,6 +165,8 @@ def _scores(evaluator: Evaluator, step: int, average: bool) -> str:
         notes.append(f"**They are of step {last}, not of the exported weights: step {step} was not evaluated.**")
     if _evaluates_other_weights(config, average):
         notes.append("**The run evaluates the average of its weights; exported are the weights themselves.**")
+    if caution := caution_of_distillation(config):
+        notes.append(f"**{caution}**")
     tables = []
     for guidance, after in evaluator.results[last].items():
         if before := evaluator.results[first].get(guidance):
@@ -171,8 +177,11 @@ def _scores(evaluator: Evaluator, step: int, average: bool) -> str:
     return "\n\n".join([" ".join(notes), *tables])
 
 
-def _training(run: Run, backbone: Backbone, step: int, average: bool) -> dict[str, str]:
-    """The rows of the card's table of the configuration, by name; the rest is in flowbp_ray.yaml."""
+def training_rows(run: Run, backbone: Backbone | None, step: int, average: bool) -> dict[str, str]:
+    """The rows of a table of the configuration, by name, for weights after `step` steps or their average.
+
+    backbone: None where the folder of the base is not on this machine; then what only it knows is left out.
+    """
     config = run.config
     model, learners, optimizer = config.backbone, config.learners, config.learners.optimizer
     lora, batch = learners.lora, config.data.shape.batch
@@ -180,32 +189,36 @@ def _training(run: Run, backbone: Backbone, step: int, average: bool) -> dict[st
     unchanged = sum(line["updated"] == 0 for line in lines)
     changed = f"; {unchanged} of them changed nothing" if unchanged else ""
     averaged = f"their average (decay {learners.ema.decay:g})" if average and learners.ema else "as trained"
-    jitter, penalty, limit = config.rewards.jitter, learners.base_penalty, config.drift.max
+    jitter, limit = config.rewards.jitter, config.drift.max
     backpropagated = bool(config.rewards.differentiable)
     drift = "drift not limited" if limit is None else f"samples of drift above {limit:g} masked"
-    branch = "detached" if model.detach_negative else "differentiated"
+    negative = {}
+    if backbone is not None:
+        branch = "detached" if model.detach_negative else "differentiated"
+        used = backpropagated and not one_branch(backbone, model.guidance)
+        negative = {"negative branch": branch if used else "none"}
+    base = str(model.path) if backbone is None else base_name(backbone)
+    targets = backbone.lora_targets if backbone is not None else ["the layers that the family names"]
     return {
-        "base": f"{base_name(backbone)}, family `{backbone.name}`{_held(config)}",
+        "base": f"{base}, family `{model.name}`{_held(config)}",
         "steps": f"{step} of {config.steps}, {batch} images each{changed}",
         "weights": f"{averaged}, {model.dtype}",
         "trained": "all weights of the transformer"
         if lora is None
-        else f"adapters of rank {lora.rank}, alpha {lora.alpha}, on {', '.join(lora.targets or backbone.lora_targets)}",
+        else f"adapters of rank {lora.rank}, alpha {lora.alpha}, on {', '.join(lora.targets or targets)}",
         "method": describe_method(config.method),
         "method as a value": f"`{config.surrogate()}`",
         "rewards": "; ".join(describe_term(config, term) for term in config.rewards.terms),
         "jitter of what they saw": f"noise up to {jitter.noise:g}, shifts up to {jitter.shift} pixels"
         if backpropagated
         else "none",
-        "distance to the base": f"penalised with weight {penalty.weight:g}"
-        if penalty is not None and penalty.weight > 0
-        else "not penalised",
+        "distance to the base": describe_penalty(config),
         "measured only": ", ".join(measured_only(config)) or "nothing",
         "judges": "; ".join(describe_judge(judge) for judge in config.judges) or "none",
         "sampling": f"{model.height}x{model.width} pixels, {model.num_steps} steps, sigmas {model.sigmas}, guidance "
         f"{model.guidance:g}",
         "staleness": f"{config.staleness}; {drift}",
-        "negative branch": branch if backpropagated and not one_branch(backbone, model.guidance) else "none",
+        **negative,
         "optimizer": f"AdamW, learning rate {optimizer.lr:g}, betas {optimizer.betas[0]:g} and {optimizer.betas[1]:g}, "
         f"weight decay {optimizer.weight_decay:g}, gradient norm at most {optimizer.max_grad_norm:g}",
         "schedule": f"{optimizer.schedule.name}, {optimizer.schedule.warmup} steps of warm-up",

@@ -6,6 +6,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+from flowbp_ray.backbones.guidance import distilled_guidance, held_guidance
 from flowbp_ray.config.rewards import TermConfig
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.judges.config import JudgeConfig
@@ -13,9 +14,37 @@ from flowbp_ray.surrogate.methods import METHODS
 
 
 def ways_of_learning(config: RunConfig) -> list[str]:
-    """How the run learned from its rewards."""
-    ways = {"reward backpropagation": config.rewards.differentiable, "DiffusionNFT": config.rewards.scored}
-    return [way for way, terms in ways.items() if terms]
+    """How the run learned: from its rewards, and from the base at another guidance."""
+    ways: dict[str, Any] = {
+        "reward backpropagation": config.rewards.differentiable,
+        "DiffusionNFT": config.rewards.scored,
+        "guidance distillation": distilled_guidance(config),
+    }
+    return [way for way, there in ways.items() if there]
+
+
+def describe_penalty(config: RunConfig) -> str:
+    """Whether and at which guidance the model was held to the base."""
+    penalty, (learned, held) = config.learners.base_penalty, held_guidance(config)
+    if penalty is None or penalty.weight == 0:
+        return "not penalised"
+    if distilled_guidance(config) is None:
+        return f"penalised with weight {penalty.weight:g}"
+    return (
+        f"guidance distillation: what is learned at guidance {learned:g} is held to the base at guidance {held:g}, "
+        f"with weight {penalty.weight:g}"
+    )
+
+
+def caution_of_distillation(config: RunConfig) -> str:
+    """What scores before and after do not tell of a run that distilled guidance; "" for any other."""
+    held = distilled_guidance(config)
+    if held is None:
+        return ""
+    return (
+        f"The run distilled guidance {held:g} of the base, which changes scores by itself: what the rewards did shows "
+        "only beside the same run with next to no weight on them, and beside the base at that guidance."
+    )
 
 
 def describe_method(spec: dict[str, Any] | None) -> str:

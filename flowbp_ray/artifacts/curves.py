@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.control import guard
 from flowbp_ray.run.folder import Run
 
@@ -28,12 +29,7 @@ def plot_curves(run: Run) -> Path | None:
     if not train:
         return None
     config = run.config
-    panels = [
-        ("evaluation", "rewards on held-out prompts", [reward.name for reward in config.rewards.all]),
-        ("evaluation", "share that the exact verifier accepts", ["verifier"]),
-        ("judge", "judges on held-out prompts", config.judged),
-    ]
-    panels = [(kind, title, names) for kind, title, names in panels if _measured(lines, kind, names)]
+    panels = held_out_panels(config, lines)
     width = 4.4 * (1 + len(panels))
     figure, axes = plt.subplots(1, 1 + len(panels), figsize=(width, 3.6), layout="constrained", squeeze=False)
     left, *others = axes[0]
@@ -56,6 +52,16 @@ def plot_curves(run: Run) -> Path | None:
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path
+
+
+def held_out_panels(config: RunConfig, lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, list[str]]]:
+    """(kind of line, title, metrics) of each panel of what was measured on held-out prompts, where any of it was."""
+    panels = [
+        ("evaluation", "rewards on held-out prompts", [reward.name for reward in config.rewards.all]),
+        ("evaluation", "share that the exact verifier accepts", ["verifier"]),
+        ("judge", "judges on held-out prompts", config.judged),
+    ]
+    return [(kind, title, names) for kind, title, names in panels if _measured(lines, kind, names)]
 
 
 def _measured(lines: Sequence[Mapping[str, Any]], kind: str, names: Sequence[str]) -> bool:

@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flowbp_ray.artifacts.card_phrases import caution_of_distillation
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.control.guard import HackingVerdict
-from flowbp_ray.evaluation.estimates import NONE, Evaluation, paired_difference
+from flowbp_ray.evaluation.estimates import NONE, Evaluation
 from flowbp_ray.run.folder import Run
 
 Evaluations = Mapping[int, Mapping[float, Evaluation]]
@@ -31,7 +32,7 @@ def summarise(
     """What summary.json holds: before, after and paired change per guidance; throughput; bytes; the weights' digest.
 
     verdict: of a guard that ended the run. Where the guard rolled back, "after" is the evaluation of the step that it
-    went back to.
+    went back to. `caution` is there only where guidance was distilled.
     """
     train = [line for line in run.metrics() if line["kind"] == "train"]
     summary: dict[str, Any] = {
@@ -49,15 +50,17 @@ def summarise(
         tail = train[-max(1, len(train) // 10) :]
         satisfied = [key for key in train[0] if key.startswith("clipped/")]
         summary["without_gradient"] = {k.removeprefix("clipped/"): _mean([t[k] for t in tail]) for k in satisfied}
+    if caution := caution_of_distillation(config):
+        summary["caution"] = caution
     if verdict is not None:
         summary["guard"] = asdict(verdict) | {"line": verdict.describe()}
     if evaluations:
         first, last = min(evaluations), max(evaluations)
         if verdict is not None and verdict.action == "rollback":
             last = verdict.best
-        summary["guidance"] = {
-            f"{g:g}": compare(evaluations[first][g], evaluations[last][g]) for g in evaluations[first]
-        }
+        # a run that the guard ended was not measured at guidance_ends after it
+        both = [g for g in evaluations[first] if g in evaluations[last]]
+        summary["guidance"] = {f"{g:g}": compare(evaluations[first][g], evaluations[last][g]) for g in both}
     return summary
 
 
@@ -70,11 +73,7 @@ def compare(before: Evaluation, after: Evaluation) -> dict[str, Any]:
     # a judge's answers may be missing in one of them
     both = before.values.keys() & after.values.keys()
     before, after = (replace(e, values={n: v for n, v in e.values.items() if n in both}) for e in (before, after))
-    change = {
-        name: asdict(paired_difference(v, after.values[name]))
-        for name, v in before.values.items()
-        if np.isfinite(v - after.values[name]).any()
-    }
+    change = {name: asdict(estimate) for name, estimate in before.changes(after).items()}
     return {"before": before.as_dict(), "after": after.as_dict(), "change": change}
 
 
@@ -93,6 +92,8 @@ def table_rows(part: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """(metric, before, after, change) as text, of what `compare` returns."""
     result = []
     for name, before in part["before"].items():
+        if name not in part["after"]:  # by skill there are verdicts only, and one evaluation may have no others
+            continue
         after, change = part["after"][name], part["change"].get(name)
         if not isinstance(before, Mapping):
             change = "" if None in (before, after) else f"{after - before:+.2f}"
@@ -125,6 +126,8 @@ def print_summary(console: Console, folder: Path, summary: Mapping[str, Any]) ->
     """Print the tables of a finished run, and where its pictures are. summary: what `summarise` returns."""
     for guidance in summary.get("guidance", {}):
         console.print(results_table(summary, guidance))
+    if "caution" in summary:
+        console.print(escape(summary["caution"]))
     if "guard" in summary:
         console.print(escape(f"ended by the guard at {summary['guard']['line']}"))
     satisfied = summary.get("without_gradient", {})

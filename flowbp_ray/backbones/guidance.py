@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from flowbp_ray.backbones.base import Backbone, Conditioning, padded
+from flowbp_ray.backbones.registry import BACKBONES
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.surrogate.trajectory import Velocity
 
 
@@ -31,28 +33,23 @@ def full_velocity(
     observe: receives, at each call, the value that `trained_velocity` with a detached negative branch returns at the
     same states, for the drift meter.
     """
-    alone = one_branch(backbone, guidance)
-    if backbone.joint_branches and not alone:
-        conditioning, negative = _equally_long(conditioning, negative)
-    sigmas, conditioning, negative = _beside(backbone, transformer, sigmas, conditioning, {} if alone else negative)
+    if not one_branch(backbone, guidance):
+        branches = _both_branches(backbone, transformer, sigmas, conditioning, negative)
+
+        def guided(x: Tensor, node: Tensor, row: Tensor) -> Tensor:
+            v_cond, v_neg = branches(x, node, row)
+            v = backbone.guide(v_cond, v_neg, guidance)
+            if observe is not None:
+                observe(guidance * v_cond if backbone.linear_guidance else v)
+            return v
+
+        return guided
+    sigmas, conditioning, _ = _beside(backbone, transformer, sigmas, conditioning, {})
 
     def velocity(x: Tensor, node: Tensor, row: Tensor) -> Tensor:
-        sigma, cond = sigmas[node], _rows(backbone, conditioning, row, guidance)
-        if alone:
-            v = backbone.predict(transformer, x, sigma, cond)
-            if observe is not None:
-                observe(v)
-            return v
-        neg = _rows(backbone, negative, row, guidance)
-        if backbone.joint_branches:
-            both = {name: torch.cat([tensor, neg[name]]) for name, tensor in cond.items()}
-            v_both = backbone.predict(transformer, torch.cat([x, x]), torch.cat([sigma, sigma]), both)
-            v_cond, v_neg = v_both.chunk(2)
-        else:
-            v_cond, v_neg = (backbone.predict(transformer, x, sigma, branch) for branch in (cond, neg))
-        v = backbone.guide(v_cond, v_neg, guidance)
+        v = backbone.predict(transformer, x, sigmas[node], _rows(backbone, conditioning, row, guidance))
         if observe is not None:
-            observe(guidance * v_cond if backbone.linear_guidance else v)
+            observe(v)
         return v
 
     return velocity
@@ -89,7 +86,56 @@ def trained_velocity(
     return velocity
 
 
-def forward_guidance(backbone: Backbone, guidance: float) -> float:
+def held_velocity(
+    backbone: Backbone,
+    transformer: nn.Module,
+    sigmas: Tensor,
+    conditioning: Conditioning,
+    negative: Conditioning,
+    guidance: float,
+    detach_negative: bool,
+    held: float,
+) -> Velocity:
+    """Return the base's velocity that a penalty compares a learner's `trained_velocity` at `guidance` with.
+
+    held: h, the guidance of the base. At the learner's own, g, this is the base's `trained_velocity`; at another one
+    the base's guided velocity. With a detached negative the learner's value is g·v_cond, which lacks (1 − g)·v_neg:
+    this is taken to be the base's, and moved to the other side of the difference, so that the result is
+
+        v_neg + h·(v_cond − v_neg) − (1 − g)·v_neg = h·v_cond + (g − h)·v_neg
+    """
+    if held == guidance:
+        return trained_velocity(backbone, transformer, sigmas, conditioning, negative, guidance, detach_negative)
+    if not _negative_held(backbone, guidance, detach_negative):
+        return full_velocity(backbone, transformer, sigmas, conditioning, negative, held)
+    branches = _both_branches(backbone, transformer, sigmas, conditioning, negative)
+
+    def velocity(x: Tensor, node: Tensor, row: Tensor) -> Tensor:
+        v_cond, v_neg = branches(x, node, row)
+        return held * v_cond + (guidance - held) * v_neg
+
+    return velocity
+
+
+def held_branches(backbone: Backbone, guidance: float, detach_negative: bool, held: float) -> int:
+    """How many branches `held_velocity` evaluates at a guidance `held` other than `guidance`."""
+    return 2 if _negative_held(backbone, guidance, detach_negative) or not one_branch(backbone, held) else 1
+
+
+def held_guidance(config: RunConfig) -> tuple[float, float]:
+    """(g, h): the guidance of the velocity that a run learns, and that of the base which its penalty holds it to."""
+    guidance, penalty = config.backbone.guidance, config.learners.base_penalty
+    learned = guidance if config.rewards.differentiable else forward_guidance(BACKBONES[config.backbone.name], guidance)
+    return learned, learned if penalty is None or penalty.guidance is None else penalty.guidance
+
+
+def distilled_guidance(config: RunConfig) -> float | None:
+    """The base's guidance that a run distils by its penalty; None where it does not."""
+    (learned, held), penalty = held_guidance(config), config.learners.base_penalty
+    return held if penalty is not None and penalty.weight > 0 and held != learned else None
+
+
+def forward_guidance(backbone: Backbone | type[Backbone], guidance: float) -> float:
     """The guidance at which terms without gradient learn: none, or the run's where the model takes it as an input.
 
     What is learned is the conditional velocity, whatever guidance the samples were drawn with (see `surrogate.nft`).
@@ -100,6 +146,36 @@ def forward_guidance(backbone: Backbone, guidance: float) -> float:
 def one_branch(backbone: Backbone, guidance: float) -> bool:
     """Whether the velocity is a single forward without a negative branch."""
     return backbone.embedded_guidance or guidance == 1.0
+
+
+def _negative_held(backbone: Backbone, guidance: float, detach_negative: bool) -> bool:
+    """Whether `trained_velocity` is g·v_cond, without the negative branch that the guided velocity has."""
+    return detach_negative and backbone.linear_guidance and not one_branch(backbone, guidance)
+
+
+def _both_branches(
+    backbone: Backbone, transformer: nn.Module, sigmas: Tensor, conditioning: Conditioning, negative: Conditioning
+) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """A function of states [R, ...], nodes and rows that returns (v_cond, v_neg), by one forward if they may share it.
+
+    For families without embedded guidance.
+    """
+    if backbone.joint_branches:
+        conditioning, negative = _equally_long(conditioning, negative)
+    sigmas, conditioning, negative = _beside(backbone, transformer, sigmas, conditioning, negative)
+
+    def branches(x: Tensor, node: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+        sigma = sigmas[node]
+        cond, neg = (_rows(backbone, branch, row, 1.0) for branch in (conditioning, negative))
+        if not backbone.joint_branches:
+            v_cond, v_neg = (backbone.predict(transformer, x, sigma, branch) for branch in (cond, neg))
+            return v_cond, v_neg
+        both = {name: torch.cat([tensor, neg[name]]) for name, tensor in cond.items()}
+        v_both = backbone.predict(transformer, torch.cat([x, x]), torch.cat([sigma, sigma]), both)
+        v_cond, v_neg = v_both.chunk(2)
+        return v_cond, v_neg
+
+    return branches
 
 
 def _beside(

@@ -95,7 +95,8 @@ def measure(
             loop.step(loop.done)
             loop.done += 1
             if loop.done >= warm:
-                readings.append(ClockReading(time.perf_counter(), time.process_time(), time.thread_time()))
+                clocks, pipeline = (time.perf_counter(), time.process_time(), time.thread_time()), loop.fleet.pipeline
+                readings.append(ClockReading(*clocks, pipeline.looks, pipeline.looked_at))
     return measured_point(config, [line for line in run.metrics() if line["kind"] == "train"][warm:], readings)
 
 

@@ -32,11 +32,16 @@ class Ratio:
 
 @dataclass(frozen=True)
 class ClockReading:
-    """The driver's clocks at the end of a step: wall, CPU of its process, CPU of the thread that runs the loop."""
+    """The driver's clocks at the end of a step: wall, CPU of its process, CPU of the thread that runs the loop.
+
+    looks, looked_at: how often it has looked for answers, and at how many calls in flight in all of these looks.
+    """
 
     wall: float
     process: float
     thread: float
+    looks: int = 0
+    looked_at: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,8 +51,9 @@ class Point:
     batch, items: images and items of a step. devices: of all roles together, GPUs where roles ask for them, else
     processes. sampler_s, reward_s: of an item; load_s: of a sampler that loads a version, in a step; learner_s: of the
     slowest rank in a step; wait_s, learn_s, publish_s: of the driver's phases. driver_s, driver_thread_s: CPU of the
-    driver's process and of its thread, in a step. idle: by role, the share of the time in which it did not compute.
-    weight_bytes: that samplers loaded in a step. retries: calls done again since the run began.
+    driver's process and of its thread, in a step. looks, looked_at: of a step, see `ClockReading`. idle: by role, the
+    share of the time in which it did not compute. weight_bytes: that samplers loaded in a step. retries: calls done
+    again since the run began.
     """
 
     ratio: Ratio
@@ -65,6 +71,8 @@ class Point:
     publish_s: float
     driver_s: float
     driver_thread_s: float
+    looks: float
+    looked_at: float
     idle: dict[str, float]
     bytes_per_image: float
     weight_bytes: float
@@ -126,6 +134,8 @@ def measured_point(config: RunConfig, lines: Sequence[Mapping[str, Any]], readin
         publish_s=work["publish_s"],
         driver_s=per_step("process"),
         driver_thread_s=per_step("thread"),
+        looks=per_step("looks"),
+        looked_at=per_step("looked_at"),
         idle={name.removeprefix("idle/"): share for name, share in idle(work, ratio.__dict__, step_s).items()},
         bytes_per_image=mean("travel_bytes_per_image"),
         weight_bytes=mean("weight_bytes"),

@@ -13,7 +13,7 @@ from flowbp_ray.benching.emulation import Emulation
 from flowbp_ray.config import loading
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.planning.costs import noised_times
-from flowbp_ray.planning.work import sampled, swept
+from flowbp_ray.planning.work import based, sampled, swept
 from flowbp_ray.utils.diff import differing
 from flowbp_ray.utils.errors import ConfigError, nearest
 from flowbp_ray.utils.settings import Strict
@@ -87,9 +87,10 @@ class Profile(Strict):
         more, learned = times - made["times"], swept(config)[1] / batch  # more: rows that the profile does not count
         sampler, learner = self.sampler_s, self.learner_s * (learned / (learned - more))
         if more:
-            drawn = sampled(config, backbone_named(config.backbone.name, config.backbone.path))[1] / batch
-            based = config.learners.base_penalty is not None and not config.rewards.differentiable
-            sampler *= drawn / (drawn - more * (1 + based))
+            backbone = backbone_named(config.backbone.name, config.backbone.path)
+            drawn, (forwards, rows) = sampled(config, backbone)[1] / batch, based(config, backbone)
+            there = config.learners.base_penalty is not None and not config.rewards.differentiable
+            sampler *= drawn / (drawn - more * (1 + there * forwards * rows))
         return sampler, learner, learner * (1 - times / learned) * FORWARD_SHARE
 
     def write_model(self, folder: Path) -> Path:

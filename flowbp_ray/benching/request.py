@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import product
+from typing import Any
 
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.utils.errors import ConfigError
+
+EMULATED_STORE = 2 * 2**30
+"""Bytes of the object store of an emulation."""
 
 
 def parse_numbers(text: str, option: str, least: int = 1) -> list[int]:
@@ -54,3 +58,10 @@ def resources_needed(configs: Sequence[RunConfig]) -> dict[str, int]:
                 needed[kind] = needed.get(kind, 0.0) + pool.count * amount
         most |= {kind: max(most.get(kind, 0), math.ceil(amount)) for kind, amount in needed.items()}
     return most
+
+
+def emulated_ray(configs: Sequence[RunConfig]) -> dict[str, Any]:
+    """Options of `ray.init` for a private Ray that is told that it has all that the roles ask for."""
+    needed = resources_needed(configs)
+    cpus, gpus = needed.pop("CPU", 0) + 2, needed.pop("GPU", 0) + 1
+    return {"num_cpus": cpus, "num_gpus": gpus, "resources": needed, "object_store_memory": EMULATED_STORE}

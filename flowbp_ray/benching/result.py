@@ -80,15 +80,15 @@ class Result:
         second = Table(title="idle share per role; seconds of a step; driver's CPU share; bytes of an image")
         for name in ("ratio", "samplers", "learners", "rewards", "wait", "learn", "publish", "load"):
             second.add_column(name, justify="left" if name == "ratio" else "right", no_wrap=True)
-        for name in ("driver", "extrap.", "image"):
+        for name in ("driver", "extrap.", "thread", "simulated", "image"):
             second.add_column(name, justify="right", no_wrap=True)
         for i, p in enumerate(self.points):
             idle = [f"{p.idle[role]:.0%}" for role in ("samplers", "learners", "rewards")]
             seconds_of = [f"{value:.3g}" for value in (p.wait_s, p.learn_s, p.publish_s, p.load_s)]
             share = "" if (found := self.extrapolated_driver_share(i)) is None else f"{found:.1%}"
-            second.add_row(
-                str(p.ratio), *idle, *seconds_of, f"{p.driver_s / p.step_s:.1%}", share, format_bytes(p.bytes_per_image)
-            )
+            driver = f"{p.driver_s / p.step_s:.1%}", share, f"{p.driver_thread_s / p.step_s:.1%}"
+            alike = f"{self.simulated_at(p.ratio).driver_s / p.step_s:.1%}"
+            second.add_row(str(p.ratio), *idle, *seconds_of, *driver, alike, format_bytes(p.bytes_per_image))
         return [first, second, *([self._simulated()] if self.simulated else [])]
 
     def ideal(self, ratio: Ratio) -> float:
@@ -97,8 +97,12 @@ class Result:
 
     def predictions(self, ratio: Ratio) -> dict[str, float]:
         """Seconds of a step by method: planned, fitted on one point, and simulated with what was planned."""
-        simulated = simulate(self.planned, ratio, self.costs, steps=12).step_s
+        simulated = self.simulated_at(ratio).step_s
         return {"plan": self.planned.step(ratio), "fitted": self.fitted.step(ratio), "simulated": simulated}
+
+    def simulated_at(self, ratio: Ratio) -> SimulatedPoint:
+        """The simulation at a measured ratio, with what was planned."""
+        return simulate(self.planned, ratio, self.costs, steps=12)
 
     def extrapolated_driver_share(self, number: int) -> float | None:
         """The driver's CPU share at the point `number`, from those before it; None for the first."""
@@ -146,6 +150,9 @@ class Result:
         rows = []
         for i, p in enumerate(self.points):
             predicted = {f"{name}_step_s": step_s for name, step_s in self.predictions(p.ratio).items()}
+            alike = self.simulated_at(p.ratio)
+            predicted |= {"simulated_driver_s": alike.driver_s, "simulated_looks": alike.looks}
+            predicted |= {"simulated_looked_at": alike.looked_at}
             rows.append(
                 p.to_dict()
                 | {"ideal_step_s": self.ideal(p.ratio), **predicted}

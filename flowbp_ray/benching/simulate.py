@@ -17,21 +17,25 @@ from typing import Any
 from flowbp_ray.benching.points import Ratio
 from flowbp_ray.benching.predict import Seconds
 from flowbp_ray.config import loading
-from flowbp_ray.utils.settings import MAX_CALLS_IN_FLIGHT, Strict
+from flowbp_ray.utils.settings import LOOKING, MAX_CALLS_IN_FLIGHT, Strict
+
+CALLS_OF_A_RANK = 3  # in a step: for the step, its weights and their checksums
 
 
 class DriverCosts(Strict):
     """CPU seconds of the driver's thread. source: where they were measured, as text.
 
-    step: of a step. item: of an item, with its two calls and two answers. scan: of a poll for answers, for each call
-    that is in flight then. rank: of a learner rank in a step.
+    step: of a step. rank: of a learner rank in a step. item: of an item, with its two calls and two answers. row: of an
+    image, such as its metrics. look: of a look for answers; scan: of each call that is in flight then.
     """
 
     source: str = ""
     step: float = 0.0
-    item: float = 0.0
-    scan: float = 0.0
     rank: float = 0.0
+    item: float = 0.0
+    row: float = 0.0
+    look: float = 0.0
+    scan: float = 0.0
 
     @classmethod
     def shipped(cls) -> DriverCosts:
@@ -43,14 +47,16 @@ class DriverCosts(Strict):
 class SimulatedPoint:
     """Means over the simulated steps at one ratio.
 
-    batch: images of a step. driver_s: seconds of a step in which the driver's thread is busy. messages, travel_bytes:
-    of a step.
+    batch: images of a step. driver_s: seconds of a step in which the driver's thread is busy. looks: for answers, in a
+    step; looked_at: the calls in flight, summed over these. messages, travel_bytes: of a step.
     """
 
     ratio: Ratio
     batch: int
     step_s: float
     driver_s: float
+    looks: float
+    looked_at: float
     messages: int
     travel_bytes: float
 
@@ -108,9 +114,10 @@ class Workers:
 class SimulatedLoop:
     """The state of a simulated run.
 
-    now: the driver's clock; busy: seconds of it in which the driver's thread computed. issued: batches whose items were
-    submitted. events: answers to come, as (moment, order, stage, batch, worker). queued, rolled: batches of the items
-    that wait for a sampler and for a reward server. done: items that are scored, by batch.
+    now: the driver's clock; busy: seconds of it in which the driver's thread computed. rested: when it may look for
+    answers again; looks, looked_at: how often it has, and at how many calls in flight in all. issued: batches whose
+    items were submitted. events: answers to come, as (moment, order, stage, batch, worker). queued, rolled: batches of
+    the items that wait for a sampler and for a reward server. done: items that are scored, by batch.
     """
 
     seconds: Seconds
@@ -118,6 +125,9 @@ class SimulatedLoop:
     costs: DriverCosts
     now: float = 0.0
     busy: float = 0.0
+    rested: float = 0.0
+    looks: int = 0
+    looked_at: int = 0
     issued: int = 0
     events: list[tuple[float, int, str, int, int]] = field(default_factory=list)
     queued: deque[int] = field(default_factory=deque)
@@ -154,10 +164,13 @@ class SimulatedLoop:
                 moment = pool.call(worker, self.now, seconds)
                 heapq.heappush(self.events, (moment, self.order, stage, batch, worker))
 
-    def settle(self) -> None:
-        """Wait for the next answer, take all that have come by then, and make the calls that they allow."""
-        polled = self.now = max(self.now, self.events[0][0])
-        self.spend(self.costs.scan * len(self.events))
+    def settle(self, learners: int = 0) -> None:
+        """Wait for the next answer, take all that have come by then, and make the calls that they allow.
+
+        learners: ranks that are waited for too.
+        """
+        polled = self.now = max(self.now, self.rested, self.events[0][0])
+        self.look(len(self.events) + learners)
         while self.events and self.events[0][0] <= polled:
             _, _, stage, batch, worker = heapq.heappop(self.events)
             self.spend(self.costs.item / 4)
@@ -169,16 +182,25 @@ class SimulatedLoop:
                 self.done[batch] = self.done.get(batch, 0) + 1
         self.dispatch()
 
+    def look(self, calls: int) -> None:
+        """Look for answers among the calls in flight, and rest so long that looking takes LOOKING of the time."""
+        self.looks, self.looked_at = self.looks + 1, self.looked_at + calls
+        self.spend(self.costs.look + self.costs.scan * calls)
+        self.rested = self.now + self.costs.scan * calls * (1 / LOOKING - 1)
+
     def step(self, step: int) -> None:
         """As `driver.Loop.step`: issue, collect, learn and publish. Items go on while the learners compute."""
+        self.spend(self.costs.row * self.seconds.batch)
         self.issue(step + self.ratio.staleness)
         while self.done.get(step, 0) < self.seconds.items:
             self.settle()
         self.spend(self.costs.rank * self.ratio.learners)
         ready = self.now + self.seconds.learner / self.ratio.learners + self.seconds.fixed
-        while self.events and self.events[0][0] <= ready:
-            self.settle()
+        while self.events and max(self.events[0][0], self.rested) <= ready:
+            self.settle(self.ratio.learners)
         self.now = max(self.now, ready)
+        for _ in range(CALLS_OF_A_RANK):  # the ranks answer together
+            self.look(len(self.events) + self.ratio.learners)
         self.spend(self.costs.step)
 
 
@@ -198,7 +220,7 @@ def simulate(
     warm = ratio.staleness + 2
     for step in range(warm):
         loop.step(step)
-    began, busy = loop.now, loop.busy
+    began, busy, looks, looked_at = loop.now, loop.busy, loop.looks, loop.looked_at
     for step in range(warm, warm + steps):
         loop.step(step)
     return SimulatedPoint(
@@ -206,7 +228,9 @@ def simulate(
         batch=seconds.batch,
         step_s=(loop.now - began) / steps,
         driver_s=(loop.busy - busy) / steps,
-        messages=4 * seconds.items + 6 * ratio.learners,
+        looks=(loop.looks - looks) / steps,
+        looked_at=(loop.looked_at - looked_at) / steps,
+        messages=4 * seconds.items + 2 * CALLS_OF_A_RANK * ratio.learners,
         travel_bytes=bytes_per_image * seconds.batch + weight_bytes * ratio.samplers,
     )
 

@@ -50,6 +50,11 @@ class BasePenaltyConfig(Strict):
 
     weight: float = Field(ge=0)
     """Factor of the penalty in the loss. 0: the distance is only measured and changes nothing."""
+    guidance: float | None = Field(None, ge=1)
+    """Guidance scale of the base's velocity. One that is not the run's is distilled: with backbone.guidance=1, and 3
+    here, the model learns to draw without guidance what the base draws with 3, whatever the rewards. For flux1 it is
+    the value of the model's guidance input. null: that of the velocity which is learned, so the run's; without a method
+    none, and for flux1 the run's."""
 
 
 class OptimizerConfig(Strict):

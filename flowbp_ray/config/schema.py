@@ -158,6 +158,11 @@ def _check_batch(config: RunConfig) -> None:
             f"the batch of {batch} rows (prompts_per_step x images_per_prompt) is not divisible by "
             f"data.rollout_batch={size}; write data.rollout_batch={_divisor(batch, size)}"
         )
+    if size % data.sampled_at_once:
+        raise ValueError(
+            f"data.rollout_micro_batch={data.sampled_at_once} does not divide data.rollout_batch={size}; write "
+            f"data.rollout_micro_batch={_divisor(size, data.sampled_at_once)}"
+        )
     if learners.engine == "torch" and ranks != 1:
         raise ValueError(f"learners.engine=torch runs on one rank, got learners.count={ranks}; write learners.count=1")
     if batch // size % ranks:

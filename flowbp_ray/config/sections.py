@@ -85,8 +85,17 @@ class DataConfig(Strict):
     images_per_prompt: int = Field(1, ge=1)
     """Images that are drawn for each prompt of a step."""
     rollout_batch: int = Field(ge=1)
-    """Rows that a sampler draws at a time. The batch is cut into items of this many rows and must be divisible by
-    it."""
+    """Rows of an item, which is what a sampler draws in one call. The batch is cut into items of this many rows and
+    must be divisible by it."""
+    rollout_micro_batch: int | None = Field(None, ge=1)
+    """Rows of a training item that a sampler computes at a time; it must divide rollout_batch. null: all of them. With
+    it items can be large, as the driver of a large cluster needs them, while samplers take no more memory. Results are
+    those of items of this many rows, as long as rewards.micro_batch is set too."""
+
+    @property
+    def sampled_at_once(self) -> int:
+        """Rows of a training item that a sampler computes at a time."""
+        return self.rollout_micro_batch or self.rollout_batch
 
     @property
     def shape(self) -> BatchShape:

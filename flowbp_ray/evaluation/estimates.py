@@ -46,14 +46,31 @@ class Evaluation:
         the skills' means: the published value of GenEval, whose six tags have 80 to 100 prompts each.
         """
         result = {name: estimate(v) for name, v in self.values.items()}
-        skills = [skill for skill in dict.fromkeys(self.skills) if skill]
-        for name, values in self.values.items() if skills else ():
-            if not set(np.unique(values[np.isfinite(values)])) <= {0.0, 1.0}:
-                continue
-            parts = {skill: estimate(values[[s == skill for s in self.skills]]) for skill in skills}
-            result |= {f"{name}/{skill}": part for skill, part in parts.items()}
-            result[f"{name}/overall"] = mean_of_means(list(parts.values()))
+        for name, values in self.values.items():
+            result |= _by_skill(name, {skill: estimate(values[rows]) for skill, rows in self._skilled(name).items()})
         return result
+
+    def changes(self, after: Evaluation) -> dict[str, Estimate]:
+        """Paired differences to `after`, of the same metrics and pictures, by the names of `estimates`.
+
+        A metric without a difference that is finite is left out.
+        """
+        result = {}
+        for name, values in self.values.items():
+            if not np.isfinite(values - after.values[name]).any():
+                continue
+            result[name] = paired_difference(values, after.values[name])
+            rows_of = self._skilled(name)
+            parts = {s: paired_difference(values[rows], after.values[name][rows]) for s, rows in rows_of.items()}
+            result |= _by_skill(name, parts)
+        return result
+
+    def _skilled(self, name: str) -> dict[str, list[bool]]:
+        """Which pictures are of each skill, for a metric of verdicts; nothing for another, or without skills."""
+        values = self.values[name]
+        if not set(np.unique(values[np.isfinite(values)])) <= {0.0, 1.0}:
+            return {}
+        return {skill: [s == skill for s in self.skills] for skill in dict.fromkeys(self.skills) if skill}
 
     def means(self) -> dict[str, float | None]:
         """The estimates' means and the scalars by name; None for a mean over no finite value."""
@@ -102,7 +119,17 @@ def mean_of_means(parts: Sequence[Estimate]) -> Estimate:
 def paired_difference(before: np.ndarray, after: np.ndarray) -> Estimate:
     """Mean and 95 % interval of after − before, of the same prompts with the same noise (paired, normal)."""
     delta = np.asarray(after, float) - np.asarray(before, float)
-    return _normal(delta[np.isfinite(delta)])
+    delta = delta[np.isfinite(delta)]
+    return _normal(delta) if len(delta) else Estimate(None, None, None, 0)
+
+
+def _by_skill(metric: str, parts: Mapping[str, Estimate]) -> dict[str, Estimate]:
+    """The parts as <metric>/<skill>, and <metric>/overall; nothing without parts."""
+    if not parts:
+        return {}
+    return {f"{metric}/{skill}": part for skill, part in parts.items()} | {
+        f"{metric}/overall": mean_of_means(list(parts.values()))
+    }
 
 
 def _normal(values: np.ndarray) -> Estimate:

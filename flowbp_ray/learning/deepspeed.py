@@ -167,7 +167,7 @@ def deepspeed_config(config: LearnersConfig, dtype: torch.dtype) -> dict[str, An
     if config.interconnect == "pcie":
         sharding["overlap_comm"] = True
     if config.offload:
-        sharding["offload_optimizer"] = {"device": "cpu", "pin_memory": config.device == "cuda"}
+        sharding["offload_optimizer"] = {"device": "cpu", "pin_memory": config.device != "cpu"}
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -180,12 +180,13 @@ def deepspeed_config(config: LearnersConfig, dtype: torch.dtype) -> dict[str, An
 
 
 def join_process_group(rank: int, config: LearnersConfig, address: str, port: int, timeout: float) -> None:
-    """Join the learners' process group: gloo on CPUs, NCCL on GPUs. Call it before anything else imports DeepSpeed.
+    """Join the learners' process group: gloo on CPUs, what DeepSpeed takes for the accelerator on GPUs (CUDA: NCCL).
 
+    Call it before anything else imports DeepSpeed.
     The configuration chooses between them, not the machine: ranks that train on the CPU may run on a node with GPUs.
     timeout: seconds after which a collective operation fails.
     """
-    on_gpu = config.device == "cuda"
+    on_gpu = config.device != "cpu"
     os.environ |= {
         "RANK": str(rank),
         "WORLD_SIZE": str(config.count),
@@ -202,7 +203,7 @@ def join_process_group(rank: int, config: LearnersConfig, address: str, port: in
         __compatible_ops__["deepspeed_shm_comm"] = False  # compiles for a minute, and only serves ranks on one host
         # By default gloo uses the address of this host's name: 127.0.1.1 on Debian, which no other host reaches.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface_to(address))
-    deepspeed.init_distributed("nccl" if on_gpu else "gloo", timeout=timedelta(seconds=timeout))
+    deepspeed.init_distributed(None if on_gpu else "gloo", timeout=timedelta(seconds=timeout))
 
 
 def interface_to(address: str) -> str:

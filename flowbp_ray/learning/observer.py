@@ -4,7 +4,8 @@
     base_distance[b] = mean over i and elements of (v_theta(x[i]) − v_base(x[i]))²
 
 The velocities compared are those of the branches that the learner runs (g·v_cond with a detached negative branch). At
-staleness 0 the drift is the noise floor: the same weights, but other batches in the forward.
+staleness 0 the drift is the noise floor: the same weights, but other batches in the forward. Where the base has a
+guidance of its own (`flowbp_ray.backbones.guidance.held_velocity`) the distance begins at what that guidance changes.
 """
 
 from __future__ import annotations

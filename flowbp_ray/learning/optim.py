@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flowbp_ray.config.learners import EmaConfig, OptimizerConfig, ScheduleConfig
+from flowbp_ray.utils import accelerator
 from flowbp_ray.utils.errors import need_package
 
 
@@ -30,7 +31,7 @@ def adamw(parameters: list[nn.Parameter], config: OptimizerConfig, device: str) 
             parameters, **settings, min_8bit_size=SMALLEST_QUANTISED
         )
         return optimizer
-    return torch.optim.AdamW(parameters, **settings, fused=True if device == "cuda" else None)
+    return torch.optim.AdamW(parameters, **settings, fused=True if device == accelerator.KIND else None)
 
 
 SMALLEST_QUANTISED = 4096

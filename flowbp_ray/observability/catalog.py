@@ -86,7 +86,7 @@ TABLE = (
     Metric("base_penalty", "loss", "", "what the distance to the base adds to the loss"),
     Metric("nft_loss", "loss", "", "loss of the terms without gradient"),
     Metric("old_distance", "loss", "", "distance to the sampling policy's velocities, root mean square"),
-    Metric("base_distance", "loss", "", "distance to the base's velocities, root mean square"),
+    Metric("base_distance", "loss", "", "distance to the base's velocities at base_penalty.guidance, root mean square"),
     Metric("grad_norm", "gradient", "", "norm of the gradient before clipping"),
     Metric("grad_clipped", "gradient", "", "1 where the norm was above the limit"),
     Metric("updated", "gradient", "", "1 where the weights changed"),

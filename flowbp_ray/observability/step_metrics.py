@@ -131,5 +131,6 @@ def travel(reports: Sequence[RolloutReport], scored: Sequence[Scored]) -> dict[s
 def state_bytes(model: BackboneConfig, plans: Sequence[Plan]) -> float:
     """Bytes of states per image by formula: states of the plan × elements of a latent × itemsize, averaged."""
     shape = build_backbone(model).latent_shape(model.height, model.width)
-    states = sum(len(plan.states) for plan in plans) / len(plans)
+    of_plan = {id(plan): len(plan.states) for plan in {id(plan): plan for plan in plans}.values()}  # rows may share one
+    states = sum(of_plan[id(plan)] for plan in plans) / len(plans)
     return states * int(np.prod(shape)) * model.torch_dtype.itemsize

@@ -177,7 +177,8 @@ def _lighter_learners(config: RunConfig) -> list[Changes]:
 
 def _lighter_samplers(config: RunConfig) -> list[Changes]:
     """Fewer rows at a time."""
-    rollout = [{"data.rollout_batch": n} for n in (16, 8, 4, 2, 1) if n < config.data.rollout_batch]
+    key = "data.rollout_batch" if config.data.rollout_micro_batch is None else "data.rollout_micro_batch"
+    rollout = [{key: n} for n in (16, 8, 4, 2, 1) if n < config.data.sampled_at_once]
     return _with_evaluation(config, rollout)
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 from torch import nn
 
-from flowbp_ray.backbones.guidance import one_branch
+from flowbp_ray.backbones.guidance import held_guidance, one_branch
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.planning.base import Linears, base_bytes, linears_of
 from flowbp_ray.planning.costs import Costs, noised_times
@@ -133,7 +133,7 @@ def role(name: str, pool: PoolConfig, shares: list[Share]) -> Role:
 
 def samplers(config: RunConfig, costs: Costs, sizes: Sizes) -> Role:
     """The transformer, one forward without gradient, and the rollout's states and velocities."""
-    model, rows = config.backbone, config.data.rollout_batch
+    model, rows = config.backbone, config.data.sampled_at_once
     item = model.torch_dtype.itemsize
     latent = latent_bytes(costs, item)
     kept = 2 * model.num_steps + 1 + 2 * config.surrogate().renoised + noised_times(config)
@@ -147,10 +147,12 @@ def samplers(config: RunConfig, costs: Costs, sizes: Sizes) -> Role:
         kept += budget.terms + budget.junction if config.rewards.differentiable else noised_times(config)
         if config.learners.lora is None:
             shares.append(Share("frozen base", sizes.transformer * item))
+    base_alone_guided = one_branch(costs.backbone, model.guidance)  # only then may its forward be the larger one
+    guidance = held_guidance(config)[1] if base_alone_guided else model.guidance
     if config.drift.on and not one_branch(costs.backbone, model.guidance):
         kept += model.num_steps + config.surrogate().renoised
     shares += [
-        Share("activations, no gradient", costs.rollout(config, rows, model.guidance).peak, "rollout"),
+        Share("activations, no gradient", costs.rollout(config, rows, guidance).peak, "rollout"),
         Share("states and velocities", rows * kept * latent, "rollout"),
     ]
     if config.evaluation.prompts:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from flowbp_ray.backbones.base import Backbone
 from flowbp_ray.backbones.decoding import Decoding
-from flowbp_ray.backbones.guidance import one_branch
+from flowbp_ray.backbones.guidance import held_branches, held_guidance, one_branch
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.planning.costs import Costs, largest, noised_times, penalised_junctions
 from flowbp_ray.planning.memory import decoded_at_once
@@ -42,7 +42,7 @@ def work(config: RunConfig, costs: Costs) -> tuple[Work, Work, Work]:
 
 
 def _sampling(config: RunConfig, costs: Costs) -> Work:
-    model, at_once = config.backbone, config.data.shape.rollout_batch
+    model, at_once = config.backbone, config.data.sampled_at_once
     branches = 1 if one_branch(costs.backbone, model.guidance) else 2
     apart = 1 if costs.backbone.joint_branches else branches
     calls, rows = sampled(config, costs.backbone)
@@ -55,27 +55,30 @@ def _sampling(config: RunConfig, costs: Costs) -> Work:
 def sampled(config: RunConfig, backbone: Backbone) -> tuple[int, int]:
     """(calls, rows) of the samplers' forwards in a step; a negative branch is a row more."""
     model, shape, method = config.backbone, config.data.shape, config.surrogate()
-    steps = method.mean_stop(model.num_steps, shape.rollout_batch) + method.renoised
+    at_once = config.data.sampled_at_once
+    parts, steps = shape.batch // at_once, method.mean_stop(model.num_steps, at_once) + method.renoised
     branches = 1 if one_branch(backbone, model.guidance) else 2
-    calls, rows = round(shape.items * steps), round(shape.batch * steps * branches)
+    calls, rows = round(parts * steps), round(shape.batch * steps * branches)
     calls *= 1 if backbone.joint_branches else branches
     times = noised_times(config)  # conditional forwards of the policy that sampled
-    calls, rows = calls + shape.items * times, rows + shape.batch * times
-    if config.learners.base_penalty is not None:  # the base at each active state, one branch where that is trained
+    calls, rows = calls + parts * times, rows + shape.batch * times
+    if config.learners.base_penalty is not None:  # the base at each active state; without any, at the noised samples
         budget = method.max_terms(model.num_steps)
-        states, (forwards, each) = budget.terms + budget.junction, _trained(config, backbone)
-        if not config.rewards.differentiable:  # there are none: the base at the noised samples
-            states, forwards, each = times, 1, 1
-        calls, rows = calls + shape.items * states * forwards, rows + shape.batch * states * forwards * each
+        states = budget.terms + budget.junction if config.rewards.differentiable else times
+        forwards, each = based(config, backbone)
+        calls, rows = calls + parts * states * forwards, rows + shape.batch * states * forwards * each
     return calls, rows
 
 
-def _trained(config: RunConfig, backbone: Backbone) -> tuple[int, int]:
-    """(forwards, rows of each per state) of `trained_velocity`."""
-    model = config.backbone
-    if one_branch(backbone, model.guidance):
+def based(config: RunConfig, backbone: Backbone) -> tuple[int, int]:
+    """(forwards, rows of each per state) of the base: as a learner's, or guided by `base_penalty.guidance`."""
+    detach, (learned, held) = config.backbone.detach_negative, held_guidance(config)
+    if held != learned:
+        branches = held_branches(backbone, learned, detach, held)
+        return (1, branches) if backbone.joint_branches else (branches, 1)
+    if one_branch(backbone, learned):
         return 1, 1
-    if not model.detach_negative:
+    if not detach:
         return (1, 2) if backbone.joint_branches else (2, 1)
     return (1, 1) if backbone.linear_guidance else (2, 1)
 
@@ -121,7 +124,7 @@ def _surrogate_calls(config: RunConfig) -> tuple[int, int]:
 
 def _forward(config: RunConfig, costs: Costs) -> float:
     """Operations of one row of the transformer without gradient."""
-    rows, guidance = config.data.rollout_batch, config.backbone.guidance
+    rows, guidance = config.data.sampled_at_once, config.backbone.guidance
     branches = 1 if one_branch(costs.backbone, guidance) else 2
     return costs.rollout(config, rows, guidance).flops / (rows * branches)
 

@@ -57,7 +57,7 @@ def run_item(
 
     noise: x[0] [rows, ...] on the device and in the dtype of the model. The results are on the host.
     recorder: the `observe` of `velocity` (see `full_velocity`), for the drift meter; None: no meter.
-    base: the base model's velocity, as a learner would differentiate it; None: not computed.
+    base: what a penalty holds a learner's velocity to (`held_velocity`); None: not computed.
     forward: the velocity that terms without gradient learn, at the samples noised again at `item.times`.
     The targets [rows, branches, ...] are the reward's input. A row with a value that is not finite becomes zeros, has
     a fault in the report and is not kept.

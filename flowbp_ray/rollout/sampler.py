@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from flowbp_ray.backbones.embeddings import Embeddings
 from flowbp_ray.backbones.frozen import load_base
-from flowbp_ray.backbones.guidance import forward_guidance, full_velocity, trained_velocity
+from flowbp_ray.backbones.guidance import forward_guidance, full_velocity, held_velocity
 from flowbp_ray.backbones.kernels import use_kernels
 from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.config.learners import LoraConfig
@@ -21,6 +21,7 @@ from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport, Version
 from flowbp_ray.rollout.execute import VelocityRecorder, finish_item, run_item
 from flowbp_ray.rollout.held import FetchParts, HeldParts, Key
 from flowbp_ray.rollout.items import noise_of
+from flowbp_ray.rollout.parts import Result, joined, split
 from flowbp_ray.surrogate.trajectory import Velocity
 from flowbp_ray.utils.digest import digest
 from flowbp_ray.utils.tracing import span
@@ -45,18 +46,22 @@ class Sampler:
         device: str = "cpu",
         drift_meter: bool = False,
         base_velocities: bool = False,
+        base_guidance: float | None = None,
         embeddings: Embeddings | None = None,
         base: nn.Module | None = None,
+        micro_batch: int | None = None,
     ) -> None:
         """lora, seed: which weights are trained, and the adapters' initialisation; see `trainable.prepare`.
 
         drift_meter: return the velocities that the drift is measured with. base_velocities: return the base model's
-        velocities at the active states; without adapters this needs a second copy of the weights. embeddings: may be
-        set later, but before the first item. base: a loaded base on `device`, whose tensors are used and not changed.
+        velocities at the active states; without adapters this needs a second copy of the weights. base_guidance: the
+        guidance of these; None: that of the velocity which is learned. embeddings: may be set later, but before the
+        first item. base: a loaded base on `device`, whose tensors are used and not changed. micro_batch: rows of a
+        training item that are computed at a time; None: all.
         """
         self.config, self.device, self.embeddings = backbone, device, embeddings
-        self.parts = HeldParts()
-        self.drift_meter, self.base_velocities = drift_meter, base_velocities
+        self.parts, self.micro_batch = HeldParts(), micro_batch
+        self.drift_meter, self.base_velocities, self.base_guidance = drift_meter, base_velocities, base_guidance
         self.backbone = build_backbone(backbone)
         self.latent_shape = self.backbone.latent_shape(backbone.height, backbone.width)
         self.transformer = load_base(self.backbone, backbone, device, base)
@@ -115,15 +120,19 @@ class Sampler:
     def rollout(self, item: Item, fetch: FetchWeights) -> tuple[RolloutReport, Rollout, Packed]:
         """Roll out a training item; return the report, the learner's part and the targets [rows, branches, ...]."""
         load_seconds = self.ensure_version(item.version, fetch)
+        with span("rollout"):
+            parts = [self._rollout(part) for part in split(item, self.micro_batch)]
+        report, kept, target = joined(item, parts)
+        report = replace(report, weight_bytes=self.weight_bytes, embedding_bytes=self.embedding_bytes)
+        self.weight_bytes = self.embedding_bytes = 0
+        return replace(report, load_seconds=load_seconds, fingerprint=self.fingerprint), kept, target
+
+    def _rollout(self, item: Item) -> Result:
         recorder = VelocityRecorder() if self.drift_meter else None
         velocity, sigmas = self._velocity(item, recorder)
         base = self._base_velocity(item, sigmas) if self.base_velocities else None
         forward = self._forward_velocity(item, sigmas) if item.times else None
-        with span("rollout"):
-            report, kept, target = run_item(item, velocity, sigmas, self._noise(item), recorder, base, forward)
-        report = replace(report, weight_bytes=self.weight_bytes, embedding_bytes=self.embedding_bytes)
-        self.weight_bytes = self.embedding_bytes = 0
-        return replace(report, load_seconds=load_seconds, fingerprint=self.fingerprint), kept, target
+        return run_item(item, velocity, sigmas, self._noise(item), recorder, base, forward)
 
     def sample(self, item: Item, fetch: FetchWeights) -> Packed:
         """Roll out an evaluation item; return the finished latents [rows, ...]."""
@@ -162,17 +171,19 @@ class Sampler:
         return full_velocity(self.backbone, self.transformer, sigmas, rows, {}, guidance)
 
     def _base_velocity(self, item: Item, sigmas: Tensor) -> Velocity:
-        """The base model's velocity as a learner would differentiate it: of the frozen copy, or with adapters off."""
+        """What a penalty holds a learner's velocity to: that of the frozen copy, or with adapters off."""
         assert self.embeddings is not None
         surrogate = any(plan.states for plan in item.plans)
-        velocity = trained_velocity(
+        learned = item.guidance if surrogate else forward_guidance(self.backbone, item.guidance)
+        velocity = held_velocity(
             self.backbone,
             self.transformer if self.frozen is None else self.frozen,
             sigmas,
             self.embeddings.rows(item.prompt_ids),
             self.embeddings.negative(item.rows),
-            item.guidance if surrogate else forward_guidance(self.backbone, item.guidance),
+            learned,
             self.config.detach_negative,
+            learned if self.base_guidance is None else self.base_guidance,
         )
         if self.frozen is not None:
             return velocity
@@ -186,14 +197,16 @@ class Sampler:
 
 def build_sampler(config: RunConfig, embeddings: Embeddings | None = None, base: nn.Module | None = None) -> Sampler:
     """Build a sampler of a run in this process. base: see `Sampler`."""
-    learners = config.learners
+    learners, penalty = config.learners, config.learners.base_penalty
     return Sampler(
         config.backbone,
         lora=learners.lora,
         seed=config.seed,
         device=config.samplers.device,
         drift_meter=config.drift.on,
-        base_velocities=learners.base_penalty is not None,
+        base_velocities=penalty is not None,
+        base_guidance=None if penalty is None else penalty.guidance,
         embeddings=embeddings,
         base=base,
+        micro_batch=config.data.rollout_micro_batch,
     )

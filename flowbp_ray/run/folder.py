@@ -1,7 +1,7 @@
 """A run's folder, and whether a run may go on with a configuration.
 
-The folder holds config.yaml, prompts.sha256, metrics.jsonl, log.txt, status.json, checkpoints/, images/, and at the end
-curves.png and summary.json.
+The folder holds config.yaml, prompts.sha256, environment.jsonl, metrics.jsonl, log.txt, status.json, checkpoints/,
+images/, and at the end curves.png and summary.json.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 from flowbp_ray.config.loading import dump, load
 from flowbp_ray.config.schema import RunConfig
+from flowbp_ray.run import environment
 from flowbp_ray.run.checkpoint import Checkpoints
 from flowbp_ray.utils.diff import differing, shown
 from flowbp_ray.utils.errors import ConfigError
@@ -58,6 +59,7 @@ class Run:
         self.checkpoints.folder.mkdir(exist_ok=True)
         text = dump(config.model_copy(update={"name": self.folder.name}))
         write_atomically(self.folder / "config.yaml", lambda path: path.write_text(text), fsync=True)
+        environment.record(self.folder)
         return self
 
     def bind_prompts(self, texts: Sequence[str]) -> None:
@@ -84,6 +86,7 @@ class Run:
             )
         run.images.mkdir(exist_ok=True)
         run.checkpoints.folder.mkdir(exist_ok=True)
+        environment.record(run.folder)
         return run
 
     @classmethod

@@ -9,20 +9,54 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+MARGIN, CAPTION = 8, 36  # pixels between cells, and below a picture for its caption
+
 
 def save_grid(images: Sequence[np.ndarray], captions: Sequence[str], path: Path, columns: int = 6) -> None:
     """Save a sheet of pictures [H, W, 3] uint8, `columns` in a row, each above its caption. Small ones are enlarged."""
     height, width = images[0].shape[:2]
-    scale = max(1, round(128 / width))
-    cell_w, cell_h, text_h = width * scale, height * scale, 36
+    scale = _scale(width)
+    cell_w, cell_h = width * scale, height * scale
     rows = -(-len(images) // columns)
-    sheet = Image.new("RGB", (columns * (cell_w + 8) + 8, rows * (cell_h + text_h + 8) + 8), "white")
+    sheet = Image.new(
+        "RGB", (columns * (cell_w + MARGIN) + MARGIN, rows * (cell_h + CAPTION + MARGIN) + MARGIN), "white"
+    )
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=11)
     for i, (pixels, caption) in enumerate(zip(images, captions, strict=True)):
-        x, y = 8 + i % columns * (cell_w + 8), 8 + i // columns * (cell_h + text_h + 8)
+        x, y = _corner(i, columns, cell_w, cell_h)
         sheet.paste(Image.fromarray(pixels).resize((cell_w, cell_h), Image.Resampling.NEAREST), (x, y))
         text = "\n".join(textwrap.wrap(caption, max(10, cell_w // 6))[:3])
         draw.multiline_text((x, y + cell_h + 1), text, fill="black", font=font, spacing=1)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
+
+
+def read_grid(path: Path, height: int, width: int, columns: int = 6) -> list[np.ndarray]:
+    """Read back the pictures [height, width, 3] uint8 of a sheet that `save_grid` wrote, bit for bit.
+
+    Cells that are wholly white after the last picture are left out. Raises OSError where the file cannot be read, and
+    ValueError where it is no sheet of pictures of that size.
+    """
+    with Image.open(path) as opened:
+        sheet = np.asarray(opened.convert("RGB"))
+    scale = _scale(width)
+    cell_w, cell_h = width * scale, height * scale
+    rows, rest = divmod(sheet.shape[0] - MARGIN, cell_h + CAPTION + MARGIN)
+    if rest or rows < 1 or sheet.shape[1] != columns * (cell_w + MARGIN) + MARGIN:
+        raise ValueError(f"{path} is no sheet of pictures of {height}x{width} pixels in {columns} columns")
+    corners = [_corner(i, columns, cell_w, cell_h) for i in range(rows * columns)]
+    cells = [sheet[y : y + cell_h + CAPTION, x : x + cell_w] for x, y in corners]
+    while cells and (cells[-1] == 255).all():
+        cells.pop()
+    return [cell[:cell_h:scale, ::scale].copy() for cell in cells]
+
+
+def _scale(width: int) -> int:
+    """How many pixels of a sheet a pixel of a picture is wide."""
+    return max(1, round(128 / width))
+
+
+def _corner(i: int, columns: int, cell_w: int, cell_h: int) -> tuple[int, int]:
+    """Left and top of the picture number i of a sheet."""
+    return MARGIN + i % columns * (cell_w + MARGIN), MARGIN + i // columns * (cell_h + CAPTION + MARGIN)

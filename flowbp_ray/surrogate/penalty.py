@@ -6,7 +6,8 @@ b runs over the global batch of B rows and i over the K_b active states of row b
 terms of the plan evaluate it. factor[b] multiplies the row's reward cotangent: 0 for a masked row, B / kept for the
 others, so that P is a mean over the kept rows. The states x[i] are the cached ones, held fixed: only v_theta(x[i]) has
 a gradient. v is the velocity that a learner differentiates (g·v_cond with a detached negative branch), compared in
-fp32. The similarity weight omega belongs to the reward and does not enter.
+fp32; v_base is what it is held to (`flowbp_ray.backbones.guidance.held_velocity`). The similarity weight omega belongs
+to the reward and does not enter.
 """
 
 from __future__ import annotations

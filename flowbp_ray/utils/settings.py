@@ -11,6 +11,9 @@ from flowbp_ray.utils import accelerator
 MAX_CALLS_IN_FLIGHT = 2
 """Calls in flight per actor of a pool: one running, one waiting, so that no actor is idle until the driver answers."""
 
+LOOKING = 0.1
+"""The share of its time that the driver looks for answers: the more calls are in flight, the more rarely it looks."""
+
 
 class Strict(BaseModel):
     """Unknown keys are refused; values cannot be changed after loading.

@@ -135,11 +135,13 @@ def test_a_private_ray_is_started_the_same_way_by_a_bench(monkeypatch: pytest.Mo
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(cluster.ray, "init", lambda **options: taken.update(options))
+    monkeypatch.setattr(cluster, "end_unused", lambda: taken.update(ended=True))
     for name in cluster.PRIVATE:
         monkeypatch.delenv(name, raising=False)
     cluster.start_ray("local", num_gpus=9, resources={"fast": 2})
     assert taken["num_gpus"] == 9 and taken["resources"] == {"fast": 2} and taken["include_dashboard"] is False
-    assert all(os.environ.pop(name) == "0" for name in cluster.PRIVATE)
+    assert taken["ended"]
+    assert {name: os.environ.pop(name) for name in cluster.PRIVATE} == cluster.PRIVATE
 
 
 def test_actors_read_where_the_driver_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.make_profile import profile_of
 from flowbp_ray.benching import profile
 from flowbp_ray.benching.measure import bench
 from flowbp_ray.benching.predict import Seconds
 from flowbp_ray.cli import open_loops
 from flowbp_ray.driver import Loop
+from tests.small import small_config, small_overrides
 
 pytestmark = pytest.mark.ray
 
@@ -52,6 +55,28 @@ def test_an_emulated_run_without_torch_and_with_a_killed_sampler(local_ray: Any)
     assert found.sampler_s == pytest.approx(8 * given.sampler_s * 0.02, rel=0.5)
     assert found.step_s > Seconds.of(emulation, config).ideal(found.ratio) * 0.95
     assert 0 <= found.idle["learners"] < 1 and found.devices == 4
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "terms",
+    [
+        ["method=null", "rewards.terms=[{name: shapes_verifier, gradient: none}]"],
+        ["rewards.terms=[{name: shapes_clip}, {name: shapes_verifier, gradient: none}]"],
+    ],
+    ids=["pure", "mixed"],
+)
+def test_an_emulated_run_that_learns_from_scores(local_ray: Any, tmp_path: Path, terms: list[str]) -> None:
+    """With a profile of its own configuration: steps, bytes and seconds of what such a run does, and kept waits."""
+    groups = ["data.prompts_per_step=4", "data.images_per_prompt=2", *terms]
+    config = small_config(tmp_path, "flowbp_sparse", *groups)
+    given = profile_of(config, "here", 1e12, 1.0)
+    [found], made = bench(
+        "shapes_flowbp_sparse", [*small_overrides(tmp_path), *groups], [COUNTS], 2.0, open_loops, given
+    )
+    assert found.sampler_s >= 0.95 * given.sampler_s * config.data.rollout_batch
+    assert found.step_s > Seconds.of(given.emulation(made), made).ideal(found.ratio) * 0.95
+    assert found.bytes_per_image > 0 and found.retries == 0
 
 
 def test_ctrl_c_ends_a_measurement_within_its_step(local_ray: Any, capfd: pytest.CaptureFixture[str]) -> None:

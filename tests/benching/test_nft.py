@@ -25,6 +25,7 @@ PURE = ["method=null", f"rewards.terms=[{SCORED}]", *GROUPS]
 KINDS = {
     "pure": PURE,
     "pure, with the base": [*PURE, "learners.base_penalty.weight=1", "backbone.guidance=2"],
+    "pure, with the base guided": [*PURE, "learners.base_penalty={weight: 1, guidance: 3}"],
     "mixed": [f"rewards.terms=[{{name: shapes_clip}}, {SCORED}]", *GROUPS],
 }
 
@@ -97,6 +98,21 @@ def test_further_forwards_take_their_seconds(tmp_path: Path) -> None:
                 "sd35_flowbp_sparse", [*settings, "method=null", terms.replace("hpsv2", "hpsv2, gradient: none")]
             )
         )
+
+
+@pytest.mark.parametrize(("held", "rows"), [("null", 1), (3, 2)])
+def test_a_guided_base_takes_its_seconds(tmp_path: Path, held: str | int, rows: int) -> None:
+    """By hand: of an image six steps, and for each time a forward of the policy and `rows` of the base."""
+    shared = [*PURE, f"learners.base_penalty={{weight: 1, guidance: {held}}}"]
+    one = small_config(tmp_path, "flowbp_sparse", *shared, "nft.times=1")
+    given = profile_of(one, "here", 1e15, 1.0)
+    for times in (1, 3):
+        found = given.emulation(small_config(tmp_path, "flowbp_sparse", *shared, f"nft.times={times}"))
+        more = (6 + times * (1 + rows)) / (6 + 1 + rows)
+        assert found.sampler_s == pytest.approx(given.sampler_s * given.time_scale * more)
+    other = small_config(tmp_path, "flowbp_sparse", *shared, "learners.base_penalty.guidance=5")
+    with pytest.raises(ConfigError, match=r"learners.base_penalty.guidance=.*, this run has 5.0"):
+        given.emulation(other)
 
 
 def test_a_judge_to_learn_from_is_refused(tmp_path: Path) -> None:

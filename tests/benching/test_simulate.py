@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from actors import pipeline, pool
-from benchmarks.driver_costs import AllEncoded, Counting
 from flowbp_ray.benching.points import Ratio
 from flowbp_ray.benching.predict import Seconds
 from flowbp_ray.benching.simulate import (
@@ -20,6 +19,7 @@ from flowbp_ray.benching.simulate import (
     simulate,
     sweep,
 )
+from flowbp_ray.utils.settings import LOOKING
 
 
 def test_a_synchronous_step_by_hand() -> None:
@@ -56,13 +56,23 @@ def test_a_version_is_loaded_once_by_each_sampler() -> None:
     assert loop.now == 12.0
 
 
-def test_the_driver_pays_for_calls_answers_ranks_and_steps() -> None:
-    """Two calls and two answers an item; a scan for every call in flight at each of the four looks."""
-    costs = DriverCosts(step=0.5, item=0.4, scan=0.01, rank=0.25)
+def test_the_driver_pays_for_rows_calls_answers_looks_ranks_and_steps() -> None:
+    """Two calls and two answers an item, and four looks for these: at two rollouts; at one and a scoring; at two
+    scorings; at the last one. Then the two ranks answer three calls."""
+    costs = DriverCosts(step=0.5, rank=0.25, item=0.4, row=0.05, look=0.1, scan=0.01)
     found = simulate(Seconds(2, 2, 10.0, 1.0, 4.0), Ratio(2, 2, 1, 0), costs, steps=1)
-    scans = 2 + 2 + 2 + 1  # one of two rollouts; the other, beside a scoring; two scorings; the last one
-    assert found.driver_s == pytest.approx(0.5 + 2 * 0.4 + 2 * 0.25 + scans * 0.01)
+    assert found.looks == 4 + 3
+    assert found.looked_at == 2 + 2 + 2 + 1 + 3 * 2
+    assert found.driver_s == pytest.approx(0.5 + 2 * 0.25 + 2 * 0.4 + 2 * 0.05 + 7 * 0.1 + 13 * 0.01)
     assert found.messages == 4 * 2 + 6 * 2
+
+
+def test_looking_takes_its_share_of_the_time_and_answers_gather_meanwhile() -> None:
+    """1,000 samplers with an item each second: a look at 2,000 calls takes 20 ms, so at most five are made a second."""
+    found = simulate(Seconds(8000, 8000, 1.0, 0.0, 1.0), Ratio(1000, 1, 1000, 1), DriverCosts(scan=1e-5), steps=2)
+    assert found.step_s == pytest.approx(8.0, rel=0.05)
+    assert found.driver_s <= LOOKING * found.step_s * 1.02
+    assert found.step_s <= found.looks <= 5 * found.step_s
 
 
 def test_workers_are_taken_by_load_and_number() -> None:
@@ -84,15 +94,14 @@ def test_thousands_of_samplers_scale_until_the_driver_is_the_bottleneck() -> Non
 
 def test_a_look_of_the_pipeline_takes_all_answers_and_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three calls of which two have been answered, then the third: what the simulation pays `scan` for is 3 + 1."""
-    encoded: Any = AllEncoded()
-    counting = Counting(pool.Pool("s", [None]), pool.Pool("r", [None]), encoded, [], 1, 1.0)
-    answers = iter([["a", "b"], ["c"]])
-
-    def settle(job: Any) -> None:
-        counting.jobs.remove(job)
-
-    monkeypatch.setattr(pipeline, "arrivals", lambda refs, timeout: next(answers))
-    monkeypatch.setattr(counting, "_settle", settle)
-    counting.jobs = [SimpleNamespace(pending=ref, stage="rolling") for ref in "abc"]  # type: ignore[misc]
-    assert counting._pump() and counting._pump()
-    assert (counting.looks, counting.scanned, counting.jobs) == (2, 3 + 1, [])
+    encoded: Any = SimpleNamespace(pending=[], check=lambda: None)
+    looking = pipeline.Pipeline(pool.Pool("s", [None]), pool.Pool("r", [None]), encoded, [], 1, 1.0)
+    ready = iter([["a", "b"], ["c"]])
+    settled: list[tuple[Any, Any]] = []
+    monkeypatch.setattr(pipeline.ray, "wait", lambda refs, num_returns, timeout: (next(ready), []))
+    monkeypatch.setattr(pipeline, "answers", lambda refs: [ref.upper() for ref in refs])
+    monkeypatch.setattr(looking, "_settle", lambda job, answer: settled.append((job, answer)))
+    looking.running = {ref: number for number, ref in enumerate("abc")}  # type: ignore[misc]
+    assert looking._pump() and looking._pump()
+    assert (looking.looks, looking.looked_at, looking.running) == (2, 3 + 1, {})
+    assert settled == [(0, "A"), (1, "B"), (2, "C")]

@@ -74,6 +74,10 @@ BAD = {
     "micro": (["learners.micro_batch=7"], r"write learners.micro_batch=4"),
     "torch ranks": (["learners.engine=torch"], r"write learners.count=1"),
     "penalty": (["learners.base_penalty.weight=-1"], r"base_penalty.weight: .*greater than or equal to 0.*-1"),
+    "guidance of the base": (
+        ["learners.base_penalty={weight: 1, guidance: 0.5}"],
+        r"learners.base_penalty.guidance: .*greater than or equal to 1.*0.5",
+    ),
     "part of a GPU": (["learners.gpus=0.5", "learners.count=2"], r"write learners.gpus=1, or learners.count=1"),
     "one GPU and a half": (["samplers.gpus=1.5"], r"samplers.gpus=1.5: .*whole number; write 1"),
     "broadcasts to CPUs": (["cluster.transport=nccl", "learners.gpus=1"], r"GPUs with GPUs .*write samplers.gpus=1"),

@@ -119,7 +119,7 @@ def one_host(possible: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
 def hosts(possible: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Off."""
     folder = tmp_path_factory.mktemp("cluster")
-    env = clients.environment(clients.new_token(folder / "token")) | dict.fromkeys(PRIVATE, "0")
+    env = clients.environment(clients.new_token(folder / "token")) | PRIVATE
     env |= {"RAY_health_check_period_ms": "1000"}  # a host's end is seen after 5 s and not 16
     with network(folder / "hosts", list(CPUS)) as made:
         yield Cluster(made, env | {"RAY_API_SERVER_ADDRESS": f"http://{made.hosts[0].address}:8265"})

@@ -122,8 +122,8 @@ def test_killed_processes_change_nothing(local_ray: Any, tmp_path: Path) -> None
 def test_ranks_with_different_numbers_of_rows(local_ray: Any, tmp_path: Path, more: list[str]) -> None:
     """ZeRO-2 on two ranks, where prompts whose images are alike leave one rank less to learn from than the other.
 
-    The bound is fp32's: in one process other micro-batches alone move the weights by up to 6e-6 of their norm (mixed) and
-    2e-6 (pure), because Adam's first steps divide by small moments. Learning moves them by 2e-2.
+    The bound is fp32's: in one process other micro-batches alone move the weights by up to 6e-6 of their norm (mixed)
+    and 2e-6 (pure), because Adam's first steps divide by small moments. Learning moves them by 2e-2.
     """
     shared = ["steps=3", "learners.base_penalty.weight=0.1", *more]
     run, _ = driver.train(config(tmp_path, *shared, *ZERO2))

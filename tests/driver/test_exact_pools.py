@@ -37,6 +37,16 @@ def test_one_digest_with_sleeps_and_kills(local_ray: Any, tmp_path: Path, sample
     assert summary["weights_sha256"] == local_digest(config)
 
 
+def test_items_in_parts_give_the_digest_of_small_items_when_a_sampler_dies(local_ray: Any, tmp_path: Path) -> None:
+    """Two items of four rows, computed two rows at a time; a sampler is killed within one, which is done again."""
+    shared = ["steps=3", "data.images_per_prompt=2", "rewards.micro_batch=2"]
+    parts = ["data.rollout_batch=4", "data.rollout_micro_batch=2", "samplers.count=2", "cluster.tries=8"]
+    with instead(*SAMPLERS, faulty.SleepySampler), Killer(["SleepySampler.rollout"], seed=1) as killer:
+        run, summary = driver.train(small_config(tmp_path, "flowbp_bridge", *shared, *parts))
+    assert len(killer.killed) == 1 and run.metrics()[-1]["retries"] >= 1
+    assert summary["weights_sha256"] == local_digest(small_config(tmp_path, "flowbp_bridge", *shared))
+
+
 @pytest.mark.parametrize("staleness", [1, pytest.param(0, marks=long), pytest.param(2, marks=long)])
 def test_staleness_is_exact_and_its_drift_is_metered(local_ray: Any, tmp_path: Path, staleness: int) -> None:
     """Each batch used version max(0, b − S); drift is noise at 0 and real above."""

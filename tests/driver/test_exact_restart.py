@@ -35,6 +35,14 @@ FULL = ["learners.ema.decay=0.9", "learners.optimizer.schedule={name: cosine, wa
 EVALUATED = ["evaluation.prompts=shapes:dev", "evaluation.limit=4", "evaluation.every=2", "evaluation.pictures=4"]
 ZERO2 = ["learners.engine=deepspeed", "learners.count=2", "learners.zero=2"]
 LORA = ["learners.lora={rank: 4, alpha: 8}"]
+VERDICT = [
+    "method=null",
+    "rewards.terms=[{name: shapes_verifier, gradient: none}]",
+    "data.prompts=shapes:train",
+    "data.images_per_prompt=3",
+    "nft.policy=average",
+    "learners.ema={decay: 0.5, ramp: 0.2}",
+]
 
 
 class Crash(Exception):
@@ -231,8 +239,11 @@ def test_asked_once_it_finishes_the_step_saves_and_leaves_nothing(tmp_path: Path
 
 
 @long
-def test_a_killed_driver_leaves_nothing_and_goes_on_as_if_it_had_not_been(local_ray: Any, tmp_path: Path) -> None:
-    settings = ["steps=8", "checkpoint.every=2", "name=mine", "resume=auto"]
+@pytest.mark.parametrize("kind", [[], VERDICT], ids=["backpropagated", "without gradient"])
+def test_a_killed_driver_leaves_nothing_and_goes_on_as_if_it_had_not_been(
+    local_ray: Any, tmp_path: Path, kind: list[str]
+) -> None:
+    settings = ["steps=8", "checkpoint.every=2", "name=mine", "resume=auto", *kind]
     process, _ = start(tmp_path, *settings)
     others = family(process)
     process.kill()

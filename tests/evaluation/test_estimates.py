@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from flowbp_ray import prompts
-from flowbp_ray.evaluation.estimates import Estimate, estimate, mean_of_means, measure, paired_difference
+from flowbp_ray.evaluation.estimates import Estimate, Evaluation, estimate, mean_of_means, measure, paired_difference
 from flowbp_ray.prompts import PromptRecord
 
 LINES = [
@@ -108,3 +108,30 @@ def test_means_and_paired_changes_have_the_normal_interval() -> None:
     assert (got.low, got.high) == pytest.approx((low, high))
     low, high = stats.norm.interval(0.95, loc=before.mean(), scale=stats.sem(before))
     assert (estimate(before).low, estimate(before).high) == pytest.approx((low, high))
+
+
+def test_changes_by_skill_are_those_of_the_skills_prompts() -> None:
+    """Against scipy's normal interval of each part, and the stratified one of their mean."""
+    rng, skills = np.random.default_rng(1), ("a", "b") * 30
+    ends = [
+        Evaluation({"verdict": rng.integers(0, 2, 60).astype(float), "score": rng.normal(size=60)}, {}, skills)
+        for _ in range(2)
+    ]
+    got = ends[0].changes(ends[1])
+    assert list(got) == ["verdict", "verdict/a", "verdict/b", "verdict/overall", "score"]
+    halves = []
+    for offset, skill in enumerate("ab"):
+        delta = (ends[1].values["verdict"] - ends[0].values["verdict"])[offset::2]
+        interval = stats.norm.interval(0.95, loc=delta.mean(), scale=stats.sem(delta))
+        assert (got[f"verdict/{skill}"].low, got[f"verdict/{skill}"].high) == pytest.approx(interval)
+        halves.append((interval[1] - interval[0]) / 2)
+    whole = got["verdict/overall"]
+    assert whole.low is not None and whole.high is not None and whole.mean == pytest.approx(got["verdict"].mean)
+    assert (whole.high - whole.low) / 2 == pytest.approx(np.hypot(*halves) / 2)
+
+
+def test_a_change_that_is_nowhere_finite_is_left_out() -> None:
+    before = Evaluation({"judge": np.array([np.nan, 1.0]), "score": np.array([0.2, 0.3])}, {}, ())
+    after = Evaluation({"judge": np.array([1.0, np.nan]), "score": np.array([0.4, 0.6])}, {}, ())
+    got = before.changes(after)
+    assert list(got) == ["score"] and got["score"].mean == pytest.approx(0.25)

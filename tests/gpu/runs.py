@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -80,8 +82,13 @@ def without_gpu() -> Iterator[None]:
 
 @contextmanager
 def plain_attention() -> Iterator[None]:
-    """Attention as one product after the other on the CPU too: the stand-in has no fused kernel."""
-    with sdpa_kernel(SDPBackend.MATH):
+    """Attention as one product after the other on the CPU too: the stand-in has no fused kernel.
+
+    Encoders attend too, and the key of the embeddings' cache names the device, not its kernels. So the cache is another
+    one inside, or a prompt that some test encoded outside would come back with the fused kernel's rounding.
+    """
+    with sdpa_kernel(SDPBackend.MATH), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLOWBP_RAY_CACHE", str(Path(os.environ["FLOWBP_RAY_CACHE"]) / "plain_attention"))
         yield
 
 

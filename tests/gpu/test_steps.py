@@ -86,7 +86,7 @@ def test_a_step_on_the_gpu_is_the_cpu_s(saved: Saved, tmp_path: Path, case: tupl
         assert relative(mine, theirs) <= near
     assert there.scores == pytest.approx(here.scores, rel=near, abs=near)
     assert there.report.grad_norm == pytest.approx(here.report.grad_norm, rel=near)
-    assert relative(there.change, here.change) <= (1e-3 if exact else 0.25)  # Adam's first step is nearly a sign
+    assert relative(there.change, here.change) <= (1e-3 if exact else 0.2)  # Adam's first step is nearly a sign
     assert not there.report.faults and there.report.grad_norm > 0
     for mine, theirs in (
         (there.report.drift, here.report.drift),

@@ -49,6 +49,7 @@ MIXED = [f"rewards.terms=[{{name: shapes_clip}}, {MINE}]", *GROUPS]
 TWO = [f"rewards.terms=[{{name: shapes_clip}}, {{name: shapes_clip_heldout}}, {MINE}]", "rewards.balance=grad_norm"]
 BASE = "learners.base_penalty.weight=1"
 GUIDED = "backbone.guidance=3"
+HELD = "learners.base_penalty={weight: 1, guidance: 3}"
 FUSED = ["nft.times=3", "learners.fuse=2"]
 CASES: dict[str, list[str]] = {
     "pure": PURE,
@@ -56,6 +57,9 @@ CASES: dict[str, list[str]] = {
     "three times, fused": [*PURE, *FUSED],
     "mixed": [*MIXED, GUIDED],
     "mixed, with the base": [*MIXED, GUIDED, BASE],
+    "mixed, with the base guided": [*MIXED, HELD],
+    "mixed, with the base guided less": [*MIXED, "backbone.guidance=4", HELD],
+    "pure, with the base guided": [*PURE, GUIDED, HELD],
     "mixed, negative branch": [*MIXED, GUIDED, "backbone.detach_negative=false", *FUSED],
     "balanced": [*MIXED, *TWO],
     "average": [*PURE, "nft.policy=average", "learners.ema={decay: 0.5, ramp: 0.1}"],

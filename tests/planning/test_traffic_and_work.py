@@ -121,3 +121,18 @@ def test_learners_exchange_what_zero_says(folders: Any) -> None:
         assert found == {0: 2, 1: 2, 2: 1 + calls, 3: 3 * calls}
         if method == "refl":
             assert found[2] == 2 and found[3] == 3
+
+
+def test_samplers_that_compute_items_in_parts_need_what_items_of_that_size_do() -> None:
+    """Forwards and memory depend on the rows at a time; what travels with an item does not matter to them."""
+    small, parts = (
+        loading.load("shapes_flowbp_sparse", ["data.prompts_per_step=32", *sizes])
+        for sizes in (["data.rollout_batch=4"], ["data.rollout_batch=16", "data.rollout_micro_batch=4"])
+    )
+    whole = loading.load("shapes_flowbp_sparse", ["data.prompts_per_step=32", "data.rollout_batch=16"])
+    roles, works = [], []
+    for config in (small, parts, whole):
+        costs = Costs(config)
+        roles.append(memory.samplers(config, costs, memory.Sizes.of(config, costs)))
+        works.append(work(config, costs)[0])
+    assert roles[0] == roles[1] != roles[2] and works[0] == works[1] != works[2]

@@ -70,7 +70,12 @@ def test_a_runs_configuration_is_on_the_disk_and_read_once(
     config = small_config(tmp_path, "flowbp_sparse", "name=kept")
     run = Run.create(config)
     assert synced[-2:] == ["rename to config.yaml", "fsync kept"] and synced[-3].startswith("fsync .config.yaml.")
-    assert sorted(path.name for path in run.folder.iterdir()) == ["checkpoints", "config.yaml", "images"]
+    assert sorted(path.name for path in run.folder.iterdir()) == [
+        "checkpoints",
+        "config.yaml",
+        "environment.jsonl",
+        "images",
+    ]
     opened, reads = Run.open(run.folder), []
     monkeypatch.setattr("flowbp_ray.run.folder.load", lambda path: reads.append(path) or loading.load(path))
     assert opened.config == config and opened.config is opened.config

@@ -7,6 +7,7 @@ count what a host would wait for, and meter their memory.
 
 from __future__ import annotations
 
+import contextlib
 import types
 from collections import Counter
 from functools import lru_cache
@@ -90,8 +91,32 @@ def _device_module(made: Any) -> types.ModuleType:
         "reset_peak_memory_stats": lambda device=None: made.reset_peak(index_of(device)),
         "_is_in_bad_fork": lambda: False,
         "_lazy_init": lambda: None,
+        **_for_deepspeed(index_of),
     }
     module = types.ModuleType(f"torch.{KIND}")
     for name, value in offered.items():
         setattr(module, name, value)
     return module
+
+
+def _for_deepspeed(index_of: Any) -> dict[str, Any]:
+    """What DeepSpeed asks for beside."""
+
+    def of(dtype: torch.dtype) -> Any:
+        return lambda values: torch.tensor(values, dtype=dtype, device=KIND)
+
+    def stream(device: Any = None) -> Any:
+        return torch.accelerator.current_stream(index_of(device))
+
+    return {
+        "Stream": lambda device=None: torch.Stream(device=f"{KIND}:{index_of(device)}"),
+        "Event": lambda **_: torch.Event(KIND),
+        "stream": lambda chosen: contextlib.nullcontext(),
+        "current_stream": stream,
+        "default_stream": stream,
+        "is_bf16_supported": lambda: True,
+        "memory_stats": lambda device=None: {},
+        "get_device_properties": lambda device=None: types.SimpleNamespace(total_memory=2**40),
+        "FloatTensor": of(torch.float32),
+        "ByteTensor": of(torch.uint8),
+    }

@@ -110,6 +110,8 @@ Tensor& set_storage(Tensor& t, at::Storage storage) {
   return at::native::set_storage_cpu_(t, std::move(storage), 0, {elements}, {});
 }
 
+void record_stream(Tensor&, at::Stream) {}  // memory is given back when it is done with, whoever used it
+
 // --------------------------------------------------------------------------------------------------- what is refused
 
 const std::set<std::string> INDEXING = {"aten::index",           "aten::index_put",     "aten::index_put_",
@@ -215,6 +217,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("_copy_from_and_resize", copy_from_and_resize);
   m.impl("_local_scalar_dense", read_value);
   m.impl("resize_", resize);
+  m.impl("record_stream", record_stream);
   m.impl("set_.source_Storage", set_storage);
   m.impl("set_.source_Storage_storage_offset", set_storage_at);
   m.impl("set_.source_Tensor", at::native::set_tensor_);

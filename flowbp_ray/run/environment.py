@@ -1,0 +1,76 @@
+"""environment.jsonl: by which command, with which versions and on which machine a run was started, a line each time."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from flowbp_ray import __version__
+
+FILE = "environment.jsonl"
+PACKAGES = ("torch", "ray", "deepspeed", "diffusers", "transformers", "peft", "safetensors", "numpy")
+SECONDS = 10  # that git may take
+
+
+def record(folder: Path) -> None:
+    """Add a line for this process to the folder's file. A disk that refuses is ignored: it must not end a run."""
+    with suppress(OSError), (folder / FILE).open("a") as file:
+        file.write(json.dumps(of_this_process()) + "\n")
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The starts of a run, oldest first; none where nothing was recorded. Lines that a kill tore are left out."""
+    found: list[dict[str, Any]] = []
+    with suppress(OSError, UnicodeDecodeError):
+        for text in (folder / FILE).read_text().splitlines():
+            with suppress(ValueError):
+                line = json.loads(text)
+                found += [line] if isinstance(line, dict) else []
+    return found
+
+
+def of_this_process() -> dict[str, Any]:
+    """When, the command, versions, machine, and the commit of the package's checkout (None where there is none)."""
+    versions = {"flowbp_ray": __version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    began_as = sys.orig_argv if Path(sys.argv[0]).name == "__main__.py" else sys.argv  # python -m flowbp_ray train …
+    return {
+        "began": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": shlex.join([Path(began_as[0]).name, *began_as[1:]]),
+        "folder": os.getcwd(),
+        "host": socket.gethostname(),
+        "system": platform.platform(),
+        "cpus": os.cpu_count(),
+        "versions": versions,
+        "git": commit_of(Path(__file__).resolve()),
+    }
+
+
+def commit_of(file: Path) -> str | None:
+    """The commit of the git checkout that `file` is in, with "+changes" where tracked files differ from it.
+
+    None without git, outside a checkout, and where git does not track the file (an environment inside a checkout).
+    """
+    try:
+        _git(file, "ls-files", "--error-unmatch", file.name)
+        changed = _git(file, "status", "--porcelain", "--untracked-files=no")
+        return _git(file, "rev-parse", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(file: Path, *words: str) -> str:
+    command = ["git", "-C", str(file.parent), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=SECONDS).stdout.strip()

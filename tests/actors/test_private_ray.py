@@ -1,0 +1,58 @@
+"""What of Ray runs in a private one, and that what it is needed for still works."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from contextlib import suppress
+from typing import Any
+
+import psutil
+import pytest
+from ray.exceptions import RayActorError
+
+from actors.cluster import PRIVATE
+
+ENDED = ("log_monitor.py", "monitor.py", "dashboard.py")
+NEEDED = ("gcs_server", "raylet")
+
+
+def running() -> set[str]:
+    """The base names of the programs and scripts of this process's descendants."""
+    words = []
+    for process in psutil.Process().children(recursive=True):
+        if process.status() != psutil.STATUS_ZOMBIE:
+            words += process.cmdline()
+    return {os.path.basename(word) for word in words}
+
+
+@pytest.mark.ray
+def test_a_private_ray_runs_what_it_needs_and_notices_a_dead_actor(local_ray: Any) -> None:
+    """The actor is killed from outside, as by the kernel: the next call says so, and Ray starts it again."""
+
+    @local_ray.remote(num_cpus=0, max_restarts=1)
+    class Actor:
+        def pid(self) -> int:
+            return os.getpid()
+
+        def setting(self, name: str) -> str:
+            return os.environ[name]
+
+    there = running()
+    assert not there & set(ENDED) and there >= set(NEEDED)
+    actor = Actor.remote()
+    assert {name: local_ray.get(actor.setting.remote(name)) for name in PRIVATE} == PRIVATE
+    before = local_ray.get(actor.pid.remote())
+    os.kill(before, signal.SIGKILL)
+    with pytest.raises(RayActorError):
+        while True:
+            local_ray.get(actor.pid.remote(), timeout=30)
+    after = before
+    while after == before:
+        with suppress(RayActorError):  # while Ray starts it again
+            after = local_ray.get(actor.pid.remote(), timeout=60)
+            assert after != before
+        time.sleep(0.1)
+    local_ray.kill(actor)
+    assert not running() & set(ENDED)
