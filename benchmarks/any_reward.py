@@ -9,77 +9,34 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from flowbp_ray import prompts
-from flowbp_ray.config import loading
-from flowbp_ray.evaluation.estimates import measure
-from flowbp_ray.local import LocalLoop, encode
-from flowbp_ray.messages import Item, Version
+from benchmarks.measured import Measured
 
 RUNS = ("shapes_nft", "shapes_demo", "shapes_both")
 GUIDANCE = (1.0, 3.0)
 SHOWN = ("verifier", "shapes_clip_heldout", "colour_entropy_bits")
-AT_ONCE = 45
-ALONE = ["learners.engine=torch", "learners.count=1", "samplers.count=1", "rewards.count=1", "tracking.wandb=false"]
 
 
-class Measured:
-    """A loop with the held-out prompts of its configuration."""
-
-    def __init__(self, name: str, seed: int, split: str) -> None:
-        over = [f"seed={seed}", f"plan_seed={seed + 1000}", f"evaluation.prompts=shapes:{split}"]
-        self.config = loading.load(name, [*ALONE, *over])
-        self.loop = LocalLoop(self.config)
-        self.records = prompts.load(f"shapes:{split}")
-        self.embeddings = encode(self.config, [record.text for record in self.records])
-
-    def train(self) -> float:
-        """Run all steps; return their CPU seconds."""
-        began = time.process_time()
-        for step in range(self.config.steps):
-            self.loop.step(step)
-        return time.process_time() - began
-
-    def evaluate(self) -> dict[str, dict[str, float | None]]:
-        """Means by guidance, of the average of the weights."""
-        sampler, trained = self.loop.sampler, self.loop.sampler.embeddings
-        published = list(self.loop.learner.publish(ema=True))
-        sampler.embeddings, found = self.embeddings, {}
-        for guidance in GUIDANCE:
-            parts = []
-            for start in range(0, len(self.records), AT_ONCE):
-                item = self._item(range(start, min(start + AT_ONCE, len(self.records))), guidance)
-                texts = [self.records[i].text for i in item.prompt_ids]
-                parts.append(self.loop.scorer.evaluate(item, texts, sampler.sample(item, lambda: published)))
-            scores = {name: [v for part in parts for v in part.scores[name]] for name in parts[0].scores}
-            drawn = np.array([fine for part in parts for fine in part.drawn])
-            means = measure(np.concatenate([part.images for part in parts]), self.records, scores, drawn).means()
-            found[f"{guidance:g}"] = {name: means[name] for name in SHOWN}
-        sampler.embeddings, sampler.version = trained, None
-        return found
-
-    def _item(self, rows: range, guidance: float) -> Item:
-        settings = self.config.evaluation
-        steps = settings.num_steps or self.config.backbone.num_steps
-        version = Version(1, self.config.steps, True)
-        return Item("held out", 0, 0, tuple(rows), tuple(rows), (), settings.seed, steps, guidance, version)
+def measured_at(found: Measured) -> dict[str, dict[str, float | None]]:
+    """Means by guidance, of the average of the weights."""
+    means = {f"{guidance:g}": found.evaluate(guidance).measured.means() for guidance in GUIDANCE}
+    return {guidance: {name: each[name] for name in SHOWN} for guidance, each in means.items()}
 
 
 def run(name: str, seed: int, split: str) -> dict[str, Any]:
     measured = Measured(name, seed, split)
-    before = measured.evaluate()
+    before = measured_at(measured)
     seconds = measured.train()
     shape = measured.config.data.shape
     images = measured.config.steps * shape.batch
     return {"run": name, "seed": seed, "split": split, "images": images, "cpu_s": round(seconds, 1)} | {
         "before": before,
-        "after": measured.evaluate(),
+        "after": measured_at(measured),
     }
 
 

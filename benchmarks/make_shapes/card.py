@@ -51,7 +51,7 @@ vae), then frozen while the decoder was trained further on slightly noisy latent
 
 Then came pictures that are drawn well or badly, which no caption says (`flowbp_ray.shapes.look`): a fifth are clean,
 the others washed out, blurred, ragged or stained, or several of these. The autoencoder went on with them (stage looks),
-and the base on {mixed:,.0f} scenes in the new latents, more of them with relations, and with more noise (stage mixture).
+and the base on {mixed:,.0f} scenes in the new latents, more of them with relations, and more noise (stage mixture).
 """
 
 TAIL = """
