@@ -95,6 +95,7 @@ def write_folder(
     tokenizer.save_pretrained(folder / "tokenizer")
     text_encoder.half().save_pretrained(folder / "text_encoder")
     transformer.half().save_pretrained(folder / "transformer")
+    forget_source(folder / "transformer" / "config.json")
     scheduler.save_pretrained(folder / "scheduler")
     index = {
         "_class_name": "StableDiffusion3Pipeline",
@@ -109,3 +110,10 @@ def write_folder(
     (folder / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     conditioning = {"prompt_embeds": "last_hidden_state", "pooled_prompt_embeds": "text_embeds", "tokens": TOKENS}
     (folder / "conditioning.json").write_text(json.dumps(conditioning, indent=2) + "\n", encoding="utf-8")
+
+
+def forget_source(config: Path) -> None:
+    """Take the name of the folder that a model was loaded from out of its config.json."""
+    facts = json.loads(config.read_text(encoding="utf-8"))
+    facts.pop("_name_or_path", None)
+    config.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -6,7 +6,6 @@ The latents stay what they are, so the base model can be trained on them at the 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 
@@ -16,6 +15,7 @@ from diffusers import AutoencoderKL
 
 from flowbp_ray.shapes import model_dir
 
+from .architecture import forget_source
 from .facts import record
 from .vae import draw, evaluate, loss_of
 
@@ -67,7 +67,4 @@ def main(args: argparse.Namespace) -> None:
 def save_half(vae: AutoencoderKL) -> None:
     """Write the autoencoder as fp16 into the model folder, without the name of the folder that it was loaded from."""
     vae.half().save_pretrained(model_dir() / "vae")
-    config = model_dir() / "vae" / "config.json"
-    facts = json.loads(config.read_text(encoding="utf-8"))
-    facts.pop("_name_or_path", None)
-    config.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    forget_source(model_dir() / "vae" / "config.json")

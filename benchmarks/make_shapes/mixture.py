@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL
 
 from flowbp_ray.shapes.text import load_models
 
+from .architecture import build_tokenizer
 from .base import SEED, Base, Plan, train
 from .latents import MIXED, load_latents
 
@@ -24,4 +25,5 @@ def main(args: argparse.Namespace) -> None:
     models = load_models(dtype=torch.float32)
     vae = AutoencoderKL.from_pretrained(args.work / "vae_looks").eval().requires_grad_(False)
     model = Base(models.text_encoder, models.transformer).train().requires_grad_(True)
-    train(args, MIXTURE, model, models.tokenizer, vae, load_latents(args.work, vae, models.tokenizer, MIXED))
+    tokenizer = build_tokenizer()
+    train(args, MIXTURE, model, tokenizer, vae, load_latents(args.work, vae, tokenizer, MIXED))
