@@ -144,12 +144,13 @@ class Pipeline:
         A look costs time for each reference, of which there may be thousands. So it takes all that are ready, and it is
         followed by a rest, in which answers gather.
         """
-        time.sleep(min(self.rest, timeout))
+        rest = min(self.rest, timeout)
+        time.sleep(rest)
         self.looks, self.looked_at = self.looks + 1, self.looked_at + len(refs)
         began = time.thread_time()
         ready: list[Ref] = ray.wait(refs, num_returns=len(refs), timeout=0)[0]
         self.rest = (time.thread_time() - began) * (1 / LOOKING - 1)
-        return ready or ray.wait(refs, num_returns=1, timeout=timeout)[0]
+        return ready or ray.wait(refs, num_returns=1, timeout=timeout - rest)[0]
 
     def _settle_all(self, found: Sequence[Ref], encoding: Sequence[Ref]) -> int:
         """Settle the calls of items and of the encoder among `found`; return how many were of items."""

@@ -10,6 +10,7 @@ from actors.pipeline import Job, Pipeline
 from actors.pool import Pool
 
 EVERY = 0.1  # seconds between two counts
+LONGEST = 5.0  # seconds between two counts
 SHARE = 0.01  # of the time at most is spent on counts, each of which may go through tens of thousands of items
 STAGES = {"queued": "queued", "rolling": "rolling", "rolled": "not given to a reward server", "scoring": "being scored"}
 
@@ -28,6 +29,7 @@ class QueueStats:
         """Count the items, at most every EVERY seconds. wanted: the items that the driver waits for, if any."""
         if time.monotonic() < self.next and self.counts:
             return
+        began = time.thread_time()
         self._add()
         pools = (pipeline.samplers, pipeline.scorers)
         self.counts = Counter(job.stage for job in pipeline.jobs if not job.dropped)
@@ -35,7 +37,7 @@ class QueueStats:
         if wanted:
             encoding = "" if pipeline.encoding.complete else f"; {pipeline.encoding.describe()}"
             self.notify(self.describe(wanted, pools) + encoding)
-        self.next = self.at + max(EVERY, (time.monotonic() - self.at) / SHARE)
+        self.next = self.at + min(max(EVERY, (time.thread_time() - began) / SHARE), LONGEST)
 
     def describe(self, wanted: Sequence[Job], pools: Sequence[Pool]) -> str:
         """A status line: `waiting for samplers: 16 of 32 pictures are there; items: 1 queued, 3 rolling`."""

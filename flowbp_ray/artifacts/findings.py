@@ -57,8 +57,8 @@ class Findings:
     @property
     def guidance(self) -> float | None:
         """The guidance to speak of first: the first of evaluation.guidance; None where nothing was measured."""
-        parts, first = self.held_out.parts, self.config.evaluation.guidance[0]
-        return first if first in parts else next(iter(parts), None)
+        parts = self.held_out.parts
+        return next((g for g in self.config.evaluation.guidance if g in parts), next(iter(parts), None))
 
     @property
     def finished(self) -> bool:
@@ -193,7 +193,7 @@ def _fallen(found: Findings) -> Iterator[str]:
             yield f"At guidance {guidance:g} {', '.join(fell)} fell (the interval is below zero)."
         for name in whole(part):
             before, after = part["before"][name], part["after"][name]
-            if isinstance(before, float) and isinstance(after, float) and after < (1 - SPREAD) * before:
+            if isinstance(before, float) and isinstance(after, float) and after < (1 - SPREAD) * before > 0:
                 shown = name.replace("_", " ")
                 share = 100 * (1 - after / before)
                 yield f"At guidance {guidance:g} {shown} fell by {share:.0f} % ({before:.2f} to {after:.2f})."

@@ -125,8 +125,8 @@ def read_pairs(run: Run, found: HeldOut, held_out: Sequence[PromptRecord], guida
     """The pictures before and after at a guidance, in the order of the sheets in images/; none without the first."""
     before = _sheet(run, found.first, guidance)
     after = _sheet(run, found.last, guidance)
-    if len(after) not in (0, len(before)):
-        before, after = before[: len(after)], after[: len(before)]
+    if len(after) != len(before):  # another number of pictures is of other prompts
+        after = []
     numbers = [i * len(held_out) // len(before) for i in range(len(before))] if held_out else range(len(before))
     pairs = []
     for place, (number, picture) in enumerate(zip(numbers, before, strict=True)):

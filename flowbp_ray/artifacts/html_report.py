@@ -42,7 +42,7 @@ def write_report(folder: str | Path, out: Path | None = None) -> Written:
     path = found.run.folder / NAME if out is None else out
     content = page(found)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda partial: partial.write_text(content, encoding="utf-8"))
+    write_atomically(path, lambda partial: partial.write_bytes(content.encode("utf-8", "backslashreplace")))
     return Written(path, path.stat().st_size)
 
 

@@ -19,12 +19,12 @@ DASH = "–"
 
 def pictures(found: Findings) -> str:
     """Pairs with a slider each, and one for all, by guidance."""
-    read = {g: read_pairs(found.run, found.held_out, found.prompts, g) for g in _order(found)}
-    sheets = {guidance: pairs for guidance, pairs in read.items() if pairs}
     groups: list[tuple[float, str]] = []
-    used = 0
-    for guidance, pairs in sheets.items():
-        room = (PICTURES - used) // max(1, len(sheets) - len(groups))
+    used, both, order = 0, False, _order(found)
+    for place, guidance in enumerate(order):  # one after the other: the sheets of one may take hundreds of MB
+        pairs = read_pairs(found.run, found.held_out, found.prompts, guidance)
+        both |= found.held_out.last is not None and any(pair.after is not None for pair in pairs)
+        room = (PICTURES - used) // (len(order) - place)
         blocks: list[str] = []
         count = min(MOST, len(pairs))
         for i in range(count):
@@ -38,7 +38,6 @@ def pictures(found: Findings) -> str:
             groups.append((guidance, note(shown) + f'<div class="pairs">{"".join(blocks)}</div>'))
     if not groups:
         return section("pictures", "Pictures", note(_without_pictures(found)))
-    both = found.held_out.last is not None and any(pair.after is not None for p in sheets.values() for pair in p)
     parts = [note(_about_pictures(found, both)), _SLIDER if both else ""]
     parts += [details(f"guidance {g:g}", inner, opened=i == 0) for i, (g, inner) in enumerate(groups)]
     return section("pictures", "Before and after" if both else "Before", *parts)

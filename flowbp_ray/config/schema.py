@@ -236,6 +236,8 @@ def _check_guard(config: RunConfig) -> None:
         return
     if config.evaluation.prompts is None or not config.evaluation.every:
         raise ValueError("guard judges evaluations in the run's course; write evaluation.prompts and evaluation.every")
+    if not config.evaluation.guidance:
+        raise ValueError("guard judges evaluations at the first of evaluation.guidance; write one, such as [1.0]")
     trained, known = {t.name for t in config.rewards.terms}, [m.name for m in config.rewards.monitors]
     known += VERIFIED if config.evaluation.prompts.startswith("shapes:") else []
     known += config.judged

@@ -90,7 +90,7 @@ class DataConfig(Strict):
     rollout_micro_batch: int | None = Field(None, ge=1)
     """Rows of a training item that a sampler computes at a time; it must divide rollout_batch. null: all of them. With
     it items can be large, as the driver of a large cluster needs them, while samplers take no more memory. Results are
-    those of items of this many rows, as long as rewards.micro_batch is set too."""
+    those of items of this many rows, as long as rewards.micro_batch is set too, to a divisor of it."""
 
     @property
     def sampled_at_once(self) -> int:

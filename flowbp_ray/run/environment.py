@@ -19,13 +19,17 @@ from flowbp_ray import __version__
 
 FILE = "environment.jsonl"
 PACKAGES = ("torch", "ray", "deepspeed", "diffusers", "transformers", "peft", "safetensors", "numpy")
-SECONDS = 10  # that git may take
+SECONDS = 4  # that each of three calls of git may take
 
 
 def record(folder: Path) -> None:
     """Add a line for this process to the folder's file. A disk that refuses is ignored: it must not end a run."""
-    with suppress(OSError), (folder / FILE).open("a") as file:
-        file.write(json.dumps(of_this_process()) + "\n")
+    line = json.dumps(of_this_process()).encode() + b"\n"
+    with suppress(OSError), (folder / FILE).open("ab+") as file:
+        if file.tell():  # a kill may have torn the last line
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read(1) == b"\n" else b"\n" + line
+        file.write(line)
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -45,10 +49,9 @@ def of_this_process() -> dict[str, Any]:
     for name in PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-    began_as = sys.orig_argv if Path(sys.argv[0]).name == "__main__.py" else sys.argv  # python -m flowbp_ray train …
     return {
         "began": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join([Path(began_as[0]).name, *began_as[1:]]),
+        "command": command(),
         "folder": os.getcwd(),
         "host": socket.gethostname(),
         "system": platform.platform(),
@@ -56,6 +59,14 @@ def of_this_process() -> dict[str, Any]:
         "versions": versions,
         "git": commit_of(Path(__file__).resolve()),
     }
+
+
+def command() -> str:
+    """How this process was started; of a program other than flowbp-ray the name only, its arguments may be secrets."""
+    name = Path(sys.argv[0]).name if sys.argv else "python"
+    if name == "__main__.py":  # python -m flowbp_ray train …
+        return shlex.join([Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]])
+    return shlex.join([name, *sys.argv[1:]]) if name == "flowbp-ray" else name
 
 
 def commit_of(file: Path) -> str | None:
@@ -72,5 +83,5 @@ def commit_of(file: Path) -> str | None:
 
 
 def _git(file: Path, *words: str) -> str:
-    command = ["git", "-C", str(file.parent), *words]
+    command = ["git", "--no-optional-locks", "-C", str(file.parent), *words]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=SECONDS).stdout.strip()

@@ -38,13 +38,16 @@ def read_grid(path: Path, height: int, width: int, columns: int = 6) -> list[np.
     Cells that are wholly white after the last picture are left out. Raises OSError where the file cannot be read, and
     ValueError where it is no sheet of pictures of that size.
     """
-    with Image.open(path) as opened:
-        sheet = np.asarray(opened.convert("RGB"))
     scale = _scale(width)
     cell_w, cell_h = width * scale, height * scale
-    rows, rest = divmod(sheet.shape[0] - MARGIN, cell_h + CAPTION + MARGIN)
-    if rest or rows < 1 or sheet.shape[1] != columns * (cell_w + MARGIN) + MARGIN:
-        raise ValueError(f"{path} is no sheet of pictures of {height}x{width} pixels in {columns} columns")
+    try:
+        with Image.open(path) as opened:  # where it is too large for Pillow, it says so here
+            rows, rest = divmod(opened.height - MARGIN, cell_h + CAPTION + MARGIN)
+            if rest or rows < 1 or opened.width != columns * (cell_w + MARGIN) + MARGIN:
+                raise ValueError(f"{path} is no sheet of pictures of {height}x{width} pixels in {columns} columns")
+            sheet = np.asarray(opened.convert("RGB"))
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path} has too many pixels to be read back: {error}") from error
     corners = [_corner(i, columns, cell_w, cell_h) for i in range(rows * columns)]
     cells = [sheet[y : y + cell_h + CAPTION, x : x + cell_w] for x, y in corners]
     while cells and (cells[-1] == 255).all():

@@ -19,6 +19,7 @@ from flowbp_ray.artifacts.html_report import write_report
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.control.guard import HackingVerdict
 from flowbp_ray.run.folder import Run
+from flowbp_ray.run.pictures import read_grid, save_grid
 from tests.artifacts.reported import EVIL, TEXTS, Page, config_of, made_evaluation, made_pictures, made_run
 from tests.test_cli import call
 
@@ -197,6 +198,19 @@ def test_without_evaluations_the_page_says_so(tmp_path: Path) -> None:
     assert "Nothing was measured on held-out prompts" in said and "No pictures: evaluation.prompts is null" in said
 
 
+def test_a_run_that_is_measured_at_its_ends_only_has_a_page(tmp_path: Path) -> None:
+    run = made_run(config_of(tmp_path, "evaluation.guidance=[]", "evaluation.guidance_ends=[1.0, 3.0]"))
+    assert "guidance 3" in page_of(run).said()
+
+
+def test_another_number_of_pictures_afterwards_is_no_pair(tmp_path: Path) -> None:
+    run = made_run(config_of(tmp_path))
+    last = max(run.images.glob("step_*_guidance_1.png"))
+    save_grid(read_grid(last, 64, 64)[:3], TEXTS[:3], last)
+    page = page_of(run)
+    assert len([a for tag, a in page.tags if tag == "input" and "aria-label" in a]) == len(TEXTS)  # of guidance 3 only
+
+
 def test_torn_and_missing_files_cost_their_part_only(config: RunConfig, run: Run, tmp_path: Path) -> None:
     def copied(name: str) -> Run:
         return Run(Path(shutil.copytree(run.folder, tmp_path / name)))
@@ -231,7 +245,6 @@ def test_prompts_that_have_changed_are_not_shown(config: RunConfig, tmp_path: Pa
 def test_large_pictures_stay_within_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Noise is the worst to compress. What does not fit is left out, and the page says how many there are."""
     from flowbp_ray.artifacts import report_measured
-    from flowbp_ray.run.pictures import save_grid
 
     run = made_run(config_of(tmp_path))
     plain = (

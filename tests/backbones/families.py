@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowbp_ray.backbones import Backbone, Embeddings
+from flowbp_ray.backbones import Backbone, Embeddings, encode_all
 from flowbp_ray.backbones.guidance import full_velocity
+from flowbp_ray.backbones.registry import backbone_named
 from flowbp_ray.config import loading
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.surrogate.trajectory import rollout
@@ -28,6 +30,14 @@ class Family:
     backbone: Backbone
     transformer: Any
     embeddings: Embeddings
+
+    @classmethod
+    def saved(cls, name: str, saved: Callable[[str], tuple[Path, Any]]) -> Family:
+        """The family's tiny pipeline, read in fp32, with the embeddings of PROMPTS. saved: the fixture of that name."""
+        folder, pipe = saved(name)
+        backbone = backbone_named(name, str(folder))
+        embeddings = encode_all(backbone.load_encoder(), PROMPTS)
+        return cls(name, pipe, backbone, backbone.load_transformer(torch.float32), embeddings)
 
     def call(self, height: int, width: int, guidance: float, steps: int, noise: Tensor, rows: list[int], out: str):
         """What the pipeline makes of the texts, from noise in our layout."""

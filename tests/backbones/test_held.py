@@ -9,12 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowbp_ray.backbones import encode_all, tokens
+from flowbp_ray.backbones import tokens
 from flowbp_ray.backbones.guidance import full_velocity, held_velocity, trained_velocity
-from flowbp_ray.backbones.registry import backbone_named
 from flowbp_ray.planning.work import based
 from tests.backbones import tiny
-from tests.backbones.families import PROMPTS, Family, noise_of, relative, run_config
+from tests.backbones.families import Family, noise_of, relative, run_config
 from tests.conftest import Saved
 
 SIZE, STEPS, ROWS = (32, 48), 3, [0, 1]
@@ -24,10 +23,7 @@ PAIRS = [(1.0, 3.5), (2.0, 3.5), (2.0, 1.0), (3.5, 3.5), (1.0, 1.0)]
 
 @pytest.fixture(scope="module", params=tiny.NAMES)
 def family(request: pytest.FixtureRequest, saved: Saved) -> Family:
-    folder, pipe = saved(request.param)
-    backbone = backbone_named(request.param, str(folder))
-    embeddings = encode_all(backbone.load_encoder(), PROMPTS)
-    return Family(request.param, pipe, backbone, backbone.load_transformer(torch.float32), embeddings)
+    return Family.saved(request.param, saved)
 
 
 def held(family: Family, learned: float, at: float, detach: bool = True) -> Any:

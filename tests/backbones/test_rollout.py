@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flowbp_ray.backbones import encode_all, tokens
-from flowbp_ray.backbones.registry import backbone_named, build_backbone
+from flowbp_ray.backbones import tokens
+from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.backbones.sigmas import static_shift
 from flowbp_ray.config.sections import BackboneConfig
 from tests.backbones import tiny
@@ -18,10 +18,7 @@ SIZES = [(32, 32), (32, 80), (112, 48)]
 
 @pytest.fixture(scope="module", params=tiny.NAMES)
 def family(request: pytest.FixtureRequest, saved: Saved) -> Family:
-    folder, pipe = saved(request.param)
-    backbone = backbone_named(request.param, str(folder))
-    embeddings = encode_all(backbone.load_encoder(), PROMPTS)
-    return Family(request.param, pipe, backbone, backbone.load_transformer(torch.float32), embeddings)
+    return Family.saved(request.param, saved)
 
 
 @pytest.mark.parametrize("rows", [[1], [0, 1, 3]], ids=["one row", "three rows"])

@@ -132,6 +132,7 @@ def test_a_rollback_goes_where_there_is_a_checkpoint(tmp_path: Path) -> None:
         ("guard.metrics={shapes_clip: 0.1}", "which is trained on"),
         ("guard.metrics={pickscore: 0.1}", "which is not measured; write one of shapes_clip_heldout, verifier"),
         ("evaluation.every=0", "write evaluation.prompts and evaluation.every"),
+        ("evaluation.guidance=[]", "at the first of evaluation.guidance; write one"),
     ],
 )
 def test_a_guard_that_could_not_judge_is_refused(tmp_path: Path, change: str, message: str) -> None:

@@ -23,10 +23,14 @@ from tests.small import small_config
 
 
 class Clock:
-    """time.perf_counter by hand."""
+    """time.perf_counter by hand. cost: seconds that pass from one look at the thread's time to the next."""
 
     def __init__(self) -> None:
-        self.now = 100.0
+        self.now, self.spent, self.cost = 100.0, 0.0, 0.0
+
+    def thread_time(self) -> float:
+        self.spent += self.cost
+        return self.spent
 
     def perf_counter(self) -> float:
         return self.now
@@ -191,6 +195,21 @@ def test_the_queue_stats_name_who_is_waited_for_and_weighs_stages_by_time(clock:
     }
     clock.now += 2.0
     assert stats.means()["queue/scoring"] == 3.0
+
+
+@pytest.mark.parametrize(("cost", "pause"), [(0.0, 0.1), (0.02, 2.0), (10.0, 5.0)])
+def test_counts_take_a_hundredth_of_the_time_and_come_every_five_seconds(
+    clock: Clock, cost: float, pause: float
+) -> None:
+    job = SimpleNamespace(stage="queued", item=SimpleNamespace(rows=2), dropped=False)
+    pool = SimpleNamespace(name="sampler", silent=[])
+    pipeline: Any = SimpleNamespace(jobs=[job], samplers=pool, scorers=pool, encoding=SimpleNamespace(complete=True))
+    said: list[str] = []
+    stats, clock.cost = QueueStats(said.append), cost
+    for seconds, count in ((0.0, 1), (0.9 * pause, 1), (0.2 * pause, 2)):
+        clock.now += seconds
+        stats.observe(pipeline, [job])  # type: ignore[list-item]
+        assert len(said) == count
 
 
 def test_what_is_written_is_written_whole_and_not_without_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

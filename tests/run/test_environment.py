@@ -6,6 +6,7 @@ import json
 import platform
 import shutil
 import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,12 +23,23 @@ def test_each_start_is_a_line(tmp_path: Path) -> None:
     Run.resume(config)
     with (run.folder / environment.FILE).open("a") as file:
         file.write('{"torn')
+    Run.resume(config)
     starts = environment.read(run.folder)
-    assert len(starts) == 2 and environment.read(tmp_path) == []
+    assert len(starts) == 3 and environment.read(tmp_path) == []
     for start in starts:
         assert start["versions"]["python"] == platform.python_version()
         assert start["versions"]["torch"] == version("torch") and start["folder"] == str(Path.cwd())
-        assert "pytest" in start["command"] and json.loads(json.dumps(start)) == start
+        assert start["command"] == environment.command() and json.loads(json.dumps(start)) == start
+
+
+def test_the_command_of_another_program_is_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    for given, told in (
+        (["/opt/bin/flowbp-ray", "train", "a b"], "flowbp-ray train 'a b'"),
+        (["/home/me/my.py", "--token=secret"], "my.py"),
+        ([], "python"),
+    ):
+        monkeypatch.setattr(sys, "argv", given)
+        assert environment.command() == told
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="no git")

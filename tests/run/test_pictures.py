@@ -22,8 +22,16 @@ def test_a_sheet_is_read_back_bit_for_bit(height: int, width: int, count: int, t
 
 def test_what_is_no_sheet_is_refused(tmp_path: Path) -> None:
     Image.new("RGB", (300, 300)).save(tmp_path / "other.png")
-    (tmp_path / "torn.png").write_bytes((tmp_path / "other.png").read_bytes()[:60])
+    save_grid([np.zeros((64, 64, 3), np.uint8)], ["one"], tmp_path / "sheet.png")
+    (tmp_path / "torn.png").write_bytes((tmp_path / "sheet.png").read_bytes()[:60])
     with pytest.raises(ValueError, match="no sheet of pictures of 64x64"):
         read_grid(tmp_path / "other.png", 64, 64)
     with pytest.raises(OSError):
         read_grid(tmp_path / "torn.png", 64, 64)
+
+
+def test_a_sheet_that_pillow_takes_for_a_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_grid([np.zeros((64, 64, 3), np.uint8)], ["one"], tmp_path / "sheet.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ValueError, match="too many pixels to be read back"):
+        read_grid(tmp_path / "sheet.png", 64, 64)
