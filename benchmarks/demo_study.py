@@ -1,9 +1,9 @@
 """python -m benchmarks.demo_study: is the demo's model better than the base at any guidance, and whose doing is it.
 
 Trains shapes_demo and its control (the same run with rewards of next to no weight, which distils guidance and nothing
-else) in one process on one thread, and draws two pictures of each held-out prompt at five guidances, from the same
-noise before and after. Prints a JSON line per model with each prompt's values, or with --table the Markdown of
-docs/demo.md from such lines. Settings were chosen on shapes:dev.
+else) in one process on one thread, and draws held-out prompts from the same noise before and after: two pictures of
+each without guidance, one at each other guidance (the control without guidance only). Prints a JSON line per model with
+each prompt's values, or with --table the Markdown of docs/demo.md from such lines. Settings were chosen on shapes:dev.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from flowbp_ray.evaluation.estimates import Estimate, paired_difference
 
 GUIDANCE = (1.0, 1.5, 2.0, 3.0, 4.0)
 CONTROL = ["rewards.terms.0.weight=1e-6", "rewards.terms.1.weight=1e-6"]
-RUNS: dict[str, list[str]] = {"base": ["steps=0"], "tuned": [], "control": CONTROL}
+RUNS: dict[str, list[str]] = {"base": [], "tuned": [], "control": CONTROL}
 SHOWN = ("quality", "verifier", "shapes_preference", "shapes_preference_heldout", "diversity")
 PERCENT = ("quality", "verifier")
 
 
 def run(name: str, config: str, seed: int, split: str, overrides: list[str]) -> dict[str, Any]:
     """Train one of RUNS and measure it at every guidance."""
-    made = Measured(config, seed, split, [*overrides, *(o for o in RUNS[name] if name != "base")], pictures=2)
+    made = Measured(config, seed, split, [*overrides, *RUNS[name]])
     seconds = made.train() if name != "base" else 0.0
     line: dict[str, Any] = {"run": name, "seed": seed, "split": split, "cpu_s": round(seconds, 1)}
-    for guidance in GUIDANCE:
-        drawn = made.evaluate(guidance)
+    for guidance in GUIDANCE[:1] if name == "control" else GUIDANCE:
+        drawn = made.evaluate(guidance, pictures=2 if guidance == 1 else 1)
         values = {n: [round(float(v), 4) for v in drawn.by_prompt()[n]] for n in SHOWN if n in drawn.by_prompt()}
         line[f"{guidance:g}"] = values | {name: round(value, 4) for name, value in drawn.scalars().items()}
     return line
@@ -43,8 +43,10 @@ def mean(line: dict[str, Any], guidance: str, metric: str) -> float:
 
 
 def best(line: dict[str, Any], metric: str) -> str:
-    """The guidance at which a model does best."""
-    return max((f"{g:g}" for g in GUIDANCE), key=lambda g: mean(line, g, metric))
+    """The guidance at which a model does best by a metric; without guidance for one that is measured only there."""
+    if metric == "diversity":
+        return "1"
+    return max((f"{g:g}" for g in GUIDANCE if f"{g:g}" in line), key=lambda g: mean(line, g, metric))
 
 
 def difference(one: tuple[dict[str, Any], str], other: tuple[dict[str, Any], str], metric: str) -> Estimate:
@@ -64,7 +66,7 @@ def table(lines: list[dict[str, Any]]) -> str:
     base = next(line for line in lines if line["run"] == "base")
     rows = ["| model | seed | guidance | " + " | ".join((*SHOWN, "colour entropy")) + " |", "|" + "---|" * 9]
     for line in lines:
-        for guidance in (f"{g:g}" for g in GUIDANCE):
+        for guidance in (f"{g:g}" for g in GUIDANCE if f"{g:g}" in line):
             cells = [f"{mean(line, guidance, m):.3f}" if m in line[guidance] else "" for m in SHOWN]
             entropy = line[guidance]["colour_entropy_bits"]
             rows.append(f"| {line['run']} | {line['seed']} | {guidance} | " + " | ".join(cells) + f" | {entropy:.2f} |")
@@ -75,7 +77,8 @@ def table(lines: list[dict[str, Any]]) -> str:
             cells = []
             for metric in SHOWN:
                 one, other = pair(metric)
-                cells.append(shown(difference(one, other, metric), metric))
+                there = all(metric in line[guidance] for line, guidance in (one, other))
+                cells.append(shown(difference(one, other, metric), metric) if there else "")
             rows.append(f"| {tuned['seed']} | {what} | " + " | ".join(cells) + " |")
     return "\n".join(rows)
 

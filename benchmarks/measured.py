@@ -18,12 +18,12 @@ ALONE = ["learners.engine=torch", "learners.count=1", "samplers.count=1", "rewar
 
 
 class Measured:
-    """A loop with the prompts of a split, and `pictures` pictures of each, always of the same noise."""
+    """A loop with the prompts of a split, drawn always from the same noise."""
 
-    def __init__(self, name: str, seed: int, split: str, overrides: Sequence[str] = (), pictures: int = 1) -> None:
+    def __init__(self, name: str, seed: int, split: str, overrides: Sequence[str] = ()) -> None:
         over = [f"seed={seed}", f"plan_seed={seed + 1000}", f"evaluation.prompts=shapes:{split}", *overrides]
         self.config = loading.load(name, [*ALONE, *over])
-        self.loop, self.pictures = LocalLoop(self.config), pictures
+        self.loop = LocalLoop(self.config)
         self.records = prompts.load(f"shapes:{split}")
         self.embeddings = encode(self.config, [record.text for record in self.records])
 
@@ -34,12 +34,12 @@ class Measured:
             self.loop.step(step)
         return time.process_time() - began
 
-    def evaluate(self, guidance: float) -> Drawn:
-        """The held-out pictures of the average of the weights."""
+    def evaluate(self, guidance: float, pictures: int = 1) -> Drawn:
+        """`pictures` held-out pictures of each prompt, of the average of the weights."""
         sampler, trained = self.loop.sampler, self.loop.sampler.embeddings
         published = list(self.loop.learner.publish(ema=True))
         sampler.embeddings, parts = self.embeddings, []
-        rows = len(self.records) * self.pictures
+        rows = len(self.records) * pictures
         for start in range(0, rows, AT_ONCE):
             item = self._item(range(start, min(start + AT_ONCE, rows)), guidance)
             texts = [self.records[i].text for i in item.prompt_ids]
@@ -48,7 +48,7 @@ class Measured:
         scores = {name: [v for part in parts for v in part.scores[name]] for name in parts[0].scores}
         drawn = np.array([fine for part in parts for fine in part.drawn])
         images = np.concatenate([part.images for part in parts])
-        return Drawn(images, measure(images, self.records * self.pictures, scores, drawn), self.pictures)
+        return Drawn(images, measure(images, self.records * pictures, scores, drawn), pictures)
 
     def _item(self, rows: range, guidance: float) -> Item:
         settings = self.config.evaluation
