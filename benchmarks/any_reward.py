@@ -1,8 +1,9 @@
 """python -m benchmarks.any_reward: what is learned from a reward without gradient, beside one with it and beside both.
 
-Trains shapes_nft, shapes_demo and shapes_both in one process on one thread, without Ray, and measures held-out prompts
-with the noise of all evaluations, before and after, without guidance and with 3. Prints a JSON line per run, or with
---table the Markdown of docs/any-reward.md from such lines. CPU seconds are those of the steps, without evaluations.
+Trains shapes_nft, shapes_both without its term of NFT, and shapes_both, in one process on one thread, without Ray, and
+measures held-out prompts with the noise of all evaluations, before and after, without guidance and with 3. Prints a
+JSON line per run, or with --table the Markdown of docs/any-reward.md from such lines. CPU seconds are those of the
+steps, without evaluations.
 """
 
 from __future__ import annotations
@@ -17,9 +18,13 @@ import torch
 
 from benchmarks.measured import Measured
 
-RUNS = ("shapes_nft", "shapes_demo", "shapes_both")
+RUNS: dict[str, tuple[str, list[str]]] = {
+    "verdict by NFT": ("shapes_nft", []),
+    "preference by FlowBP": ("shapes_both", ["rewards.terms=[{name: shapes_preference}]"]),
+    "both": ("shapes_both", []),
+}
 GUIDANCE = (1.0, 3.0)
-SHOWN = ("verifier", "shapes_clip_heldout", "colour_entropy_bits")
+SHOWN = ("verifier", "quality", "shapes_preference_heldout", "colour_entropy_bits")
 
 
 def measured_at(found: Measured) -> dict[str, dict[str, float | None]]:
@@ -29,7 +34,8 @@ def measured_at(found: Measured) -> dict[str, dict[str, float | None]]:
 
 
 def run(name: str, seed: int, split: str) -> dict[str, Any]:
-    measured = Measured(name, seed, split)
+    config, overrides = RUNS[name]
+    measured = Measured(config, seed, split, overrides)
     before = measured_at(measured)
     seconds = measured.train()
     shape = measured.config.data.shape

@@ -34,7 +34,7 @@ from flowbp_ray.shapes.meter import quality
 from flowbp_ray.shapes.text import encode_prompts, load_models
 from flowbp_ray.shapes.world import CANVAS
 
-from .rewards import publish_as
+from .rewards import digest, publish_as
 from .rewards_damage import damage
 from .rewards_data import twin
 from .sampling import decode, sample_latents, sigma_grid
@@ -248,6 +248,33 @@ def main(args: argparse.Namespace) -> None:
         facts |= {"agreement": {k: round(v, 3) for k, v in agreement(reward, held).items()}}
         print(name, facts["agreement"], flush=True)
         publish_as(name, chosen.start, reward.model, calibrate(reward, vae), facts)
+    describe()
+
+
+def describe() -> None:
+    """Write preference.md beside the weights, from their config.json."""
+    rows = [
+        "# Preference models of the shapes domain\n",
+        "The models of [README.md](README.md), trained further on a noisy judge's choices between two pictures of a",
+        "prompt of the training split, by `python -m benchmarks.make_shapes preference`. Runs train on",
+        "`shapes_preference`; `shapes_preference_heldout` is only ever reported. Agreement: of 360 pairs of the base's",
+        "samples for shapes:dev (those that the judge finds clearly different), how often the model prefers what the",
+        "judge finds better; where only drawing differs; where only one picture is right.\n",
+        "| | from | parameters | seed | steps x images | CPU s | cosine low / high | agreement | drawing | content |",
+        "|---" * 10 + "|",
+    ]
+    for name in RECIPES:
+        config = json.loads((WEIGHTS / name / "config.json").read_text())
+        t, c = config["training"], config["calibration"]
+        agreed = " | ".join(f"{100 * value:.0f} %" for value in t["agreement"].values())
+        rows.append(
+            f"| {name} | {t['start']} | {t['parameters']:,} | {t['seed']} | {t['steps']} x {t['batch']} | "
+            f"{t['cpu_seconds']} | {c['low']} / {c['high']} | {agreed} |"
+        )
+    digests = [f"- {name}: `{digest(WEIGHTS / name / 'model.safetensors')}`" for name in RECIPES]
+    (WEIGHTS / "preference.md").write_text(
+        "\n".join([*rows, "\n## Digests (sha256 of model.safetensors)\n", *digests]) + "\n"
+    )
 
 
 def redrawn_in_parts(vae: AutoencoderKL, pairs: dict[int, int]) -> Choices:

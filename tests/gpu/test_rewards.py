@@ -67,6 +67,8 @@ def geneval(detector: str) -> Callable[[Path], dict[str, Any]]:
 CASES = {
     "shapes_clip": Case("shapes_clip", lambda folder: {}, SHAPES, size=(64, 64)),
     "shapes_clip_heldout": Case("shapes_clip_heldout", lambda folder: {}, SHAPES, size=(64, 64)),
+    "shapes_preference": Case("shapes_preference", lambda folder: {}, SHAPES, size=(64, 64)),
+    "shapes_preference_heldout": Case("shapes_preference_heldout", lambda folder: {}, SHAPES, size=(64, 64)),
     "shapes_verifier": Case(
         "shapes_verifier",
         lambda folder: {},

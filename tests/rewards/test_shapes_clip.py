@@ -13,12 +13,14 @@ from benchmarks.make_shapes.rewards_report import as_images
 from flowbp_ray.rewards import base, build
 from flowbp_ray.rewards.shapes_clip import WEIGHTS, ShapesClip
 from flowbp_ray.shapes.combinations import is_held_out
+from flowbp_ray.shapes.look import Look
 from flowbp_ray.shapes.render import render
 from flowbp_ray.shapes.sampling import sample
 from flowbp_ray.shapes.verifier import satisfies, verify
 from flowbp_ray.shapes.world import SKILLS, scene_combinations
 
 NAMES = ["shapes_clip", "shapes_clip_heldout"]
+PREFERENCES = ["shapes_preference", "shapes_preference_heldout"]
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -39,7 +41,7 @@ def scenes() -> tuple[Tensor, list[str], list[str]]:
 
 
 def test_gradient_equals_finite_differences_in_fp64() -> None:
-    for name in NAMES:
+    for name in (*NAMES, *PREFERENCES):
         reward = build(name, dtype="float64")
         rng = np.random.default_rng(0)
         scene, prompt = sample(rng, "train")
@@ -86,8 +88,23 @@ def test_whole_pictures_beat_damaged_ones(reward: ShapesClip) -> None:
     assert won.float().mean() >= 0.85
 
 
+@pytest.mark.parametrize("name", PREFERENCES)
+def test_preferences_are_for_right_content_and_good_drawing(name: str) -> None:
+    """Fresh held-out scenes: clean above spoiled with the same caption, and above the same picture's false caption."""
+    rng, reward = np.random.default_rng(61), build(name)
+    rows = [sample(rng, "heldout", SKILLS[i % len(SKILLS)]) for i in range(120)]
+    texts = [prompt.text for _, prompt in rows]
+    wrong = [say(rng, false_claim(rng, prompt.claim, scene, True), True) for scene, prompt in rows]
+    clean = as_images([render(scene) for scene, _ in rows])
+    spoiled = as_images([render(scene, Look(1.1, 0.45, 0.5, 9.0, i)) for i, (scene, _) in enumerate(rows)])
+    with torch.no_grad():
+        best = reward.score(clean, texts)
+        assert (best > reward.score(spoiled, texts)).float().mean() >= 0.9
+        assert (best > reward.score(clean, wrong)).float().mean() >= 0.85
+
+
 def test_fits_the_budget() -> None:
-    assert sum((WEIGHTS / name / "model.safetensors").stat().st_size for name in NAMES) <= 5_000_000
+    assert sum((WEIGHTS / n / "model.safetensors").stat().st_size for n in (*NAMES, *PREFERENCES)) <= 7_000_000
 
 
 def test_words_outside_the_grammar_are_refused(reward: ShapesClip) -> None:
