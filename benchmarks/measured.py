@@ -54,7 +54,7 @@ class Measured:
         settings = self.config.evaluation
         steps = settings.num_steps or self.config.backbone.num_steps
         version, ids = Version(1, self.config.steps, True), tuple(row % len(self.records) for row in rows)
-        return Item("held out", 0, 0, tuple(rows), ids, (), settings.seed, steps, guidance, version)
+        return Item("held out", 0, 0, ids, tuple(rows), (), settings.seed, steps, guidance, version)
 
 
 class Drawn:
