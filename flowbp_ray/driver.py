@@ -51,23 +51,29 @@ def train(config: RunConfig, progress: Progress | None = None) -> tuple[Run, dic
 
 def _train(config: RunConfig, checked: Checked, progress: Progress) -> tuple[Run, dict[str, Any]]:
     run = Run.resume(config) if config.resume == "auto" else Run.create(config)
-    clear_overruled_verdict(run, config.guard)
-    run.bind_prompts(checked.texts)
-    scaling.discard_requests(run)  # requests that were made after the run had ended
-    run.logger().info("training %s", checked.trains)
+    began = False
     try:
-        with (
-            closing(RayMetrics(run.folder.name)) as gauges,
-            progress.begin(run.folder, config, checked.trains),
-            Interrupts() as interrupts,
-            session(config, run, checked, progress, interrupts, export=gauges) as loop,
-        ):
-            return run, loop.run_all()
+        with run.locked(progress.note):
+            clear_overruled_verdict(run, config.guard)
+            run.bind_prompts(checked.texts)
+            scaling.discard_requests(run)  # requests that were made after the run had ended
+            run.logger().info("%s", "; ".join([f"training {checked.trains}", *checked.cut]))
+            with (
+                closing(RayMetrics(run.folder.name)) as gauges,
+                progress.begin(run.folder, config, checked.trains, checked.cut),
+                Interrupts() as interrupts,
+                session(config, run, checked, progress, interrupts, export=gauges) as loop,
+            ):
+                began = True
+                return run, loop.run_all()
     except (RunFailed, ValueError) as error:
         run.logger().error("%s", error, exc_info=not isinstance(error, RunFailed))
         if isinstance(error, Stalled):
             (run.folder / "stalled.json").write_text(json.dumps(error.state, indent=1) + "\n")
         raise
+    finally:
+        if not began:
+            run.discard()
 
 
 @contextmanager
@@ -84,7 +90,7 @@ def session(
 
     roles: classes that replace the real actors'. export: also receives each line of metrics.jsonl.
     """
-    with closing(Tracker(run.folder, config, export)) as tracker:
+    with closing(Tracker(run.folder, config, export, progress.note)) as tracker:
         progress.waiting("starting Ray")
         start_ray(config.cluster.address)
         interrupts.arm()
@@ -277,6 +283,7 @@ class Loop:
     def save(self, step: int) -> None:
         """Write a checkpoint: the engine's state, the weights that are still needed, the evaluations."""
         self.progress.phase("saving")
+        self.run.check_lock()
         config, checkpoints = self.config, self.run.checkpoints
         self.fleet.learners.save(str(checkpoints.begin(step).resolve()))
         held = {v: transport.tensors(published.weights) for v, published in self.published.items()}

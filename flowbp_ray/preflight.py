@@ -29,6 +29,8 @@ class Checked:
     held_out: list[PromptRecord]
     trains: str
     agreed: dict[str, str]
+    cut: tuple[str, ...] = ()
+    """A line for each tokenizer that cuts prompts off."""
 
     @property
     def texts(self) -> list[str]:

@@ -10,7 +10,8 @@ import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from flowbp_ray.config.loading import dump, load
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.run import environment
 from flowbp_ray.run.checkpoint import Checkpoints
+from flowbp_ray.run.lock import RunLock
 from flowbp_ray.utils.diff import differing, shown
 from flowbp_ray.utils.errors import ConfigError
 from flowbp_ray.utils.files import write_atomically
@@ -44,17 +46,30 @@ class Run:
         self.folder = folder
         self.images = folder / "images"
         self.checkpoints = Checkpoints(folder / "checkpoints")
+        self.lock: RunLock | None = None
+        self.made = False
+        """Whether this object made the folder."""
 
     @classmethod
     def create(cls, config: RunConfig) -> Run:
         """Make a new folder. Where the name is taken a number is added to it, so that nothing is overwritten."""
         folder, number = config.run_dir, 2
-        while folder.exists():
+        while folder.exists() or not (run := cls(folder))._make():
             folder, number = config.run_dir.with_name(f"{config.name}-{number}"), number + 1
-        return cls(folder)._begin(config)
+        return run._begin(config)
+
+    def _make(self) -> bool:
+        """Make the folder; return whether it was not there."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir()
+        except FileExistsError:
+            return False
+        self.made = True
+        return True
 
     def _begin(self, config: RunConfig) -> Run:
-        """Make the folder, config.yaml last: a folder without it is no run."""
+        """Fill the folder, config.yaml last: a folder without it is no run."""
         self.images.mkdir(parents=True, exist_ok=True)
         self.checkpoints.folder.mkdir(exist_ok=True)
         text = dump(config.model_copy(update={"name": self.folder.name}))
@@ -76,7 +91,9 @@ class Run:
         Raises ConfigError where the folder holds a run of another configuration.
         """
         if not (config.run_dir / "config.yaml").is_file():
-            return cls(config.run_dir)._begin(config)
+            run = cls(config.run_dir)
+            run._make()
+            return run._begin(config)
         run = cls(config.run_dir)
         if different := differences(comparable(run.config), comparable(config)):
             lines = "".join(f"\n  {line}" for line in different)
@@ -111,6 +128,26 @@ class Run:
             handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
             logger.addHandler(handler)
         return logger
+
+    @contextlib.contextmanager
+    def locked(self, say: Callable[[str], object]) -> Iterator[None]:
+        """Hold the folder's lock. Raises ConfigError where another driver does. say: see `RunLock`."""
+        with RunLock(self.folder, say) as self.lock:
+            yield
+
+    def check_lock(self) -> None:
+        """Raises RunFailed where this process held the folder's lock and another driver has taken it over."""
+        if self.lock is not None:
+            self.lock.check()
+
+    def discard(self) -> None:
+        """Remove the folder of a run that never began, if this object made it, so that its name is free again."""
+        logger = logging.getLogger(f"flowbp_ray.{self.folder}")
+        for handler in list(logger.handlers) if self.made else ():
+            handler.close()
+            logger.removeHandler(handler)
+        if self.made:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json."""
