@@ -47,7 +47,9 @@ def load(source: str) -> list[PromptRecord]:
     if not path.is_file():
         why = "is a folder" if path.is_dir() else "does not exist"
         raise ValueError(f"{what} {why}; write the path of a {KINDS} file")
-    records = [record for where, row in READERS[path.suffix](path, what) if (record := _record(row, f"{what}, {where}"))]
+    records = [
+        record for where, row in READERS[path.suffix](path, what) if (record := _record(row, f"{what}, {where}"))
+    ]
     if not records:
         raise ValueError(f"{what} holds no prompt; write at least one")
     return records

@@ -142,7 +142,9 @@ def _unread(error: BaseException) -> str:
     key = getattr(error, "full_key", None)
     where = f"{key}: " if key else ""
     if "not a supported primitive type" in str(error):
-        return f"{where}{_first_line(error)}; write numbers, words, lists and mappings, and put other values into quotes"
+        return (
+            f"{where}{_first_line(error)}; write numbers, words, lists and mappings, and put other values into quotes"
+        )
     if type(error).__name__ == "GrammarParseError":
         return _unresolved(error)  # type: ignore[arg-type]
     return f"{where}{_first_line(error)}"

@@ -21,8 +21,9 @@ from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.run import environment
 from flowbp_ray.run.checkpoint import Checkpoints
 from flowbp_ray.run.lock import RunLock
+from flowbp_ray.utils.addresses import expand
 from flowbp_ray.utils.diff import differing, shown
-from flowbp_ray.utils.errors import ConfigError
+from flowbp_ray.utils.errors import ConfigError, RunFailed, Stalled
 from flowbp_ray.utils.files import write_atomically
 
 # What may differ between a run and its continuation: where and with how many processes it runs, not what it computes.
@@ -48,7 +49,7 @@ class Run:
         self.checkpoints = Checkpoints(folder / "checkpoints")
         self.lock: RunLock | None = None
         self.made = False
-        """Whether this object made the folder."""
+        """Whether this object made the folder, and its run has not begun."""
 
     @classmethod
     def create(cls, config: RunConfig) -> Run:
@@ -109,9 +110,10 @@ class Run:
     @classmethod
     def open(cls, folder: str | Path) -> Run:
         """Open an existing run. Raises ConfigError where there is none in `folder`."""
-        if not (Path(folder) / "config.yaml").is_file():
+        path = Path(expand(str(folder)))
+        if not (path / "config.yaml").is_file():
             raise ConfigError(f"no run in {folder}: config.yaml is missing; write the folder that train printed")
-        return cls(Path(folder))
+        return cls(path)
 
     @cached_property
     def config(self) -> RunConfig:
@@ -131,23 +133,42 @@ class Run:
 
     @contextlib.contextmanager
     def locked(self, say: Callable[[str], object]) -> Iterator[None]:
-        """Hold the folder's lock. Raises ConfigError where another driver does. say: see `RunLock`."""
+        """The frame of a driver: hold the folder's lock, record why the run fails, and remove one that never began.
+
+        Raises ConfigError where another driver holds the lock. say: see `RunLock`.
+        """
         with RunLock(self.folder, say) as self.lock:
-            yield
+            try:
+                yield
+            except (RunFailed, ValueError) as error:
+                self._record_failure(error)
+                raise
+            finally:
+                self._discard()
 
     def check_lock(self) -> None:
         """Raises RunFailed where this process held the folder's lock and another driver has taken it over."""
         if self.lock is not None:
             self.lock.check()
 
-    def discard(self) -> None:
+    def keep(self) -> None:
+        """The run begins: from now on its folder stays, however it ends."""
+        self.made = False
+
+    def _discard(self) -> None:
         """Remove the folder of a run that never began, if this object made it, so that its name is free again."""
-        logger = logging.getLogger(f"flowbp_ray.{self.folder}")
-        for handler in list(logger.handlers) if self.made else ():
-            handler.close()
-            logger.removeHandler(handler)
         if self.made:
+            logger = self.logger()
+            for handler in list(logger.handlers):
+                handler.close()
+                logger.removeHandler(handler)
             shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _record_failure(self, error: Exception) -> None:
+        """Write to log.txt why the run ended, and to stalled.json the state of one that made no progress."""
+        self.logger().error("%s", error, exc_info=not isinstance(error, RunFailed))
+        if isinstance(error, Stalled):
+            (self.folder / "stalled.json").write_text(json.dumps(error.state, indent=1) + "\n")
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json."""

@@ -70,12 +70,18 @@ class Lasting:
 
 
 @contextmanager
-def lasting_output() -> Iterator[None]:
-    """Inside the context a closed stdout or stderr only silences the printing, as a long run needs it."""
+def lasting_output(message: str) -> Iterator[None]:
+    """The frame of a command that takes long: a closed stdout or stderr only silences the printing.
+
+    message: printed after Ctrl-C, which ends the process with 130 (click would answer it without a word).
+    """
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = Lasting(sys.stdout), Lasting(sys.stderr)
     try:
         yield
+    except KeyboardInterrupt:
+        print(f"flowbp-ray: {message}", file=sys.stderr)
+        sys.exit(130)
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -30,7 +30,8 @@ CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.S
 class Interrupts:
     """Catches the signals in CAUGHT inside the context; `asked` is set by the first one.
 
-    SIGHUP stays ignored where it was, as under nohup. Outside the main thread it catches nothing, because Python does not allow it.
+    SIGHUP stays ignored where it was, as under nohup. Outside the main thread it catches nothing, because Python does
+    not allow it.
     """
 
     def __init__(self) -> None:

@@ -24,7 +24,8 @@ def read_text(path: Path, what: str) -> str:
         if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             raise ValueError(f"{what} is UTF-16; save it as UTF-8") from error
         line = raw.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{what}, line {line}: byte 0x{raw[error.start]:02x} is not UTF-8; save the file as UTF-8") from error
+        byte = f"0x{raw[error.start]:02x}"
+        raise ValueError(f"{what}, line {line}: byte {byte} is not UTF-8; save the file as UTF-8") from error
 
 
 def read_lines(path: Path, what: str) -> list[str]:
