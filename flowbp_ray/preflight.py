@@ -83,11 +83,8 @@ def drawn_texts(config: RunConfig, train: list[PromptRecord], held_out: list[Pro
 
 
 def check_texts(config: RunConfig, texts: list[str]) -> list[str]:
-    """See `Backbone.read_texts`. Raises ValueError that names the key."""
-    try:
-        return build_backbone(config.backbone).read_texts(texts)
-    except ValueError as error:
-        raise ValueError(f"data.prompts or evaluation.prompts: {error}") from error
+    """A line for each tokenizer that cuts some of `texts` off. Raises ValueError for a text that cannot be encoded."""
+    return build_backbone(config.backbone).read_texts(texts)
 
 
 def _to_encode(config: RunConfig, texts: list[str], held_out: int) -> set[str]:

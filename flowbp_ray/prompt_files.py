@@ -59,7 +59,7 @@ def _record(row: dict[str, Any], what: str) -> PromptRecord | None:
     """An entry as a record; None where its prompt is blank."""
     if not isinstance(row.get("prompt"), str):
         if "prompt" in row:
-            raise ValueError(f"{what}: 'prompt' must be a text, got {shown(row['prompt'])}")
+            raise ValueError(f"{what}: 'prompt' must be a text, got {shown(row['prompt'])}; write one, or leave the entry out")
         keys = [str(key) for key in row]
         similar = next((k for k in keys if k.strip().lower() in ALIKE), None)
         advice = f"rename {similar!r} to 'prompt'" if similar is not None else "write the text under 'prompt'"
@@ -119,7 +119,10 @@ def _csv(path: Path, what: str) -> Iterator[Row]:
             if None in row:
                 raise ValueError('more fields than columns; write a text with commas in "quotes"')
             yield f"line {reader.line_num}", {name: value for name, value in row.items() if value is not None}
-    except (csv.Error, ValueError) as error:
+    except csv.Error as error:
+        line = max(reader.line_num, 1)
+        raise ValueError(f"{what}, line {line}: {error}; write a quote within quotes twice, and close them") from error
+    except ValueError as error:
         raise ValueError(f"{what}, line {max(reader.line_num, 1)}: {error}") from error
 
 
@@ -154,5 +157,8 @@ def _resolve(source: str) -> Path:
     if source.startswith("shapes:"):
         from flowbp_ray.shapes import prompt_file
 
-        return Path(prompt_file(source.removeprefix("shapes:")))
+        try:
+            return Path(prompt_file(source.removeprefix("shapes:")))
+        except ValueError as error:
+            raise ValueError(f"prompts {shown(source)}: {error}; write for example shapes:train") from error
     return Path(expand(source))

@@ -55,4 +55,5 @@ def _check(file: Path, name: str, tensor: Tensor) -> None:
     if tensor.element_size() == 1:  # of 8-bit numbers torch knows little more than how to cast them
         tensor = tensor.float()
     if not torch.isfinite(tensor).all():
-        raise ValueError(f"{file.parent.parent} has a broken {file.parent.name}: {name} has values that are not finite")
+        broken = f"{file.parent.parent} has a broken {file.parent.name}"
+        raise ValueError(f"{broken}: {name} has values that are not finite; download it again")

@@ -102,7 +102,10 @@ class ShapesBackbone(Backbone):
 
         tokenizer = Folder(str(self.folder), self.name).tokenizer("tokenizer", "PreTrainedTokenizerFast")
         for text in dict.fromkeys(texts):
-            tokenize([text], tokenizer)
+            try:
+                tokenize([text], tokenizer)
+            except ValueError as error:
+                raise ValueError(f"data.prompts or evaluation.prompts: {error}") from error
         return []
 
     def encoder_parts(self) -> tuple[Path, ...]:

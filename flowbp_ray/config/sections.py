@@ -199,7 +199,8 @@ class TrackingConfig(Strict):
     """Where numbers are sent besides the run's folder."""
 
     wandb: bool = False
-    """true: log to Weights & Biases too; offline unless an API key is set."""
+    """true: log to Weights & Biases too: online where WANDB_API_KEY or ~/.netrc has a key and the server answers,
+    otherwise offline. WANDB_MODE decides where it is set."""
     project: str = "flowbp_ray"
     """Project at Weights & Biases."""
 
