@@ -36,12 +36,12 @@ class PromptRecord:
         return str(self.extra.get("skill", self.extra.get("tag", "")))
 
 
-def load(source: str) -> list[PromptRecord]:
+def load(source: str, key: str = "") -> list[PromptRecord]:
     """Read prompts from a .txt (one a line), .jsonl, .csv or .parquet file (`prompt`), or "shapes:<split>".
 
-    Raises ValueError, with the file's name and the line or entry, where a prompt is missing or cannot be read.
+    key: of the configuration that names the file, for messages. Raises ValueError, with the file's name and the line or entry, where a prompt is missing or cannot be read.
     """
-    path, what = _resolve(source), f"prompts file {source}"
+    path, what = _resolve(source), f"{key + ': ' if key else ''}prompts file {source}"
     if path.suffix not in READERS:
         raise ValueError(f"{what} ends in {path.suffix!r}; write a {KINDS} file")
     if not path.is_file():
@@ -59,7 +59,9 @@ def _record(row: dict[str, Any], what: str) -> PromptRecord | None:
     """An entry as a record; None where its prompt is blank."""
     if not isinstance(row.get("prompt"), str):
         if "prompt" in row:
-            raise ValueError(f"{what}: 'prompt' must be a text, got {shown(row['prompt'])}; write one, or leave the entry out")
+            raise ValueError(
+                f"{what}: 'prompt' must be a text, got {shown(row['prompt'])}; write one, or leave the entry out"
+            )
         keys = [str(key) for key in row]
         similar = next((k for k in keys if k.strip().lower() in ALIKE), None)
         advice = f"rename {similar!r} to 'prompt'" if similar is not None else "write the text under 'prompt'"

@@ -72,5 +72,7 @@ class Needs:
 
 def read_prompts(config: RunConfig) -> tuple[list[PromptRecord], list[PromptRecord]]:
     """Read the training and the evaluation prompts of a run."""
-    train, held_out = load(config.data.prompts), config.evaluation.prompts
-    return train, load(held_out)[: config.evaluation.limit] if held_out else []
+    train, held_out = load(config.data.prompts, "data.prompts"), config.evaluation.prompts
+    if not held_out:
+        return train, []
+    return train, load(held_out, "evaluation.prompts")[: config.evaluation.limit]

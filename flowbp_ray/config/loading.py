@@ -133,8 +133,8 @@ def _parent(path: Path, parent: str) -> Path:
     for candidate in (beside, *_shipped_as(Path(parent))):
         if candidate.is_file():
             return candidate
-    raise ConfigError(f"{path.name} extends {shown(parent)}, but there is no file {beside}, and none of that name "
-                      f"in {shipped() / 'runs'}")  # fmt: skip
+    raise ConfigError(f"{path.name} extends {shown(parent)}, but there is no file {beside}; write its path, or the "
+                      f"name of one in {shipped() / 'runs'}")  # fmt: skip
 
 
 def _unread(error: BaseException) -> str:
@@ -145,6 +145,8 @@ def _unread(error: BaseException) -> str:
         return (
             f"{where}{_first_line(error)}; write numbers, words, lists and mappings, and put other values into quotes"
         )
+    if "key type" in str(error):
+        return f"{where}{_first_line(error)}; write a word before each colon"
     if type(error).__name__ == "GrammarParseError":
         return _unresolved(error)  # type: ignore[arg-type]
     return f"{where}{_first_line(error)}"

@@ -43,7 +43,7 @@ class Loader(yaml.SafeLoader):
                 if not isinstance(key, yaml.ScalarNode):
                     raise yaml.MarkedYAMLError(problem="a key must be a word", problem_mark=key.start_mark)
                 if key.value in seen:
-                    problem = f"key {key.value!r} is there twice; remove one"
+                    problem = f"key {key.value!r} is there twice"
                     raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
@@ -70,9 +70,26 @@ def parse(text: str) -> Any:
         mark = error.problem_mark or error.context_mark
         where = "" if mark is None else f"line {mark.line + 1}: "
         problem = " ".join(f"{error.context or ''} {error.problem or ''}".split())
-        raise ValueError(f"{where}{problem}") from error
+        raise ValueError(f"{where}{problem}; {_advice(problem)}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(" ".join(str(error).split())) from error
+        raise ValueError(f"{' '.join(str(error).split())}; remove the character") from error
+
+
+ADVICE = {
+    "there twice": "keep one of them",
+    "another document": "keep one document in a file",
+    "\\t": "indent with spaces, not with tabs",
+    "block end": "indent the keys of a section alike, and put text with special characters into quotes",
+    "mapping values": "indent the keys of a section alike, and put text with a colon into quotes",
+    "levels of nesting": "write fewer",
+    "expected ':'": "write key: value, with a space after the colon",
+}
+"""What to do about a problem of YAML, by words in it."""
+
+
+def _advice(problem: str) -> str:
+    found = next((advice for words, advice in ADVICE.items() if words in problem), None)
+    return found or "put text with special characters into quotes"
 
 
 def dump(plain: dict[str, Any]) -> str:

@@ -14,8 +14,8 @@ from flowbp_ray.preflight import Checked, check
 
 LONGEST = 700  # characters of a message
 ADVICE = re.compile(
-    r"write|use |rename|put |save|download|set |remove|did you mean|known:|must|should|needs|expected|valid|unknown|"
-    r"missing|there twice|is not|are not|has no|at most|at least|cannot|does not|wants|require|broken|different models"
+    r"write|use |rename|put |save|download|set |remove|did you mean|known:|must be|should|needs|indent|keep one|"
+    r"expected|different models|leave"
 )
 """A message says what is wrong and what to do; these are the words that such messages have."""
 

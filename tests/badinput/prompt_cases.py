@@ -99,7 +99,14 @@ def prompt_cases(folder: Path) -> Iterator[Case]:
         "no such home": "~nobody-here/p.txt",
         "an unknown split": "shapes:tain",
     }.items():
-        yield Case("prompt file", name, "shapes_flowbp_sparse", _run(folder, source), [source[-9:], "shapes:tain"], may="refuse")
+        yield Case(
+            "prompt file",
+            name,
+            "shapes_flowbp_sparse",
+            _run(folder, source),
+            [source[-9:], "shapes:tain"],
+            may="refuse",
+        )
     held_out = [*_run(folder, str(folder / "p8.txt")), f"evaluation.prompts={folder}/p4.txt"]
     yield Case("prompt file", "held out, invalid UTF-8", "shapes_flowbp_sparse", held_out, ["p4.txt"], may="refuse")
 
