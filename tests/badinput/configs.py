@@ -15,12 +15,16 @@ from flowbp_ray.preflight import Checked
 from tests.badinput.outcome import Case, flat
 from tests.small import small_config
 
-VALUES = """null|~||true|no|0|-1|1|3|007|0x10|1e3|1e-4|.5|1_000|12:30|2025-01-01|.inf|-.inf|.nan|99999999999999999999|
-1e400|"text"|'quoted'|text|[]|[1, 2]|[null]|{}|{a: 1}|{1: 2}|[[[]]]|!!binary aGk=|!!python/object:os.system x|!!set {a}|
-!!timestamp 2025-01-01|&a 1|*a|? x|@at|`tick|%percent|${seed}|${nothing}|${oc.env:NOWHERE}|${unclosed|"\\ud83d"|
-"\\x00"|~/file|~nobody/file|a # comment|a #b|a: b|- 1|"open|{open|[open|>|\\||<<: 1|é|日本語|🔴|???|\t1|=|NULL|NaN|inf|None""".replace(
-    "\n", ""
-).split("|")
+VALUES = (
+    """
+null|~||true|no|0|-1|1|3|007|0x10|1e3|1e-4|.5|1_000|12:30|2025-01-01|.inf|-.inf|.nan|99999999999999999999|1e400|"text"
+'quoted'|text|[]|[1, 2]|[null]|{}|{a: 1}|{1: 2}|[[[]]]|!!binary aGk=|!!python/object:os.system x|!!set {a}
+!!timestamp 2025-01-01|&a 1|*a|? x|@at|`tick|%percent|${seed}|${nothing}|${oc.env:NOWHERE}|${unclosed|"\\ud83d"
+"\\x00"|~/file|~nobody/file|a # comment|a #b|a: b|- 1|"open|{open|[open|>|<<: 1|é|日本語|🔴|???|\t1|=|NULL|NaN|inf|None
+""".strip()
+    .replace("\n", "|")
+    .split("|")
+)
 
 
 def base(folder: Path) -> str:

@@ -73,6 +73,10 @@ TEXTS: dict[str, tuple[str, bytes, list[str] | None]] = {
 }
 
 
+BY_FAMILY = ("words that the family lacks", "non-Latin", "too long for the family", "NUL")
+"""What other families would encode."""
+
+
 def prompt_cases(folder: Path) -> Iterator[Case]:
     """Each file as training prompts of the embedded model; some as evaluation prompts too."""
     for number, (name, (suffix, raw, expected)) in enumerate(TEXTS.items()):
@@ -120,5 +124,4 @@ def _case(folder: Path, name: str, file: Path, expected: list[str] | None) -> Ca
     if expected is None:
         return Case("prompt file", name, "shapes_flowbp_sparse", _run(folder, str(file)), names, may="refuse")
     right = lambda _, checked: [record.text for record in checked.training] == expected  # noqa: E731
-    # words in two lines are one prompt to the family's tokenizer
     return Case("prompt file", name, "shapes_flowbp_sparse", _run(folder, str(file)), names, right, "accept")

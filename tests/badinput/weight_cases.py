@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -156,10 +156,12 @@ HARM: dict[str, tuple[str, Callable[[Harm], Any]]] = {
 }
 
 
-def weight_cases(folder: Path) -> Iterator[Case]:
-    """The embedded model's folder with each harm done to a copy."""
+def weight_cases(folder: Path, only: Sequence[str] = ()) -> Iterator[Case]:
+    """The embedded model's folder with each harm done to a copy. only: names of harms, none for all."""
     os.environ["BAD_INPUT_RAN"] = str(folder / "it_ran")
     for number, (name, (may, harm)) in enumerate(HARM.items()):
+        if only and name not in only:
+            continue
         copy = folder / f"model{number}"
         shutil.copytree(model_dir(), copy, copy_function=os.link)
         harm(Harm(copy))
