@@ -39,7 +39,8 @@ class PromptRecord:
 def load(source: str, key: str = "") -> list[PromptRecord]:
     """Read prompts from a .txt (one a line), .jsonl, .csv or .parquet file (`prompt`), or "shapes:<split>".
 
-    key: of the configuration that names the file, for messages. Raises ValueError, with the file's name and the line or entry, where a prompt is missing or cannot be read.
+    key: of the configuration that names the file, for messages. Raises ValueError, with the file's name and the line
+    or entry, where a prompt is missing or cannot be read.
     """
     path, what = _resolve(source), f"{key + ': ' if key else ''}prompts file {source}"
     if path.suffix not in READERS:

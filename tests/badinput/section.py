@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 WHAT = {
-    "YAML file, mutated": "a whole configuration with one to three mutations: values, keys, bytes, indentation, encodings",
+    "YAML file, mutated": "a whole configuration with one to three mutations: values, keys, bytes, indents, encodings",
     "value of the schema": "hypothesis draws a key of the schema and a value of any type",
     "prompt file": "encodings, ends of lines, keys, quotes, nulls, torn files, very long and non-Latin prompts",
     "model folder": "truncated, mis-shaped, missing and pickled weights, shards, variants, configurations",
@@ -23,8 +23,8 @@ def section(figures: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             "## Bad input",
-            "What a run reads is checked before an actor starts. A mistake ends in one line that names the file, line or",
-            "key and says what to write instead, with exit code 2; what is accepted is compared with an independent",
+            "What a run reads is checked before an actor starts. A mistake ends in one line that names the file, line",
+            "or key and says what to write instead, with exit code 2; what is accepted is compared with an independent",
             f"reading of the same bytes. `make bad-input` ({figures['seconds']} s, {figures['date']}) tries:",
             "",
             "| input | what is wrong with it | cases | refused with a line | accepted and right | otherwise |",
