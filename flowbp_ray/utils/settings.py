@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from flowbp_ray.utils import accelerator
 
@@ -15,6 +15,9 @@ LOOKING = 0.1
 """The share of its time that the driver looks for answers: the more calls are in flight, the more rarely it looks."""
 
 
+NUMBERS = (int, float, int | None, float | None)
+
+
 class Strict(BaseModel):
     """Unknown keys are refused; values cannot be changed after loading.
 
@@ -22,6 +25,15 @@ class Strict(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switches(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false where a number belongs, which Python would take for 1 and 0."""
+        field = cls.model_fields.get(info.field_name or "")
+        if isinstance(value, bool) and field is not None and field.annotation in NUMBERS:
+            raise ValueError(f"must be a number, got {str(value).lower()}; write a number")
+        return value
 
 
 class ProcessConfig(Strict):

@@ -18,7 +18,8 @@ from tests.small import local_digest, small_overrides
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_the_group_reaches_the_driver_alone_which_saves(
     local_ray: Any, tmp_path: Path, number: signal.Signals
 ) -> None:
