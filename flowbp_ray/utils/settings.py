@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from flowbp_ray.utils import accelerator
 
@@ -26,14 +26,14 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
-    @field_validator("*", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _no_switches(cls, value: Any, info: ValidationInfo) -> Any:
+    def _no_switches(cls, data: Any) -> Any:
         """Refuse true and false where a number belongs, which Python would take for 1 and 0."""
-        field = cls.model_fields.get(info.field_name or "")
-        if isinstance(value, bool) and field is not None and field.annotation in NUMBERS:
-            raise ValueError(f"must be a number, got {str(value).lower()}; write a number")
-        return value
+        for key, value in data.items() if isinstance(data, dict) else ():
+            if isinstance(value, bool) and key in cls.model_fields and cls.model_fields[key].annotation in NUMBERS:
+                raise ValueError(f"{key} must be a number, got {str(value).lower()}; write a number")
+        return data
 
 
 class ProcessConfig(Strict):

@@ -31,8 +31,8 @@ def section(figures: Mapping[str, Any]) -> str:
             "| --- | --- | --- | --- | --- | --- |",
             *rows,
             "",
-            "Prompts longer than a text encoder reads are cut off by it. `train` and `encode` say so at their start, for",
-            "each tokenizer: how many prompts of those that the run draws, and the length of the longest.",
+            "Prompts longer than a text encoder reads are cut off by it. `train` and `encode` say so at their start,",
+            "for each tokenizer: how many prompts of those that the run draws, and the length of the longest.",
             "",
         ]
     )
