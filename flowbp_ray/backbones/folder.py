@@ -36,7 +36,9 @@ class Folder:
         """
         file = self.path / component / CONFIG_FILES.get(component, "config.json")
         if not file.is_file():
-            raise ValueError(f"{self.path} has no {component}: {component}/{file.name} is missing")
+            raise ValueError(
+                f"{self.path} has no {component}: {component}/{file.name} is missing; download the folder whole"
+            )
         config = read_json(file, f"{self.path} has a broken {component}: {file.name}")
         names = [config["_class_name"]] if "_class_name" in config else config.get("architectures") or []
         names = [str(name) for name in (names if isinstance(names, list) else [names])]
@@ -90,18 +92,21 @@ class Folder:
         except Exception as error:  # a wrong value makes the libraries raise many types; the user gets one line
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             file = f"{component}/{CONFIG_FILES.get(component, 'config.json')}"
-            raise ValueError(f"{self.path} has a broken {component}: {file} describes no model ({reason})") from error
+            broken = f"{self.path} has a broken {component}"
+            raise ValueError(f"{broken}: {file} describes no model ({reason}); download it again") from error
 
     def tokenizer(self, component: str, class_name: str) -> Any:
         """Load the component as a tokenizer of transformers. Raises ValueError if it is missing or cannot be read."""
         if not (self.path / component).is_dir():
-            raise ValueError(f"{self.path} has no {component}: the folder {component}/ is missing")
+            raise ValueError(f"{self.path} has no {component}: the folder {component}/ is missing; download it too")
         cls = getattr(importlib.import_module("transformers"), class_name)
         try:
             return cls.from_pretrained(self.path / component, local_files_only=True)
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"{self.path} has a broken {component}: it cannot be read ({reason})") from error
+            raise ValueError(
+                f"{self.path} has a broken {component}: it cannot be read ({reason}); download it again"
+            ) from error
 
 
 def stored_dtype(config: dict[str, Any]) -> torch.dtype:

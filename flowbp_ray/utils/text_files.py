@@ -42,9 +42,9 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{what} is not JSON ({error})") from error
+        raise ValueError(f"{what} is not JSON ({error}); write it again, or download it") from error
     if not isinstance(found, dict):
-        raise ValueError(f"{what} is no JSON object, but {shown(found)}")
+        raise ValueError(f"{what} is no JSON object, but {shown(found)}; write {{...}}, or download it again")
     return found
 
 
