@@ -101,11 +101,16 @@ class ShapesBackbone(Backbone):
         from flowbp_ray.shapes.text import tokenize
 
         tokenizer = Folder(str(self.folder), self.name).tokenizer("tokenizer", "PreTrainedTokenizerFast")
-        for text in dict.fromkeys(texts):
+        distinct = list(dict.fromkeys(texts)) or [""]
+        try:
             try:
-                tokenize([text], tokenizer)
-            except ValueError as error:
-                raise ValueError(f"data.prompts or evaluation.prompts: {error}") from error
+                tokenize(distinct, tokenizer)
+            except ValueError:
+                for text in distinct:  # one by one, for the text's name
+                    tokenize([text], tokenizer)
+                raise
+        except ValueError as error:
+            raise ValueError(f"data.prompts or evaluation.prompts: {error}") from error
         return []
 
     def encoder_parts(self) -> tuple[Path, ...]:
