@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-gpu test-hosts test-judge test-long lint types clean-venv
+.PHONY: demo test test-gpu test-hosts test-judge test-long bad-input lint types clean-venv
 
 $(STAMP): pyproject.toml constraints/cpu.txt constraints/beside.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed")'
@@ -38,6 +38,10 @@ test-judge: $(STAMP)
 
 test-long: $(STAMP)
 	$(BIN)/python -m pytest -m long
+
+# Some 900 wrong configurations, prompt files and models; the figures go to docs/reliability.md.
+bad-input: $(STAMP)
+	$(BIN)/python -m tests.badinput
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -28,6 +28,7 @@ PRIVATE = {
 """Set in a private Ray, where the environment does not say otherwise. Without a dashboard nobody reads metrics, event
 statistics, or what the agent learns of all processes every 5 s; and prestarted workers would not fit our actors."""
 PATIENCE = 10.0  # seconds within which a cluster must accept a connection
+SOCKET = 107  # bytes of a Unix socket's path (sockaddr_un)
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # the environment variable in which Ray gives a submitted job its runtime_env
 STOP = "RAY_JOB_STOP_WAIT_TIME_S"
 log = logging.getLogger(__name__)
@@ -45,7 +46,21 @@ def connect(address: str, output: str) -> bool:
         check_job(output)
     if not before and (os.environ.get("RAY_ADDRESS") or address) != "local":
         start_ray(address)
+    elif not before:
+        check_sockets()
     return before
+
+
+def check_sockets() -> None:
+    """Raise ValueError where the path of a private Ray's sockets would be longer than the kernel allows."""
+    folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    path = f"{folder}/ray/session_2000-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
+    if len(os.fsencode(path)) > SOCKET:
+        name = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
+        raise ValueError(
+            f"{name}={folder} is too long for Ray's sockets ({len(os.fsencode(path))} of {SOCKET} bytes); set a short "
+            "folder on this machine's disk, such as RAY_TMPDIR=/tmp/x"
+        )
 
 
 @contextmanager
@@ -89,10 +104,36 @@ def start_ray(address: str, **private: Any) -> None:
         for name, value in PRIVATE.items():
             os.environ.setdefault(name, value)
         quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
-        ray.init(address="local", **quiet, **private)
+        with own_session():
+            ray.init(address="local", **quiet, **private)
         end_unused()
     else:
         join(address)
+
+
+@contextmanager
+def own_session() -> Iterator[None]:
+    """Inside the context Ray's daemons start in sessions of their own, and so do the workers, which are their children.
+
+    A signal to the driver's process group, from a terminal that was closed, from `timeout` or from a scheduler, then
+    reaches the driver alone, which saves before it ends them. They still die with it: the kernel sends them SIGKILL
+    (PR_SET_PDEATHSIG). A version of Ray that starts its daemons in another way keeps them in the driver's group.
+    """
+    from ray._private import services
+
+    popen: Any = getattr(services, "ConsolePopen", None)
+    if popen is None:
+        yield
+        return
+
+    def start(*arguments: Any, **options: Any) -> Any:
+        return popen(*arguments, **{**options, "start_new_session": True})
+
+    services.ConsolePopen = start
+    try:
+        yield
+    finally:
+        services.ConsolePopen = popen
 
 
 def end_unused() -> None:

@@ -19,7 +19,8 @@ from flowbp_ray.artifacts.report import print_summary
 from flowbp_ray.config import loading
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.planning.show import methods_table
-from flowbp_ray.utils.console import guarded
+from flowbp_ray.utils.addresses import expand
+from flowbp_ray.utils.console import guarded, lasting_output
 
 if TYPE_CHECKING:
     from flowbp_ray.benching.measure import Open
@@ -42,13 +43,10 @@ def train(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     from flowbp_ray.observability.progress import Progress
 
     loaded = loading.load(config, overrides or [])
-    try:
+    with lasting_output("stopped at once; resume=auto goes on from the last checkpoint"):
         run, summary = run_training(loaded, Progress(loaded.steps, console=console))
-    except KeyboardInterrupt:  # here, because click would answer it without a word
-        print("flowbp-ray: stopped at once; resume=auto goes on from the last checkpoint", file=sys.stderr)
-        raise typer.Exit(130) from None
-    print_summary(console, run.folder, summary)
-    console.print(escape(f"all of it on one page: flowbp-ray report {run.folder}"))
+        print_summary(console, run.folder, summary)
+        console.print(escape(f"all of it on one page: flowbp-ray report {run.folder}"))
 
 
 @app.command()
@@ -57,20 +55,18 @@ def encode(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     from rich.progress import Progress as Bar
 
     from flowbp_ray.local import fill_cache
-    from flowbp_ray.prompts import drawn, read_prompts
+    from flowbp_ray.preflight import check_texts, drawn_texts
+    from flowbp_ray.prompts import read_prompts
 
     loaded = loading.load(config, overrides or [])
-    training, held_out = read_prompts(loaded)
-    records = [*training, *held_out]
-    texts = [records[i].text for i in drawn(loaded, len(training), len(held_out))]
-    try:
+    texts = drawn_texts(loaded, *read_prompts(loaded))
+    with lasting_output("stopped; what was encoded stays in the cache"):
+        for line in check_texts(loaded, texts):
+            console.print(escape(line))
         with Bar(console=console) as bar:
             task = bar.add_task("encoding", total=None)
             encoded = fill_cache(loaded, texts, lambda done, total: bar.update(task, completed=done, total=total))
-    except KeyboardInterrupt:
-        print("flowbp-ray: stopped; what was encoded stays in the cache", file=sys.stderr)
-        raise typer.Exit(130) from None
-    console.print(escape(encoded.describe()))
+        console.print(escape(encoded.describe()))
 
 
 @app.command()
@@ -79,15 +75,17 @@ def sample(
     prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="A prompt; may be given several times.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the picture goes.")] = Path("sample.png"),
     step: Annotated[int | None, typer.Option(help="Which checkpoint (default: the newest).")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Default: the run's.")] = None,
-    seed: int = 0,
+    guidance: Annotated[float | None, typer.Option(help="From 1, which is none. Default: the run's.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the noise.", min=0)] = 0,
 ) -> None:
     """Draw prompts with a run's checkpoint, in this process."""
     from flowbp_ray.local import draw
     from flowbp_ray.run.folder import Run
-    from flowbp_ray.run.pictures import save_grid
+    from flowbp_ray.run.pictures import check_picture_file, save_grid
 
-    used, images = draw(Run.open(run), prompt, step, guidance, seed)
+    opened, output = Run.open(run), Path(expand(str(output)))
+    check_picture_file(output)
+    used, images = draw(opened, prompt, step, guidance, seed)
     save_grid(images, prompt, output, columns=min(6, len(prompt)))
     console.print(f"step {used}: {output}")
 
@@ -104,7 +102,7 @@ def export(
     from flowbp_ray.artifacts.export import export as write
     from flowbp_ray.run.folder import Run
 
-    opened = Run.open(run)
+    opened, to = Run.open(run), Path(expand(str(to)))
     done = write(opened, to, step, ema, merge)
     console.print(f"step {done.step}, {done.kind}: {to}; {to / 'README.md'} says how to load it")
     if opened.config.learners.ema is not None and not ema:
@@ -122,7 +120,7 @@ def report(
     """
     from flowbp_ray.artifacts.html_report import write_report
 
-    written = write_report(run, out)
+    written = write_report(expand(run), None if out is None else Path(expand(str(out))))
     console.print(escape(f"{written.path} ({written.bytes / 1e6:.1f} MB): open it in a browser"))
 
 
@@ -208,11 +206,9 @@ def bench(
 
     emulated = profile.load(emulate).scaled(time_scale, bytes_scale) if emulate else None
     counts = (samplers, learners, rewards, staleness)
-    try:
+    out = Path(expand(str(out)))
+    with lasting_output("stopped at once; a bench writes its results at its end"):
         result = measure.run(config, overrides or [], counts, seconds, open_loops, emulated, simulate, console.print)
-    except KeyboardInterrupt:
-        print("flowbp-ray: stopped at once; a bench writes its results at its end", file=sys.stderr)
-        raise typer.Exit(130) from None
     for part in result.tables():
         Console(highlight=False, width=None if console.is_terminal else 120).print(part)
     for line in [*result.lines(), *map(str, result.write(out))]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -32,7 +31,7 @@ from flowbp_ray.preflight import Checked, check
 from flowbp_ray.rollout.items import build_items
 from flowbp_ray.run.checkpoint import Snapshot
 from flowbp_ray.run.folder import Run
-from flowbp_ray.utils.errors import RunFailed, Stalled
+from flowbp_ray.utils.errors import RunFailed
 from flowbp_ray.utils.signals import Interrupted, Interrupts
 
 SKIPS = 10  # consecutive steps without an update after which the run fails
@@ -42,7 +41,7 @@ def train(config: RunConfig, progress: Progress | None = None) -> tuple[Run, dic
     """Train `config` to its end on Ray; return the run and its summary.
 
     Raises ValueError, before any actor starts, for a mistake of the user; RunFailed for a later failure; Interrupted
-    after Ctrl-C or SIGTERM, once the step is done and saved.
+    after Ctrl-C or another signal that `Interrupts` catches, once the step is done and saved.
     """
     checked, config = check(config), with_parts(config)
     with connected(config.cluster.address, config.output):
@@ -51,23 +50,19 @@ def train(config: RunConfig, progress: Progress | None = None) -> tuple[Run, dic
 
 def _train(config: RunConfig, checked: Checked, progress: Progress) -> tuple[Run, dict[str, Any]]:
     run = Run.resume(config) if config.resume == "auto" else Run.create(config)
-    clear_overruled_verdict(run, config.guard)
-    run.bind_prompts(checked.texts)
-    scaling.discard_requests(run)  # requests that were made after the run had ended
-    run.logger().info("training %s", checked.trains)
-    try:
+    with run.locked(progress.note):
+        clear_overruled_verdict(run, config.guard)
+        run.bind_prompts(checked.texts)
+        scaling.discard_requests(run)  # requests that were made after the run had ended
+        run.logger().info("%s", "; ".join([f"training {checked.trains}", *checked.cut]))
         with (
             closing(RayMetrics(run.folder.name)) as gauges,
-            progress.begin(run.folder, config, checked.trains),
+            progress.begin(run.folder, config, checked.trains, checked.cut),
             Interrupts() as interrupts,
             session(config, run, checked, progress, interrupts, export=gauges) as loop,
         ):
+            run.keep()
             return run, loop.run_all()
-    except (RunFailed, ValueError) as error:
-        run.logger().error("%s", error, exc_info=not isinstance(error, RunFailed))
-        if isinstance(error, Stalled):
-            (run.folder / "stalled.json").write_text(json.dumps(error.state, indent=1) + "\n")
-        raise
 
 
 @contextmanager
@@ -84,7 +79,7 @@ def session(
 
     roles: classes that replace the real actors'. export: also receives each line of metrics.jsonl.
     """
-    with closing(Tracker(run.folder, config, export)) as tracker:
+    with closing(Tracker(run.folder, config, export, progress.note)) as tracker:
         progress.waiting("starting Ray")
         start_ray(config.cluster.address)
         interrupts.arm()
@@ -277,6 +272,7 @@ class Loop:
     def save(self, step: int) -> None:
         """Write a checkpoint: the engine's state, the weights that are still needed, the evaluations."""
         self.progress.phase("saving")
+        self.run.check_lock()
         config, checkpoints = self.config, self.run.checkpoints
         self.fleet.learners.save(str(checkpoints.begin(step).resolve()))
         held = {v: transport.tensors(published.weights) for v, published in self.published.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -21,6 +22,7 @@ from flowbp_ray.rollout.items import build_items
 from flowbp_ray.rollout.sampler import Sampler, build_sampler
 from flowbp_ray.run.folder import Run
 from flowbp_ray.utils import accelerator
+from flowbp_ray.utils.text_files import check_unicode
 from flowbp_ray.weights import trainable
 from flowbp_ray.weights.packing import PackedTensors
 
@@ -103,7 +105,13 @@ def without_gpus(config: RunConfig) -> RunConfig:
 def draw(
     run: Run, texts: Sequence[str], step: int | None, guidance: float | None, seed: int
 ) -> tuple[int, list[np.ndarray]]:
-    """Sample pictures [H, W, 3] uint8 of `texts` with a run's checkpoint; return its step and the pictures."""
+    """Sample pictures [H, W, 3] uint8 of `texts` with a run's checkpoint; return its step and the pictures.
+
+    Raises ValueError for a guidance below 1, or a text that is not Unicode.
+    """
+    if guidance is not None and not (math.isfinite(guidance) and guidance >= 1):
+        raise ValueError(f"--guidance must be a finite number from 1 (no guidance), got {guidance:g}; write 1 or more")
+    check_unicode(list(texts), "--prompt")
     config = without_gpus(run.config)
     used, tensors = run.checkpoints.weights(step, average=True)
     sampler = Sampler(

@@ -96,7 +96,7 @@ class Fault:
     def describe(self, prompts: Sequence[str]) -> str:
         """One line: what is not finite, and its node, reward, step, sample and prompt."""
         where = ("" if self.node is None else f" at node {self.node}") + (f" of {self.reward}" if self.reward else "")
-        who = f"step {self.step}, sample {self.sample}, prompt {prompts[self.prompt]!r}"
+        who = f"step {self.step}, sample {self.sample}, prompt {prompts[self.prompt]!r:.100}"
         return f"{self.what}{where} is not finite: {who}"
 
 

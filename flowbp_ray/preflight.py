@@ -9,6 +9,7 @@ from flowbp_ray.backbones.guidance import distilled_guidance
 from flowbp_ray.backbones.kernels import check_attention
 from flowbp_ray.backbones.quantised import check_library
 from flowbp_ray.backbones.registry import build_backbone
+from flowbp_ray.backbones.stored import check_stored
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.judges import preflight as judges
 from flowbp_ray.learning.optim import check_moments
@@ -29,6 +30,8 @@ class Checked:
     held_out: list[PromptRecord]
     trains: str
     agreed: dict[str, str]
+    cut: tuple[str, ...] = ()
+    """A line for each tokenizer that cuts prompts off."""
 
     @property
     def texts(self) -> list[str]:
@@ -49,22 +52,39 @@ def check(config: RunConfig) -> Checked:
     model, lora = config.backbone, config.learners.lora
     backbone = build_backbone(model)
     backbone.latent_shape(model.height, model.width)
+    backbone.sigmas(model.num_steps, model.height, model.width)
     check_library(model.quantization)
     check_attention(model.attention)
     prepared = trainable.prepare(backbone.skeleton(), lora, config.seed, backbone.lora_targets)
     check_moments(config.learners.optimizer)
     train, held_out = read_prompts(config)
+    cut = tuple(check_texts(config, drawn_texts(config, train, held_out)))
     check_time(config, _to_encode(config, [record.text for record in (*train, *held_out)], len(held_out)))
     agreed = handshake.check(config)
     if not config.rewards.url:  # remote servers have checked their own rewards
         check_rewards(config.rewards, [record.text for record in held_out], [record.text for record in train])
     judges.check(config.judges)
     cache = cache_folder(config.encoder.cache)
-    for part in (backbone.base_folder / "transformer", backbone.base_folder / "vae", *backbone.encoder_parts()):
-        check_finite(part, None if cache is None else cache / "files")
+    for part in backbone.encoder_parts():
+        if not part.is_dir():
+            raise ValueError(f"{part.parent} has no {part.name}: the folder {part.name}/ is missing; download it too")
+    for name, skeleton in backbone.part_skeletons().items():
+        check_stored(backbone.base_folder / name, skeleton)
+        check_finite(backbone.base_folder / name, None if cache is None else cache / "files")
     held = distilled_guidance(config)
     toward = "" if held is None else f"; distilling guidance {held:g} of the base, beside what the rewards ask for"
-    return Checked(train, held_out, trainable.describe(prepared, lora) + toward, agreed)
+    return Checked(train, held_out, trainable.describe(prepared, lora) + toward, agreed, cut)
+
+
+def drawn_texts(config: RunConfig, train: list[PromptRecord], held_out: list[PromptRecord]) -> list[str]:
+    """The prompts that a run draws from its start on, in the order in which it needs them."""
+    records = [*train, *held_out]
+    return [records[i].text for i in drawn(config, len(train), len(held_out))]
+
+
+def check_texts(config: RunConfig, texts: list[str]) -> list[str]:
+    """A line for each tokenizer that cuts some of `texts` off. Raises ValueError for a text that cannot be encoded."""
+    return build_backbone(config.backbone).read_texts(texts)
 
 
 def _to_encode(config: RunConfig, texts: list[str], held_out: int) -> set[str]:

@@ -10,6 +10,8 @@ import pyarrow.parquet as parquet
 import pytest
 
 from flowbp_ray import prompts
+from tests.badinput.outcome import ADVICE
+from tests.badinput.prompt_cases import BY_FAMILY, TEXTS
 from tests.small import small_config
 
 
@@ -18,12 +20,29 @@ def test_prompt_files_of_all_kinds_read_the_same(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("\n".join(texts) + "\n\n")
     (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": t, "skill": "x"}) + "\n" for t in texts))
     parquet.write_table(pa.table({"prompt": texts}), tmp_path / "p.parquet")
-    for suffix in ("txt", "jsonl", "parquet"):
+    (tmp_path / "p.csv").write_text('"prompt"\n' + "".join(f'"{text}"\n' for text in texts))
+    for suffix in ("txt", "jsonl", "csv", "parquet"):
         assert [r.text for r in prompts.load(str(tmp_path / f"p.{suffix}"))] == texts
     assert prompts.load(str(tmp_path / "p.jsonl"))[0].extra == {"skill": "x"}
     (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n')
     with pytest.raises(ValueError, match="entry 1: no text under 'prompt'"):
         prompts.load(str(tmp_path / "bad.jsonl"))
+
+
+@pytest.mark.parametrize("case", sorted(TEXTS))
+def test_prompt_files_as_people_have_them(tmp_path: Path, case: str) -> None:
+    """Refused in one short line that names the file, or read as meant. What only a family refuses is read here."""
+    suffix, raw, expected = TEXTS[case]
+    file = tmp_path / f"p.{suffix}"
+    file.write_bytes(raw)
+    if expected is None and case in BY_FAMILY:
+        assert prompts.load(str(file))
+    elif expected is None:
+        with pytest.raises(ValueError, match=rf"p\.{suffix}") as caught:
+            prompts.load(str(file))
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 400 and ADVICE.search(str(caught.value))
+    else:
+        assert [record.text for record in prompts.load(str(file))] == expected
 
 
 def test_an_epoch_holds_every_prompt_once_and_position_is_the_step() -> None:

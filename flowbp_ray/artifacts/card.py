@@ -205,7 +205,8 @@ def training_rows(run: Run, backbone: Backbone | None, step: int, average: bool)
         "weights": f"{averaged}, {model.dtype}",
         "trained": "all weights of the transformer"
         if lora is None
-        else f"adapters of rank {lora.rank}, alpha {lora.alpha}, on {', '.join(lora.targets or targets)}",
+        else f"adapters of rank {lora.rank}, alpha {lora.alpha} (the file has alpha {lora.rank}, with the scale "
+        f"{lora.alpha / lora.rank:g} in lora_B), on {', '.join(lora.targets or targets)}",
         "method": describe_method(config.method),
         "method as a value": f"`{config.surrogate()}`",
         "rewards": "; ".join(describe_term(config, term) for term in config.rewards.terms),

@@ -99,14 +99,21 @@ def _tensors(module: Any) -> list[tuple[str, Any]]:
 
 
 def _save_adapters(transformer: Any, backbone: Backbone, folder: Path) -> None:
-    """With peft's configuration in the file: from the weights alone a loader would take alpha for the rank."""
+    """The adapters with alpha = rank, which is what readers of the tensors alone take it for, and peft's configuration.
+
+    The scale alpha / rank is multiplied into lora_B: without rounding where it is a power of two.
+    """
     from peft.utils import get_peft_model_state_dict
 
     pipeline = getattr(importlib.import_module("diffusers"), backbone.pipeline_class)
     settings = transformer.peft_config["default"].to_dict()
+    scale = settings["lora_alpha"] / settings["r"]
+    layers = get_peft_model_state_dict(transformer)
     pipeline.save_lora_weights(
         folder,
-        transformer_lora_layers=get_peft_model_state_dict(transformer),
+        transformer_lora_layers={k: v * scale if ".lora_B." in k else v for k, v in layers.items()},
         # sets have no order of their own: sorted, the same checkpoint gives the same metadata
-        transformer_lora_adapter_metadata={k: sorted(v) if isinstance(v, set) else v for k, v in settings.items()},
+        transformer_lora_adapter_metadata={
+            k: sorted(v) if isinstance(v, set) else v for k, v in {**settings, "lora_alpha": settings["r"]}.items()
+        },
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -82,6 +82,17 @@ class Backbone(abc.ABC):
     @abc.abstractmethod
     def encoder_skeletons(self) -> dict[str, nn.Module]:
         """The text encoders that have a config, on the meta device, in the precision they are stored in."""
+
+    def part_skeletons(self) -> dict[str, nn.Module]:
+        """The components with weights by the names of their folders, on the meta device."""
+        return {"transformer": self.skeleton(), "vae": self.vae_skeleton(), **self.encoder_skeletons()}
+
+    @abc.abstractmethod
+    def read_texts(self, texts: Sequence[str]) -> list[str]:
+        """A line for each tokenizer that cuts some of `texts` off: how many, and the longest.
+
+        Loads the tokenizers. Raises ValueError if one is missing, or for a text that the family cannot encode.
+        """
 
     @abc.abstractmethod
     def conditioning_skeleton(self) -> Conditioning:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
+from flowbp_ray.backbones.stored import unpickled, unreadable
 from flowbp_ray.utils.files import cached_file_fact
 
 _memory: Path | None = None
@@ -19,27 +21,39 @@ def remember_in(memory: Path | None) -> None:
 
 
 def check_finite(part: Path, memory: Path | None = None) -> bool:
-    """Whether a component's folder has safetensors files at all; if so, all their values are finite.
+    """Whether a component's folder has weights in files; if so, all their values are finite.
 
     memory: the folder that keeps the result for large files; None is that of `remember_in`. Variants
-    (`*.fp16.safetensors`) are not loaded by a run and not checked. Raises ValueError if a weight is not finite, or its
-    file cannot be read.
+    (`*.fp16.safetensors`) are not loaded by a run and not checked, nor are pickles beside safetensors. Raises
+    ValueError if a weight is not finite, or its file cannot be read.
     """
     files = [file for file in sorted(part.glob("*.safetensors")) if "." not in file.stem]
+    files = files or [file for file in sorted(part.glob("*.bin")) if "." not in file.stem]
     for file in files:
         cached_file_fact(file, memory or _memory, "finite", _finite)
     return bool(files)
 
 
 def _finite(file: Path) -> str:
-    """Return "finite" if all values of a safetensors file are. Raises ValueError otherwise."""
-    broken = f"{file.parent.parent} has a broken {file.parent.name}"
+    """Return "finite" if all values of a weights file are. Raises ValueError otherwise."""
+    if file.suffix == ".bin":
+        for name, tensor in unpickled(file).items():
+            _check(file, name, tensor)
+        return "finite"
     try:
         with safe_open(file, "pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - it is not a dict
-                tensor = tensors.get_tensor(name)
-                if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                    raise ValueError(f"{broken}: {name} has values that are not finite")
+                _check(file, name, tensors.get_tensor(name))
     except SafetensorError as error:
-        raise ValueError(f"{broken}: its weights cannot be read ({error})") from error
+        raise ValueError(unreadable(file, error)) from error
     return "finite"
+
+
+def _check(file: Path, name: str, tensor: Tensor) -> None:
+    if not tensor.is_floating_point():
+        return
+    if tensor.element_size() == 1:  # of 8-bit numbers torch knows little more than how to cast them
+        tensor = tensor.float()
+    if not torch.isfinite(tensor).all():
+        broken = f"{file.parent.parent} has a broken {file.parent.name}"
+        raise ValueError(f"{broken}: {name} has values that are not finite; download it again")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +11,7 @@ from flowbp_ray.backbones import tokens
 from flowbp_ray.backbones.base import Conditioning, SigmaGrid
 from flowbp_ray.backbones.pipeline import PipelineBackbone, timestep
 from flowbp_ray.backbones.sigmas import flux2_mu
+from flowbp_ray.utils.text_files import read_json
 
 
 class Flux2Backbone(PipelineBackbone):
@@ -33,7 +33,7 @@ class Flux2Backbone(PipelineBackbone):
     def __init__(self, path: str | None = None, sigma_grid: SigmaGrid = "pipeline") -> None:
         super().__init__(path, sigma_grid)
         index = self.folder.path / "model_index.json"
-        distilled = index.is_file() and json.loads(index.read_text()).get("is_distilled", False)
+        distilled = index.is_file() and read_json(index, str(index)).get("is_distilled", False)
         if distilled or self.transformer_config.get("guidance_embeds", False):
             raise ValueError(
                 f"{self.folder.path} is a distilled FLUX.2, which ignores guidance; use a klein-base model"
@@ -53,6 +53,13 @@ class Flux2Backbone(PipelineBackbone):
 
     def encoder_settings(self) -> dict[str, Any]:
         return super().encoder_settings() | {"text_layers": list(self.text_layers)}
+
+    def as_tokenised(self, pipe: Any, prompt: str) -> str:
+        message = [{"role": "user", "content": prompt}]
+        text: str = pipe.tokenizer.apply_chat_template(
+            message, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+        return text
 
     def encode(self, pipe: Any, prompt: str) -> Conditioning:
         embeds, _ = pipe.encode_prompt(prompt, text_encoder_out_layers=self.text_layers)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from torch import nn
 
 from flowbp_ray.backbones.finite import check_finite
+from flowbp_ray.utils.addresses import expand
+from flowbp_ray.utils.text_files import read_json, shown
 
 CONFIG_FILES = {"scheduler": "scheduler_config.json"}  # the others are called config.json
 
@@ -22,7 +25,7 @@ class Folder:
         """Raises ValueError if the path is empty or there is no such folder."""
         if not path:
             raise ValueError(f"backbone {backbone!r} needs its weights; write backbone.path: a diffusers folder")
-        self.path, self.backbone = Path(path), backbone
+        self.path, self.backbone = Path(expand(path)), backbone
         if not self.path.is_dir():
             raise ValueError(f"there is no folder {self.path}; write backbone.path: a diffusers folder")
 
@@ -33,12 +36,12 @@ class Folder:
         """
         file = self.path / component / CONFIG_FILES.get(component, "config.json")
         if not file.is_file():
-            raise ValueError(f"{self.path} has no {component}: {component}/{file.name} is missing")
-        try:
-            config = json.loads(file.read_text())
-        except ValueError as error:
-            raise ValueError(f"{self.path} has a broken {component}: {file.name} is not JSON ({error})") from error
+            raise ValueError(
+                f"{self.path} has no {component}: {component}/{file.name} is missing; download the folder whole"
+            )
+        config = read_json(file, f"{self.path} has a broken {component}: {file.name}")
         names = [config["_class_name"]] if "_class_name" in config else config.get("architectures") or []
+        names = [str(name) for name in (names if isinstance(names, list) else [names])]
         if class_name is not None and class_name not in names:
             found = ", ".join(names) or "a class that it does not name"
             raise ValueError(
@@ -77,26 +80,41 @@ class Folder:
         """The component as a transformers model on the meta device, in the precision that its configuration names."""
         self.config(component, class_name)
         cls = getattr(importlib.import_module("transformers"), class_name)
-        config = cls.config_class.from_pretrained(self.path / component, local_files_only=True)
-        with torch.device("meta"):
-            model: nn.Module = cls(config)
+        with self.described(component), torch.device("meta"):
+            model: nn.Module = cls(cls.config_class.from_pretrained(self.path / component, local_files_only=True))
         return model.to(stored_dtype(self.config(component)))
+
+    @contextmanager
+    def described(self, component: str) -> Iterator[None]:
+        """Where a model cannot be built from its configuration: ValueError with the file's name, on one line."""
+        try:
+            yield
+        except Exception as error:  # a wrong value makes the libraries raise many types; the user gets one line
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            file = f"{component}/{CONFIG_FILES.get(component, 'config.json')}"
+            broken = f"{self.path} has a broken {component}"
+            raise ValueError(f"{broken}: {file} describes no model ({reason}); download it again") from error
 
     def tokenizer(self, component: str, class_name: str) -> Any:
         """Load the component as a tokenizer of transformers. Raises ValueError if it is missing or cannot be read."""
         if not (self.path / component).is_dir():
-            raise ValueError(f"{self.path} has no {component}: the folder {component}/ is missing")
+            raise ValueError(f"{self.path} has no {component}: the folder {component}/ is missing; download it too")
         cls = getattr(importlib.import_module("transformers"), class_name)
         try:
             return cls.from_pretrained(self.path / component, local_files_only=True)
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"{self.path} has a broken {component}: it cannot be read ({reason})") from error
+            raise ValueError(
+                f"{self.path} has a broken {component}: it cannot be read ({reason}); download it again"
+            ) from error
 
 
 def stored_dtype(config: dict[str, Any]) -> torch.dtype:
     """The precision that a transformers configuration names: `dtype`, formerly `torch_dtype`; fp32 without either."""
-    dtype: torch.dtype = getattr(torch, config.get("dtype") or config.get("torch_dtype") or "float32")
+    name = config.get("dtype") or config.get("torch_dtype") or "float32"
+    dtype = getattr(torch, str(name), None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"config.json names the dtype {shown(name)}; write float32, bfloat16 or float16")
     return dtype
 
 

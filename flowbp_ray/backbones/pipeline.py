@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from flowbp_ray.backbones.base import Backbone, Conditioning, Encode, SigmaGrid
 from flowbp_ray.backbones.folder import Folder, stored_dtype
 from flowbp_ray.backbones.sigmas import flux1_mu
+from flowbp_ray.utils.text_files import shown
+
+TEMPLATE = 64  # tokens that a chat template may add to a prompt
 
 
 class PipelineBackbone(Backbone):
@@ -40,6 +43,8 @@ class PipelineBackbone(Backbone):
     tokenizer_classes: ClassVar[dict[str, str]]
     text_tokens: ClassVar[int]
     """The largest number of text tokens that `encode` returns."""
+    t5_tokens: ClassVar[int] = 512
+    """Those of them that a T5 encodes, where there is one."""
     pooled_text: ClassVar[bool] = False
     """Whether the conditioning has a pooled vector of the text besides its tokens."""
 
@@ -126,16 +131,20 @@ class PipelineBackbone(Backbone):
         for key in ("stochastic_sampling", "invert_sigmas"):
             if config.get(key):
                 raise ValueError(f"{self.folder.path}: a scheduler with {key}: true is not supported; write false")
-        return FlowMatchEulerDiscreteScheduler.from_config(config)
+        with self.folder.described("scheduler"):
+            return FlowMatchEulerDiscreteScheduler.from_config(config)
 
     def skeleton(self) -> nn.Module:
-        return meta_model(self.transformer_class, self.transformer_config)
+        with self.folder.described("transformer"):
+            return meta_model(self.transformer_class, self.transformer_config)
 
     def load_transformer(self, dtype: torch.dtype) -> nn.Module:
         return self.folder.model("transformer", self.transformer_class, dtype)
 
     def vae_skeleton(self) -> nn.Module:
-        return meta_model(self.vae_class, self.vae_config)
+        config = self.vae_config
+        with self.folder.described("vae"):
+            return meta_model(self.vae_class, config)
 
     def load_vae(self) -> Any:
         return self.folder.model("vae", self.vae_class, torch.float32).requires_grad_(False)
@@ -179,6 +188,36 @@ class PipelineBackbone(Backbone):
         for name, cls in self.encoder_classes.items():
             parts[name] = self.folder.model(name, cls, None).requires_grad_(False)
         return diffusers_class(self.pipeline_class)(**parts)
+
+    def read_texts(self, texts: Sequence[str]) -> list[str]:
+        nothing = dict.fromkeys(("transformer", "vae", "scheduler", *self.encoder_classes))
+        pipe = diffusers_class(self.pipeline_class)(
+            **nothing, **{name: self.folder.tokenizer(name, cls) for name, cls in self.tokenizer_classes.items()}
+        )
+        lines = []
+        for name in self.tokenizer_classes:
+            tokenizer, most = getattr(pipe, name), self.most_tokens(pipe, name)
+            # a token is a byte at least; only what a tokenizer normalises may grow
+            long = [text for text in texts if len(text.encode()) * (1 if text.isascii() else 6) > most - TEMPLATE]
+            counts = [len(tokenizer(self.as_tokenised(pipe, text), verbose=False)["input_ids"]) for text in long]
+            cut = [count for count in counts if count > most]
+            if cut:
+                longest = long[counts.index(max(cut))]
+                lines.append(
+                    f"{len(cut)} of {len(texts)} prompts are cut off: {name} reads {most} tokens, and the longest "
+                    f"prompt has {max(cut)} ({shown(longest[:40])}…)"
+                )
+        return lines
+
+    def most_tokens(self, pipe: Any, tokenizer: str) -> int:
+        """Tokens of a prompt, with those around it, that the pipeline passes on from one of its tokenizers."""
+        first = tokenizer == next(iter(self.tokenizer_classes))
+        clip = self.tokenizer_classes[tokenizer].startswith("CLIP")
+        return int(pipe.tokenizer_max_length) if clip else self.text_tokens if first else self.t5_tokens
+
+    def as_tokenised(self, pipe: Any, prompt: str) -> str:
+        """The text that the pipeline's tokenizers get for a prompt."""
+        return prompt
 
     @abc.abstractmethod
     def encode(self, pipe: Any, prompt: str) -> Conditioning:

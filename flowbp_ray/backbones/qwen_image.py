@@ -34,6 +34,13 @@ class QwenImageBackbone(PipelineBackbone):
     def vae_factor(self) -> int:
         return 2 ** len(self.vae_config["temperal_downsample"])
 
+    def most_tokens(self, pipe: Any, tokenizer: str) -> int:
+        """See `PipelineBackbone`: the beginning of the template is read and then left out."""
+        return int(pipe.tokenizer_max_length) + int(pipe.prompt_template_encode_start_idx)
+
+    def as_tokenised(self, pipe: Any, prompt: str) -> str:
+        return str(pipe.prompt_template_encode.format(prompt))
+
     def encode(self, pipe: Any, prompt: str) -> Conditioning:
         embeds, mask = pipe.encode_prompt(prompt)  # mask None: all tokens are words
         words = torch.ones(embeds.shape[:2]) if mask is None else mask

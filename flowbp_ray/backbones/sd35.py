@@ -30,6 +30,7 @@ class SD35Backbone(PipelineBackbone):
     }
 
     text_tokens = 77 + 256  # CLIP, then T5
+    t5_tokens = 256
     pooled_text = True
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ from torch import Tensor, nn
 
 from flowbp_ray.backbones.base import Backbone, Conditioning, Encode, SigmaGrid
 from flowbp_ray.backbones.folder import Folder
+from flowbp_ray.backbones.pipeline import meta_model
 from flowbp_ray.backbones.sigmas import static_shift
+from flowbp_ray.utils.addresses import expand
+from flowbp_ray.utils.text_files import shown
 
 
 class ShapesBackbone(Backbone):
@@ -26,7 +30,7 @@ class ShapesBackbone(Backbone):
         super().__init__(path, sigma_grid)
         from flowbp_ray.shapes import model_dir
 
-        self.folder = Path(path) if path else model_dir()
+        self.folder = Path(expand(path)) if path else model_dir()
         if not (self.folder / "transformer" / "config.json").is_file():
             raise ValueError(
                 f"no model at {self.folder}: transformer/config.json is missing; "
@@ -39,25 +43,22 @@ class ShapesBackbone(Backbone):
         return (8, 8, 8)
 
     def sigmas(self, num_steps: int, height: int, width: int) -> Tensor:
-        import json
-
-        scheduler = json.loads((self.folder / "scheduler" / "scheduler_config.json").read_text())
-        return static_shift(num_steps, float(scheduler["shift"])).float()
+        shift = Folder(str(self.folder), self.name).config("scheduler").get("shift")
+        if not isinstance(shift, int | float) or shift <= 0:
+            raise ValueError(f"{self.folder} has a broken scheduler: shift is {shown(shift)}; write a number above 0")
+        return static_shift(num_steps, float(shift)).float()
 
     def skeleton(self) -> nn.Module:
-        from diffusers import SD3Transformer2DModel
-
-        with torch.device("meta"):
-            config = SD3Transformer2DModel.load_config(self.folder / "transformer")
-            model: nn.Module = SD3Transformer2DModel.from_config(config)
-        return model
+        return self._on_meta("transformer", self.transformer_class)
 
     def vae_skeleton(self) -> nn.Module:
-        from diffusers import AutoencoderKL
+        return self._on_meta("vae", "AutoencoderKL")
 
-        with torch.device("meta"):
-            model: nn.Module = AutoencoderKL.from_config(AutoencoderKL.load_config(self.folder / "vae"))
-        return model
+    def _on_meta(self, part: str, class_name: str) -> nn.Module:
+        folder = Folder(str(self.folder), self.name)
+        config = folder.config(part, class_name)
+        with folder.described(part):
+            return meta_model(class_name, config)
 
     def encoder_skeletons(self) -> dict[str, nn.Module]:
         if not (self.folder / "text_encoder" / "config.json").is_file():
@@ -95,6 +96,22 @@ class ShapesBackbone(Backbone):
             return {"prompt_embeds": embeds.float().cpu(), "pooled_prompt_embeds": pooled.float().cpu()}
 
         return encode
+
+    def read_texts(self, texts: Sequence[str]) -> list[str]:
+        from flowbp_ray.shapes.text import tokenize
+
+        tokenizer = Folder(str(self.folder), self.name).tokenizer("tokenizer", "PreTrainedTokenizerFast")
+        distinct = list(dict.fromkeys(texts)) or [""]
+        try:
+            try:
+                tokenize(distinct, tokenizer)
+            except ValueError:
+                for text in distinct:  # one by one, for the text's name
+                    tokenize([text], tokenizer)
+                raise
+        except ValueError as error:
+            raise ValueError(f"data.prompts or evaluation.prompts: {error}") from error
+        return []
 
     def encoder_parts(self) -> tuple[Path, ...]:
         return (self.folder / "tokenizer", self.folder / "text_encoder")

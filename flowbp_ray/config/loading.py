@@ -9,43 +9,78 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
+from flowbp_ray.config import yaml_text
 from flowbp_ray.config.schema import RunConfig
+from flowbp_ray.utils.addresses import expand
 from flowbp_ray.utils.errors import ConfigError, nearest
+from flowbp_ray.utils.text_files import check_unicode, read_text, shown
+
+MOST = 4  # problems in a message
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read the YAML at `path` (or the shipped one of that name), apply `key=value` overrides, and validate."""
-    tree = _read(_find(Path(path)), ())
+    found = _find(Path(expand(str(path))))
+    tree = _read(found, ())
     for override in overrides:
         if "=" not in override:
-            raise ConfigError(f"override {override!r} is not key=value; write for example learners.optimizer.lr=1e-4")
+            raise ConfigError(f"override {shown(override)} is not key=value; write for example "
+                              "learners.optimizer.lr=1e-4")  # fmt: skip
         try:
             change = _change(tree, override)
             same = OmegaConf.select(change, "method.name") == OmegaConf.select(tree, "method.name")
             tree = OmegaConf.merge(tree, change) if same else _override_method(OmegaConf.merge(tree, change), change)
-        except (OmegaConfBaseException, TypeError, IndexError, ValueError, yaml.YAMLError) as error:
-            raise ConfigError(f"override {override!r} cannot be applied: {str(error).splitlines()[0]}") from error
-    plain = OmegaConf.to_container(tree, resolve=True)
-    assert isinstance(plain, dict)
-    return validate({str(k): v for k, v in plain.items()})
-
-
-def validate(plain: dict[str, Any]) -> RunConfig:
-    """Validate a plain tree; every problem becomes one line of a `ConfigError`."""
+        except (OmegaConfBaseException, TypeError, IndexError, ValueError, AttributeError, RecursionError) as error:
+            raise ConfigError(f"override {shown(override)} cannot be applied: {_first_line(error)}") from error
     try:
+        plain = OmegaConf.to_container(tree, resolve=True)
+    except (OmegaConfBaseException, ValueError, RecursionError) as error:
+        raise ConfigError(f"{found}: {_unresolved(error)}") from error
+    assert isinstance(plain, dict)
+    return validate({str(k): v for k, v in plain.items()}, f"{found}: ")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _unresolved(error: Exception) -> str:
+    """What is wrong with a ${...}: it stands for another key, and only `oc.env` for a variable of the environment."""
+    key = getattr(error, "full_key", None)
+    where = f"{key}: " if key else ""
+    advice = "${key} stands for another key; write ${oc.env:HOME} for $HOME, and \\${ for the characters themselves"
+    return f"{where}{_first_line(error)}; {advice}"
+
+
+def validate(plain: dict[str, Any], where: str = "") -> RunConfig:
+    """Validate a plain tree. Raises ConfigError, one line with all problems. where: begins it, such as a file."""
+    try:
+        check_unicode(plain, "the configuration")
         return RunConfig.model_validate(plain)
     except ValidationError as error:
-        raise ConfigError("\n".join(_line(e) for e in error.errors(include_url=False)[:4])) from error
+        problems = error.errors(include_url=False)
+        more = f"; and {len(problems) - MOST} more" if len(problems) > MOST else ""
+        raise ConfigError(f"{where}{'; '.join(_line(e) for e in problems[:MOST])}{more}") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ConfigError(f"{where}{_first_line(error)}") from error
 
 
 def dump(config: RunConfig) -> str:
     """The resolved configuration as YAML, which `load` reads back to the same value."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return yaml_text.dump(_escaped(config.model_dump(mode="json")))
+
+
+def _escaped(value: Any) -> Any:
+    """The value with each ${ in a text escaped, so that it is not resolved a second time."""
+    if isinstance(value, str):
+        return value.replace("${", "\\${")
+    if isinstance(value, dict):
+        return {key: _escaped(inner) for key, inner in value.items()}
+    return [_escaped(inner) for inner in value] if isinstance(value, list) else value
 
 
 def shipped() -> Path:
@@ -56,35 +91,65 @@ def shipped() -> Path:
 
 
 def _find(path: Path) -> Path:
-    for candidate in (path, shipped() / path, shipped() / "runs" / path.with_suffix(".yaml").name):
+    for candidate in (path, *_shipped_as(path)):
         if candidate.is_file():
             return candidate
     known = [p.stem for p in (shipped() / "runs").glob("*.yaml")]
     raise ConfigError(f"{nearest(path.stem, known, 'config')} (no file {path})")
 
 
+def _shipped_as(path: Path) -> tuple[Path, Path]:
+    """Where a shipped configuration of that name would be: below configs/, or a run's."""
+    return shipped() / path, shipped() / "runs" / path.with_suffix(".yaml").name if path.name else shipped() / path
+
+
 def _read(path: Path, seen: tuple[Path, ...]) -> Any:
-    path = path.resolve()
+    shown_path, path = path, path.resolve()
     if path in seen:
         raise ConfigError(f"{path.name} extends itself through {' -> '.join(p.name for p in seen)}; remove one")
     try:
-        plain = yaml.safe_load(path.read_text()) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        plain = yaml_text.parse(read_text(path, str(shown_path))) or {}
+    except ValueError as error:
+        said = str(error)
+        raise ConfigError(said if said.startswith(str(shown_path)) else f"{shown_path} is not YAML: {said}") from error
     if not isinstance(plain, dict):
         raise ConfigError(f"{path} holds a {type(plain).__name__}, not keys with values; write for example steps: 60")
-    tree = OmegaConf.create(plain)
     parents = plain.get("extends") or []
     if not isinstance(parents, str | list) or not all(isinstance(parent, str) for parent in parents):
-        raise ConfigError(f"{path.name}: extends must be a file name or a list of them, got {parents!r}")
-    tree.pop("extends", None)
-    result: Any = OmegaConf.create({})
-    for parent in [parents] if isinstance(parents, str) else parents:
-        other = path.parent / parent
-        if not other.is_file():
-            raise ConfigError(f"{path.name} extends {parent}, but there is no file {other}")
-        result = OmegaConf.merge(result, _read(other, (*seen, path)))
-    return _override_method(OmegaConf.merge(result, tree), tree)
+        raise ConfigError(f"{path.name}: extends must be a file name or a list of them, got {shown(parents)}")
+    try:
+        tree = OmegaConf.create({key: value for key, value in plain.items() if key != "extends"})
+        result: Any = OmegaConf.create({})
+        for parent in [parents] if isinstance(parents, str) else parents:
+            result = OmegaConf.merge(result, _read(_parent(path, parent), (*seen, path)))
+        return _override_method(OmegaConf.merge(result, tree), tree)
+    except (OmegaConfBaseException, RecursionError, TypeError) as error:
+        raise ConfigError(f"{shown_path}: {_unread(error)}") from error
+
+
+def _parent(path: Path, parent: str) -> Path:
+    """The file that `path` extends: beside it, or a shipped one of that name."""
+    beside = path.parent / expand(parent)
+    for candidate in (beside, *_shipped_as(Path(parent))):
+        if candidate.is_file():
+            return candidate
+    raise ConfigError(f"{path.name} extends {shown(parent)}, but there is no file {beside}; write its path, or the "
+                      f"name of one in {shipped() / 'runs'}")  # fmt: skip
+
+
+def _unread(error: BaseException) -> str:
+    """What OmegaConf refuses in a file: a tag such as !!binary, a key that is no word, a broken ${...}."""
+    key = getattr(error, "full_key", None)
+    where = f"{key}: " if key else ""
+    if "not a supported primitive type" in str(error):
+        return (
+            f"{where}{_first_line(error)}; write numbers, words, lists and mappings, and put other values into quotes"
+        )
+    if "key type" in str(error):
+        return f"{where}{_first_line(error)}; write a word before each colon"
+    if type(error).__name__ == "GrammarParseError":
+        return _unresolved(error)  # type: ignore[arg-type]
+    return f"{where}{_first_line(error)}"
 
 
 def _override_method(merged: Any, tree: Any) -> Any:
@@ -97,14 +162,18 @@ def _override_method(merged: Any, tree: Any) -> Any:
 def _change(tree: Any, override: str) -> Any:
     """`key=value` as a tree; rewards.terms[0].weight=2 gives the whole list of `tree` with one entry changed."""
     key, value = override.split("=", 1)
-    value = "null" if value.lower() == "none" else value
+    if not key.strip():
+        raise ValueError("the key is missing; write key=value")
+    parsed = None if value.lower() == "none" else yaml_text.parse_value(value)
     key = re.sub(r"\.(\d+)(?=\.|\[|$)", r"[\1]", key)  # rewards.terms.0.weight is the same
     if "[" not in key:
-        return OmegaConf.from_dotlist([f"{key}={value}"])
+        change = OmegaConf.create()
+        OmegaConf.update(change, key, parsed)
+        return change
     where = key.split("[")[0]
     change = OmegaConf.create()
     OmegaConf.update(change, where, OmegaConf.select(tree, where))
-    OmegaConf.update(change, key, OmegaConf.from_dotlist([f"value={value}"]).value, merge=True)
+    OmegaConf.update(change, key, parsed, merge=True)
     return change
 
 
@@ -116,10 +185,12 @@ def _line(error: Any) -> str:
         known = list(owner.model_fields) if owner else []
         place = f"key in {'.'.join(where[:-1])}" if len(where) > 1 else "key"
         return nearest(where[-1], known, place) if known else f"unknown key {'.'.join(where)}"
-    message = error["msg"].removeprefix("Value error, ")
+    message = " ".join(error["msg"].removeprefix("Value error, ").split())
     if error["type"] == "missing":
         return f"{'.'.join(where)} is missing; write a value for it"
-    given = "" if error["type"] == "value_error" else f", got {error['input']!r}"
+    given = "" if error["type"] == "value_error" else f", got {shown(error['input'])}"
+    if error["type"] == "string_type" and isinstance(error["input"], bool | int | float):
+        given += f'; put it into quotes: "{error["input"]}"'
     return f"{'.'.join(where)}: {message}{given}" if where else message
 
 

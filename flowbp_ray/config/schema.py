@@ -26,6 +26,7 @@ from flowbp_ray.config.sections import (
 )
 from flowbp_ray.judges.config import JudgeConfig, check_judged_terms, check_names_and_ports
 from flowbp_ray.surrogate import Method
+from flowbp_ray.utils.addresses import UserPath
 from flowbp_ray.utils.settings import ElasticPoolConfig, Strict
 
 
@@ -43,7 +44,7 @@ class RunConfig(Strict):
     staleness: int = Field(0, ge=0)
     """Steps by which the weights that draw a batch are older than those that learn from it. 0: sampling and learning
     take turns. 1 or more: they overlap. Above 1 drift.max is needed."""
-    output: str = "runs"
+    output: UserPath = "runs"
     """Folder in which the run's folder is made. On a cluster all nodes must see it at this path."""
     resume: Literal["never", "auto"] = "never"
     """auto: go on from the newest checkpoint of output/name where there is one. never: start anew; a taken name gets

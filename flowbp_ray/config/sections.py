@@ -9,6 +9,7 @@ import torch
 from pydantic import Field, field_validator
 
 from flowbp_ray.utils import addresses
+from flowbp_ray.utils.addresses import UserPath
 from flowbp_ray.utils.settings import ProcessConfig, Strict
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -39,7 +40,7 @@ class BackboneConfig(Strict):
 
     name: str
     """Model family: shapes (embedded, for tests and the demo), sd35, flux1, flux2 or qwen_image."""
-    path: str | None = None
+    path: UserPath | None = None
     """Folder of the model as diffusers saves it. null: the weights that come with the package (shapes only)."""
     height: int = Field(64, gt=0)
     """Height of the images in pixels."""
@@ -77,9 +78,9 @@ class BackboneConfig(Strict):
 class DataConfig(Strict):
     """The training prompts, and how many images a step draws."""
 
-    prompts: str
-    """File with the training prompts: .txt (one per line), .jsonl or .parquet (field `prompt`); or `shapes:<split>`
-    for those of the embedded world."""
+    prompts: UserPath
+    """File with the training prompts: .txt (one per line), .jsonl, .csv or .parquet (field `prompt`); or
+    `shapes:<split>` for those of the embedded world."""
     prompts_per_step: int = Field(ge=1)
     """Prompts of one optimizer step. The batch has prompts_per_step × images_per_prompt images (rows)."""
     images_per_prompt: int = Field(1, ge=1)
@@ -131,7 +132,7 @@ class EncoderConfig(ProcessConfig):
 class EvaluationConfig(Strict):
     """Measurements on held-out prompts, always with the same noise: before and after training, and during it."""
 
-    prompts: str | None = None
+    prompts: UserPath | None = None
     """File with the held-out prompts, of the same kinds as data.prompts. null: nothing is evaluated."""
     every: int = Field(0, ge=0)
     """Steps between two evaluations. 0: only before and after training."""
@@ -141,9 +142,9 @@ class EvaluationConfig(Strict):
     """Images that a sampler draws and a reward server scores at a time."""
     num_steps: int | None = Field(None, ge=1)
     """Sampling steps of an evaluation. null: backbone.num_steps."""
-    guidance: list[float] = Field([1.0])
+    guidance: list[Annotated[float, Field(ge=1)]] = Field([1.0])
     """Guidance scales that every evaluation measures, one after the other. 1 means no guidance."""
-    guidance_ends: list[float] = Field([])
+    guidance_ends: list[Annotated[float, Field(ge=1)]] = Field([])
     """Further guidance scales, which are measured before and after training only."""
     pictures: int = Field(36, ge=1)
     """Images in the picture sheet of an evaluation, spread over the held-out prompts."""
@@ -198,7 +199,8 @@ class TrackingConfig(Strict):
     """Where numbers are sent besides the run's folder."""
 
     wandb: bool = False
-    """true: log to Weights & Biases too; offline unless an API key is set."""
+    """true: log to Weights & Biases too: online where WANDB_API_KEY or ~/.netrc has a key and the server answers,
+    otherwise offline. WANDB_MODE decides where it is set."""
     project: str = "flowbp_ray"
     """Project at Weights & Biases."""
 

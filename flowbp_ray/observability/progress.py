@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console, Group
@@ -56,8 +56,11 @@ class Progress:
         )
         self.task = self.bar.add_task("starting", total=steps, numbers="")
 
-    def begin(self, folder: Path, config: RunConfig, trains: str) -> Progress:
-        """Start to print and to write. Use the result as a context manager; how it is left is how the run ended."""
+    def begin(self, folder: Path, config: RunConfig, trains: str, notes: Sequence[str] = ()) -> Progress:
+        """Start to print and to write. Use the result as a context manager; how it is left is how the run ended.
+
+        trains: what is trained, as a line; notes: further lines.
+        """
         data, learners = config.data.shape, config.learners
         engine = "plain torch" if learners.engine == "torch" else f"DeepSpeed ZeRO-{learners.zero}"
         self.console.print(
@@ -66,6 +69,8 @@ class Progress:
             f"{config.rewards.count} reward servers, {learners.count} learners ({engine}), staleness {config.staleness}"
         )
         self.console.print(f"training {trains}")
+        for line in notes:
+            self.note(line)
         if self.console.is_terminal and not self.quiet:
             self.live = Live(get_renderable=self._render, console=self.console, refresh_per_second=4)
             self.live.start()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from flowbp_ray.config.schema import RunConfig
+from flowbp_ray.observability import wandb_run
 from flowbp_ray.observability.catalog import grouped
 from flowbp_ray.utils.files import write_atomically
 
@@ -22,26 +22,22 @@ Export = Callable[[int, str, Mapping[str, Any]], None]
 class Tracker:
     """Logs to metrics.jsonl a line per step, evaluation and judge; and to wandb, where `tracking.wandb` is on."""
 
-    def __init__(self, folder: Path, config: RunConfig, export: Export | None = None) -> None:
-        """folder: the run's. export: takes every line as well."""
+    def __init__(
+        self,
+        folder: Path,
+        config: RunConfig,
+        export: Export | None = None,
+        say: Callable[[str], object] = lambda line: None,
+    ) -> None:
+        """folder: the run's. export: takes every line as well. say: prints a line that a person should know."""
         self.export = export
         self.path = folder / "metrics.jsonl"
         self.file = self.path.open("a", buffering=1)
         self.wandb: Any = None
         if config.tracking.wandb:
-            import wandb
-
-            mode: Literal["online", "offline"] = "online" if os.environ.get("WANDB_API_KEY") else "offline"
-            self.wandb = wandb.init(
-                project=config.tracking.project,
-                name=folder.name,
-                id=hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16],
-                resume="allow",
-                dir=str(folder),
-                config=config.model_dump(mode="json"),
-                mode=mode,
-                settings=wandb.Settings(silent=True, console="off"),
-            )
+            run_id = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+            plain = config.model_dump(mode="json")
+            self.wandb = wandb_run.start(folder, config.tracking.project, run_id, plain, say)
 
     def log(self, step: int, kind: str, values: dict[str, Any]) -> None:
         """Log a line. kind: train, evaluation or judge (which comes late). What is not finite is written as null."""

@@ -120,7 +120,7 @@ def check_prompts(name: str, options: Mapping[str, Any], texts: Sequence[str]) -
 def factory(name: str) -> Callable[..., Any]:
     """The class or function that builds the reward registered as `name`."""
     if ":" not in name and name not in REWARDS:
-        raise ValueError(nearest(name, list(REWARDS), "reward"))
+        raise ValueError(nearest(name, list(REWARDS), "reward") + "; rewards.terms and rewards.monitors name them")
     module, _, attribute = REWARDS.get(name, name).partition(":")
     if not module.strip(".") or module.startswith(".") or not attribute:
         raise ValueError(f"reward {name!r} is not understood; write package.module:Class")

@@ -138,7 +138,9 @@ class HPSv3:
         """
         for special in (REWARD, IMAGE):
             if special in prompt:
-                raise ValueError(f"reward {NAME!r} cannot read a prompt with {special} in it: {prompt!r}; remove it")
+                raise ValueError(
+                    f"reward {NAME!r} cannot read a prompt with {special} in it: {prompt!r:.100}; remove it"
+                )
         text = (
             "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
             f"<|vision_start|>{IMAGE * tokens}<|vision_end|>{self.question.replace(PROMPT, prompt)}"

@@ -97,12 +97,12 @@ def quoted(prompt: str) -> list[str]:
     word is no part. Quotes without text do not count.
     """
     if HALVES & set(DOUBLE.sub("", prompt)):
-        raise ValueError(f"reward 'ocr': a quotation mark of the prompt {prompt!r} has no other half; write both")
+        raise ValueError(f"reward 'ocr': a quotation mark of the prompt {prompt!r:.100} has no other half; write both")
     found = [next(filter(None, match.groups()), "") for match in DOUBLE.finditer(prompt)]
     texts = [text for text in map(plain, found or SINGLE.findall(prompt)) if text]
     if not texts:
         raise ValueError(
-            f"reward 'ocr': the prompt {prompt!r} quotes no text, so nothing says what its picture must show; "
+            f"reward 'ocr': the prompt {prompt!r:.100} quotes no text, so nothing says what its picture must show; "
             'write it in quotation marks: a sign that says "OPEN"'
         )
     return texts

@@ -46,9 +46,13 @@ class Words:
         words = re.findall(r"[a-z0-9]+", text.lower())
         unknown = [word for word in words if word not in self.ids]
         if unknown:
-            raise ValueError(f"the shapes rewards do not know {unknown} in {text!r}; they read the shapes grammar only")
+            raise ValueError(
+                f"the shapes rewards do not know {unknown} in {text!r:.99}; they read the shapes grammar only"
+            )
         if len(words) > self.length - 2:
-            raise ValueError(f"the shapes rewards read at most {self.length - 2} words, got {len(words)} in {text!r}")
+            raise ValueError(
+                f"the shapes rewards read at most {self.length - 2} words, got {len(words)} in {text!r:.100}"
+            )
         ids = [START, *(self.ids[word] for word in words), END]
         return ids + [PAD] * (self.length - len(ids))
 

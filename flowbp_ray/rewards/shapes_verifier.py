@@ -28,7 +28,7 @@ class ShapesVerifier:
         for text in texts:
             if text not in _claims():
                 raise ValueError(
-                    f"reward 'shapes_verifier' knows the prompts of the embedded domain only, not {text!r}; write "
+                    f"reward 'shapes_verifier' knows the prompts of the embedded domain only, not {text!r:.100}; write "
                     "data.prompts=shapes:train"
                 )
 

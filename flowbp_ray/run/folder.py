@@ -10,7 +10,8 @@ import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from flowbp_ray.config.loading import dump, load
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.run import environment
 from flowbp_ray.run.checkpoint import Checkpoints
+from flowbp_ray.run.lock import RunLock
+from flowbp_ray.utils.addresses import expand
 from flowbp_ray.utils.diff import differing, shown
-from flowbp_ray.utils.errors import ConfigError
+from flowbp_ray.utils.errors import ConfigError, RunFailed, Stalled
 from flowbp_ray.utils.files import write_atomically
 
 # What may differ between a run and its continuation: where and with how many processes it runs, not what it computes.
@@ -44,17 +47,30 @@ class Run:
         self.folder = folder
         self.images = folder / "images"
         self.checkpoints = Checkpoints(folder / "checkpoints")
+        self.lock: RunLock | None = None
+        self.made = False
+        """Whether this object made the folder, and its run has not begun."""
 
     @classmethod
     def create(cls, config: RunConfig) -> Run:
         """Make a new folder. Where the name is taken a number is added to it, so that nothing is overwritten."""
         folder, number = config.run_dir, 2
-        while folder.exists():
+        while folder.exists() or not (run := cls(folder))._make():
             folder, number = config.run_dir.with_name(f"{config.name}-{number}"), number + 1
-        return cls(folder)._begin(config)
+        return run._begin(config)
+
+    def _make(self) -> bool:
+        """Make the folder; return whether it was not there."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir()
+        except FileExistsError:
+            return False
+        self.made = True
+        return True
 
     def _begin(self, config: RunConfig) -> Run:
-        """Make the folder, config.yaml last: a folder without it is no run."""
+        """Fill the folder, config.yaml last: a folder without it is no run."""
         self.images.mkdir(parents=True, exist_ok=True)
         self.checkpoints.folder.mkdir(exist_ok=True)
         text = dump(config.model_copy(update={"name": self.folder.name}))
@@ -76,7 +92,9 @@ class Run:
         Raises ConfigError where the folder holds a run of another configuration.
         """
         if not (config.run_dir / "config.yaml").is_file():
-            return cls(config.run_dir)._begin(config)
+            run = cls(config.run_dir)
+            run._make()
+            return run._begin(config)
         run = cls(config.run_dir)
         if different := differences(comparable(run.config), comparable(config)):
             lines = "".join(f"\n  {line}" for line in different)
@@ -92,9 +110,10 @@ class Run:
     @classmethod
     def open(cls, folder: str | Path) -> Run:
         """Open an existing run. Raises ConfigError where there is none in `folder`."""
-        if not (Path(folder) / "config.yaml").is_file():
+        path = Path(expand(str(folder)))
+        if not (path / "config.yaml").is_file():
             raise ConfigError(f"no run in {folder}: config.yaml is missing; write the folder that train printed")
-        return cls(Path(folder))
+        return cls(path)
 
     @cached_property
     def config(self) -> RunConfig:
@@ -111,6 +130,45 @@ class Run:
             handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
             logger.addHandler(handler)
         return logger
+
+    @contextlib.contextmanager
+    def locked(self, say: Callable[[str], object]) -> Iterator[None]:
+        """The frame of a driver: hold the folder's lock, record why the run fails, and remove one that never began.
+
+        Raises ConfigError where another driver holds the lock. say: see `RunLock`.
+        """
+        with RunLock(self.folder, say) as self.lock:
+            try:
+                yield
+            except (RunFailed, ValueError) as error:
+                self._record_failure(error)
+                raise
+            finally:
+                self._discard()
+
+    def check_lock(self) -> None:
+        """Raises RunFailed where this process held the folder's lock and another driver has taken it over."""
+        if self.lock is not None:
+            self.lock.check()
+
+    def keep(self) -> None:
+        """The run begins: from now on its folder stays, however it ends."""
+        self.made = False
+
+    def _discard(self) -> None:
+        """Remove the folder of a run that never began, if this object made it, so that its name is free again."""
+        if self.made:
+            logger = self.logger()
+            for handler in list(logger.handlers):
+                handler.close()
+                logger.removeHandler(handler)
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _record_failure(self, error: Exception) -> None:
+        """Write to log.txt why the run ended, and to stalled.json the state of one that made no progress."""
+        self.logger().error("%s", error, exc_info=not isinstance(error, RunFailed))
+        if isinstance(error, Stalled):
+            (self.folder / "stalled.json").write_text(json.dumps(error.state, indent=1) + "\n")
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +31,22 @@ def save_grid(images: Sequence[np.ndarray], captions: Sequence[str], path: Path,
         draw.multiline_text((x, y + cell_h + 1), text, fill="black", font=font, spacing=1)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
+
+
+def check_picture_file(path: Path) -> None:
+    """Raise ValueError for a path that no picture can be written to, before there is one."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; write the name of a picture, such as {path / 'sample.png'}")
+    Image.init()
+    if Image.EXTENSION.get(path.suffix.lower()) not in Image.SAVE:
+        raise ValueError(f"{path} does not end as a picture does; write {path.with_suffix('.png')}")
+    for folder in path.parents:
+        if folder.exists():
+            if not folder.is_dir():
+                raise ValueError(f"{path}: {folder} is a file, not a folder; write another name")
+            if not os.access(folder, os.W_OK):
+                raise ValueError(f"{path}: {folder} cannot be written to; write another name")
+            return
 
 
 def read_grid(path: Path, height: int, width: int, columns: int = 6) -> list[np.ndarray]:

@@ -41,11 +41,14 @@ def tokenize(prompts: list[str], tokenizer: PreTrainedTokenizerBase) -> Tensor:
     batch = tokenizer(prompts, padding="max_length", max_length=TOKENS, return_tensors="pt")
     ids: Tensor = batch["input_ids"]
     if ids.shape[1] > TOKENS:
-        raise ValueError(f"a shapes caption has at most {MAX_WORDS} words, got {max(prompts, key=len)!r}")
+        raise ValueError(f"write at most {MAX_WORDS} words in a shapes caption, got {max(prompts, key=len)!r:.80}")
     unknown = (ids == tokenizer.unk_token_id).any(1)
     if unknown.any():
         first = prompts[int(unknown.nonzero()[0])]
-        raise ValueError(f"{first!r} has a word that the shapes grammar lacks; see flowbp_ray.shapes.captions.WORDS")
+        raise ValueError(
+            f"{first!r:.100} has a word that the shapes grammar lacks; write the words of "
+            "flowbp_ray.shapes.captions.WORDS only"
+        )
     return ids
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit
+
+from pydantic import AfterValidator
 
 
 def parse_urls(value: Any) -> Any:
@@ -18,10 +20,10 @@ def parse_url(value: Any) -> Any:
     """Check an address such as https://host:8000/prefix. Raises ValueError for another scheme, or secrets within it."""
     if not isinstance(value, str):
         return value
-    parts = urlsplit(value)
     try:
+        parts = urlsplit(value)
         known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # a port that is not a number, or too large
+    except ValueError:  # a port that is not a number, or too large; brackets that do not close
         known = False
     if not known:
         raise ValueError(f"{value!r} is no address; write for example https://host:8000")
@@ -37,12 +39,23 @@ def free_port(host: str = "127.0.0.1") -> int:
         return int(probe.getsockname()[1])
 
 
+def expand(value: str) -> str:
+    """Replace a ~ at the start of a path by the home that it names. Raises ValueError where there is no such home."""
+    if not value.startswith("~"):
+        return value
+    try:
+        return str(Path(value).expanduser())
+    except RuntimeError as error:
+        raise ValueError(f"{value!r} names the home of nobody here; write the whole path, or set HOME") from error
+
+
+UserPath = Annotated[str, AfterValidator(expand)]
+"""A path in a configuration, in which a ~ at the start stands for the user's home."""
+
+
 def absolute(value: str | None) -> str | None:
     """Expand ~ and make a path absolute from the working directory. Raises ValueError for an unknown user's ~."""
-    try:
-        return None if value is None else str(Path(value).expanduser().absolute())
-    except RuntimeError as error:
-        raise ValueError(f"{value!r} names the home of nobody here; write the whole path") from error
+    return None if value is None else str(Path(expand(value)).absolute())
 
 
 def existing_path(path: str | Path) -> Path | None:

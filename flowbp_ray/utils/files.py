@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from flowbp_ray.utils.addresses import expand
+
 LARGE = 1 << 26  # bytes; smaller files are read every time
 
 
@@ -73,12 +75,19 @@ def cache_folder(cache: str | None) -> Path | None:
 
 
 def cache_path(cache: str | None) -> Path | None:
-    """Where the cache is: for `auto` that is what this process's environment says."""
+    """Where the cache is: for `auto` that is what this process's environment says. Raises ValueError without a home."""
     if cache != "auto":
         return None if cache is None else Path(cache).absolute()
-    own = os.environ.get("FLOWBP_RAY_CACHE")
-    shared = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return (Path(own) if own else Path(shared) / "flowbp_ray").absolute() / "embeddings"
+    if own := os.environ.get("FLOWBP_RAY_CACHE"):
+        return Path(expand(own)).absolute() / "embeddings"
+    try:
+        shared = expand(os.environ.get("XDG_CACHE_HOME") or "") or Path.home() / ".cache"
+    except RuntimeError as error:
+        raise ValueError(
+            f"this user (uid {os.getuid()}) has no home, so there is no folder for the embedding cache; set HOME or "
+            "FLOWBP_RAY_CACHE to a folder, or write encoder.cache=null"
+        ) from error
+    return (Path(shared) / "flowbp_ray").absolute() / "embeddings"
 
 
 def unusable_cache(folder: Path | None, error: Exception) -> str:

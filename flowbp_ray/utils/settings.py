@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -15,6 +15,9 @@ LOOKING = 0.1
 """The share of its time that the driver looks for answers: the more calls are in flight, the more rarely it looks."""
 
 
+NUMBERS = (int, float, int | None, float | None)
+
+
 class Strict(BaseModel):
     """Unknown keys are refused; values cannot be changed after loading.
 
@@ -22,6 +25,15 @@ class Strict(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_switches(cls, data: Any) -> Any:
+        """Refuse true and false where a number belongs, which Python would take for 1 and 0."""
+        for key, value in data.items() if isinstance(data, dict) else ():
+            if isinstance(value, bool) and key in cls.model_fields and cls.model_fields[key].annotation in NUMBERS:
+                raise ValueError(f"{key} must be a number, got {str(value).lower()}; write a number")
+        return data
 
 
 class ProcessConfig(Strict):

@@ -1,10 +1,15 @@
-"""Handling of Ctrl-C and SIGTERM: the first one finishes the step, saves and stops; the second one stops at once."""
+"""Signals that end a run: the first one finishes the step, saves and stops; the second one stops at once.
+
+They are Ctrl-C (SIGINT), SIGTERM, SIGHUP (a terminal that was closed), and SIGUSR1 and SIGUSR2, which schedulers send
+ahead of a time limit.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,10 +24,14 @@ class Interrupted(RuntimeError):
         return cls(f"stopped after step {step}, saved in {folder}; name={folder.name} resume=auto goes on from there")
 
 
-class Interrupts:
-    """Catches SIGINT and SIGTERM inside the context; `asked` is set by the first one.
+CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
-    Outside the main thread it catches nothing, because Python does not allow it.
+
+class Interrupts:
+    """Catches the signals in CAUGHT inside the context; `asked` is set by the first one.
+
+    SIGHUP stays ignored where it was, as under nohup. Outside the main thread it catches nothing, because Python does
+    not allow it.
     """
 
     def __init__(self) -> None:
@@ -41,7 +50,9 @@ class Interrupts:
         """
         if not self.entered or threading.current_thread() is not threading.main_thread():
             return {}
-        return {number: signal.signal(number, self._caught) for number in (signal.SIGINT, signal.SIGTERM)}
+        ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        numbers = [number for number in CAUGHT if not (ignored and number == signal.SIGHUP)]
+        return {number: signal.signal(number, self._caught) for number in numbers}
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self.before.items():
@@ -51,4 +62,5 @@ class Interrupts:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        os.write(2, b"\nfinishing the step and saving; once more to stop at once\n")  # print is not reentrant
+        with suppress(OSError):  # of a terminal that was closed
+            os.write(2, b"\nfinishing the step and saving; once more to stop at once\n")  # print is not reentrant

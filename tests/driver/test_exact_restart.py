@@ -221,9 +221,10 @@ def gone(processes: list[psutil.Process]) -> bool:
     "ask",
     [
         lambda pid: os.killpg(pid, signal.SIGINT),  # a terminal sends it to everything that it started
+        lambda pid: os.killpg(pid, signal.SIGTERM),  # as `timeout` does
         pytest.param(lambda pid: os.kill(pid, signal.SIGTERM), marks=long),
     ],
-    ids=["Ctrl-C", "SIGTERM"],
+    ids=["Ctrl-C", "SIGTERM to the group", "SIGTERM"],
 )
 def test_asked_once_it_finishes_the_step_saves_and_leaves_nothing(tmp_path: Path, ask: Callable[[int], None]) -> None:
     process, folder = start(tmp_path)

@@ -130,6 +130,6 @@ def _inputs(
 
 def _unknown(text: str, others: str = "") -> str:
     return (
-        f"reward 'geneval': the prompt {text!r} is not in options.prompts{others}, so nothing says what its picture "
-        "must show; evaluate on that file: evaluation.prompts"
+        f"reward 'geneval': the prompt {text!r:.100} is not in options.prompts{others}, so nothing says what its "
+        "picture must show; evaluate on that file: evaluation.prompts"
     )

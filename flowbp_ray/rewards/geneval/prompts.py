@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from flowbp_ray.rewards.geneval.names import COLOURS
+from flowbp_ray.utils.addresses import expand
+from flowbp_ray.utils.text_files import read_lines
 
 RELATIONS = ("left of", "right of", "above", "below")
 
@@ -60,15 +62,17 @@ class Task:
 def load(path: str | Path) -> dict[str, Task]:
     """Prompt text -> what to check. Raises ValueError with the line's number for what is not in the format."""
     tasks: dict[str, Task] = {}
-    for number, line in enumerate(Path(path).expanduser().read_text().splitlines(), 1):
+    for number, line in enumerate(read_lines(Path(expand(str(path))), f"GenEval's prompts {path}"), 1):
         if not line.strip():
             continue
         try:
             task = parse(json.loads(line))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"GenEval's prompts {path}, line {number}: {error}") from error
         if tasks.setdefault(task.prompt, task) != task:
-            raise ValueError(f"GenEval's prompts {path}, line {number}: {task.prompt!r} is there twice and differs")
+            raise ValueError(
+                f"GenEval's prompts {path}, line {number}: {task.prompt!r:.100} is there twice and differs"
+            )
     if not tasks:
         raise ValueError(f"GenEval's prompts {path} hold no prompt; give a file like its evaluation_metadata.jsonl")
     return tasks
@@ -79,11 +83,14 @@ def parse(row: Any) -> Task:
     if not isinstance(row, Mapping) or not isinstance(row.get("prompt"), str):
         raise ValueError(f"an object with a text under 'prompt' is needed, not {row!r:.80}")
     if not isinstance(row.get("tag"), str):
-        raise ValueError(f'{row["prompt"]!r} has no tag; write which task it is, such as "tag": "counting"')
-    include = tuple(_wanted(part, i) for i, part in enumerate(row.get("include", ())))
-    exclude = tuple(Unwanted(*_noun_and_count(part)) for part in row.get("exclude", ()))
+        raise ValueError(f'{row["prompt"]!r:.100} has no tag; write which task it is, such as "tag": "counting"')
+    listed = {key: row.get(key) or () for key in ("include", "exclude")}
+    if not all(isinstance(parts, list | tuple) for parts in listed.values()):
+        raise ValueError(f"include and exclude must be lists of objects in {row['prompt']!r:.100}")
+    include = tuple(_wanted(part, i) for i, part in enumerate(listed["include"]))
+    exclude = tuple(Unwanted(*_noun_and_count(part)) for part in listed["exclude"])
     if not include and not exclude:
-        raise ValueError(f"{row['prompt']!r} asks for nothing; list objects under 'include'")
+        raise ValueError(f"{row['prompt']!r:.100} asks for nothing; list objects under 'include'")
     return Task(row["prompt"], row["tag"], include, exclude)
 
 

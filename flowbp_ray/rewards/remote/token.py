@@ -6,6 +6,9 @@ import hmac
 import os
 from pathlib import Path
 
+from flowbp_ray.utils.addresses import expand
+from flowbp_ray.utils.text_files import read_text
+
 VARIABLE = "FLOWBP_RAY_REWARD_TOKEN"
 SHORTEST = 16
 
@@ -21,8 +24,8 @@ def read(file: str | Path | None, option: str) -> str:
             raise ValueError(f"no token for the reward servers; write {option}: a file that holds it, or set {where}")
     else:
         try:
-            found, where = Path(file).expanduser().read_text(), str(file)
-        except (OSError, UnicodeDecodeError, RuntimeError) as error:  # the last: ~user that does not exist
+            found, where = read_text(Path(expand(str(file))), str(file)), str(file)
+        except (OSError, ValueError) as error:
             raise ValueError(f"{option}: {str(file)!r} cannot be read; write a file that holds the token") from error
     found = found.strip()
     if len(found) < SHORTEST or not all("!" <= c <= "~" for c in found):

@@ -1,0 +1,1 @@
+"""Bad input as a campaign: many wrong configurations, prompt files and models, and what becomes of each."""
