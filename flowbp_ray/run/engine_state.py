@@ -20,6 +20,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from flowbp_ray.utils.diff import differing, shown
 from flowbp_ray.utils.errors import ConfigError
 from flowbp_ray.utils.tensor_file import write_bytes, write_tensors
 
@@ -186,6 +187,16 @@ def read_index(path: Path) -> dict[str, Any]:
             f"{path} has format {version}, this version reads {FORMAT}; go on with the version that wrote it"
         )
     return index
+
+
+def moved(folder: Path, learners: Mapping[str, object]) -> list[str]:
+    """What differs between the learners that wrote a checkpoint and these (`LearnersConfig.moves`): `key was a, is b`.
+
+    Raises ConfigError as `read_index` does.
+    """
+    path = folder / ENGINE / "rank_0000.json"
+    written = read_index(path)["learners"] if path.is_file() else learners
+    return [f"learners.{key} was {shown(a)}, is {shown(b)}" for key, a, b in differing(written, learners)]
 
 
 def _check_cover(folder: Path, name: str, pieces: Iterable[Piece], numel: int) -> None:
