@@ -176,7 +176,7 @@ def test_moments_in_int8_train_and_go_on_bit_for_bit(tmp_path: Path) -> None:
         engine.step(1e-3)
     assert fingerprint(small.weights()) == fingerprint(again.weights())
     plain.save(tmp_path / "fp32")
-    with pytest.raises(ConfigError, match="moments in fp32; write learners.optimizer.moments=fp32"):
+    with pytest.raises(ConfigError, match=r"moments in fp32; write learners.optimizer.moments=fp32"):
         again.load(tmp_path / "fp32")
 
 
