@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -73,10 +74,11 @@ def _chain(header: bytes, tensors: Iterable[Tensor]) -> Iterator[bytes | memoryv
 def _write(path: Path, parts: Iterable[bytes | memoryview]) -> str:
     seen = hashlib.sha256()
     try:
-        with path.open("wb") as file:
+        with path.open("wb") as file, ThreadPoolExecutor(1) as hashing:
             for part in parts:
-                seen.update(part)
+                hashed = hashing.submit(seen.update, part)  # at once, on another core
                 file.write(part)
+                hashed.result()
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:

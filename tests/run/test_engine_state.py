@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
@@ -34,6 +34,7 @@ def write(folder: Path, cuts: list[int], whole: dict[str, Tensor], shape: tuple[
         write_state(folder, own, rank, len(cuts) - 1, {"count": len(cuts) - 1})
 
 
+@settings(max_examples=25)  # each writes and flushes files
 @given(st.lists(st.integers(0, SIZE), max_size=4), st.lists(st.integers(0, SIZE), max_size=4))
 def test_pieces_are_read_at_other_boundaries(
     tmp_path_factory: pytest.TempPathFactory, wrote: list[int], reads: list[int]
