@@ -84,7 +84,7 @@ def session(
 
     roles: classes that replace the real actors'. export: also receives each line of metrics.jsonl.
     """
-    with closing(run.checkpoints), closing(Tracker(run.folder, config, export)) as tracker:
+    with run.checkpoints, closing(Tracker(run.folder, config, export)) as tracker:
         progress.waiting("starting Ray")
         start_ray(config.cluster.address)
         interrupts.arm()

@@ -120,7 +120,7 @@ class Checkpoints:
         partial.rename(final)
         sync(self.folder)
         shutil.rmtree(final.with_suffix(REPLACED), ignore_errors=True)
-        self.reader = threading.Thread(target=self._read_back, args=(snapshot.step, manifest, keep, spare))
+        self.reader = threading.Thread(target=self._read_back, args=(snapshot.step, manifest, keep, spare), daemon=True)
         self.reader.start()
 
     def _read_back(self, step: int, manifest: Mapping[str, Sequence[str]], keep: int, spare: int | None) -> None:
@@ -144,7 +144,13 @@ class Checkpoints:
             failure, self.failure = self.failure, ""
             raise RunFailed(f"{failure}; check the disk, then go on with resume=auto from the one before")
 
-    close = settle
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Settle, unless the program is to end at once; then the older checkpoints stay."""
+        if kind is None or issubclass(kind, Exception):
+            self.settle()
 
     def _remove(self, step: int) -> None:
         """Remove a checkpoint, unless someone reads it; then one of the next `finish` does."""
