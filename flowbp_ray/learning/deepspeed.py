@@ -166,7 +166,8 @@ class DeepSpeedEngine:
 
     def _places(self) -> Iterator[Place]:
         """Where in this rank's shards its part of each parameter is; at stage 0 every rank has all of them."""
-        for index, (name, p) in enumerate(self.named.items()):
+        named: Mapping[str, Any] = self.named  # to whose parameters DeepSpeed adds attributes
+        for index, (name, p) in enumerate(named.items()):
             place = Place(name, index, 0, 0, p.numel())
             if self.stage == 3:
                 optimizer = self.engine.optimizer
