@@ -241,8 +241,8 @@ class EmulatedLearner(Process):
     def check_folder_visible(self, folder: str) -> None:
         pass
 
-    def save(self, folder: str) -> None:
-        pass
+    def save(self, folder: str) -> dict[str, str]:
+        return {}
 
     def load(self, folder: str) -> None:
         pass

@@ -127,9 +127,10 @@ class LearnerActor:
         if not os.path.isdir(folder):
             raise ValueError(f"{socket.gethostname()} has no {folder}; write output=/a/folder that every node sees")
 
-    def save(self, folder: str) -> None:
+    def save(self, folder: str) -> dict[str, str]:
+        """Write this rank's part of a checkpoint; return the sha256 of its files by name."""
         with span("save"), self._turn():
-            self.learner.save(folder)
+            return self.learner.save(folder)
 
     def load(self, folder: str) -> None:
         with self._turn():

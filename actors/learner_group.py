@@ -148,8 +148,12 @@ class LearnerGroup:
         """Raises RunFailed unless every rank sees the run's folder, since each writes its part of a checkpoint."""
         self._get([rank.check_folder_visible.remote(folder) for rank in self.ranks], "looking for the run's folder")
 
-    def save(self, folder: str) -> None:
-        self._get([rank.save.remote(folder) for rank in self.ranks], "saving")
+    def save(self, folder: str) -> dict[str, str]:
+        """Write the engine's state, each rank its part; return the sha256 of all files by name."""
+        written: dict[str, str] = {}
+        for files in self._get([rank.save.remote(folder) for rank in self.ranks], "saving"):
+            written |= files
+        return written
 
     def load(self, folder: str) -> None:
         self._get([rank.load.remote(folder) for rank in self.ranks], f"loading {folder}")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 
-from actors import transport
+from actors import saving, transport
 from actors.cluster import connected, start_ray
 from actors.errors import LearnersLost
 from actors.fleet import Fleet
@@ -57,7 +57,7 @@ def _train(config: RunConfig, checked: Checked, progress: Progress) -> tuple[Run
         run.logger().info("%s", "; ".join([f"training {checked.trains}", *checked.cut]))
         with (
             closing(RayMetrics(run.folder.name)) as gauges,
-            progress.begin(run.folder, config, checked.trains, checked.cut),
+            progress.begin(run.folder, config, checked.trains, [*checked.cut, *run.damaged]),
             Interrupts() as interrupts,
             session(config, run, checked, progress, interrupts, export=gauges) as loop,
         ):
@@ -79,7 +79,7 @@ def session(
 
     roles: classes that replace the real actors'. export: also receives each line of metrics.jsonl.
     """
-    with closing(Tracker(run.folder, config, export, progress.note)) as tracker:
+    with run.checkpoints, closing(Tracker(run.folder, config, export, progress.note)) as tracker:
         progress.waiting("starting Ray")
         start_ray(config.cluster.address)
         interrupts.arm()
@@ -122,7 +122,7 @@ class Loop:
                     self.progress.phase("rebuilding")
                     self.fleet.rebuild()
                     self.incarnation += 1
-                self.restore(self.run.checkpoints.steps())
+                self.restore(saving.steps(self.run.checkpoints, again=lost))
                 while self.done < self.config.steps and self.verdict is None:
                     self.step(self.done)
                     self.done += 1
@@ -145,7 +145,7 @@ class Loop:
         self.fleet.learners.check_folder_visible(str(self.run.folder.resolve()))
         if saved:
             checkpoints = self.run.checkpoints
-            self.fleet.learners.load(str(checkpoints.path(step).resolve()))
+            saving.load(self.fleet.learners, self.run, step, self.progress.note)
             self.judges.restore(checkpoints.evaluations(step), checkpoints.unjudged(step))
             if self.config.nonfinite == "stop":  # the evaluation of this step may have stopped the run before
                 self.stop_or_warn(self.evaluator.faults_at(step))
@@ -248,7 +248,7 @@ class Loop:
             return
         if verdict.action == "rollback" and self.guard:
             verdict = self.guard.reachable(verdict, self.evaluator.results, self.run)
-            self.fleet.learners.load(str(self.run.checkpoints.path(verdict.best).resolve()))
+            self.fleet.learners.load(str(self.run.checkpoints.sound(verdict.best).resolve()))
             self.run.checkpoints.drop_after(verdict.best)
             self.done = verdict.best
         verdict.write(self.run)
@@ -273,17 +273,17 @@ class Loop:
         """Write a checkpoint: the engine's state, the weights that are still needed, the evaluations."""
         self.progress.phase("saving")
         self.run.check_lock()
-        config, checkpoints = self.config, self.run.checkpoints
-        self.fleet.learners.save(str(checkpoints.begin(step).resolve()))
+        saving.save(self.fleet, self.run.checkpoints, step, self._snapshot, self.config.checkpoint.keep)
+
+    def _snapshot(self, step: int) -> tuple[Snapshot, int | None]:
+        """What the driver adds to the engine's state, and the step whose checkpoint the guard keeps."""
         held = {v: transport.tensors(published.weights) for v, published in self.published.items()}
         known, both = {self.published[step].version: held.pop(step)}, [self.version(step, ema) for ema in (False, True)]
         weights = [known.get(v) or self.fleet.learners.weights(v) for v in both[: 1 + self.averages]]
-        among = [*checkpoints.steps(), step] if config.rolls_back else []
+        among = [*self.run.checkpoints.steps(), step] if self.config.rolls_back else []
         spare = self.guard.best(self.evaluator.results, among) if self.guard else None
         state, unjudged = self.judges.state()
-        snapshot = Snapshot(step, weights[0], held, state, weights[1] if self.averages else None, unjudged)
-        checkpoints.finish(snapshot, config.checkpoint.keep, spare)
-        self.fleet.saved(step)
+        return Snapshot(step, weights[0], held, state, weights[1] if self.averages else None, unjudged), spare
 
     def finish(self) -> dict[str, Any]:
         """Wait for the judges; write curves.png and summary.json."""

@@ -77,6 +77,11 @@ class OptimizerConfig(Strict):
     """How the learning rate changes over the run."""
 
 
+MOVES = ("count", "engine", "zero", "offload", "micro_batch", "fuse", "gradient_checkpointing")
+"""Keys of `learners` that say where and in which order the same sums are computed. A continuation may change them; then
+results differ by rounding."""
+
+
 class LearnersConfig(PoolConfig):
     """The learners: ranks that compute parameter gradients and update the weights."""
 
@@ -111,6 +116,11 @@ class LearnersConfig(PoolConfig):
     """Penalise, or only measure, the distance to the base model (docs/staying-near-the-base.md). null: neither."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """The optimizer and its learning rate."""
+
+    @property
+    def moves(self) -> dict[str, object]:
+        """The values of `MOVES`, and how the moments are kept."""
+        return {key: getattr(self, key) for key in MOVES} | {"optimizer.moments": self.optimizer.moments}
 
     @property
     def host_bound(self) -> bool:

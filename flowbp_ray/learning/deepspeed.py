@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from flowbp_ray.config.learners import LearnersConfig
+from flowbp_ray.learning.moments import begin_moments, moments_of
 from flowbp_ray.learning.optim import Ema, adamw, require_ema, set_rate
+from flowbp_ray.run.engine_state import AVERAGE, MASTER, EngineState, Fragment, write_state
 from flowbp_ray.utils import accelerator
 from flowbp_ray.utils.checksums import TensorChecksum
 from flowbp_ray.weights.buckets import Bucket, allocate_contiguous, make_contiguous
@@ -35,6 +38,21 @@ class Unhooked(nn.Module):
         return self.inner.forward(*args, **kwargs)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Elements start … start + length of a flat parameter, which are those from `offset` on of a rank's shard."""
+
+    name: str
+    shard: int
+    offset: int
+    start: int
+    length: int
+
+    def of(self, shard: Tensor) -> Tensor:
+        """The view [length] of a tensor that lies as the shard does."""
+        return shard.view(-1)[self.offset : self.offset + self.length]
+
+
 class DeepSpeedEngine:
     """ZeRO stage 0–3 over the ranks of an already initialised process group."""
 
@@ -44,9 +62,8 @@ class DeepSpeedEngine:
         self.stage, self.rank = config.zero, torch.distributed.get_rank()
         self.scale = float(torch.distributed.get_world_size())
         self.named = trained(module)
-        self.frozen = any(not p.requires_grad for p in module.parameters())
         self.shapes = {name: p.shape for name, p in self.named.items()}  # stage 3 leaves empty tensors behind
-        self.max_grad_norm = config.optimizer.max_grad_norm
+        self.config = config
         self.optimizer = adamw(list(self.named.values()), config.optimizer, config.device)
         self.engine, *_ = deepspeed.initialize(
             model=module,
@@ -147,18 +164,60 @@ class DeepSpeedEngine:
         mapping = p._hp_mapping
         return [] if mapping is None else [(mapping.lp_fragment_address.start, mapping.get_hp_fragment())]
 
-    def save(self, folder: Path) -> None:
-        self.engine.save_checkpoint(str(folder), tag="engine", exclude_frozen_parameters=True)
-        if self.ema is not None:
-            torch.save(self.ema.state(), folder / f"ema_rank_{self.rank}.pt")
+    def _places(self) -> Iterator[Place]:
+        """Where in this rank's shards its part of each parameter is; at stage 0 every rank has all of them."""
+        named: Mapping[str, Any] = self.named  # to whose parameters DeepSpeed adds attributes
+        for index, (name, p) in enumerate(named.items()):
+            place = Place(name, index, 0, 0, p.numel())
+            if self.stage == 3:
+                optimizer = self.engine.optimizer
+                shard, offset, padded = optimizer.grad_position[optimizer.get_param_id(p)]
+                start = self.rank * padded
+                place = Place(name, shard, offset, start, min(padded, p.ds_numel - start))
+            elif self.stage:
+                if p._hp_mapping is None:
+                    continue
+                here, there = p._hp_mapping.hp_fragment_address, p._hp_mapping.lp_fragment_address
+                place = Place(name, p._hp_mapping.param_group_index, here.start, there.start, there.numel)
+            if place.length > 0:
+                yield place
 
+    def save(self, folder: Path) -> dict[str, str]:
+        shards = self._shards()
+        moments = [moments_of(self.optimizer, shard) for shard in shards]
+
+        def fragment(place: Place) -> Fragment:
+            updates, held = moments[place.shard]
+            average = {AVERAGE: self.ema.average[place.shard]} if self.ema else {}
+            whole = {MASTER: shards[place.shard].detach()} | held | average
+            tensors = {kind: place.of(tensor) for kind, tensor in whole.items()}
+            return Fragment(place.name, tuple(self.shapes[place.name]), place.start, updates, tensors)
+
+        own = [fragment(place) for place in self._places() if self.stage or self.rank == 0]
+        return write_state(folder, own, self.rank, torch.distributed.get_world_size(), self.config.moves)
+
+    @torch.no_grad()
     def load(self, folder: Path) -> None:
-        # Not strict with adapters: their base is in the model's folder (in checkpoints of before, also in them).
-        path, _ = self.engine.load_checkpoint(str(folder), tag="engine", load_module_strict=not self.frozen)
-        if path is None:
-            raise ValueError(f"no DeepSpeed checkpoint in {folder}")
-        if self.ema is not None:
-            self.ema.load(torch.load(folder / f"ema_rank_{self.rank}.pt", weights_only=True, map_location="cpu"))
+        saved, shards = EngineState(folder), self._shards()
+        saved.check({name: tuple(shape) for name, shape in self.shapes.items()})
+        moments = [begin_moments(self.optimizer, shard, saved.most_updates) for shard in shards]
+        for place in self._places():
+            average = {AVERAGE: self.ema.average[place.shard]} if self.ema else {}
+            whole = {MASTER: shards[place.shard].detach()} | moments[place.shard] | average
+            for kind, tensor in whole.items():
+                saved.fill(place.of(tensor), kind, place.name, place.start)
+        self._spread()
+
+    def _spread(self) -> None:
+        """Bring the masters into the module's parameters, on all ranks."""
+        optimizer = self.engine.optimizer
+        if self.stage in (1, 2):
+            optimizer.update_lp_params()
+        if self.stage == 3:
+            optimizer.checkpoint_event_prologue()
+            for group in range(len(optimizer.fp32_partitioned_groups_flat)):
+                optimizer._reassign_or_swap_out_partitioned_parameters(group)
+            optimizer.checkpoint_event_epilogue()
 
 
 def deepspeed_config(config: LearnersConfig, dtype: torch.dtype) -> dict[str, Any]:

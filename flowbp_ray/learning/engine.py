@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from flowbp_ray.config.learners import LearnersConfig
+from flowbp_ray.learning.moments import load_moments, moments_of
 from flowbp_ray.learning.optim import Ema, adamw, require_ema, set_rate
+from flowbp_ray.run.engine_state import AVERAGE, MASTER, EngineState, Fragment, write_state
 from flowbp_ray.utils.checksums import TensorChecksum
 from flowbp_ray.weights.buckets import Bucket, allocate_contiguous, make_contiguous
 from flowbp_ray.weights.fingerprint import checksum
-from flowbp_ray.weights.trainable import install, trained
+from flowbp_ray.weights.trainable import trained
 
 
 class Engine(Protocol):
@@ -57,9 +59,16 @@ class Engine(Protocol):
         """This rank's part of the checksum of each trained parameter, from the masters and not from `parts`."""
         ...
 
-    def save(self, folder: Path) -> None: ...
+    def save(self, folder: Path) -> dict[str, str]:
+        """Write this rank's part of the state below a checkpoint's folder; return the sha256 of its files by name."""
+        ...
 
-    def load(self, folder: Path) -> None: ...
+    def load(self, folder: Path) -> None:
+        """Take over the state that any engine on any number of ranks has saved. Every rank must call it.
+
+        Raises ConfigError where it is not of these parameters, or not whole.
+        """
+        ...
 
 
 class TorchEngine:
@@ -69,7 +78,7 @@ class TorchEngine:
 
     def __init__(self, module: nn.Module, config: LearnersConfig) -> None:
         self.module = self.bare = module
-        self.max_grad_norm, self.device = config.optimizer.max_grad_norm, config.device
+        self.config, self.max_grad_norm, self.device = config, config.optimizer.max_grad_norm, config.device
         self.named = trained(module)
         make_contiguous(self.named)
         self.shown = {name: p.detach() for name, p in self.named.items()}  # the same memory, for reading
@@ -135,17 +144,24 @@ class TorchEngine:
     def _masters(self, ema: bool) -> Mapping[str, Tensor]:
         return dict(zip(self.masters, require_ema(self.ema).average, strict=True)) if ema else self.masters
 
-    def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {"masters": {k: v.detach() for k, v in self.masters.items()}, "optimizer": self.optimizer.state_dict()}
-        torch.save(state | {"ema": self.ema.state() if self.ema else []}, folder / "engine.pt")
+    def save(self, folder: Path) -> dict[str, str]:
+        averages = self._masters(True) if self.ema else {}
+
+        def fragment(name: str, master: Tensor) -> Fragment:
+            updates, moments = moments_of(self.optimizer, master)
+            average = {AVERAGE: averages[name].view(-1)} if averages else {}
+            tensors = {MASTER: master.detach().view(-1)} | moments | average
+            return Fragment(name, tuple(master.shape), 0, updates, tensors)
+
+        return write_state(folder, (fragment(*named) for named in self.masters.items()), 0, 1, self.config.moves)
 
     def load(self, folder: Path) -> None:
-        state = torch.load(folder / "engine.pt", weights_only=True, map_location="cpu")
-        with torch.no_grad():
-            for name, master in self.masters.items():
-                master.copy_(state["masters"][name])
-        install(self.module, {name: m.to(self.named[name].dtype) for name, m in state["masters"].items()})
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.ema is not None:
-            self.ema.load(state["ema"])
+        saved = EngineState(folder)
+        saved.check({name: tuple(master.shape) for name, master in self.masters.items()})
+        averages = self._masters(True) if self.ema else {}
+        for name, master in self.masters.items():
+            saved.fill(master.detach().view(-1), MASTER, name)
+            load_moments(self.optimizer, master, saved, name, self.config.optimizer.moments == "int8")
+            if averages:
+                saved.fill(averages[name].view(-1), AVERAGE, name)
+        self._copy_back()

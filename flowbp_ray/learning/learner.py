@@ -262,8 +262,8 @@ class Learner:
         in_order = dict(sorted(self.engine.sizes().items()))
         return digest_of_parts(self.engine.parts(assign_buckets(in_order)))
 
-    def save(self, folder: str) -> None:
-        self.engine.save(Path(folder))
+    def save(self, folder: str) -> dict[str, str]:
+        return self.engine.save(Path(folder))
 
     def load(self, folder: str) -> None:
         self.engine.load(Path(folder))

@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from flowbp_ray.config.learners import MOVES
 from flowbp_ray.config.loading import dump, load
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.run import environment
@@ -26,14 +27,15 @@ from flowbp_ray.utils.diff import differing, shown
 from flowbp_ray.utils.errors import ConfigError, RunFailed, Stalled
 from flowbp_ray.utils.files import write_atomically
 
-# What may differ between a run and its continuation: where and with how many processes it runs, not what it computes.
+# What may differ between a run and its continuation: where and with how many processes it runs, not what it computes
+# (learners that compute the same sums elsewhere round differently; `driver` says so).
 # Whether a role computes on a CPU or on a GPU may not differ. (With another number of threads the bits are the same
 # only where torch's kernels give the same bits.)
 FREE = {"output", "resume", "cluster", "samplers", "tracking", "checkpoint", "encoder", "nonfinite", "guard"}
 WHERE = {"threads", "cpus", "gpus", "resources"}
 FREE_IN = {
     "rewards": {"count", "min", "max", "offload", "url", "token_file"} | WHERE,
-    "learners": {"interconnect"} | WHERE,
+    "learners": {"interconnect", *MOVES} | WHERE,
 }
 
 FREE_IN_JUDGES = {"url", "server", "concurrency", "timeout", "tries", "backoff", "api_key_env"} | WHERE
@@ -50,6 +52,7 @@ class Run:
         self.lock: RunLock | None = None
         self.made = False
         """Whether this object made the folder, and its run has not begun."""
+        self.damaged: list[str] = []  # a line on each checkpoint that `resume` set aside
 
     @classmethod
     def create(cls, config: RunConfig) -> Run:
@@ -87,16 +90,20 @@ class Run:
 
     @classmethod
     def resume(cls, config: RunConfig) -> Run:
-        """Open the run in the folder output/name, or begin one there.
+        """Open the run in the folder output/name, or begin one there. Damaged checkpoints are set aside (`damaged`).
 
-        Raises ConfigError where the folder holds a run of another configuration.
+        Raises ConfigError where the folder holds a run of another configuration, or the newest checkpoint is one of
+        another version.
         """
         if not (config.run_dir / "config.yaml").is_file():
             run = cls(config.run_dir)
             run._make()
             return run._begin(config)
         run = cls(config.run_dir)
-        if different := differences(comparable(run.config), comparable(config)):
+        before, now = comparable(run.config), comparable(config)
+        if config.learners.optimizer.moments == "fp32":  # moments in int8 are only there for one rank
+            before["learners"]["optimizer"]["moments"] = "fp32"
+        if different := differences(before, now):
             lines = "".join(f"\n  {line}" for line in different)
             raise ConfigError(
                 f"{run.folder} is a run of another configuration; write the old values, another name=, or "
@@ -104,7 +111,10 @@ class Run:
             )
         run.images.mkdir(exist_ok=True)
         run.checkpoints.folder.mkdir(exist_ok=True)
+        run.damaged = run.checkpoints.set_damaged_aside()
         environment.record(run.folder)
+        for line in run.damaged:
+            run.logger().warning("%s", line)
         return run
 
     @classmethod

@@ -22,6 +22,10 @@ class Stalled(RunFailed):
         self.state = state
 
 
+class NoSpace(RunFailed, ValueError):
+    """The disk has no room for a checkpoint. Also a ValueError, because another try would fail as this one did."""
+
+
 class ConfigError(ValueError):
     """A user's input is invalid; the message says what to write instead."""
 

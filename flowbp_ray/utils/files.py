@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,30 @@ def sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+@contextlib.contextmanager
+def locked(folder: Path, kind: int) -> Iterator[None]:
+    """Hold a lock of `fcntl.flock` on a folder. Raises BlockingIOError for LOCK_NB where another has it.
+
+    Where the file system knows no locks (some network ones) nothing is held.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, kind)
+        except BlockingIOError:
+            raise
+        except OSError:
+            pass
+        yield
     finally:
         os.close(handle)
 

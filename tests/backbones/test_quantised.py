@@ -170,7 +170,8 @@ def test_samplers_and_learners_hold_the_same_and_a_restored_run_goes_on(
     assert report.grad_norm > 0 and max(report.drift) < (1e-6 if dtype == "float32" else 1e-2)
     assert max(report.base_distance) < (1e-10 if dtype == "float32" else 1e-4)  # the adapters are off there
     loop.learner.save(str(tmp_path / "saved"))
-    assert (tmp_path / "saved" / "engine.pt").stat().st_size < 20 * sum(loop.learner.engine.sizes().values()) + 2**16
+    written = sum(path.stat().st_size for path in (tmp_path / "saved" / "engine").iterdir())
+    assert written < 20 * sum(loop.learner.engine.sizes().values()) + 2**16
     loop.step(1)
     again = LocalLoop(config)
     again.learner = build_learner(config, encode(config, again.texts))

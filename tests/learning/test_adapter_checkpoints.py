@@ -16,8 +16,8 @@ FROZEN = 1000 * 1000 + 1000
 
 @pytest.mark.deepspeed
 @pytest.mark.slow
-def test_a_checkpoint_of_adapters_has_their_bytes_and_older_ones_still_load(tmp_path: Path) -> None:
-    """Weights, masters, two moments and the average are at most 5 x 4 bytes a trained parameter, and some names.
+def test_a_checkpoint_of_adapters_has_their_bytes(tmp_path: Path) -> None:
+    """Masters, two moments and the average are 4 x 4 bytes a trained parameter, and some names.
 
     An exchange of gradients that overlaps with the backward (interconnect=pcie) gives the same bits.
     """
@@ -27,6 +27,5 @@ def test_a_checkpoint_of_adapters_has_their_bytes_and_older_ones_still_load(tmp_
     found = json.loads(done.stdout.strip().splitlines()[-1])
     assert list(found) == ["0", "1", "2", "3"]
     for stage in found.values():
-        assert 3 * 4 * TRAINED < stage["bytes"]["new"] < 5 * 4 * TRAINED + 60_000 < 4 * FROZEN / 10
-        assert stage["bytes"]["old"] > 4 * FROZEN
+        assert 4 * 4 * TRAINED < stage["bytes"] < 4 * 4 * TRAINED + 4_000 < 4 * FROZEN / 10
         assert all(held == stage["goes on"][0] for held in stage["goes on"])

@@ -89,13 +89,16 @@ def test_the_evaluations_of_a_checkpoint_are_replaced_when_the_last_answer_came(
     checkpoints.begin(2)
     left = {"images|2|1.0": np.zeros((1, 2, 2, 3), np.uint8)}
     checkpoints.finish(Snapshot(2, weights, {}, {"a": np.arange(2)}, weights, left), keep=1)
+    checkpoints.settle()
     assert checkpoints.has_average(2) and list(checkpoints.unjudged(2)) == ["images|2|1.0"]
     del synced[:]
     checkpoints.replace_evaluations(2, {"a": np.arange(2), "judge": np.arange(3)})
     assert checkpoints.evaluations(2)["judge"].tolist() == [0, 1, 2] and checkpoints.unjudged(2) == {}
-    assert synced[1:] == ["rename to evaluations.npz", "fsync step_000002", "fsync step_000002"]
+    renamed = [event for event in synced if event.startswith("rename")]
+    assert renamed == ["rename to manifest.json", "rename to evaluations.npz", "rename to manifest.json"]
+    assert synced[-2:] == ["fsync step_000002", "fsync step_000002"] and len(synced) == 3 * 3 + 1
     names = sorted(path.name for path in checkpoints.path(2).iterdir())
-    assert names == ["average.safetensors", "evaluations.npz", "weights.safetensors"]
+    assert names == ["average.safetensors", "evaluations.npz", "manifest.json", "weights.safetensors"]
 
 
 def test_newer_checkpoints_are_removed_but_a_spared_one_stays(tmp_path: Path) -> None:
@@ -103,4 +106,5 @@ def test_newer_checkpoints_are_removed_but_a_spared_one_stays(tmp_path: Path) ->
     for step in (1, 2, 3):
         checkpoints.begin(step)
         checkpoints.finish(Snapshot(step, {"w": torch.tensor([float(step)])}, {}, {}), keep=1, spare=1)
+    checkpoints.settle()
     assert checkpoints.steps() == [1, 3]
