@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-ORDER = ("prompts", "vae", "decoder", "base", "looks", "mixture", "rewards", "preference", "card")
+ORDER = ("prompts", "vae", "decoder", "base", "looks", "mixture", "rewards", "preference", "detector", "card")
 STAGES = {stage: stage for stage in ORDER} | {"prompts": "world"}
 
 
