@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +29,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 FILTERS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, as preprocessor_config.json has them
 Middle = Literal["down", "even"]
+Resize = Callable[[Tensor, int, int, str], Tensor]  # an image, height, width and filter -> the image
 
 
 def preprocessor_config(folder: Path) -> dict[str, Any]:

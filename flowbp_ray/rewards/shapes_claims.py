@@ -61,7 +61,8 @@ def agreement(maps: Maps, claim: Claim) -> Tensor:
     wanted = sum(part.count for part in claim.parts)
     each = [matches(maps, part) for part in claim.parts]
     if claim.relation is None:
-        found = sum(_filled(some.logsumexp(-1), part.count) for some, part in zip(each, claim.parts, strict=True))
+        filled = [_filled(some.logsumexp(-1), part.count) for some, part in zip(each, claim.parts, strict=True)]
+        found = torch.stack(filled).sum(0)
     else:
         pairs = each[0][:, :, None] + each[1][:, None] + F.logsigmoid(beyond(maps.places, claim.relation) / SLACK)
         same = torch.eye(pairs.shape[-1], dtype=torch.bool, device=pairs.device)

@@ -57,8 +57,9 @@ class Detector(nn.Module):
         self.stages = nn.Sequential(*stages, nn.GroupNorm(widths[-1] // 8, widths[-1]), nn.GELU())
         self.head = nn.Conv2d(widths[-1], len(KINDS) + len(COLOURS) + 3, 1)
         nn.init.normal_(self.head.weight, std=0.01)
-        with torch.no_grad():
-            self.head.bias.zero_()[NOTHING] = SURE
+        bias = torch.zeros(len(KINDS) + len(COLOURS) + 3)
+        bias[NOTHING] = SURE
+        self.head.bias = nn.Parameter(bias)
         line = CELL * (torch.arange(SIDE) + 0.5)
         down, across = torch.meshgrid(line, line, indexing="ij")
         self.register_buffer("middles", torch.stack([across, down], -1).reshape(-1, 2), persistent=False)

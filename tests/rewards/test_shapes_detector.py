@@ -19,6 +19,7 @@ from flowbp_ray.rewards.shapes_claims import SLACK, SURPLUS, agreement, things
 from flowbp_ray.rewards.shapes_clip import WEIGHTS
 from flowbp_ray.rewards.shapes_detector import ShapesDetector
 from flowbp_ray.rewards.shapes_maps import JUNK, KINDS, NOTHING, Maps
+from flowbp_ray.rewards.skeleton import skeleton
 from flowbp_ray.shapes.captions import captions
 from flowbp_ray.shapes.combinations import COLOURS, SHAPES
 from flowbp_ray.shapes.look import sample_look
@@ -203,6 +204,13 @@ def test_a_row_is_scored_alone_between_wrong_and_right() -> None:
     torch.testing.assert_close(together[:6], alone, rtol=1e-4, atol=1e-4)
     assert together.dtype == torch.float32
     assert 0.6 < together.mean() < 1.4 and other.mean() < 0.3
+
+
+def test_plans_know_its_size() -> None:
+    known, reward = skeleton("shapes_detector", {}), ShapesDetector()
+    assert known is not None and known.see is not None
+    assert known.nbytes == sum(4 * p.numel() for p in reward.model.parameters())
+    assert known.see(known.module, torch.zeros(2, 3, 64, 64, device="meta")).shape == (2, 64, 8)
 
 
 def test_fits_the_budget() -> None:

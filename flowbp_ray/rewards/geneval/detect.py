@@ -13,7 +13,7 @@ picture's own here and in mmdetection where `grid` is None.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,7 +27,6 @@ from flowbp_ray.rewards.geneval.verdict import Detection
 
 KINDS = ("mask2former", "owlvit", "owlv2")
 GRID = 384  # side of the square on which masks are cut
-Resize = Callable[[Tensor, int, int, str], Tensor]  # an image, height, width and filter -> the image
 
 
 class Detector(Protocol):
@@ -98,7 +97,7 @@ class Mask2Former:
         out = self.model(pixel_values=self.prepare(image)[None])
         return self.instances(out.class_queries_logits[0], out.masks_queries_logits[0], image.shape[-2:], above)
 
-    def prepare(self, image: Tensor, resize: Resize = preprocess.resize_clamped) -> Tensor:
+    def prepare(self, image: Tensor, resize: preprocess.Resize = preprocess.resize_clamped) -> Tensor:
         """image [3, H, W] in 0..1 -> [3, h, w] as preprocessor_config.json says: resized, divisible, normalised."""
         image = image.to(self.device, torch.promote_types(self.dtype, torch.float32))
         if self.settings.get("do_resize", True):

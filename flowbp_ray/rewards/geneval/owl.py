@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flowbp_ray.rewards import preprocess
-from flowbp_ray.rewards.geneval.detect import Resize
 from flowbp_ray.rewards.geneval.names import OBJECTS
 from flowbp_ray.rewards.geneval.verdict import Detection
 
@@ -60,7 +59,7 @@ class Owl:
         )
         return self.objects(out.logits[0], out.pred_boxes[0], image.shape[-2:], above)
 
-    def prepare(self, image: Tensor, resize: Resize = preprocess.resize_clamped) -> Tensor:
+    def prepare(self, image: Tensor, resize: preprocess.Resize = preprocess.resize_clamped) -> Tensor:
         """image [3, H, W] in 0..1 -> [3, S, S], normalised.
 
         OWL-ViT stretches it, bicubic. OWLv2 pads it black to a square, and resizes bilinearly after a Gaussian blur of
