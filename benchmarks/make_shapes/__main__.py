@@ -2,8 +2,9 @@
 
 Stages, in order: `prompts` (seconds), `vae` (about 10 CPU minutes), `decoder` (its decoder further, 10 CPU minutes),
 `base` (encodes the scenes, then trains transformer and text model; about 130 CPU minutes), `rewards` (65 CPU minutes),
-`card` (scores everything and writes the model card). `all` runs the six. Every stage has a fixed seed and runs on one
-thread, so it can be repeated; intermediate fp32 weights and the facts that the card reports go to --work.
+`detector` (7 CPU minutes), `card` (scores everything and writes the model card). `all` runs the six. Every stage has a
+fixed seed and runs on one thread, so it can be repeated; intermediate fp32 weights and the facts that the card reports
+go to --work.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-ORDER = ("prompts", "vae", "decoder", "base", "looks", "mixture", "rewards", "preference", "card")
+ORDER = ("prompts", "vae", "decoder", "base", "looks", "mixture", "rewards", "preference", "detector", "card")
 STAGES = {stage: stage for stage in ORDER} | {"prompts": "world"}
 
 

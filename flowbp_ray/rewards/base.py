@@ -40,9 +40,11 @@ REWARDS: dict[str, str] = {
     "pickscore": "flowbp_ray.rewards.pickscore:PickScore",
     "shapes_clip": "flowbp_ray.rewards.shapes_clip:ShapesClip",
     "shapes_clip_heldout": "flowbp_ray.rewards.shapes_clip:ShapesClipHeldout",
+    "shapes_detector": "flowbp_ray.rewards.shapes_detector:ShapesDetector",
     "shapes_preference": "flowbp_ray.rewards.shapes_clip:ShapesPreference",
     "shapes_preference_heldout": "flowbp_ray.rewards.shapes_clip:ShapesPreferenceHeldout",
     "shapes_verifier": "flowbp_ray.rewards.shapes_verifier:ShapesVerifier",
+    "soft_geneval": "flowbp_ray.rewards.geneval.soft_metric:SoftGenEval",
 }
 """Name -> "module:factory". Strings, so that the packages that one reward needs are imported only where it is used."""
 

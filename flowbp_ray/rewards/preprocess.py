@@ -2,19 +2,19 @@
 
 There are two ways to resize. Both are Pillow's filters, and they differ on purpose:
 
-- `resize`, for rewards that are trained on. Pillow's bicubic resize is linear in the pixels and separable, so it is two
-  small matrix products, 3e-7 from Pillow in fp32, with a backward that is deterministic. Nothing is clamped: an
-  overshoot of the cubic stays outside 0..1, as in Pillow's mode F, since a clamp would stop its gradient.
-- `resize_clamped`, for metrics without a gradient. `torch.nn.functional.interpolate` with antialiasing also knows the
-  bilinear filter, and clamping gives what Pillow makes of 8-bit pictures, up to their rounding. Its weights are rounded
-  (1e-5 from Pillow), and its backward has no deterministic kernel on GPUs (`cluster.deterministic` would refuse it).
+- `resize`, for rewards that are trained on. Pillow's resize is linear in the pixels and separable, so it is two small
+  matrix products, 3e-7 from Pillow in fp32, with a backward that is deterministic. Nothing is clamped: an overshoot of
+  the cubic stays outside 0..1, as in Pillow's mode F, since a clamp would stop its gradient.
+- `resize_clamped`, for metrics without a gradient: `torch.nn.functional.interpolate` with antialiasing, and clamping
+  gives what Pillow makes of 8-bit pictures, up to their rounding. Its weights are rounded (1e-5 from Pillow), and its
+  backward has no deterministic kernel on GPUs (`cluster.deterministic` would refuse it).
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +29,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 FILTERS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, as preprocessor_config.json has them
 Middle = Literal["down", "even"]
+Resize = Callable[[Tensor, int, int, str], Tensor]  # an image, height, width and filter -> the image
 
 
 def preprocessor_config(folder: Path) -> dict[str, Any]:
@@ -89,12 +90,15 @@ def padded_pixels(images: Tensor, size: int) -> Tensor:
     return normalise(images)
 
 
-def resize(images: Tensor, height: int, width: int) -> Tensor:
-    """Pillow's bicubic resize of images [..., H, W] to [..., height, width]; fp32 or fp64, differentiable, no clamp."""
+def resize(images: Tensor, height: int, width: int, how: str = "bicubic") -> Tensor:
+    """Pillow's resize of images [..., H, W] to [..., height, width]; fp32 or fp64, differentiable, no clamp.
+
+    how: see `FILTERS`.
+    """
     if images.shape[-1] != width:
-        images = images @ _weights(images.shape[-1], width).to(images).mT
+        images = images @ _weights(images.shape[-1], width, how).to(images).mT
     if images.shape[-2] != height:
-        images = _weights(images.shape[-2], height).to(images) @ images
+        images = _weights(images.shape[-2], height, how).to(images) @ images
     return images
 
 
@@ -102,7 +106,6 @@ def resize_clamped(image: Tensor, height: int, width: int, how: str = "bilinear"
     """image [3, H, W] in 0..1 -> [3, height, width] in 0..1, as Pillow resizes 8-bit pictures. how: see `FILTERS`."""
     if image.shape[-2:] == (height, width):
         return image
-    # Not `resize`: that has no bilinear filter, and nothing here is differentiated (see the module docstring).
     out = F.interpolate(image[None], (height, width), mode=how, align_corners=False, antialias=True)[0]
     return out.clamp(0.0, 1.0)
 
@@ -156,16 +159,20 @@ def precise(images: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _weights(old: int, new: int) -> Tensor:
+def _weights(old: int, new: int, how: str = "bicubic") -> Tensor:
     """Row i says how output pixel i is made from the `old` pixels of a line; fp64 [new, old], each row sums to 1.
 
-    With s = old / new and f = max(s, 1), pixel p weighs w((p + 1/2 - s (i + 1/2)) / f): the cubic is stretched when
-    shrinking, and cut off at the border of the image (Pillow, Resample.c). w is Keys' cubic (1981) with a = -1/2.
+    With s = old / new and f = max(s, 1), pixel p weighs w((p + 1/2 - s (i + 1/2)) / f): the filter is stretched when
+    shrinking, and cut off at the border of the image (Pillow, Resample.c). w is Keys' cubic (1981) with a = -1/2, or
+    for "bilinear" the triangle 1 - |x|.
     """
     step = old / new
     stretch = max(step, 1.0)
     centres = step * (torch.arange(new, dtype=torch.float64)[:, None] + 0.5)
     away = ((torch.arange(old, dtype=torch.float64) + 0.5 - centres) / stretch).abs()
+    if how == "bilinear":
+        weights = (1 - away).clamp(min=0.0)
+        return weights / weights.sum(1, keepdim=True)
     near = 1.5 * away**3 - 2.5 * away**2 + 1
     far = -0.5 * away**3 + 2.5 * away**2 - 4 * away + 2
     weights = torch.where(away < 1, near, torch.where(away < 2, far, 0.0))

@@ -1,13 +1,17 @@
-"""The grammar of captions: 40 words, at most 12 of them in a caption; a claim can be written in several ways."""
+"""The grammar of captions: 40 words, at most 12 of them in a caption; a claim can be written in several ways.
+
+`captions` writes a claim, `claim_of` reads one.
+"""
 
 from __future__ import annotations
 
+import re
 from itertools import product
 
 import numpy as np
 
 from .combinations import COLOURS, SHAPES
-from .world import Claim, Part
+from .world import RELATIONS, SIZES, Claim, Part
 
 PLURALS = {shape: f"{shape}es" if shape.endswith("s") else f"{shape}s" for shape in SHAPES}
 NUMBERS = {2: "two", 3: "three", 4: "four"}
@@ -54,3 +58,45 @@ def caption(rng: np.random.Generator, claim: Claim) -> str:
     """Draw one of the sentences that state this claim."""
     sentences = captions(claim)
     return sentences[rng.integers(len(sentences))]
+
+
+_COUNT_WORDS = {word: count for count, word in NUMBERS.items()} | dict.fromkeys(("a", "an", "one"), 1)
+_LINKS: dict[str, str | None] = {"and": None} | {
+    f"{lead}{relation}": relation
+    for relation in RELATIONS
+    for lead in (("to the ", "") if relation.endswith("of") else ("",))
+}  # the longer one of two that fit comes first
+
+
+def claim_of(text: str) -> Claim:
+    """The claim that a sentence of the grammar states; upper case and punctuation do not matter.
+
+    Raises ValueError for what is no such sentence.
+    """
+    words = " ".join(re.findall(r"[a-z0-9]+", text.lower()))
+    words = re.sub("^a (photo|picture) of ", "", words)
+    try:
+        for link, relation in _LINKS.items():
+            first, found, second = words.partition(f" {link} ")
+            if found:
+                return Claim((_part(first, single=True), _part(second, single=True)), relation)
+        return Claim((_part(words),))
+    except ValueError as error:
+        raise ValueError(f"{text!r} is no sentence of the shapes grammar: {error}") from error
+
+
+def _part(phrase: str, single: bool = False) -> Part:
+    """The part that a noun phrase names; single: it may be of one thing only."""
+    words = phrase.removeprefix("only ").split()
+    count = _COUNT_WORDS.get(words[0], 0) if words else 0
+    if count == 0 or (single and count > 1):
+        raise ValueError(f"{phrase!r} does not begin with {'an article' if single else 'an article or a number'}")
+    words = words[1:]
+    if count == 1 and words[:1] == ["single"]:
+        words = words[1:]
+    size = words.pop(0) if words and words[0] in SIZES else None
+    colour = words.pop(0) if words and words[0] in COLOURS else None
+    shapes = {(PLURALS[shape] if count > 1 else shape): shape for shape in SHAPES}
+    if len(words) != 1 or words[0] not in shapes:
+        raise ValueError(f"{phrase!r} does not end with one of {', '.join(shapes)}")
+    return Part(shapes[words[0]], count, colour, size)

@@ -69,6 +69,7 @@ CASES = {
     "shapes_clip_heldout": Case("shapes_clip_heldout", lambda folder: {}, SHAPES, size=(64, 64)),
     "shapes_preference": Case("shapes_preference", lambda folder: {}, SHAPES, size=(64, 64)),
     "shapes_preference_heldout": Case("shapes_preference_heldout", lambda folder: {}, SHAPES, size=(64, 64)),
+    "shapes_detector": Case("shapes_detector", lambda folder: {}, SHAPES, size=(64, 64)),
     "shapes_verifier": Case(
         "shapes_verifier",
         lambda folder: {},
@@ -85,6 +86,7 @@ CASES = {
     "hpsv3": Case("hpsv3", test_hpsv3.write_hpsv3, tuple(test_hpsv3.PROMPTS)),
     "ocr": Case("ocr", lambda folder: {}, ('a wall that says "STOP"', "a 'red' door"), differentiable=False),
     **{f"geneval {d}": Case("geneval", geneval(d), differentiable=False) for d in ("mask2former", "owlvit", "owlv2")},
+    **{f"soft_geneval {d}": Case("soft_geneval", geneval(d)) for d in ("mask2former", "owlvit", "owlv2")},
 }
 
 

@@ -27,10 +27,10 @@ GREY = 0x99 / 255
 CLIP = "the folder of a CLIP for transformers (openai/clip-vit-large-patch14, as published), which names colours"
 
 
-def check_clip(folder: str | Path | None) -> Path:
+def check_clip(folder: str | Path | None, reward: str = "geneval") -> Path:
     """The folder of a CLIP model with its tokenizer. Raises ValueError where `folder` is none."""
-    found = check_model("geneval", "clip", folder, CLIP)
-    check_tokenizer("geneval", "clip", found, CLIP)
+    found = check_model(reward, "clip", folder, CLIP)
+    check_tokenizer(reward, "clip", found, CLIP)
     return found
 
 

@@ -26,6 +26,7 @@ from flowbp_ray.rewards.geneval.names import published
 from flowbp_ray.rewards.geneval.verdict import Detection
 
 KINDS = ("mask2former", "owlvit", "owlv2")
+GRID = 384  # side of the square on which masks are cut
 
 
 class Detector(Protocol):
@@ -96,16 +97,14 @@ class Mask2Former:
         out = self.model(pixel_values=self.prepare(image)[None])
         return self.instances(out.class_queries_logits[0], out.masks_queries_logits[0], image.shape[-2:], above)
 
-    def prepare(self, image: Tensor) -> Tensor:
+    def prepare(self, image: Tensor, resize: preprocess.Resize = preprocess.resize_clamped) -> Tensor:
         """image [3, H, W] in 0..1 -> [3, h, w] as preprocessor_config.json says: resized, divisible, normalised."""
-        image = image.to(self.device, torch.float32)
+        image = image.to(self.device, torch.promote_types(self.dtype, torch.float32))
         if self.settings.get("do_resize", True):
             height, width = preprocess.divisible(
                 *self._size(image.shape[-2], image.shape[-1]), self.settings.get("size_divisor", 32)
             )
-            image = preprocess.resize_clamped(
-                image, height, width, preprocess.FILTERS[self.settings.get("resample", 2)]
-            )
+            image = resize(image, height, width, preprocess.FILTERS[self.settings.get("resample", 2)])
         mean, std = self.settings["image_mean"], self.settings["image_std"]
         return preprocess.normalise(image, mean, std).to(self.dtype)
 
@@ -119,7 +118,7 @@ class Mask2Former:
         return preprocess.shortest_edge(height, width, size["shortest_edge"], size.get("longest_edge"))
 
     def instances(
-        self, classes: Tensor, masks: Tensor, size: Sequence[int], above: float, grid: int | None = 384
+        self, classes: Tensor, masks: Tensor, size: Sequence[int], above: float, grid: int | None = GRID
     ) -> list[Detection]:
         """Instances from the logits of classes [Q, C + 1] and masks [Q, h, w] (module docstring).
 

@@ -52,7 +52,7 @@ class GenEval:
         The numbers are the published ones (`Thresholds`). max_overlap None: with Mask2Former, whose queries find an
         object once, 1 (all boxes stay); with an OWL detector, where every patch on an object has a box, 0.5.
         """
-        folders, self.tasks = _inputs(detector, clip, prompts)
+        folders, self.tasks = _inputs(self.name, detector, clip, prompts)
         if max_overlap is None:
             max_overlap = 1.0 if read_config(folders[0])["model_type"] == "mask2former" else OWL_OVERLAP
         self.thresholds = Thresholds(threshold, counting_threshold, max_objects, max_overlap, position_threshold)
@@ -61,8 +61,9 @@ class GenEval:
         self.detector = open_detector(folders[0], nouns, device, kind)
         self.colours = ColourNamer(folders[1], device, kind)
 
-    @staticmethod
+    @classmethod
     def check(
+        cls,
         detector: str | Path | None,
         clip: str | Path | None,
         prompts: str | Path | None,
@@ -74,24 +75,25 @@ class GenEval:
         dtype: str,
     ) -> None:
         """Raise ValueError for a file that is missing or not what it should be, and for classes that are not known."""
-        folders, tasks = _inputs(detector, clip, prompts)
+        folders, tasks = _inputs(cls.name, detector, clip, prompts)
         overlap = 1.0 if max_overlap is None else max_overlap
         Thresholds(threshold, counting_threshold, max_objects, overlap, position_threshold)
         check_nouns(folders[0], {noun for task in tasks.values() for noun in task.nouns})
-        check_clip(folders[1])
-        tower_dtype("geneval", dtype)
+        check_clip(folders[1], cls.name)
+        tower_dtype(cls.name, dtype)
 
     @staticmethod
     def skeleton(clip: str | Path | None, dtype: str) -> Skeleton:
         """Its CLIP model, by config.json or as published. The detector (published: 69 M) is left out: kinds differ."""
         return clip_skeleton(clip, VIT_L_14, dtype)
 
-    @staticmethod
-    def check_prompts(texts: Sequence[str], prompts: str | Path | None) -> None:
+    @classmethod
+    def check_prompts(cls, texts: Sequence[str], prompts: str | Path | None) -> None:
         """Raise ValueError where one of the evaluation's prompts is not in the file: it could not be judged."""
-        tasks = load(needed("geneval", "prompts", prompts, PROMPTS))
+        tasks = load(needed(cls.name, "prompts", prompts, PROMPTS))
         if missing := [text for text in texts if text not in tasks]:
-            raise ValueError(_unknown(missing[0], f", nor are {len(missing) - 1} others" if len(missing) > 1 else ""))
+            others = f", nor are {len(missing) - 1} others" if len(missing) > 1 else ""
+            raise ValueError(_unknown(cls.name, missing[0], others))
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """1 or 0 for each of images [B, 3, H, W] (0..1) and B prompts; [B], no gradient. NaN for what is no picture."""
@@ -101,9 +103,7 @@ class GenEval:
 
     def verdicts(self, images: Tensor, prompts: Sequence[str]) -> list[GenEvalVerdict]:
         """Verdicts with their reasons. Pixels are rounded to 8 bits first: what is judged is the picture as saved."""
-        if len(images) != len(prompts):
-            raise ValueError(f"{len(images)} images need {len(images)} prompts, got {len(prompts)}")
-        tasks = [self._task(text) for text in prompts]
+        tasks = self.asked(images, prompts)
         seen = (images.detach().float().clamp(0, 1) * 255).round() / 255
         return [self._verdict(image, task) for image, task in zip(seen, tasks, strict=True)]
 
@@ -114,22 +114,25 @@ class GenEval:
         found = self.detector.find(image, self.thresholds.of(task.tag))
         return verdict(task, keep(found, task.tag, self.thresholds), colours, self.thresholds)
 
-    def _task(self, text: str) -> Task:
-        if text not in self.tasks:
-            raise ValueError(_unknown(text))
-        return self.tasks[text]
+    def asked(self, images: Tensor, prompts: Sequence[str]) -> list[Task]:
+        """What each prompt asks for. Raises ValueError for one that the file lacks, and unless each image has one."""
+        if len(images) != len(prompts):
+            raise ValueError(f"{len(images)} images need {len(images)} prompts, got {len(prompts)}")
+        if missing := [text for text in prompts if text not in self.tasks]:
+            raise ValueError(_unknown(self.name, missing[0]))
+        return [self.tasks[text] for text in prompts]
 
 
 def _inputs(
-    detector: str | Path | None, clip: str | Path | None, prompts: str | Path | None
+    reward: str, detector: str | Path | None, clip: str | Path | None, prompts: str | Path | None
 ) -> tuple[tuple[Path, Path], dict[str, Task]]:
     """The two folders and the tasks; raises ValueError for what is not there."""
-    folders = (needed("geneval", "detector", detector, DETECTOR), needed("geneval", "clip", clip, CLIP))
-    return folders, load(needed("geneval", "prompts", prompts, PROMPTS))
+    folders = (needed(reward, "detector", detector, DETECTOR), needed(reward, "clip", clip, CLIP))
+    return folders, load(needed(reward, "prompts", prompts, PROMPTS))
 
 
-def _unknown(text: str, others: str = "") -> str:
+def _unknown(reward: str, text: str, others: str = "") -> str:
     return (
-        f"reward 'geneval': the prompt {text!r:.100} is not in options.prompts{others}, so nothing says what its "
+        f"reward {reward!r}: the prompt {text!r:.100} is not in options.prompts{others}, so nothing says what its "
         "picture must show; evaluate on that file: evaluation.prompts"
     )

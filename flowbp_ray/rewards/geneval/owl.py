@@ -59,13 +59,13 @@ class Owl:
         )
         return self.objects(out.logits[0], out.pred_boxes[0], image.shape[-2:], above)
 
-    def prepare(self, image: Tensor) -> Tensor:
+    def prepare(self, image: Tensor, resize: preprocess.Resize = preprocess.resize_clamped) -> Tensor:
         """image [3, H, W] in 0..1 -> [3, S, S], normalised.
 
         OWL-ViT stretches it, bicubic. OWLv2 pads it black to a square, and resizes bilinearly after a Gaussian blur of
         standard deviation (factor − 1) / 2 where it shrinks, as scikit-image's `resize` with anti_aliasing.
         """
-        image = image.to(self.device, torch.float32)
+        image = image.to(self.device, torch.promote_types(self.dtype, torch.float32))
         size = self.settings["size"]
         height, width = size["height"], size["width"]
         if self.square:
@@ -74,9 +74,7 @@ class Owl:
             image = preprocess.blur(image, ((side / height - 1) / 2, (side / width - 1) / 2))
             image = F.interpolate(image[None], (height, width), mode="bilinear", align_corners=False)[0]
         else:
-            image = preprocess.resize_clamped(
-                image, height, width, preprocess.FILTERS[self.settings.get("resample", 3)]
-            )
+            image = resize(image, height, width, preprocess.FILTERS[self.settings.get("resample", 3)])
         mean, std = self.settings["image_mean"], self.settings["image_std"]
         return preprocess.normalise(image, mean, std).to(self.dtype)
 
