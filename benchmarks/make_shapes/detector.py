@@ -74,14 +74,15 @@ def train(some: Pictures, steps: int, log: Any) -> Detector:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Train, calibrate and write the detector with what it tells apart."""
-    started = time.process_time()
+    """Train the detector unless --work has it, calibrate it and write it with what it tells apart."""
     vae = AutoencoderKL.from_pretrained(args.work / "vae_looks").eval().requires_grad_(False)
-    some = pictures(args.work, vae, SEED)
-    print(f"{len(some.images)} pictures, cpu {time.process_time() - started:.0f} s", flush=True)
-    steps = args.steps or STEPS
-    model = train(some, steps, lambda line: print(line, flush=True))
-    torch.save(model.state_dict(), args.work / "detector.pt")
-    cpu = time.process_time() - started
-    record(args.work, "detector", seed=SEED, steps=steps, batch=BATCH, cpu=cpu, pictures=len(some.images))
+    if not (args.work / "detector.json").exists():
+        started = time.process_time()
+        some = pictures(args.work, vae, SEED)
+        print(f"{len(some.images)} pictures, cpu {time.process_time() - started:.0f} s", flush=True)
+        steps = args.steps or STEPS
+        model = train(some, steps, lambda line: print(line, flush=True))
+        torch.save(model.state_dict(), args.work / "detector.pt")
+        cpu = time.process_time() - started
+        record(args.work, "detector", seed=SEED, steps=steps, batch=BATCH, cpu=cpu, pictures=len(some.images))
     publish(args.work, OPTIONS, vae)
