@@ -79,7 +79,7 @@ def _eval_results(evaluator: Evaluator, step: int, average: bool) -> list[EvalRe
     config = evaluator.config
     if step == 0 or step not in evaluator.results or _evaluates_other_weights(config, average):
         return []
-    prompts, trained = str(config.evaluation.prompts), {term.name for term in config.rewards.terms}
+    prompts, trained = str(config.evaluation.prompts), config.trained_on
     return [
         EvalResult(
             task_type="text-to-image",
@@ -156,7 +156,7 @@ def _scores(evaluator: Evaluator, step: int, average: bool) -> str:
     if not evaluator.results or max(evaluator.results) == 0:
         return "Not measured: the run made no evaluation between its first step and this checkpoint."
     first, last = min(evaluator.results), max(evaluator.results)
-    settings, trained = config.evaluation, {term.name for term in config.rewards.terms}
+    settings, trained = config.evaluation, config.trained_on
     notes = [
         f"Means over the prompts of `{settings.prompts}` before step {first + 1} and after step {last}, with the same "
         f"noise, {settings.num_steps or config.backbone.num_steps} sampling steps; 95 % intervals, the change paired."

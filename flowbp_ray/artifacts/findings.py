@@ -51,8 +51,8 @@ class Findings:
 
     @property
     def trained(self) -> list[str]:
-        """Names of the rewards that were trained on."""
-        return [term.name for term in self.config.rewards.terms]
+        """Names of the metrics that were trained on."""
+        return self.config.trained_on
 
     @property
     def guidance(self) -> float | None:

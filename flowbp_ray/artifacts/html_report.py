@@ -85,7 +85,7 @@ def _head(found: Findings) -> str:
     method = (config.method or {}).get("name", "a method spelled out by axis") if config.method else ""
     what = f"{config.backbone.name} trained by {' and '.join(ways_of_learning(config))}"
     what += f" ({method})" if method else ""
-    rewards = ", ".join(found.trained)
+    rewards = ", ".join(term.name for term in found.config.rewards.terms)
     took = format_duration(found.summary["seconds"]) if "seconds" in found.summary else ""
     steps, images = f"{seen.done} of {seen.steps} steps", f"{config.data.shape.batch} images a step"
     facts = [steps, images, f"seed {config.seed}", took]

@@ -121,6 +121,13 @@ class RunConfig(Strict):
         return self.cluster.transport == "nccl" and self.learners.lora is None and self.nft.policy == "current"
 
     @property
+    def trained_on(self) -> list[str]:
+        """Names of the metrics that are trained on: the terms, and the exact verifier where one of them is it."""
+        terms = self.rewards.terms
+        exact = any((term.kind or term.name) == "shapes_verifier" for term in terms)
+        return [*(term.name for term in terms), *(["verifier"] if exact else [])]
+
+    @property
     def judged(self) -> list[str]:
         """The metrics of judges that are monitors."""
         return [metric for judge in self.judges if judge.role == "monitor" for metric in judge.metrics.values()]
