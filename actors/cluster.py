@@ -119,8 +119,7 @@ def own_session() -> Iterator[None]:
     reaches the driver alone, which saves before it ends them. They still die with it: the kernel sends them SIGKILL
     (PR_SET_PDEATHSIG). A version of Ray that starts its daemons in another way keeps them in the driver's group.
     """
-    from ray._private import services
-
+    services: Any = ray._private.services
     popen: Any = getattr(services, "ConsolePopen", None)
     if popen is None:
         yield

@@ -19,7 +19,7 @@ from flowbp_ray.utils.addresses import expand
 from flowbp_ray.utils.errors import ConfigError, nearest
 from flowbp_ray.utils.text_files import check_unicode, read_text, shown
 
-MOST = 4  # problems in a message
+MOST, LONGEST = 4, 400  # problems in a message, and their characters
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -62,9 +62,10 @@ def validate(plain: dict[str, Any], where: str = "") -> RunConfig:
         check_unicode(plain, "the configuration")
         return RunConfig.model_validate(plain)
     except ValidationError as error:
-        problems = error.errors(include_url=False)
-        more = f"; and {len(problems) - MOST} more" if len(problems) > MOST else ""
-        raise ConfigError(f"{where}{'; '.join(_line(e) for e in problems[:MOST])}{more}") from error
+        problems = [_line(one) for one in error.errors(include_url=False)]
+        most = max(n for n in range(1, MOST + 1) if n == 1 or sum(map(len, problems[:n])) <= LONGEST)
+        more = f"; and {len(problems) - most} more" if len(problems) > most else ""
+        raise ConfigError(f"{where}{'; '.join(problems[:most])}{more}") from error
     except (ValueError, TypeError, RecursionError) as error:
         raise ConfigError(f"{where}{_first_line(error)}") from error
 

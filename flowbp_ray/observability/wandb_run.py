@@ -27,6 +27,7 @@ def start(folder: Path, project: str, run_id: str, config: Mapping[str, Any], sa
 
     say: takes a line where the run is offline although a key is known. Raises ValueError for an unknown WANDB_MODE.
     """
+    mode: Any
     mode, why = chosen_mode()
     if why:
         say(f"wandb: {why}; this run is logged offline, `wandb sync {folder}/wandb/offline-run-*` sends it later")
