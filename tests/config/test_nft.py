@@ -133,3 +133,8 @@ def test_an_average_that_follows_at_a_rate_of_its_own() -> None:
     assert ramped.learners.ema is not None and ramped.learners.ema.ramp == 0.001
     with pytest.raises(ConfigError, match=r"learners.ema.ramp: Input should be greater than 0, got 0"):
         loading.load("shapes_flowbp_sparse", ["learners.ema={decay: 0.5, ramp: 0}"])
+
+
+def test_the_exact_verifier_is_trained_on_where_a_term_is_it() -> None:
+    assert loading.load("shapes_demo").trained_on == ["shapes_preference", "shapes_verifier", "verifier"]
+    assert loading.load("shapes_flowbp_sparse").trained_on == ["shapes_clip"]
