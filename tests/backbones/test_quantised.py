@@ -34,7 +34,7 @@ LEVELS = torch.tensor(  # NF4's 16 values, QLoRA (arXiv 2305.14314), appendix E
      -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
      0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0]
 )  # fmt: skip
-LORA = "learners.lora={rank: 4, alpha: 6}"
+LORA = "learners.lora={rank: 4, alpha: 8}"
 
 
 def over(saved: Saved, tmp_path: Path, name: str, kind: str, *more: str) -> RunConfig:
@@ -208,13 +208,14 @@ def test_exported_adapters_are_exact_and_merged_ones_are_in_the_dense_base(saved
     loaded.load_lora_weights(tmp_path / "adapters")
     named = {n.replace("default_0", "default"): p for n, p in loaded.transformer.named_parameters() if "lora_" in n}
     assert named.keys() == published.keys()
-    assert all(torch.equal(named[key], tensor) for key, tensor in published.items())
+    scales = {key: 2 if ".lora_B." in key else 1 for key in published}  # alpha / rank is in the file's tensors
+    assert all(torch.equal(named[key], tensor * scales[key]) for key, tensor in published.items())
     merged = load_file(tmp_path / "merged" / "transformer" / "diffusion_pytorch_model.safetensors")
     base = pipe.transformer.state_dict()
     assert merged.keys() == base.keys()
     for low in (key for key in published if ".lora_A." in key):
         module, up = low.split(".lora_A.")[0], low.replace("lora_A", "lora_B")
-        want: Tensor = base[f"{module}.weight"] + 6 / 4 * published[up] @ published[low]
+        want: Tensor = base[f"{module}.weight"] + 8 / 4 * published[up] @ published[low]
         torch.testing.assert_close(merged[f"{module}.weight"], want)
     cards = [(tmp_path / kind / "README.md").read_text() for kind in ("adapters", "merged")]
     assert all("over the base in nf4" in card and "held in nf4" in card for card in cards)

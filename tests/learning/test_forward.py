@@ -165,7 +165,7 @@ def test_half_precision_runs_and_is_near(saved: Saved, tmp_path: Path, family: s
     step = Step.of(LocalLoop(config_of(family, saved, tmp_path, "backbone.dtype=bfloat16", *LORA)))
     report, found = step.all()
     assert step.optimality is not None and not report.faults
-    assert relative(found, step.written_out(step.optimality.rows, EACH)) <= 0.05
+    assert relative(found, step.written_out(step.optimality.rows, EACH)) <= 0.08
     loop = LocalLoop(config_of(family, saved, tmp_path / "b", "backbone.dtype=bfloat16"))
     before = loop.learner.digest()
     assert loop.step(0).grad_norm > 0 and loop.learner.digest() != before
