@@ -15,6 +15,7 @@ from flowbp_ray.judges import preflight as judges
 from flowbp_ray.learning.optim import check_moments
 from flowbp_ray.planning.encoding import check_time
 from flowbp_ray.prompts import Needs, PromptRecord, drawn, read_prompts
+from flowbp_ray.rewards.base import factory
 from flowbp_ray.rewards.remote import handshake
 from flowbp_ray.rewards.scorer import check_rewards
 from flowbp_ray.run.folder import Run
@@ -62,6 +63,7 @@ def check(config: RunConfig) -> Checked:
     check_time(config, _to_encode(config, [record.text for record in (*train, *held_out)], len(held_out)))
     agreed = handshake.check(config)
     if not config.rewards.url:  # remote servers have checked their own rewards
+        check_deterministic(config)
         check_rewards(config.rewards, [record.text for record in held_out], [record.text for record in train])
     judges.check(config.judges)
     cache = cache_folder(config.encoder.cache)
@@ -91,3 +93,15 @@ def _to_encode(config: RunConfig, texts: list[str], held_out: int) -> set[str]:
     """The texts that the run needs from its newest checkpoint on, the empty one among them."""
     saved = Run(config.run_dir).checkpoints.steps() if config.resume == "auto" else []
     return {"", *(texts[i] for i in drawn(config, len(texts) - held_out, held_out, max(saved, default=0)))}
+
+
+def check_deterministic(config: RunConfig) -> None:
+    """Raise ValueError where a reward's gradient on a GPU has no deterministic kernels, and the run asks for them."""
+    if not (config.cluster.deterministic and config.rewards.gpus):
+        return
+    for term in config.rewards.terms:
+        if term.gradient != "none" and not getattr(factory(term.factory), "deterministic", True):
+            raise ValueError(
+                f"cluster.deterministic: the reward {term.name!r} has no deterministic gradient on a GPU; write "
+                "rewards.gpus=0 or cluster.deterministic=false"
+            )

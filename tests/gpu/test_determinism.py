@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from flowbp_ray.local import LocalLoop
+from flowbp_ray.rewards import base
 from flowbp_ray.utils.random import use_deterministic_kernels
 from tests.backbones import tiny
 from tests.conftest import Saved
@@ -59,7 +60,12 @@ def test_a_step_has_no_operator_that_is_unexplained(saved: Saved, tmp_path: Path
     assert not unexplained(operators)
 
 
-@pytest.mark.parametrize("name", [n for n, case in test_rewards.CASES.items() if case.differentiable])
+DIFFERENTIABLE = [n for n, case in test_rewards.CASES.items() if case.differentiable]
+REFUSED = [n for n in DIFFERENTIABLE if not getattr(base.factory(test_rewards.CASES[n].kind), "deterministic", True)]
+"""Those that a run with `cluster.deterministic` and `rewards.gpus` refuses (`preflight.check_deterministic`)."""
+
+
+@pytest.mark.parametrize("name", [n for n in DIFFERENTIABLE if n not in REFUSED])
 def test_a_reward_has_no_operator_that_is_unexplained(tmp_path: Path, name: str) -> None:
     case = test_rewards.CASES[name]
     options = case.options(tmp_path) | {"dtype": case.dtype}

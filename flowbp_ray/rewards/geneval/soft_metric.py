@@ -30,6 +30,8 @@ class SoftGenEval(GenEval):
 
     name = "soft_geneval"
     differentiable = True
+    deterministic = False
+    """CUDA has no deterministic kernel for the backward of the detector's attention and of what stretches masks."""
 
     def __init__(
         self,

@@ -9,6 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from flowbp_ray.config import loading
+from flowbp_ray.config.rewards import TermConfig
+from flowbp_ray.preflight import check_deterministic
 from flowbp_ray.rewards import base, preprocess
 from flowbp_ray.rewards.geneval.detect import open_detector
 from flowbp_ray.rewards.geneval.metric import GenEval
@@ -155,3 +158,13 @@ def test_the_resize_with_a_gradient_is_the_metric_s(how: str, size: tuple[int, i
     image = picture(48, 80)
     smooth = preprocess.resize(image, *size, how).clamp(0, 1)
     torch.testing.assert_close(smooth, preprocess.resize_clamped(image, *size, how), atol=1e-4, rtol=0)
+
+
+def test_a_deterministic_run_on_a_gpu_refuses_it() -> None:
+    term = TermConfig.model_validate({"name": "mine", "kind": "soft_geneval"})
+    config = loading.load("shapes_flowbp_sparse")
+    rewards = config.rewards.model_copy(update={"terms": [term], "gpus": 1.0})
+    cluster = config.cluster.model_copy(update={"deterministic": True})
+    check_deterministic(config.model_copy(update={"rewards": rewards}))
+    with pytest.raises(ValueError, match="'mine' has no deterministic gradient on a GPU"):
+        check_deterministic(config.model_copy(update={"rewards": rewards, "cluster": cluster}))
