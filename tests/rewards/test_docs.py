@@ -19,7 +19,7 @@ from tests.paths import ROOT
 
 DOCS = ROOT / "docs" / "rewards.md"
 NAME = "rewards_of_the_docs:MeanColour"
-PACKAGED = {"ocr", "shapes_clip", "shapes_clip_heldout", "shapes_verifier"}
+PACKAGED = {"ocr", "shapes_clip", "shapes_clip_heldout", "shapes_detector", "shapes_verifier"}
 """Those whose weights come with a package."""
 
 
@@ -91,8 +91,9 @@ def test_its_options_are_checked_before_anything_starts() -> None:
 
 def test_the_yaml_on_the_page_is_read() -> None:
     found = [part for part in map(yaml.safe_load, blocks("yaml")) if "rewards" in part]
-    first, ocr, several, own = (RewardsConfig(**part["rewards"]) for part in found)
+    first, soft, ocr, several, own = (RewardsConfig(**part["rewards"]) for part in found)
     assert [reward.factory for reward in first.all] == ["pickscore", "geneval", "hpsv2"]
+    assert [reward.factory for reward in soft.all] == ["soft_geneval", "geneval"]
     assert [reward.factory for reward in ocr.monitors] == ["ocr"]
     assert [reward.factory for reward in several.all] == ["hpsv2", "pickscore", "aesthetic"]
     assert own.terms[0].factory == "my_rewards:MeanColour" and own.terms[0].options == {"strength": 2.0}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowbp_ray.rewards import base, preprocess
-from flowbp_ray.rewards.geneval.detect import open_detector
+from flowbp_ray.rewards.geneval.detect import GRID, box_of, open_detector
 from flowbp_ray.rewards.geneval.metric import GenEval
 from flowbp_ray.rewards.geneval.soft_detect import propose
 from flowbp_ray.rewards.geneval.soft_metric import SoftGenEval
@@ -69,21 +69,19 @@ def test_what_is_proposed_is_what_the_metric_finds(options: dict, images: Tensor
     proposed = propose(detector, images[0], 1e-7)
     found = sorted(detector.find(images[0], 0.6), key=lambda d: -d.score)
     scores = proposed.log_scores.exp()
-    mine = [
-        proposed.detection(int(p), proposed.labels[c])
-        for p, c in (scores > 0.6).nonzero().tolist()
-        if proposed.inside is None or proposed.inside[p].any()
-    ]
+    mine = [proposed.detection(int(p), proposed.labels[c]) for p, c in (scores > 0.6).nonzero().tolist()]
+    mine = [d for d in mine if d.mask is None or d.mask.any()]  # a mask between the picture's pixels is nothing
     mine.sort(key=lambda d: -d.score)
     assert len(mine) == len(found) > 0
     for one, other in zip(mine, found, strict=True):
         assert one.noun == other.noun and one.score == pytest.approx(other.score, abs=1e-3)
         assert one.box == pytest.approx(other.box, abs=0.05)
-    if proposed.inside is not None:  # the expected box is that of the mask, up to the pixel that stretching rounds
+    if proposed.inside is not None:  # the expected box is that of the mask, on the grid on which masks are cut
+        scale = torch.tensor([80.0, 48.0, 80.0, 48.0]) / GRID
         for index in (scores.amax(1) > 0.6).nonzero().flatten().tolist():
             if proposed.inside[index].any():
-                exact = proposed.detection(index, "dog").box
-                assert proposed.boxes[index].tolist() == pytest.approx(exact, abs=1.01)
+                exact = torch.tensor(box_of(proposed.inside[index])) * scale
+                torch.testing.assert_close(proposed.boxes[index].detach(), exact)
 
 
 def test_without_softness_it_is_the_metric(options: dict, images: Tensor, tmp_path: Path) -> None:
