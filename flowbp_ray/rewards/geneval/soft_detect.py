@@ -60,7 +60,10 @@ def propose(detector: Detector, image: Tensor, softness: float) -> Proposals:
 
 
 def _queries(detector: Mask2Former, image: Tensor, softness: float) -> Proposals:
-    """One proposal a query; score = softmax of its class · mean over its mask of the mask's probability."""
+    """One proposal a query; score = softmax of its class · mean over its mask of the mask's probability.
+
+    A mask that falls between the pixels of a small picture is nothing to the metric, and dropped.
+    """
     out = detector.model(pixel_values=detector.prepare(image, preprocess.resize)[None])
     classes, masks = (_wide(t)[0] for t in (out.class_queries_logits, out.masks_queries_logits))
     masks = F.interpolate(masks[None], [GRID, GRID], mode="bilinear", align_corners=False)[0]
@@ -71,7 +74,9 @@ def _queries(detector: Mask2Former, image: Tensor, softness: float) -> Proposals
     sharp, scale = masks / (MASK * softness), masks.new_tensor([width, height, width, height]) / GRID
     (left, right), (top, bottom) = expected_ends(sharp.amax(1)), expected_ends(sharp.amax(2))
     boxes = torch.stack([left, top, right, bottom], dim=-1) * scale
-    return Proposals(log_scores, boxes, detector.labels, (height, width), inside)
+    seen = F.interpolate(inside[None].float(), [min(height, GRID), min(width, GRID)], mode="nearest")[0] > 0
+    kept = seen.flatten(1).any(1) | ~inside.flatten(1).any(1)
+    return Proposals(log_scores[kept], boxes[kept], detector.labels, (height, width), inside[kept])
 
 
 def expected_ends(logits: Tensor) -> tuple[Tensor, Tensor]:

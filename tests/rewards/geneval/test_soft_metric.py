@@ -13,7 +13,7 @@ from flowbp_ray.config import loading
 from flowbp_ray.config.rewards import TermConfig
 from flowbp_ray.preflight import check_deterministic
 from flowbp_ray.rewards import base, preprocess
-from flowbp_ray.rewards.geneval.detect import open_detector
+from flowbp_ray.rewards.geneval.detect import GRID, box_of, open_detector
 from flowbp_ray.rewards.geneval.metric import GenEval
 from flowbp_ray.rewards.geneval.soft_detect import propose
 from flowbp_ray.rewards.geneval.soft_metric import SoftGenEval
@@ -72,21 +72,18 @@ def test_what_is_proposed_is_what_the_metric_finds(options: dict, images: Tensor
     proposed = propose(detector, images[0], 1e-7)
     found = sorted(detector.find(images[0], 0.6), key=lambda d: -d.score)
     scores = proposed.log_scores.exp()
-    each = [proposed.detection(int(p), proposed.labels[c]) for p, c in (scores > 0.6).nonzero().tolist()]
-    mine = [one for one in each if one.mask is None or one.mask.any()]  # the metric drops masks without a pixel
+    mine = [proposed.detection(int(p), proposed.labels[c]) for p, c in (scores > 0.6).nonzero().tolist()]
     mine.sort(key=lambda d: -d.score)
     assert len(mine) == len(found) > 0
     for one, other in zip(mine, found, strict=True):
         assert one.noun == other.noun and one.score == pytest.approx(other.score, abs=1e-3)
         assert one.box == pytest.approx(other.box, abs=0.05)
-    if proposed.inside is not None:  # the expected box is that of the mask, stretched over the picture
-        side = proposed.inside.shape[-1]
+    if proposed.inside is not None:  # the expected box is that of the mask, on the grid on which masks are cut
+        scale = torch.tensor([80.0, 48.0, 80.0, 48.0]) / GRID
         for index in (scores.amax(1) > 0.6).nonzero().flatten().tolist():
             if proposed.inside[index].any():
-                rows, columns = (proposed.inside[index].any(axis).nonzero().flatten() for axis in (1, 0))
-                ends = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
-                exact = [int(end) * size / side for end, size in zip(ends, (80, 48, 80, 48), strict=True)]
-                assert proposed.boxes[index].tolist() == pytest.approx(exact, abs=0.05)
+                exact = torch.tensor(box_of(proposed.inside[index])) * scale
+                torch.testing.assert_close(proposed.boxes[index].detach(), exact)
 
 
 def test_without_softness_it_is_the_metric(options: dict, images: Tensor, tmp_path: Path) -> None:
