@@ -142,7 +142,7 @@ def write_section(table: list[str]) -> None:
         "place, learned from drawn, spoiled, redrawn and sampled pictures of the training split and what the exact",
         "verifier reads in each. The reward holds that against the claim (`flowbp_ray/rewards/shapes_claims.py`).",
         f"{facts['parameters']:,} parameters, {file.stat().st_size:,} bytes (fp16), seed {facts['seed']:.0f}, "
-        f"{facts['steps']:.0f} x {facts['batch']:.0f} of {facts['pictures']:,.0f} pictures, {facts['cpu']} CPU s; ",
+        f"{facts['steps']:.0f} x {facts['batch']:.0f} of {facts['pictures']:,.0f} pictures, {facts['cpu']} CPU s;",
         f"agreement low / high: {calibration['low']} / {calibration['high']}.", "",
         "Probability that a picture which the verifier finds right scores above one that it finds wrong, each with its",
         "own caption (held-out scenes and near misses in any look, drawn again by the decoder; the base's samples of",

@@ -27,7 +27,7 @@ from flowbp_ray.shapes.combinations import COLOURS
 from flowbp_ray.shapes.world import RELATION_COSINE, Claim, Part
 
 SLACK = 1.5  # pixels
-SURPLUS = 2.0
+SURPLUS = 4.0
 _COLOURS = tuple(COLOURS)
 
 
