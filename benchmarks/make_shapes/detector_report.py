@@ -32,7 +32,7 @@ from .rewards_report import area_under, as_images
 from .sampling import decode, sample_latents, sigma_grid
 
 NAME = "shapes_detector"
-BESIDE = ("shapes_clip", "shapes_preference", NAME)
+BESIDE = ("shapes_clip", NAME)
 FRESH_SEED, NOISE_SEED = 2026, 303
 SAMPLES, STEPS, GUIDANCES = 200, 16, (1.0, 3.0)
 PAIRS = 240  # scenes and near misses
