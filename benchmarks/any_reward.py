@@ -8,15 +8,13 @@ steps, without evaluations.
 
 from __future__ import annotations
 
-import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.measured import Measured
+from benchmarks.measured import Measured, parser_of, shows_table
 
 RUNS: dict[str, tuple[str, list[str]]] = {
     "verdict by NFT": ("shapes_nft", []),
@@ -65,14 +63,9 @@ def table(lines: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
-    parser.add_argument("--split", choices=["dev", "heldout"], default="heldout")
-    parser.add_argument("--table", type=Path, help="file with lines that this command printed")
+    parser = parser_of(__doc__, RUNS)
     options = parser.parse_args()
-    if options.table is not None:
-        print(table([json.loads(line) for line in options.table.read_text().splitlines()]))
+    if shows_table(options, table):
         return
     torch.set_num_threads(1)
     for seed in options.seeds:

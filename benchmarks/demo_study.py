@@ -8,15 +8,13 @@ each prompt's values, or with --table the Markdown of docs/demo.md from such lin
 
 from __future__ import annotations
 
-import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.measured import Measured
+from benchmarks.measured import Measured, parser_of, shows_table
 from flowbp_ray.evaluation.estimates import Estimate, paired_difference
 
 GUIDANCE = (1.0, 1.5, 2.0, 3.0, 4.0)
@@ -97,16 +95,11 @@ def _pairs(base: dict[str, Any], tuned: dict[str, Any], control: dict[str, Any] 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, RUNS)
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--config", default="shapes_demo")
-    parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
-    parser.add_argument("--split", choices=["dev", "heldout"], default="heldout")
-    parser.add_argument("--table", type=Path, help="file with lines that this command printed")
     options = parser.parse_args()
-    if options.table is not None:
-        print(table([json.loads(line) for line in options.table.read_text().splitlines()]))
+    if shows_table(options, table):
         return
     torch.set_num_threads(1)
     for name in options.runs:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +19,24 @@ from flowbp_ray.messages import Item, Version
 
 AT_ONCE = 45
 ALONE = ["learners.engine=torch", "learners.count=1", "samplers.count=1", "rewards.count=1", "tracking.wandb=false"]
+
+
+def parser_of(description: str | None, runs: Iterable[str]) -> argparse.ArgumentParser:
+    """The options that studies of the embedded model share: --runs, --seeds, --split and --table."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", nargs="+", choices=list(runs), default=list(runs))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
+    parser.add_argument("--split", choices=["dev", "heldout"], default="heldout")
+    parser.add_argument("--table", type=Path, help="file with lines that this command printed")
+    return parser
+
+
+def shows_table(options: argparse.Namespace, table: Callable[[list[dict[str, Any]]], str]) -> bool:
+    """Whether --table asked for the Markdown of lines in a file, which is then printed."""
+    if options.table is None:
+        return False
+    print(table([json.loads(line) for line in options.table.read_text().splitlines()]))
+    return True
 
 
 class Measured:
