@@ -86,7 +86,8 @@ def read_held_out(run: Run, held_out: Sequence[PromptRecord], finished: bool) ->
 
 def _compared(before: Evaluation, after: Evaluation | None) -> Part:
     """`compare`, also of what was measured before only."""
-    return {"before": before.as_dict(), "after": {}, "change": {}} if after is None else compare(before, after)
+    alone = compare(before, before)["before"]
+    return {"before": alone, "after": {}, "change": {}} if after is None else compare(before, after)
 
 
 def _summary(run: Run) -> dict[float, Part]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -69,9 +70,12 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def compare(before: Evaluation, after: Evaluation) -> dict[str, Any]:
-    """before, after and the paired change by metric, with intervals, of the metrics that both evaluations have."""
+    """before, after and the paired change by metric, with intervals, of the metrics that both evaluations have.
+
+    A trained term that is the exact verifier has the verifier's values, and is left out beside it.
+    """
     # a judge's answers may be missing in one of them
-    both = before.values.keys() & after.values.keys()
+    both = {n for n in before.values.keys() & after.values.keys() if not (before.repeats(n) and after.repeats(n))}
     before, after = (replace(e, values={n: v for n, v in e.values.items() if n in both}) for e in (before, after))
     change = {name: asdict(estimate) for name, estimate in before.changes(after).items()}
     return {"before": before.as_dict(), "after": after.as_dict(), "change": change}
@@ -79,12 +83,12 @@ def compare(before: Evaluation, after: Evaluation) -> dict[str, Any]:
 
 def results_table(summary: Mapping[str, Any], guidance: str) -> Table:
     """A table of before → after with 95 % intervals, one row per metric."""
-    result = Table(title=f"held-out prompts, guidance {guidance} (95 % intervals)")
+    result = Table(title=f"held-out prompts, guidance {guidance} (95 % intervals)", box=box.SIMPLE_HEAD, padding=(0, 1))
     for column in ("metric", "before", "after", "change"):
         first = column == "metric"
         result.add_column(column, justify="left" if first else "right", min_width=26 if first else None)
-    for row in table_rows(summary["guidance"][guidance]):
-        result.add_row(*row)
+    for name, *means, change in table_rows(summary["guidance"][guidance]):
+        result.add_row(name, *(mean.partition(" [")[0] for mean in means), change)  # 80 columns hold one interval
     return result
 
 

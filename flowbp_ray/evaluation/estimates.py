@@ -65,6 +65,12 @@ class Evaluation:
             result |= _by_skill(name, parts)
         return result
 
+    def repeats(self, name: str) -> bool:
+        """Whether a metric has, picture by picture, the values of the exact verifier under another name."""
+        if name == "verifier" or "verifier" not in self.values:
+            return False
+        return np.array_equal(self.values[name], self.values["verifier"], equal_nan=True)
+
     def _skilled(self, name: str) -> dict[str, list[bool]]:
         """Which pictures are of each skill, for a metric of verdicts; nothing for another, or without skills."""
         values = self.values[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from scipy import stats
 
 from flowbp_ray import prompts
+from flowbp_ray.artifacts.report import compare
 from flowbp_ray.evaluation.estimates import Estimate, Evaluation, estimate, mean_of_means, measure, paired_difference
 from flowbp_ray.prompts import PromptRecord
 
@@ -135,3 +137,11 @@ def test_a_change_that_is_nowhere_finite_is_left_out() -> None:
     after = Evaluation({"judge": np.array([1.0, np.nan]), "score": np.array([0.4, 0.6])}, {}, ())
     got = before.changes(after)
     assert list(got) == ["score"] and got["score"].mean == pytest.approx(0.25)
+
+
+def test_the_verifier_under_another_name_has_no_row_of_its_own() -> None:
+    accepted, other = np.array([0.0, 1.0, np.nan, 1.0]), np.array([0.0, 1.0, 1.0, 1.0])
+    before = Evaluation({"shapes_verifier": accepted, "verifier": accepted.copy(), "geneval": other}, {}, ())
+    changed = replace(before, values=before.values | {"shapes_verifier": other, "verifier": other.copy()})
+    assert [before.repeats(n) for n in before.values] == [True, False, False]
+    assert list(compare(before, changed)["change"]) == ["verifier", "geneval"]  # equal to it after, but not before
