@@ -1,7 +1,7 @@
 """Command line. A user error prints one line and exits with 2; a run that failed exits with 1.
 
-train | encode | sample | eval | export | report | plan | bench | scale | status | methods | config-reference
-serve-reward
+train | encode | sample | eval | export | report | reproduce | plan | bench | scale | status | methods
+config-reference | serve-reward
 """
 
 from __future__ import annotations
@@ -138,6 +138,32 @@ def report(
 
     written = write_report(expand(run), None if out is None else Path(expand(str(out))))
     console.print(escape(f"{written.path} ({written.bytes / 1e6:.1f} MB): open it in a browser"))
+
+
+@app.command()
+def reproduce(
+    run: Annotated[str, typer.Argument(help="The folder of a run that has ended.")],
+    overrides: OverridesArgument = None,
+) -> None:
+    """Run a stored configuration again, and say whether numbers and weights are the same bits. Exits with 1 if not.
+
+    Example: flowbp-ray reproduce runs/shapes_demo
+    """
+    from flowbp_ray.artifacts.reproduction import compare_runs
+    from flowbp_ray.driver import train as run_training
+    from flowbp_ray.observability.progress import Progress
+    from flowbp_ray.run.folder import Run, comparable, differences
+
+    first = Run.open(run)
+    over = [f"name={first.folder.name}_again", "resume=never", "tracking.wandb=false", *(overrides or [])]
+    config = loading.load(first.folder / "config.yaml", over)
+    if different := differences(comparable(first.config), comparable(config) | {"name": first.config.name}):
+        raise ValueError(f"that would be another run: {different[0]}; only where and how it runs may differ")
+    with lasting_output("stopped at once; nothing was compared"):
+        found = compare_runs(first, run_training(config, Progress(config.steps, console=console))[0])
+        console.print(escape("\n".join(found.lines())))
+    if not found.identical:
+        raise typer.Exit(1)
 
 
 @app.command()

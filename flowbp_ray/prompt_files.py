@@ -32,7 +32,7 @@ class PromptRecord:
 
     @property
     def skill(self) -> str:
-        """The prompt's `skill`, `tag` (GenEval) or `category` (PartiPrompts), or "". Evaluations are broken down by it."""
+        """The prompt's `skill`, `tag` (GenEval) or `category` (PartiPrompts), or "": what evaluations are split by."""
         return str(next((self.extra[key] for key in ("skill", "tag", "category") if key in self.extra), ""))
 
 
