@@ -140,7 +140,9 @@ def _tsv(path: Path, what: str) -> Iterator[Row]:
     for number, line in enumerate(lines[1:], 2):
         fields = line.split("\t")
         if len(fields) > len(names):
-            raise ValueError(f"{what}, line {number}: more fields than columns; a prompt must not contain a tab")
+            raise ValueError(
+                f"{what}, line {number}: more fields than columns; write a space for a tab within a prompt"
+            )
         yield f"line {number}", dict(zip(names, fields, strict=False)) if line.strip() else {"prompt": ""}
 
 

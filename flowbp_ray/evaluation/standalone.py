@@ -62,10 +62,12 @@ class Request:
         source: str | Path = self.target if run is None else run.folder / "config.yaml"
         over = list(self.overrides)
         if self.prompts:
-            over += [f"data.prompts={self.prompts}", f"evaluation.prompts={self.prompts}", "evaluation.limit=null"]
+            over += [f"data.prompts={self.prompts}", f"evaluation.prompts={self.prompts}"]
+            if not any(given.startswith("evaluation.limit=") for given in self.overrides):
+                over.append("evaluation.limit=null")
         if self.guidance:
             over.append(f"evaluation.guidance={list(self.guidance)}")
-        config = loading.load(source, [*over, *(o for o in self.overrides if o.startswith("evaluation."))])
+        config = loading.load(source, over)
         if not config.evaluation.prompts:
             raise ValueError("evaluation.prompts is null, so there is nothing to draw; write --prompts FILE")
         learners = config.learners.model_copy(update={"base_penalty": None})
