@@ -45,12 +45,15 @@ class Fleet:
         roles: Roles = REAL,
         notify: Callable[[str], None] = lambda line: None,
         needs: Needs | None = None,
+        learns: bool = True,
     ) -> None:
         """agreed: the result of `handshake.check`, for remote reward servers. notify: takes what is waited for.
 
         needs: which of `prompts` the steps draw; None: all are training prompts. No others are encoded unasked.
+        learns: False for an evaluation, which has no learners.
         """
         self.config, self.agreed, self.roles, self.notify = config, agreed or {}, roles, notify
+        self.learns = learns
         self._encoding: Encoding | None = None
         self.pools: dict[str, ElasticPool] = {}
         self.hosts: dict[str, list[str]] = {}  # role -> host on which each process started
@@ -69,22 +72,23 @@ class Fleet:
         if not self.encoding.beside:  # the other actors need its GPU
             self.encoding.finish()
             self.encoding.end()
-        self.notify(f"placing the learners ({config.learners.count})")
         shares = config.cluster.share_base and self.roles.sampler is None  # emulated processes have nothing to share
-        self.learners = self._learners = LearnerGroup(
-            config, self.roles, self.notify, self._wait, self.encoding.await_refs, shares
-        )
+        if self.learns:
+            self.notify(f"placing the learners ({config.learners.count})")
+            self.learners = self._learners = LearnerGroup(
+                config, self.roles, self.notify, self._wait, self.encoding.await_refs, shares
+            )
         if shares:
             samplers = self._pool("sampler", "samplers", RemoteShared, pool_of_both(config))
             self.learners.host = samplers.handles[0]
         else:
-            pairs = config.cluster.colocate == "pairs"
+            pairs = self.learns and config.cluster.colocate == "pairs"
             remote, group = self.roles.sampler or RemoteSampler, self.learners.group if pairs else None
             samplers = self._pool("sampler", "samplers", remote, config.samplers, within=group)
         reward = self.roles.reward or RemoteReward
         scorers = self._pool("reward server", "rewards", reward, config.rewards, self.agreed)
         for who, refs in (
-            ("learners", self.learners.launch()),
+            ("learners", self.learners.launch() if self.learns else []),
             ("samplers", [h.ready.remote() for h in samplers.handles]),
             ("reward servers", [h.ready.remote() for h in scorers.handles]),
         ):
@@ -94,7 +98,7 @@ class Fleet:
                 if not self._wait([ref], timeout)[0]:
                     raise RunFailed(f"the {who} did not answer within {timeout:.0f} s")
                 self.hosts[who].append(_get(ref, f"the {who}", timeout))
-        if config.broadcasts and self.roles.learner is None:
+        if self.learns and config.broadcasts and self.roles.learner is None:
             self.learners.broadcasts = Broadcasts(samplers, config.staleness, timeout)
         tries, gated = config.cluster.tries, config.shows_samples
         self.queues = QueueStats(self.notify)
@@ -130,13 +134,13 @@ class Fleet:
     def log_start(self, log: logging.Logger) -> None:
         """Log the encoder's report and the hosts of all roles. It is also where broadcasts of weights are logged."""
         self.encoding.log_to(log)
-        if self.learners.broadcasts is not None:
+        if self.learns and self.learners.broadcasts is not None:
             self.learners.broadcasts.log = log
-        elif self.config.cluster.transport != "object_store":
+        elif self.learns and self.config.cluster.transport != "object_store":
             log.info(
                 "weights travel by the object store: adapters are small, and emulated actors have none to broadcast"
             )
-        log.info("%s", "; ".join(f"{who} on {counted(hosts)}" for who, hosts in self.hosts.items()))
+        log.info("%s", "; ".join(f"{who} on {counted(hosts)}" for who, hosts in self.hosts.items() if hosts))
 
     def saved(self, step: int) -> None:
         """After the checkpoint of `step`, let go of the embeddings that no step from there on draws."""

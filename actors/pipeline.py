@@ -95,6 +95,12 @@ class Pipeline:
         jobs = self._collect(items[0].purpose, items[0].step)
         return [job.result for job in jobs if isinstance(job.result, Evaluated)]
 
+    def result(self, item: Item) -> Evaluated:
+        """Wait for a submitted evaluation item, the only one of its step; those after it go on meanwhile."""
+        [job] = self._collect(item.purpose, item.step)
+        assert isinstance(job.result, Evaluated)
+        return job.result
+
     def drop(self) -> None:
         """Drop all items. A worker that is busy with one is free again when its call ends."""
         self.jobs = [job for job in self.jobs if job.pending is not None]

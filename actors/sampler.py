@@ -60,6 +60,10 @@ class SamplerActor:
         refs: dict[Key, Ref] = {ref.binary(): ref for ref in embeddings}
         self.sampler.hold(list(refs), lambda keys: _fetch([refs[key] for key in keys]))
 
+    def fingerprint(self) -> str:
+        """The fingerprint of the weights that this process holds; before the first item those of the model's files."""
+        return self.sampler.current()
+
     def digest(self) -> str:
         return self.sampler.digest()
 

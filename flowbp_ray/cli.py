@@ -1,15 +1,14 @@
 """Command line. A user error prints one line and exits with 2; a run that failed exits with 1.
 
-train | encode | sample | export | report | plan | bench | scale | status | methods | config-reference | serve-reward
+train | encode | sample | eval | export | report | reproduce | plan | bench | scale | status | methods
+config-reference | serve-reward
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -17,15 +16,9 @@ from rich.markup import escape
 
 from flowbp_ray.artifacts.report import print_summary
 from flowbp_ray.config import loading
-from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.planning.show import methods_table
 from flowbp_ray.utils.addresses import expand
 from flowbp_ray.utils.console import guarded, lasting_output
-
-if TYPE_CHECKING:
-    from flowbp_ray.benching.measure import Open
-    from flowbp_ray.benching.profile import Profile
-    from flowbp_ray.run.folder import Run
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode=None, help=__doc__, pretty_exceptions_enable=False
@@ -90,6 +83,29 @@ def sample(
     console.print(f"step {used}: {output}")
 
 
+@app.command("eval")
+def evaluate(
+    target: Annotated[str, typer.Argument(help="The folder of a run; or a YAML file or shipped name, for its model.")],
+    overrides: OverridesArgument = None,
+    prompts: Annotated[str | None, typer.Option(help="A file. Default: evaluation.prompts.")] = None,
+    guidance: Annotated[str | None, typer.Option(help="1,3. Default: evaluation.guidance.")] = None,
+    pictures: Annotated[int, typer.Option(help="Of each prompt, each from its own noise.", min=1)] = 1,
+    weights: Annotated[str, typer.Option(help="Of a run: average, raw, or base, which it began with.")] = "average",
+    step: Annotated[int | None, typer.Option(help="Which checkpoint (default: the newest).")] = None,
+    against: Annotated[Path | None, typer.Option(help="The folder of another evaluation, to subtract.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Default: evaluations/ in the folder of the run.")] = None,
+) -> None:
+    """Measure a checkpoint or a model on a file of prompts; the same command goes on after a stop.
+
+    Example: flowbp-ray eval runs/shapes_demo --prompts shapes:dev --guidance 1,3 --pictures 2
+    """
+    from flowbp_ray.evaluate import command
+
+    with lasting_output("stopped; the same command goes on from the parts that are written"):
+        asked = (prompts, guidance, pictures, weights, step, tuple(overrides or ()))
+        command(console, target, *asked, against=against, out=out)
+
+
 @app.command()
 def export(
     run: Annotated[str, typer.Argument(help="The folder of a run.")],
@@ -122,6 +138,32 @@ def report(
 
     written = write_report(expand(run), None if out is None else Path(expand(str(out))))
     console.print(escape(f"{written.path} ({written.bytes / 1e6:.1f} MB): open it in a browser"))
+
+
+@app.command()
+def reproduce(
+    run: Annotated[str, typer.Argument(help="The folder of a run that has ended.")],
+    overrides: OverridesArgument = None,
+) -> None:
+    """Run a stored configuration again, and say whether numbers and weights are the same bits. Exits with 1 if not.
+
+    Example: flowbp-ray reproduce runs/shapes_demo
+    """
+    from flowbp_ray.artifacts.reproduction import compare_runs
+    from flowbp_ray.driver import train as run_training
+    from flowbp_ray.observability.progress import Progress
+    from flowbp_ray.run.folder import Run, comparable, differences
+
+    first = Run.open(run)
+    over = [f"name={first.folder.name}_again", "resume=never", "tracking.wandb=false", *(overrides or [])]
+    config = loading.load(first.folder / "config.yaml", over)
+    if different := differences(comparable(first.config), comparable(config) | {"name": first.config.name}):
+        raise ValueError(f"that would be another run: {different[0]}; only where and how it runs may differ")
+    with lasting_output("stopped at once; nothing was compared"):
+        found = compare_runs(first, run_training(config, Progress(config.steps, console=console))[0])
+        console.print(escape("\n".join(found.lines())))
+    if not found.identical:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -202,6 +244,7 @@ def bench(
     out: Annotated[Path, typer.Option(help="A folder for bench.json and bench.png.")] = Path("bench"),
 ) -> None:
     """Measure throughput at ratios of samplers, learners and reward servers, beside what `plan` predicts."""
+    from flowbp_ray.bench import open_loops
     from flowbp_ray.benching import measure, profile
 
     emulated = profile.load(emulate).scaled(time_scale, bytes_scale) if emulate else None
@@ -213,46 +256,6 @@ def bench(
         Console(highlight=False, width=None if console.is_terminal else 120).print(part)
     for line in [*result.lines(), *map(str, result.write(out))]:
         console.print(escape(line))
-
-
-@contextmanager
-def open_loops(configs: Sequence[RunConfig], profile: Profile | None) -> Iterator[Open]:
-    """What `benching.measure` opens its loops with: Ray with room for all `configs`, and real or emulated actors.
-
-    Nothing is saved by a bench, so Ctrl-C is not caught: it ends the step that is being measured.
-    """
-    import ray
-
-    from actors import emulated
-    from actors.cluster import start_ray
-    from actors.process import REAL, Roles
-    from flowbp_ray.benching.request import emulated_ray
-    from flowbp_ray.driver import session
-    from flowbp_ray.observability.progress import Progress
-    from flowbp_ray.preflight import Checked, check
-    from flowbp_ray.prompts import load
-    from flowbp_ray.utils.signals import Interrupts
-
-    options = {} if profile is None else emulated_ray(configs)
-    agreed = check(configs[0]).agreed if profile is None else {}
-    # Here, so that a profile of another run is refused before Ray starts.
-    emulations = {} if profile is None else {config.name: profile.emulation(config) for config in configs}
-
-    def open_loop(config: RunConfig, run: Run) -> AbstractContextManager[Any]:
-        roles = REAL
-        if config.name in emulations:  # actors that wait in the place of the real ones
-            kinds = (emulated.RemoteEncoder, emulated.RemoteSampler, emulated.RemoteReward, emulated.RemoteLearner)
-            roles = Roles(*kinds, settings=lambda config: emulations[config.name])
-        checked = Checked(load(config.data.prompts), [], "", agreed)
-        return session(config, run, checked, Progress(config.steps, quiet=True), Interrupts(), roles)
-
-    started = not ray.is_initialized()
-    try:
-        start_ray(configs[0].cluster.address, **options)
-        yield open_loop
-    finally:
-        if started:
-            ray.shutdown()
 
 
 @app.command("serve-reward")

@@ -1,4 +1,4 @@
-"""Files of prompts: .txt, .jsonl, .csv and .parquet read alike, and what cannot be read is named by file and entry.
+"""Files of prompts: .txt, .jsonl, .csv, .tsv and .parquet read alike; what cannot be read is named by file and entry.
 
 All kinds are UTF-8, blanks around a prompt are cut off, and an entry with nothing else is left out.
 """
@@ -32,12 +32,12 @@ class PromptRecord:
 
     @property
     def skill(self) -> str:
-        """The prompt's `skill`, or its `tag` as in GenEval's file, or "". Evaluations are broken down by it."""
-        return str(self.extra.get("skill", self.extra.get("tag", "")))
+        """The prompt's `skill`, `tag` (GenEval) or `category` (PartiPrompts), or "": what evaluations are split by."""
+        return str(next((self.extra[key] for key in ("skill", "tag", "category") if key in self.extra), ""))
 
 
 def load(source: str, key: str = "") -> list[PromptRecord]:
-    """Read prompts from a .txt (one a line), .jsonl, .csv or .parquet file (`prompt`), or "shapes:<split>".
+    """Read prompts from a .txt (one a line), .jsonl, .csv, .tsv or .parquet file (`prompt`), or "shapes:<split>".
 
     key: of the configuration that names the file, for messages. Raises ValueError, with the file's name and the line
     or entry, where a prompt is missing or cannot be read.
@@ -129,6 +129,23 @@ def _csv(path: Path, what: str) -> Iterator[Row]:
         raise ValueError(f"{what}, line {max(reader.line_num, 1)}: {error}") from error
 
 
+def _tsv(path: Path, what: str) -> Iterator[Row]:
+    """Separated by tabs and without quoting, as PartiPrompts is; upper case in the columns' names does not count."""
+    lines = read_lines(path, what)
+    names = [name.strip().lower() for name in lines[0].split("\t")] if lines else []
+    if lines and "prompt" not in names:
+        raise ValueError(
+            f"{what}, line 1: no column is called prompt, only {shown(names)}; write the columns' names first"
+        )
+    for number, line in enumerate(lines[1:], 2):
+        fields = line.split("\t")
+        if len(fields) > len(names):
+            raise ValueError(
+                f"{what}, line {number}: more fields than columns; write a space for a tab within a prompt"
+            )
+        yield f"line {number}", dict(zip(names, fields, strict=False)) if line.strip() else {"prompt": ""}
+
+
 def _parquet(path: Path, what: str) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet as parquet
@@ -149,9 +166,10 @@ READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {
     ".txt": _txt,
     ".jsonl": _jsonl,
     ".csv": _csv,
+    ".tsv": _tsv,
     ".parquet": _parquet,
 }
-KINDS = ".txt, .jsonl, .csv or .parquet"
+KINDS = ".txt, .jsonl, .csv, .tsv or .parquet"
 EXAMPLE = '{"prompt": "a cat"}'
 ALIKE = ("prompt", "prompts", "text", "caption", "captions", "query", "instruction")
 

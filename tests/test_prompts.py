@@ -95,3 +95,23 @@ def test_what_a_window_of_steps_needs_and_when_a_prompt_is_needed_last(
     for prompt, last in needs.last_steps().items():
         assert last == max((s for s, ids in enumerate(steps) if prompt in ids), default=7)
     assert set(needs.last_steps()) >= {i for ids in steps for i in ids} | set(range(count, count + held_out))
+
+
+def test_partiprompts_is_read_as_it_is(tmp_path: Path) -> None:
+    """Its quotes are not a spreadsheet's, its columns begin with capitals, and it is divided by category."""
+    lines = [
+        "Prompt\tCategory\tChallenge\tNote",
+        'a robot. The words "Fly an airplane" are on the wall.\tOutdoor Scenes\tComplex\t',
+        "42\tAbstract\tBasic\tSimple numbers but challenging",
+    ]
+    file = tmp_path / "PartiPrompts.tsv"
+    file.write_text("\n".join(lines) + "\n")
+    found = prompts.load(str(file))
+    assert [r.text for r in found] == ['a robot. The words "Fly an airplane" are on the wall.', "42"]
+    assert [r.skill for r in found] == ["Outdoor Scenes", "Abstract"]
+    file.write_text("Prompt\tCategory\na\tb\tc\n")
+    with pytest.raises(ValueError, match="line 2: more fields than columns"):
+        prompts.load(str(file))
+    file.write_text("Caption\na\n")
+    with pytest.raises(ValueError, match="line 1: no column is called prompt"):
+        prompts.load(str(file))

@@ -79,7 +79,7 @@ class DataConfig(Strict):
     """The training prompts, and how many images a step draws."""
 
     prompts: UserPath
-    """File with the training prompts: .txt (one per line), .jsonl, .csv or .parquet (field `prompt`); or
+    """File with the training prompts: .txt (one per line), .jsonl, .csv, .tsv or .parquet (field `prompt`); or
     `shapes:<split>` for those of the embedded world."""
     prompts_per_step: int = Field(ge=1)
     """Prompts of one optimizer step. The batch has prompts_per_step × images_per_prompt images (rows)."""

@@ -86,7 +86,10 @@ class Sampler:
         self.embedding_bytes += nbytes
 
     def ensure_version(self, version: Version, fetch: FetchWeights) -> float:
-        """Make `version` the current weights; fetch it only if another one is held. Returns the seconds it took."""
+        """Make `version` the current weights; fetch it only if another one is held. Returns the seconds it took.
+
+        No tensor at all stands for the weights that the sampler was built with, of which there is only one version.
+        """
         if self.version == version:
             return 0.0
         started = time.perf_counter()
@@ -96,9 +99,10 @@ class Sampler:
                 packed = fetch()
                 if self.inbox is not None:
                     self.inbox.forget()
-                self.receiver.install(packed)
+                if packed:
+                    self.receiver.install(packed)
             self.weight_bytes += self.receiver.nbytes
-            self.version, self.fingerprint = version, fingerprint(trainable.trained(self.transformer))
+            self.version, self.fingerprint = version, self.current()
         return time.perf_counter() - started
 
     def open_inbox(self, address: str, port: int, seat: str, spare: int, timeout: float) -> None:
@@ -140,6 +144,10 @@ class Sampler:
         velocity, sigmas = self._velocity(item)
         with span("rollout"):
             return finish_item(velocity, sigmas, self._noise(item))
+
+    def current(self) -> str:
+        """The fingerprint of the trained weights that this sampler holds."""
+        return fingerprint(trainable.trained(self.transformer))
 
     def digest(self) -> str:
         """sha256 of the trained weights that this sampler holds."""

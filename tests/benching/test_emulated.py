@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from benchmarks.make_profile import profile_of
+from flowbp_ray.bench import open_loops
 from flowbp_ray.benching import profile
 from flowbp_ray.benching.measure import bench
 from flowbp_ray.benching.predict import Seconds
-from flowbp_ray.cli import open_loops
 from flowbp_ray.driver import Loop
 from tests.small import small_config, small_overrides
 

@@ -18,9 +18,9 @@ from ray.exceptions import RayError
 
 from actors.cluster import start_ray
 from flowbp_ray import driver
+from flowbp_ray.bench import open_loops
 from flowbp_ray.benching import profile
 from flowbp_ray.benching.measure import bench
-from flowbp_ray.cli import open_loops
 from flowbp_ray.driver import Loop
 from flowbp_ray.utils import accelerator
 from tests.driver.chaos import before_step

@@ -1,0 +1,164 @@
+"""An evaluation on Ray: samplers and reward servers without learners, item by item, resumable.
+
+The values are those of an evaluation in the course of a run, from the same prompts, noise and weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import ray
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress, TimeElapsedColumn
+from rich.table import Table
+from torch import Tensor
+
+from actors import transport
+from actors.cluster import connected, start_ray
+from actors.fleet import Fleet
+from flowbp_ray.config.schema import RunConfig
+from flowbp_ray.evaluation.estimates import Estimate
+from flowbp_ray.evaluation.results import SUMMARY, TABLE, Difference, Results, bootstrap, compare
+from flowbp_ray.evaluation.standalone import Request, Standalone, Weights
+from flowbp_ray.messages import Version
+from flowbp_ray.planning.colocation import with_parts
+from flowbp_ray.preflight import check
+from flowbp_ray.run.folder import Run
+from flowbp_ray.utils.addresses import expand
+from flowbp_ray.utils.diff import shown
+from flowbp_ray.utils.digest import digest
+
+Tensors = Mapping[str, Tensor]
+
+Advance = Callable[[int, int], None]
+"""Takes the items that are done and their number."""
+
+
+def evaluate(
+    request: Request,
+    out: Path | None = None,
+    notify: Callable[[str], None] = lambda line: None,
+    advance: Advance = lambda done, total: None,
+) -> tuple[Standalone, Results]:
+    """Evaluate what `request` names, in the folder `out`, and go on there where an evaluation was stopped.
+
+    out: None is a folder of its own below the run's, or below evaluations/. notify: takes what is waited for. Raises
+    ValueError, before any actor starts, for a mistake of the user; RunFailed for a later failure.
+    """
+    run, config = request.run(), request.config()
+    checked = check(config)
+    version, tensors, of = _weights(request, run)
+    folder = out or _folder(config, run, request, version)
+    work = Standalone(config, checked.held_out, request.pictures, version, folder, of)
+    missing, done = work.missing(), len(work.items) - len(work.missing())
+    advance(done, len(work.items))
+    if missing:
+        alone = with_parts(config.model_copy(update={"steps": len(missing)}))  # a step is an item here
+        texts = [record.text for record in checked.held_out]
+        with connected(config.cluster.address, config.output):
+            notify("starting Ray")
+            start_ray(config.cluster.address)
+            with Fleet(alone, texts, checked.agreed, notify=notify, needs=work.needs, learns=False) as fleet:
+                fleet.pipeline.submit(missing, _published(fleet, version, tensors))
+                for place, item in enumerate(missing):
+                    fleet.encoding.advance(place)
+                    work.add(item, fleet.pipeline.result(item))
+                    advance(done + place + 1, len(work.items))
+    return work, work.finish()
+
+
+def _weights(request: Request, run: Run | None) -> tuple[Version, Tensors | None, dict[str, Any]]:
+    """The version, its tensors (None: those of the model's files), and their names for settings.json."""
+    if run is None or request.weights == "base":
+        return Version(0, 0), None, {"model": "base" if run is None else f"base of {run.config.name}"}
+    average = request.weights == "average"
+    step, tensors = run.checkpoints.weights(request.step, average)
+    kind = "average" if average and run.checkpoints.has_average(step) else "raw"
+    return (
+        Version(0, step, kind == "average"),
+        tensors,
+        {
+            "model": f"{run.config.name}, {kind} of step {step}",
+            "digest": digest(tensors),
+        },
+    )
+
+
+def _folder(config: RunConfig, run: Run | None, request: Request, version: Version) -> Path:
+    """Where the results go unless it is said: by prompts, weights and step."""
+    prompts = Path(str(config.evaluation.prompts).replace(":", "_")).stem
+    base = run is None or request.weights == "base"
+    name = f"{prompts}_base" if base else f"{prompts}_{'average' if version.ema else 'raw'}_{version.step:06d}"
+    return (Path(config.output) / "evaluations" / config.name if run is None else run.folder / "evaluations") / name
+
+
+def _published(fleet: Fleet, version: Version, tensors: Tensors | None) -> transport.Published:
+    """The weights, or the statement that they are those which the samplers were built with."""
+    if tensors is not None:
+        return transport.restore(version, tensors)
+    handle = fleet.pools["samplers"].handles[0]
+    known: str = ray.get(handle.fingerprint.remote(), timeout=fleet.config.cluster.stall_timeout)
+    return transport.Published(version, [], known=known)
+
+
+def command(
+    console: Console,
+    target: str,
+    prompts: str | None,
+    guidance: str | None,
+    pictures: int,
+    weights: str,
+    step: int | None,
+    overrides: tuple[str, ...],
+    *,
+    against: Path | None,
+    out: Path | None,
+) -> None:
+    """`flowbp-ray eval`: evaluate with a progress bar, print the table and where everything is."""
+    if weights not in get_args(Weights):
+        raise ValueError(f"--weights must be one of {', '.join(get_args(Weights))}, got {shown(weights)}")
+    scales = tuple(float(scale) for scale in guidance.split(",")) if guidance else ()
+    request = Request(target, prompts, scales, pictures, cast(Weights, weights), step, overrides)
+    other = None if against is None else Results.read(Path(expand(str(against))))
+    with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console) as bar:
+        task = bar.add_task("starting", total=None)
+        work, results = evaluate(
+            request,
+            None if out is None else Path(expand(str(out))),
+            lambda line: bar.update(task, description=line),
+            lambda done, total: bar.update(task, description="drawing and scoring", completed=done, total=total),
+        )
+    console.print(escape(f"{results.settings['model']}, {results.settings['prompts']} prompts"))
+    differences = {} if other is None else compare(results, other)
+    for scale in results.values:
+        console.print(_table(results, scale, differences.get(scale, {})))
+    if other is not None:
+        console.print(escape(f"differences are from {other.settings['model']}, prompt by prompt; p by the sign test"))
+    console.print(
+        escape(f"{work.folder}: {TABLE} has each picture's values, {SUMMARY} the means, and there are sheets")
+    )
+
+
+def _table(results: Results, guidance: float, differences: Mapping[str, Difference]) -> Table:
+    """Means with bootstrap intervals, and the paired differences from another evaluation."""
+    title = f"guidance {guidance:g} (95 % bootstrap intervals over prompts)"
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1))
+    for column in ("metric", "mean", "prompts", *(("difference", "p") if differences else ())):
+        table.add_column(column, justify="left" if column == "metric" else "right")
+    for metric in results.values[guidance]:
+        mean = bootstrap(results.by_prompt(guidance, metric))
+        row = [metric, _estimate(mean), str(mean.count)]
+        if metric in differences:
+            row += [_estimate(differences[metric].estimate, "+"), f"{differences[metric].p:.2g}"]
+        table.add_row(*row)
+    return table
+
+
+def _estimate(e: Estimate, sign: str = "") -> str:
+    if e.mean is None:
+        return "none"
+    return f"{e.mean:{sign}.4f}" + (f" [{e.low:.4f}, {e.high:.4f}]" if e.low is not None else "")
