@@ -1,7 +1,7 @@
 """Command line. A user error prints one line and exits with 2; a run that failed exits with 1.
 
-train | encode | sample | eval | export | report | reproduce | plan | bench | scale | status | methods
-config-reference | serve-reward
+train | encode | sample | export | report | plan | scale | status | methods | config-reference | serve-reward
+eval | compare | reproduce | bench
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from flowbp_ray.artifacts.report import print_summary
+from flowbp_ray.cli_measuring import ConfigArgument, OverridesArgument, console
+from flowbp_ray.cli_measuring import app as measuring
 from flowbp_ray.config import loading
 from flowbp_ray.planning.show import methods_table
 from flowbp_ray.utils.addresses import expand
@@ -23,10 +25,7 @@ from flowbp_ray.utils.console import guarded, lasting_output
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode=None, help=__doc__, pretty_exceptions_enable=False
 )
-console = Console(highlight=False, soft_wrap=True)
-
-ConfigArgument = Annotated[str, typer.Argument(help="A YAML file, or a shipped name such as shapes_flowbp_sparse.")]
-OverridesArgument = Annotated[list[str] | None, typer.Argument(help="key=value, dotted: learners.optimizer.lr=2e-5")]
+app.add_typer(measuring)
 
 
 @app.command()
@@ -83,29 +82,6 @@ def sample(
     console.print(f"step {used}: {output}")
 
 
-@app.command("eval")
-def evaluate(
-    target: Annotated[str, typer.Argument(help="The folder of a run; or a YAML file or shipped name, for its model.")],
-    overrides: OverridesArgument = None,
-    prompts: Annotated[str | None, typer.Option(help="A file. Default: evaluation.prompts.")] = None,
-    guidance: Annotated[str | None, typer.Option(help="1,3. Default: evaluation.guidance.")] = None,
-    pictures: Annotated[int, typer.Option(help="Of each prompt, each from its own noise.", min=1)] = 1,
-    weights: Annotated[str, typer.Option(help="Of a run: average, raw, or base, which it began with.")] = "average",
-    step: Annotated[int | None, typer.Option(help="Which checkpoint (default: the newest).")] = None,
-    against: Annotated[Path | None, typer.Option(help="The folder of another evaluation, to subtract.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Default: evaluations/ in the folder of the run.")] = None,
-) -> None:
-    """Measure a checkpoint or a model on a file of prompts; the same command goes on after a stop.
-
-    Example: flowbp-ray eval runs/shapes_demo --prompts shapes:dev --guidance 1,3 --pictures 2
-    """
-    from flowbp_ray.evaluate import command
-
-    with lasting_output("stopped; the same command goes on from the parts that are written"):
-        asked = (prompts, guidance, pictures, weights, step, tuple(overrides or ()))
-        command(console, target, *asked, against=against, out=out)
-
-
 @app.command()
 def export(
     run: Annotated[str, typer.Argument(help="The folder of a run.")],
@@ -138,32 +114,6 @@ def report(
 
     written = write_report(expand(run), None if out is None else Path(expand(str(out))))
     console.print(escape(f"{written.path} ({written.bytes / 1e6:.1f} MB): open it in a browser"))
-
-
-@app.command()
-def reproduce(
-    run: Annotated[str, typer.Argument(help="The folder of a run that has ended.")],
-    overrides: OverridesArgument = None,
-) -> None:
-    """Run a stored configuration again, and say whether numbers and weights are the same bits. Exits with 1 if not.
-
-    Example: flowbp-ray reproduce runs/shapes_demo
-    """
-    from flowbp_ray.artifacts.reproduction import compare_runs
-    from flowbp_ray.driver import train as run_training
-    from flowbp_ray.observability.progress import Progress
-    from flowbp_ray.run.folder import Run, comparable, differences
-
-    first = Run.open(run)
-    over = [f"name={first.folder.name}_again", "resume=never", "tracking.wandb=false", *(overrides or [])]
-    config = loading.load(first.folder / "config.yaml", over)
-    if different := differences(comparable(first.config), comparable(config) | {"name": first.config.name}):
-        raise ValueError(f"that would be another run: {different[0]}; only where and how it runs may differ")
-    with lasting_output("stopped at once; nothing was compared"):
-        found = compare_runs(first, run_training(config, Progress(config.steps, console=console))[0])
-        console.print(escape("\n".join(found.lines())))
-    if not found.identical:
-        raise typer.Exit(1)
 
 
 @app.command()
@@ -226,36 +176,6 @@ def status(
 
     wide = Console(highlight=False, width=None if console.is_terminal else 160)
     print_status(run, console.is_terminal if watch is None else watch, wide)
-
-
-@app.command()
-def bench(
-    config: ConfigArgument,
-    overrides: OverridesArgument = None,
-    samplers: Annotated[str | None, typer.Option(help="Counts to measure: 1,2,4.")] = None,
-    learners: Annotated[str | None, typer.Option(help="1,2.")] = None,
-    rewards: Annotated[str | None, typer.Option(help="1,2.")] = None,
-    staleness: Annotated[str | None, typer.Option(help="0,1.")] = None,
-    seconds: Annotated[float, typer.Option(help="To measure at each ratio, and at least three steps.", min=0)] = 20,
-    emulate: Annotated[str | None, typer.Option(help="A profile: sd35_m_h100, flux1_dev_h100, or a file.")] = None,
-    time_scale: Annotated[float | None, typer.Option(help="Emulated waits times this.")] = None,
-    bytes_scale: Annotated[float | None, typer.Option(help="Emulated weights times this.")] = None,
-    simulate: Annotated[int, typer.Option(help="Then simulate up to so many samplers.", min=0)] = 0,
-    out: Annotated[Path, typer.Option(help="A folder for bench.json and bench.png.")] = Path("bench"),
-) -> None:
-    """Measure throughput at ratios of samplers, learners and reward servers, beside what `plan` predicts."""
-    from flowbp_ray.bench import open_loops
-    from flowbp_ray.benching import measure, profile
-
-    emulated = profile.load(emulate).scaled(time_scale, bytes_scale) if emulate else None
-    counts = (samplers, learners, rewards, staleness)
-    out = Path(expand(str(out)))
-    with lasting_output("stopped at once; a bench writes its results at its end"):
-        result = measure.run(config, overrides or [], counts, seconds, open_loops, emulated, simulate, console.print)
-    for part in result.tables():
-        Console(highlight=False, width=None if console.is_terminal else 120).print(part)
-    for line in [*result.lines(), *map(str, result.write(out))]:
-        console.print(escape(line))
 
 
 @app.command("serve-reward")

@@ -1,0 +1,1 @@
+"""Suites of runs beside each other: methods, settings and seeds in one table."""

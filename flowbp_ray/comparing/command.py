@@ -1,0 +1,35 @@
+"""`flowbp-ray compare`: run a suite, write its table, its values and its page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from flowbp_ray.comparing.page import write_page
+from flowbp_ray.comparing.results import collect
+from flowbp_ray.comparing.runs import Failed, run_all
+from flowbp_ray.comparing.suite import cells, read
+
+
+def run(
+    file: str, out: Path, at_once: int, address: str | None, show: bool, say: Callable[[str], None]
+) -> list[Failed]:
+    """Run what has not ended, unless `show`, and write table.md, results.json and report.html; return what failed.
+
+    Raises ConfigError, before a run starts, for a suite or a configuration that is wrong.
+    """
+    suite = read(file)
+    folder = out / suite.name
+    found = cells(suite, folder)
+    failed = [] if show else run_all(found, at_once, address, say)
+    comparison = collect(suite, found)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "table.md").write_text(comparison.markdown() + "\n")
+    (folder / "results.json").write_text(json.dumps(comparison.as_json(), indent=1) + "\n")
+    say(comparison.markdown())
+    for line in comparison.missing:
+        say(f"no result yet: {line}")
+    page = write_page(comparison, found, folder / "report.html")
+    say(f"{folder}: table.md, results.json with each run's values, and {page.name} (open it in a browser)")
+    return failed

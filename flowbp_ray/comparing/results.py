@@ -1,0 +1,177 @@
+"""What the runs of a suite measured: means over seeds with intervals, the best of each column, curves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from flowbp_ray.artifacts.findings import mean_of
+from flowbp_ray.comparing.runs import done
+from flowbp_ray.comparing.suite import Cell, Suite
+from flowbp_ray.run.folder import Run
+
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class Value:
+    """A cell of the table. half: of the 95 % interval over seeds (Student's t); None for fewer than two seeds.
+
+    mark: "best" of its column; "close" where the difference from the best, seed by seed, has an interval that holds
+    zero; "" elsewhere, and where seeds are too few to say.
+    """
+
+    mean: float
+    half: float | None
+    seeds: int
+    mark: str = ""
+
+    def shown(self, percent: bool) -> str:
+        """`62.1 ± 1.4 %`, or `0.512 ± 0.010`."""
+        factor, digits = (100, 1) if percent else (1, 3)
+        half = "" if self.half is None else f" ± {factor * self.half:.{digits}f}"
+        return f"{factor * self.mean:.{digits}f}{half}{' %' if percent else ''}"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A row's held-out metric after its evaluations: means over seeds by step, with images and hours so far."""
+
+    steps: Sequence[int]
+    images: Sequence[float]
+    hours: Sequence[float]
+    values: Mapping[str, Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """table: row -> column -> value, the base first. curves: by row. missing: runs without a result, as lines."""
+
+    suite: Suite
+    columns: Sequence[str]
+    table: Mapping[str, Mapping[str, Value]]
+    curves: Mapping[str, Curve]
+    missing: Sequence[str]
+    guidance: str
+    raw: Sequence[Mapping[str, Any]] = field(default=())
+
+    def markdown(self) -> str:
+        """The table; the best of a column is bold, and what cannot be told from it has a ≈."""
+        lines = ["| | " + " | ".join(self.columns) + " | seeds |", "|" + "---|" * (len(self.columns) + 2)]
+        for row, values in self.table.items():
+            cells = [marked(values[c].shown(percent(c)), values[c].mark) if c in values else "" for c in self.columns]
+            lines.append(f"| {row} | " + " | ".join(cells) + f" | {max(v.seeds for v in values.values())} |")
+        return "\n".join(lines)
+
+    def as_json(self) -> dict[str, Any]:
+        """Each run's values, for whoever computes something else from them."""
+        return {"suite": self.suite.model_dump(mode="json"), "guidance": self.guidance, "runs": list(self.raw)}
+
+
+def marked(shown: str, mark: str) -> str:
+    return f"**{shown}**" if mark == "best" else f"{shown} ≈" if mark == "close" else shown
+
+
+def percent(metric: str) -> bool:
+    """Whether a metric is shown as a share."""
+    return metric.partition("/")[0] in ("verifier", "quality")
+
+
+def collect(suite: Suite, cells: Sequence[Cell]) -> Comparison:
+    """Read what the runs that have ended measured. Raises ValueError where none has."""
+    ended = [cell for cell in cells if done(cell)]
+    if not ended:
+        raise ValueError(f"no run of {suite.name} has ended, so there is nothing to show; run it first")
+    missing = [f"{cell.row}, seed {cell.seed}" for cell in cells if cell not in ended]
+    scale = f"{suite.guidance if suite.guidance is not None else ended[0].load().evaluation.guidance[0]:g}"
+    raw = [_read(cell, scale) for cell in ended]
+    known = [name for name in raw[0]["after"] if "/" not in name]
+    if unknown := [c for c in suite.columns if c not in raw[0]["after"]]:
+        raise ValueError(f"columns: {unknown[0]!r} was not measured; write one of {', '.join(raw[0]['after'])}")
+    columns = suite.columns or known
+    seeds: dict[str, dict[int, Mapping[str, float]]] = {BASE: {line["seed"]: line["before"] for line in raw}}
+    for line in raw:
+        seeds.setdefault(line["row"], {})[line["seed"]] = line["after"]
+    values = {row: {c: _value(found, c) for c in columns} for row, found in seeds.items()}
+    for column in columns:
+        _mark(values, seeds, column, column in suite.lower)
+    curves = {row: _curve([cell for cell in ended if cell.row == row], scale) for row in seeds if row != BASE}
+    return Comparison(suite, columns, values, curves, missing, scale, raw)
+
+
+def _read(cell: Cell, scale: str) -> dict[str, Any]:
+    """A run's means before and after, and what it cost."""
+    summary = json.loads((cell.folder / "summary.json").read_text())
+    if scale not in summary.get("guidance", {}):
+        raise ValueError(f"{cell.folder} was not measured at guidance {scale}; write guidance: in the suite")
+    part = summary["guidance"][scale]
+    means = {end: {n: mean_of(v) for n, v in part[end].items()} for end in ("before", "after")}
+    shape, steps = Run.open(cell.folder).config.data.shape, summary["steps"]
+    cost = {"images": steps * shape.batch, "seconds": summary["seconds"], "weights_sha256": summary["weights_sha256"]}
+    finite = {end: {n: v for n, v in found.items() if v is not None} for end, found in means.items()}
+    return {"row": cell.row, "seed": cell.seed, "steps": steps, **cost, **finite}
+
+
+def _value(found: Mapping[int, Mapping[str, float]], column: str) -> Value:
+    values = np.array([line[column] for line in found.values() if column in line])
+    return Value(float(values.mean()) if len(values) else float("nan"), half_width(values), len(values))
+
+
+def half_width(values: np.ndarray) -> float | None:
+    """Half of the 95 % interval of a mean over seeds: t[n−1]·s/√n; None for fewer than two."""
+    from scipy.stats import t
+
+    n = len(values)
+    return None if n < 2 else float(t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n))
+
+
+def _mark(
+    values: dict[str, dict[str, Value]],
+    seeds: Mapping[str, Mapping[int, Mapping[str, float]]],
+    column: str,
+    lower: bool,
+) -> None:
+    """Mark the best of a column and what cannot be told from it; the base is compared, but never marked."""
+    rows = [row for row in values if row != BASE and np.isfinite(values[row][column].mean)]
+    if not rows:
+        return
+    best = (min if lower else max)(rows, key=lambda row: values[row][column].mean)
+    for row in rows:
+        common = [s for s in seeds[row] if s in seeds[best] and column in seeds[row][s] and column in seeds[best][s]]
+        delta = np.array([seeds[best][s][column] - seeds[row][s][column] for s in common])
+        half = half_width(delta)
+        close = half is not None and abs(float(delta.mean())) <= half
+        mark = "best" if row == best else "close" if close else ""
+        old = values[row][column]
+        values[row][column] = Value(old.mean, old.half, old.seeds, mark)
+
+
+def _curve(cells: Sequence[Cell], scale: str) -> Curve:
+    """Means over a row's runs after each evaluation that all of them made."""
+    tracks = [_track(Run.open(cell.folder), float(scale)) for cell in cells]
+    steps = sorted(set.intersection(*(set(track) for track in tracks)))
+    names = [n for n, v in tracks[0][steps[0]].items() if isinstance(v, float)] if steps else []
+    return Curve(
+        steps,
+        [float(np.mean([track[step]["images"] for track in tracks])) for step in steps],
+        [float(np.mean([track[step]["hours"] for track in tracks])) for step in steps],
+        {n: [float(np.mean([track[step].get(n, np.nan) for track in tracks])) for step in steps] for n in names},
+    )
+
+
+def _track(run: Run, scale: float) -> dict[int, dict[str, float]]:
+    """Step -> the metrics of its evaluation, images drawn until then, and hours in steps."""
+    batch, lines = run.config.data.shape.batch, run.metrics()
+    spent = {int(line["step"]): float(line["step_s"]) for line in lines if line["kind"] == "train"}
+    found = {}
+    for line in lines:
+        if line["kind"] == "evaluation" and line.get("guidance") == scale:
+            step = int(line["step"])
+            hours = sum(seconds for at, seconds in spent.items() if at < step) / 3600
+            metrics = {n: v for n, v in line.items() if isinstance(v, float) and n != "guidance"}
+            found[step] = metrics | {"images": float(step * batch), "hours": hours}
+    return found
