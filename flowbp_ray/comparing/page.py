@@ -50,7 +50,7 @@ def _table(found: Comparison) -> str:
             cells.append(f"<b>{shown}</b>" if value.mark == "best" else shown + " ≈" * (value.mark == "close"))
         rows.append([*cells, str(max(v.seeds for v in values.values()))])
     about = (
-        f"Held-out prompts after training, at guidance {found.guidance}: mean over seeds ± its 95 % interval (Student). "
+        f"Held-out prompts after training, at guidance {found.guidance}: mean over seeds ± its 95 % interval. "
         "Bold: the best of its column. ≈: its difference from the best, seed by seed, may be zero by its interval."
     )
     left = note(f"Without a result yet: {'; '.join(found.missing)}.") if found.missing else ""
