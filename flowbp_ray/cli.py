@@ -1,7 +1,7 @@
 """Command line. A user error prints one line and exits with 2; a run that failed exits with 1.
 
-train | encode | sample | export | report | plan | scale | status | methods | config-reference | serve-reward
-eval | compare | reproduce | bench
+init | doctor | train | encode | sample | export | report | eval | compare | reproduce | plan | bench
+scale | status | methods | config-reference | serve-reward
 """
 
 from __future__ import annotations
@@ -39,6 +39,46 @@ def train(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
         run, summary = run_training(loaded, Progress(loaded.steps, console=console))
         print_summary(console, run.folder, summary)
         console.print(escape(f"all of it on one page: flowbp-ray report {run.folder}"))
+
+
+@app.command()
+def init(
+    file: Annotated[Path, typer.Argument(help="The YAML file to write.")],
+    model: Annotated[str | None, typer.Option(help="A diffusers folder, or shapes for the embedded model.")] = None,
+    method: Annotated[str | None, typer.Option(help="Such as flowbp_sparse; `methods` lists them.")] = None,
+    reward: Annotated[str | None, typer.Option(help="Such as hpsv2.")] = None,
+    prompts: Annotated[str | None, typer.Option(help="A file of prompts.")] = None,
+    gb: Annotated[int | None, typer.Option(help="Of your one GPU; 0 for eight of 80 GB.", min=0)] = None,
+) -> None:
+    """Write a configuration to begin with; what is not given is asked.
+
+    Example: flowbp-ray init mine.yaml --model /models/FLUX.1-dev --reward hpsv2 --prompts prompts.txt --gb 24
+    """
+    from flowbp_ray.starting import scaffold
+
+    file = Path(expand(str(file)))
+    given = {"name": file.stem, "model": model, "method": method, "reward": reward, "prompts": prompts, "gb": gb}
+    ask = (lambda question, default: str(typer.prompt(question, default=default))) if sys.stdin.isatty() else None
+    lines = scaffold.write(file, scaffold.asked(given, ask))
+    console.print(escape("\n".join([f"wrote {file}; next:", *lines])))
+
+
+@app.command()
+def doctor(
+    config: Annotated[str | None, typer.Argument(help="A configuration to check too.")] = None,
+    overrides: OverridesArgument = None,
+) -> None:
+    """Say what this machine has and what would stop a run; exits with 1 if something would."""
+    from flowbp_ray.starting.doctor import examine
+
+    stops = 0
+    for line in examine(config, overrides or []):
+        stops += line.kind == "stop"
+        sign = {"ok": " ", "warn": "!", "stop": "x"}[line.kind]
+        console.print(escape(f"{sign} {line.name}: {line.value}" + (f" -- {line.advice}" if line.advice else "")))
+    console.print("nothing would stop a run" if not stops else f"{stops} of these would stop a run (x)")
+    if stops:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -24,6 +24,12 @@ def name() -> str:
     return str(_module().get_device_name())
 
 
+def devices() -> list[tuple[str, int]]:
+    """Model and bytes of memory of each device that this process sees."""
+    found = [_module().get_device_properties(index) for index in range(_module().device_count())]
+    return [(str(one.name), int(one.total_memory)) for one in found] if available() else []
+
+
 def current() -> int:
     """The index of the current device among those that this process sees."""
     return int(_module().current_device())
