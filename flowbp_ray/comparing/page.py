@@ -59,7 +59,7 @@ def _table(found: Comparison) -> str:
 
 
 def _curves(found: Comparison) -> str:
-    groups = []
+    groups: list[str] = []
     for label, attribute in AGAINST.items():
         drawn = []
         for column in found.columns:

@@ -107,7 +107,7 @@ def _host() -> Iterator[Line]:
 
 
 def _disks(output: Path) -> Iterator[Line]:
-    cache = cache_folder("auto")
+    cache = cache_folder("auto") or output
     for name, folder in (("output", output), ("embedding cache", cache), ("temporary", Path("/tmp"))):
         there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
         free, few = shutil.disk_usage(there).free, shutil.disk_usage(there).free < FREE

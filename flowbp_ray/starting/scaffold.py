@@ -152,4 +152,5 @@ def asked(given: Mapping[str, Any], ask: Callable[[str, str], str] | None) -> Wi
         gb = int(found["gb"])
     except ValueError as error:
         raise ValueError(f"--gb must be a number of GB such as 24, got {found['gb']!r}") from error
-    return Wish(str(found["name"]), *(str(found[key]) for key in ("model", "method", "reward", "prompts")), gb)
+    model, method, reward, prompts = (str(found[key]) for key in ("model", "method", "reward", "prompts"))
+    return Wish(str(found["name"]), model, method, reward, prompts, gb)
