@@ -8,6 +8,7 @@ steps, without evaluations.
 
 from __future__ import annotations
 
+import functools
 import json
 from typing import Any
 
@@ -31,11 +32,16 @@ def measured_at(found: Measured) -> dict[str, dict[str, float | None]]:
     return {guidance: {name: each[name] for name in SHOWN} for guidance, each in means.items()}
 
 
+@functools.cache
+def before_training(split: str) -> dict[str, dict[str, float | None]]:
+    """Means by guidance of the base, which all runs and seeds begin with, from the noise of all evaluations."""
+    return measured_at(Measured(RUNS["both"][0], 0, split))
+
+
 def run(name: str, seed: int, split: str) -> dict[str, Any]:
     config, overrides = RUNS[name]
     measured = Measured(config, seed, split, overrides)
-    before = measured_at(measured)
-    seconds = measured.train()
+    before, seconds = before_training(split), measured.train()
     shape = measured.config.data.shape
     images = measured.config.steps * shape.batch
     return {"run": name, "seed": seed, "split": split, "images": images, "cpu_s": round(seconds, 1)} | {
