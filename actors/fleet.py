@@ -22,8 +22,10 @@ from actors.queue_stats import QueueStats
 from actors.reward import RemoteReward
 from actors.sampler import RemoteSampler
 from actors.shared import RemoteShared, pool_of_both
+from actors.transport import Published
 from flowbp_ray.config.rewards import RewardsConfig
 from flowbp_ray.config.schema import RunConfig
+from flowbp_ray.messages import Version
 from flowbp_ray.prompts import Needs
 from flowbp_ray.rewards.remote.client import assigned
 from flowbp_ray.utils.errors import RunFailed
@@ -141,6 +143,11 @@ class Fleet:
                 "weights travel by the object store: adapters are small, and emulated actors have none to broadcast"
             )
         log.info("%s", "; ".join(f"{who} on {counted(hosts)}" for who, hosts in self.hosts.items() if hosts))
+
+    def built_with(self, version: Version) -> Published:
+        """The weights that the samplers were built with, as `version`: no tensor travels."""
+        held = self.pools["samplers"].handles[0].fingerprint.remote()
+        return Published(version, [], known=_get(held, "the samplers", self.config.cluster.stall_timeout))
 
     def saved(self, step: int) -> None:
         """After the checkpoint of `step`, let go of the embeddings that no step from there on draws."""

@@ -97,9 +97,8 @@ class Pipeline:
 
     def result(self, item: Item) -> Evaluated:
         """Wait for a submitted evaluation item, the only one of its step; those after it go on meanwhile."""
-        [job] = self._collect(item.purpose, item.step)
-        assert isinstance(job.result, Evaluated)
-        return job.result
+        [answer] = [j.result for j in self._collect(item.purpose, item.step) if isinstance(j.result, Evaluated)]
+        return answer
 
     def drop(self) -> None:
         """Drop all items. A worker that is busy with one is free again when its call ends."""

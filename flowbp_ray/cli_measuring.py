@@ -9,7 +9,6 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from flowbp_ray.config import loading
 from flowbp_ray.utils.addresses import expand
 from flowbp_ray.utils.console import lasting_output
 
@@ -72,16 +71,13 @@ def reproduce(
 
     Example: flowbp-ray reproduce runs/shapes_demo
     """
-    from flowbp_ray.artifacts.reproduction import compare_runs
+    from flowbp_ray.artifacts.reproduction import again, compare_runs
     from flowbp_ray.driver import train as run_training
     from flowbp_ray.observability.progress import Progress
-    from flowbp_ray.run.folder import Run, comparable, differences
+    from flowbp_ray.run.folder import Run
 
     first = Run.open(run)
-    over = [f"name={first.folder.name}_again", "resume=never", "tracking.wandb=false", *(overrides or [])]
-    config = loading.load(first.folder / "config.yaml", over)
-    if different := differences(comparable(first.config), comparable(config) | {"name": first.config.name}):
-        raise ValueError(f"that would be another run: {different[0]}; only where and how it runs may differ")
+    config = again(first, overrides or [])
     with lasting_output("stopped at once; nothing was compared"):
         found = compare_runs(first, run_training(config, Progress(config.steps, console=console))[0])
         console.print(escape("\n".join(found.lines())))

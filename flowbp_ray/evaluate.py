@@ -5,11 +5,10 @@ The values are those of an evaluation in the course of a run, from the same prom
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
-import ray
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -22,15 +21,16 @@ from actors.cluster import connected, start_ray
 from actors.fleet import Fleet
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.evaluation.estimates import Estimate
-from flowbp_ray.evaluation.results import SUMMARY, TABLE, Difference, Results, bootstrap, compare
-from flowbp_ray.evaluation.standalone import Request, Standalone, Weights
-from flowbp_ray.messages import Version
+from flowbp_ray.evaluation.results import SUMMARY, TABLE, Difference, Results, bootstrap, check_alike, compare
+from flowbp_ray.evaluation.standalone import Request, Standalone, Weights, scales
+from flowbp_ray.messages import Item, Version
 from flowbp_ray.planning.colocation import with_parts
 from flowbp_ray.preflight import check
 from flowbp_ray.run.folder import Run
 from flowbp_ray.utils.addresses import expand
 from flowbp_ray.utils.diff import shown
 from flowbp_ray.utils.digest import digest
+from flowbp_ray.utils.settings import MAX_CALLS_IN_FLIGHT
 
 Tensors = Mapping[str, Tensor]
 
@@ -43,32 +43,58 @@ def evaluate(
     out: Path | None = None,
     notify: Callable[[str], None] = lambda line: None,
     advance: Advance = lambda done, total: None,
+    against: Results | None = None,
 ) -> tuple[Standalone, Results]:
     """Evaluate what `request` names, in the folder `out`, and go on there where an evaluation was stopped.
 
-    out: None is a folder of its own below the run's, or below evaluations/. notify: takes what is waited for. Raises
-    ValueError, before any actor starts, for a mistake of the user; RunFailed for a later failure.
+    out: None is a folder of its own below the run's, or below evaluations/. notify: takes what is waited for. against:
+    what it will be compared with. Raises ValueError, before any actor starts, for a mistake of the user; RunFailed for
+    a later failure.
     """
     run, config = request.run(), request.config()
     checked = check(config)
     version, tensors, of = _weights(request, run)
     folder = out or _folder(config, run, request, version)
     work = Standalone(config, checked.held_out, request.pictures, version, folder, of)
+    if against is not None:
+        check_alike(work.settings, against.settings)
     missing, done = work.missing(), len(work.items) - len(work.missing())
     advance(done, len(work.items))
     if missing:
-        alone = with_parts(config.model_copy(update={"steps": len(missing)}))  # a step is an item here
-        texts = [record.text for record in checked.held_out]
-        with connected(config.cluster.address, config.output):
+        alone, texts = processes(config, len(missing)), [record.text for record in checked.held_out]
+        with connected(config.cluster.address, str(folder)):
             notify("starting Ray")
             start_ray(config.cluster.address)
             with Fleet(alone, texts, checked.agreed, notify=notify, needs=work.needs, learns=False) as fleet:
-                fleet.pipeline.submit(missing, _published(fleet, version, tensors))
-                for place, item in enumerate(missing):
+                weights = fleet.built_with(version) if tensors is None else transport.restore(version, tensors)
+                for place, (item, coming) in enumerate(in_time(missing, alone.encoder.ahead)):
                     fleet.encoding.advance(place)
+                    fleet.pipeline.submit(coming, weights)
                     work.add(item, fleet.pipeline.result(item))
                     advance(done + place + 1, len(work.items))
     return work, work.finish()
+
+
+def processes(config: RunConfig, items: int) -> RunConfig:
+    """The configuration of the processes. A step is an item here, and prompts are encoded as far ahead as keeps all
+    busy. In pairs a sampler has its learner's part of the GPU too, so that no two samplers share one.
+    """
+    busy = MAX_CALLS_IN_FLIGHT * (config.samplers.count + config.rewards.count)
+    encoder = config.encoder.model_copy(update={"ahead": max(config.encoder.ahead, busy)})
+    placed = with_parts(config.model_copy(update={"steps": items, "encoder": encoder}))
+    if config.cluster.colocate != "pairs":
+        return placed
+    whole = round(placed.samplers.gpus + placed.learners.gpus, 3)
+    return placed.model_copy(update={"samplers": placed.samplers.model_copy(update={"gpus": whole})})
+
+
+def in_time(items: Sequence[Item], ahead: int) -> Iterator[tuple[Item, Sequence[Item]]]:
+    """Each item, in order, with those to submit before it is waited for: never further than `ahead` items beyond it.
+
+    The prompts of that many items are held and encoded first. An item beyond them would have its own encoded before.
+    """
+    for place, item in enumerate(items):
+        yield item, items[place + ahead if place else 0 : place + ahead + 1]
 
 
 def _weights(request: Request, run: Run | None) -> tuple[Version, Tensors | None, dict[str, Any]]:
@@ -96,15 +122,6 @@ def _folder(config: RunConfig, run: Run | None, request: Request, version: Versi
     return (Path(config.output) / "evaluations" / config.name if run is None else run.folder / "evaluations") / name
 
 
-def _published(fleet: Fleet, version: Version, tensors: Tensors | None) -> transport.Published:
-    """The weights, or the statement that they are those which the samplers were built with."""
-    if tensors is not None:
-        return transport.restore(version, tensors)
-    handle = fleet.pools["samplers"].handles[0]
-    known: str = ray.get(handle.fingerprint.remote(), timeout=fleet.config.cluster.stall_timeout)
-    return transport.Published(version, [], known=known)
-
-
 def command(
     console: Console,
     target: str,
@@ -121,16 +138,16 @@ def command(
     """`flowbp-ray eval`: evaluate with a progress bar, print the table and where everything is."""
     if weights not in get_args(Weights):
         raise ValueError(f"--weights must be one of {', '.join(get_args(Weights))}, got {shown(weights)}")
-    scales = tuple(float(scale) for scale in guidance.split(",")) if guidance else ()
-    request = Request(target, prompts, scales, pictures, cast(Weights, weights), step, overrides)
+    request = Request(target, prompts, scales(guidance or ""), pictures, cast(Weights, weights), step, overrides)
     other = None if against is None else Results.read(Path(expand(str(against))))
     with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console) as bar:
         task = bar.add_task("starting", total=None)
         work, results = evaluate(
             request,
             None if out is None else Path(expand(str(out))),
-            lambda line: bar.update(task, description=line),
+            lambda line: bar.update(task, description=escape(line)),
             lambda done, total: bar.update(task, description="drawing and scoring", completed=done, total=total),
+            other,
         )
     console.print(escape(f"{results.settings['model']}, {results.settings['prompts']} prompts"))
     differences = {} if other is None else compare(results, other)
@@ -144,14 +161,15 @@ def command(
 
 
 def _table(results: Results, guidance: float, differences: Mapping[str, Difference]) -> Table:
-    """Means with bootstrap intervals, and the paired differences from another evaluation."""
+    """Means with bootstrap intervals, or the paired differences from another evaluation: 80 columns hold one."""
     title = f"guidance {guidance:g} (95 % bootstrap intervals over prompts)"
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1))
     for column in ("metric", "mean", "prompts", *(("difference", "p") if differences else ())):
         table.add_column(column, justify="left" if column == "metric" else "right")
     for metric in results.values[guidance]:
         mean = bootstrap(results.by_prompt(guidance, metric))
-        row = [metric, _estimate(mean), str(mean.count)]
+        shown = _estimate(mean).partition(" [")[0] if differences else _estimate(mean)
+        row = [escape(metric), shown, str(mean.count)]
         if metric in differences:
             row += [_estimate(differences[metric].estimate, "+"), f"{differences[metric].p:.2g}"]
         table.add_row(*row)

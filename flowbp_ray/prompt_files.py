@@ -137,6 +137,8 @@ def _tsv(path: Path, what: str) -> Iterator[Row]:
         raise ValueError(
             f"{what}, line 1: no column is called prompt, only {shown(names)}; write the columns' names first"
         )
+    if names.count("prompt") > 1:
+        raise ValueError(f"{what}, line 1: two columns have one name: {shown(names)}; rename one")
     for number, line in enumerate(lines[1:], 2):
         fields = line.split("\t")
         if len(fields) > len(names):

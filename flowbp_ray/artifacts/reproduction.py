@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from flowbp_ray.config import loading
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.observability.catalog import find
+from flowbp_ray.prompts import read_prompts
 from flowbp_ray.run import environment
-from flowbp_ray.run.folder import Run
+from flowbp_ray.run.folder import Run, comparable, differences
 from flowbp_ray.utils.diff import differing, shown
 from flowbp_ray.utils.digest import digest
 
@@ -55,6 +58,21 @@ class Reproduction:
         if self.weights[0] != self.weights[1]:
             found.append(f"weights: sha256 {self.weights[0][:16]}… and {self.weights[1][:16]}…")
         return found + [f"version: {line}" for line in self.versions]
+
+
+def again(first: Run, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration of a run that is to give the same bits as `first`.
+
+    Raises ValueError where it would be another run, or `first` has not ended, or its prompts have changed since.
+    """
+    if not (first.folder / "summary.json").is_file() or not first.checkpoints.steps():
+        raise ValueError(f"{first.folder} has not ended, or has no checkpoint to compare; go on with it first")
+    over = [f"name={loading.quoted(f'{first.folder.name}_again')}", "resume=never", "tracking.wandb=false", *overrides]
+    config = loading.load(first.folder / "config.yaml", over)
+    if different := differences(comparable(first.config), comparable(config) | {"name": first.config.name}):
+        raise ValueError(f"that would be another run: {different[0]}; only where and how it runs may differ")
+    first.check_prompts([record.text for records in read_prompts(config) for record in records])
+    return config
 
 
 def compare_runs(first: Run, second: Run) -> Reproduction:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flowbp_ray.comparing.page import write_page
 from flowbp_ray.comparing.results import collect
-from flowbp_ray.comparing.runs import Failed, run_all
+from flowbp_ray.comparing.runs import Failed, done, run_all
 from flowbp_ray.comparing.suite import cells, read
 
 
@@ -20,9 +20,11 @@ def run(
     Raises ConfigError, before a run starts, for a suite or a configuration that is wrong.
     """
     suite = read(file)
-    folder = out / suite.name
+    folder = (out if address is None else out.absolute()) / suite.name  # a job starts elsewhere
     found = cells(suite, folder)
     failed = [] if show else run_all(found, at_once, address, say)
+    if failed and not any(map(done, found)):
+        return failed
     comparison = collect(suite, found)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "table.md").write_text(comparison.markdown() + "\n")

@@ -11,8 +11,8 @@ import numpy as np
 
 from flowbp_ray.artifacts import charts
 from flowbp_ray.artifacts.markup import code, data_url, details, note, section, table, text
-from flowbp_ray.comparing.results import BASE, Comparison, percent
-from flowbp_ray.comparing.suite import Cell
+from flowbp_ray.comparing.results import Comparison, percent
+from flowbp_ray.comparing.suite import BASE, Cell
 from flowbp_ray.config import yaml_text
 from flowbp_ray.run.folder import Run
 from flowbp_ray.run.pictures import read_grid

@@ -11,10 +11,8 @@ import numpy as np
 
 from flowbp_ray.artifacts.findings import mean_of
 from flowbp_ray.comparing.runs import done
-from flowbp_ray.comparing.suite import Cell, Suite
+from flowbp_ray.comparing.suite import BASE, Cell, Suite
 from flowbp_ray.run.folder import Run
-
-BASE = "base"
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,8 @@ class Comparison:
         lines = ["| | " + " | ".join(self.columns) + " | seeds |", "|" + "---|" * (len(self.columns) + 2)]
         for row, values in self.table.items():
             cells = [marked(values[c].shown(percent(c)), values[c].mark) if c in values else "" for c in self.columns]
-            lines.append(f"| {row} | " + " | ".join(cells) + f" | {max(v.seeds for v in values.values())} |")
+            name = row.replace("|", "\\|")
+            lines.append(f"| {name} | " + " | ".join(cells) + f" | {max(v.seeds for v in values.values())} |")
         return "\n".join(lines)
 
     def as_json(self) -> dict[str, Any]:
@@ -89,10 +88,11 @@ def collect(suite: Suite, cells: Sequence[Cell]) -> Comparison:
     missing = [f"{cell.row}, seed {cell.seed}" for cell in cells if cell not in ended]
     scale = f"{suite.guidance if suite.guidance is not None else ended[0].load().evaluation.guidance[0]:g}"
     raw = [_read(cell, scale) for cell in ended]
-    known = [name for name in raw[0]["after"] if "/" not in name]
-    if unknown := [c for c in suite.columns if c not in raw[0]["after"]]:
-        raise ValueError(f"columns: {unknown[0]!r} was not measured; write one of {', '.join(raw[0]['after'])}")
-    columns = suite.columns or known
+    measured = list(dict.fromkeys(name for line in raw for name in line["after"]))
+    for key, names in (("columns", suite.columns), ("lower", suite.lower)):
+        if unknown := [name for name in names if name not in measured]:
+            raise ValueError(f"{key}: {unknown[0]!r} was not measured; write one of {', '.join(measured)}")
+    columns = suite.columns or [name for name in measured if "/" not in name]
     seeds: dict[str, dict[int, Mapping[str, float]]] = {BASE: {line["seed"]: line["before"] for line in raw}}
     for line in raw:
         seeds.setdefault(line["row"], {})[line["seed"]] = line["after"]

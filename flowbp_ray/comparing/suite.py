@@ -14,18 +14,24 @@ columns: [verifier, quality, shapes_clip_heldout]
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from flowbp_ray.config import loading, yaml_text
 from flowbp_ray.config.schema import RunConfig
+from flowbp_ray.run.folder import Run, comparable, differences
 from flowbp_ray.utils.addresses import expand
+from flowbp_ray.utils.diff import shown
 from flowbp_ray.utils.errors import ConfigError
 from flowbp_ray.utils.settings import Strict
 from flowbp_ray.utils.text_files import read_text
+
+BASE = "base"
+"""The row of what all runs began with."""
 
 
 class Row(Strict):
@@ -40,13 +46,13 @@ class Row(Strict):
 class Suite(Strict):
     """Rows, seeds and columns."""
 
-    name: str = Field(pattern=r"^[\w.-]+$")
+    name: str = Field(pattern=r"^[\w.+-]*\w[\w.+-]*$")
     """Of the suite, and of its folder."""
     config: str | None = None
     """Of rows that name none."""
     overrides: list[str] = Field([])
     """`key=value`, for every run."""
-    seeds: list[int] = Field(min_length=1)
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
     """`seed` and `plan_seed` of the runs of each row."""
     rows: dict[str, Row] = Field(min_length=1)
     """By the name that the table gives them."""
@@ -56,6 +62,20 @@ class Suite(Strict):
     """Metrics of which less is better."""
     guidance: float | None = Field(None, ge=1)
     """Guidance of the evaluation that is shown. null: the first of `evaluation.guidance`."""
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, value: list[int]) -> list[int]:
+        if len(set(value)) < len(value):
+            raise ValueError("a seed is there twice, and a run again is no second observation; write it once")
+        return value
+
+    @field_validator("rows")
+    @classmethod
+    def _beside_base(cls, value: dict[str, Row]) -> dict[str, Row]:
+        if BASE in value:
+            raise ValueError(f"{BASE} is the row of what the runs began with; write another name")
+        return value
 
 
 @dataclass(frozen=True)
@@ -98,7 +118,8 @@ def read(file: str) -> Suite:
 def cells(suite: Suite, out: Path) -> list[Cell]:
     """The runs, seed by seed, so that a suite that was stopped has some seeds of every row.
 
-    Raises ConfigError for a row without a configuration, two rows with one name, or a run that evaluates nothing.
+    Raises ConfigError for a row without a configuration, two rows with one name, rows that cannot be compared, or the
+    folder of a run with another configuration: the suite has changed since.
     """
     slugs = {name: re.sub(r"[^\w.-]+", "_", name).strip("_") or "row" for name in suite.rows}
     if len(set(slugs.values())) < len(slugs):
@@ -110,9 +131,45 @@ def cells(suite: Suite, out: Path) -> list[Cell]:
             if config is None:
                 raise ConfigError(f"row {name!r} has no config, nor has the suite; write config: in one of them")
             run = f"{slugs[name]}_seed{seed}"
-            own = [f"seed={seed}", f"plan_seed={seed}", f"name={run}", f"output={out}", "resume=auto"]
+            where = [f"name={loading.quoted(run)}", f"output={loading.quoted(str(out))}"]
+            own = [f"seed={seed}", f"plan_seed={seed}", *where, "resume=auto"]
             found.append(Cell(name, seed, config, (*suite.overrides, *row.overrides, *own), out / run))
-    for cell in found[: len(suite.rows)]:
-        if not cell.load().evaluation.prompts:
-            raise ConfigError(f"row {cell.row!r}: evaluation.prompts is null, so there is nothing to compare; write it")
+    _check_rows(suite, found[: len(suite.rows)])
+    for cell in found:
+        _check_folder(cell)
     return found
+
+
+def _check_folder(cell: Cell) -> None:
+    """Raises ConfigError where the folder holds a run of another configuration than the suite says now."""
+    if not (cell.folder / "config.yaml").is_file():
+        return
+    if lines := differences(comparable(Run.open(cell.folder).config), comparable(cell.load())):
+        raise ConfigError(
+            f"{cell.folder} is a run of another configuration ({lines[0]}), so the suite has changed since; write "
+            "another name: for it, or remove that folder"
+        )
+
+
+def _check_rows(suite: Suite, rows: Sequence[Cell]) -> None:
+    """Raises ConfigError unless all rows evaluate one model on the same prompts and noise, at the guidance shown."""
+    first: dict[str, Any] = {}
+    for cell in rows:
+        config = cell.load()
+        model, evaluation = config.backbone, config.evaluation
+        if not evaluation.prompts:
+            raise ConfigError(f"row {cell.row!r}: evaluation.prompts is null, so there is nothing to compare; write it")
+        measured = [*evaluation.guidance, *evaluation.guidance_ends]
+        scale = suite.guidance if suite.guidance is not None else next(iter(measured), None)
+        if scale not in measured:
+            raise ConfigError(f"row {cell.row!r}: nothing is evaluated at guidance {scale}; write it in "
+                              "evaluation.guidance")  # fmt: skip
+        own = {f"backbone.{key}": getattr(model, key) for key in ("name", "path", "height", "width")}
+        own |= {f"evaluation.{key}": getattr(evaluation, key) for key in ("prompts", "limit", "seed")}
+        own |= {"guidance": scale}
+        for key, value in own.items():
+            if first.setdefault(key, value) != value:
+                raise ConfigError(
+                    f"row {cell.row!r}: {key} is {shown(value)}, in {rows[0].row!r} {shown(first[key])}; rows are "
+                    "compared on one model, and on the same prompts and noise: write the same"
+                )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import types
 import typing
@@ -73,6 +74,11 @@ def validate(plain: dict[str, Any], where: str = "") -> RunConfig:
 def dump(config: RunConfig) -> str:
     """The resolved configuration as YAML, which `load` reads back to the same value."""
     return yaml_text.dump(_escaped(config.model_dump(mode="json")))
+
+
+def quoted(text: str) -> str:
+    """A text as the value of an override, which is read back as it is: a path may look like a list, or hold a ${."""
+    return json.dumps(_escaped(text), ensure_ascii=False)
 
 
 def _escaped(value: Any) -> Any:

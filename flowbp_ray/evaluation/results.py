@@ -116,22 +116,35 @@ def bootstrap(values: np.ndarray) -> Estimate:
     return Estimate(mean, float(low), float(high), len(values))
 
 
+def check_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+    """Raises ValueError where prompts, noise, sampling steps or pictures per prompt differ between two settings."""
+    for key in ("prompts_digest", "seed", "num_steps", "pictures", "size"):
+        if one[key] != other[key]:
+            raise ValueError(
+                f"the evaluations differ in {key} ({one[key]} and {other[key]}), so their "
+                "pictures are not of the same prompts and noise; evaluate both alike"
+            )
+
+
+def _scored_by(results: Results, metric: str) -> Any:
+    """Kind and options of the reward that gives a metric; None for the verifier's and the meter's."""
+    rewards = results.settings["rewards"]
+    found = {r["name"]: (r["kind"] or r["name"], r["options"]) for r in [*rewards["terms"], *rewards["monitors"]]}
+    return found.get(metric)
+
+
 def compare(one: Results, other: Results) -> dict[float, dict[str, Difference]]:
-    """`one` less `other` for each guidance and metric that both have.
+    """`one` less `other` for each guidance and metric that both have, from a reward of the same kind and options.
 
     Raises ValueError where prompts, noise, sampling steps or pictures per prompt differ, or nothing is common.
     """
     from scipy.stats import binomtest
 
-    for key in ("prompts_digest", "seed", "num_steps", "pictures", "size"):
-        if one.settings[key] != other.settings[key]:
-            raise ValueError(
-                f"the evaluations differ in {key} ({one.settings[key]} and {other.settings[key]}), so their "
-                "pictures are not of the same prompts and noise; evaluate both alike"
-            )
+    check_alike(one.settings, other.settings)
     found: dict[float, dict[str, Difference]] = {}
     for guidance in (g for g in one.values if g in other.values):
-        for metric in (m for m in one.values[guidance] if m in other.values[guidance]):
+        both = (m for m in one.values[guidance] if m in other.values[guidance])
+        for metric in (m for m in both if _scored_by(one, m) == _scored_by(other, m)):
             delta = one.by_prompt(guidance, metric) - other.by_prompt(guidance, metric)
             above, below = int((delta > 0).sum()), int((delta < 0).sum())
             p = float(binomtest(above, above + below).pvalue) if above + below else 1.0

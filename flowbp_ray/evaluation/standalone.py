@@ -7,7 +7,6 @@ results.parquet, results.json, pictures_guidance_3.png at the end
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,10 +25,19 @@ from flowbp_ray.prompt_files import PromptRecord
 from flowbp_ray.prompts import Needs
 from flowbp_ray.run.folder import Run, comparable, prompts_digest
 from flowbp_ray.run.pictures import save_grid
+from flowbp_ray.utils.addresses import expand
 from flowbp_ray.utils.diff import differing, shown
 from flowbp_ray.utils.files import write_atomically
 
 Weights = Literal["average", "raw", "base"]
+
+
+def scales(text: str) -> tuple[float, ...]:
+    """The guidance scales in `1,3.5`; none in an empty text. Raises ValueError for what is no number."""
+    try:
+        return tuple(float(part) for part in text.split(",")) if text else ()
+    except ValueError as error:
+        raise ValueError(f"--guidance must be numbers such as 1,3.5, got {shown(text)}") from error
 
 
 @dataclass(frozen=True)
@@ -50,19 +58,24 @@ class Request:
 
     def run(self) -> Run | None:
         """The run that `target` is the folder of, if it is one."""
-        folder = Path(self.target).expanduser()
+        folder = Path(expand(self.target))
         return Run.open(folder) if folder.is_dir() else None
 
     def config(self) -> RunConfig:
         """The target's configuration with the overrides: its evaluation of the asked prompts, and no training.
 
-        Raises ConfigError for a wrong one, ValueError where no prompts are named.
+        Raises ConfigError for a wrong one, ValueError where nothing is to draw, or a checkpoint is asked of no run.
         """
         run = self.run()
+        if self.step is not None and (run is None or self.weights == "base"):
+            raise ValueError("--step is of a run's trained weights; leave it out, or write the folder of a run and "
+                             "--weights average or raw")  # fmt: skip
+        if run is None and self.weights == "raw":
+            raise ValueError(f"--weights raw: {self.target} is no folder of a run; write one, or --weights base")
         source: str | Path = self.target if run is None else run.folder / "config.yaml"
         over = list(self.overrides)
         if self.prompts:
-            over += [f"data.prompts={self.prompts}", f"evaluation.prompts={self.prompts}"]
+            over.append(f"evaluation.prompts={loading.quoted(self.prompts)}")
             if not any(given.startswith("evaluation.limit=") for given in self.overrides):
                 over.append("evaluation.limit=null")
         if self.guidance:
@@ -70,11 +83,14 @@ class Request:
         config = loading.load(source, over)
         if not config.evaluation.prompts:
             raise ValueError("evaluation.prompts is null, so there is nothing to draw; write --prompts FILE")
+        if not config.evaluation.guidance:
+            raise ValueError("evaluation.guidance is empty, so there is nothing to draw; write --guidance 1")
         learners = config.learners.model_copy(update={"base_penalty": None})
         cluster = config.cluster.model_copy(update={"share_base": False, "transport": "object_store"})
         drift = config.drift.model_copy(update={"max": None, "meter": False})
-        alone = {"learners": learners, "cluster": cluster, "drift": drift, "judges": [], "guard": None, "staleness": 0}
-        return config.model_copy(update=alone)
+        data = config.data.model_copy(update={"prompts": config.evaluation.prompts})  # the run's own may be elsewhere
+        alone = {"learners": learners, "cluster": cluster, "drift": drift, "data": data, "judges": [], "guard": None}
+        return config.model_copy(update=alone | {"staleness": 0, "steps": 1, "resume": "never"})
 
 
 @dataclass(frozen=True)
@@ -147,7 +163,7 @@ class Standalone:
             "num_steps": self.config.evaluation.num_steps or model.num_steps,
             "size": [model.height, model.width],
             "backbone": model.model_dump(mode="json"),
-            "rewards": {"terms": scored["terms"], "monitors": scored["monitors"], "decoder": scored["decoder"]},
+            "rewards": {key: scored[key] for key in ("terms", "monitors", "decoder", "precision")},
         }
 
     def _kept(self) -> set[int]:
@@ -200,10 +216,9 @@ class Standalone:
         results = Results(self.settings, prompts_of(self.records), shaped)
         results.write(self.folder)
         for guidance, shown_rows in pictures.items():
-            with contextlib.suppress(ValueError):  # no picture was asked for
-                order = sorted(shown_rows)
-                captions = [self.records[row].text for row in order]
-                save_grid([shown_rows[row] for row in order], captions, self.sheet(guidance))
+            order = sorted(shown_rows)
+            captions = [self.records[row].text for row in order]
+            save_grid([shown_rows[row] for row in order], captions, self.sheet(guidance))
         return results
 
     def sheet(self, guidance: float) -> Path:

@@ -83,10 +83,14 @@ class Run:
 
     def bind_prompts(self, texts: Sequence[str]) -> None:
         """Store the digest of the run's prompts. Raises ConfigError where it began with other prompts."""
-        file, digest = self.folder / "prompts.sha256", prompts_digest(texts)
-        if file.is_file() and file.read_text().strip() != digest:
+        self.check_prompts(texts)
+        (self.folder / "prompts.sha256").write_text(prompts_digest(texts) + "\n")
+
+    def check_prompts(self, texts: Sequence[str]) -> None:
+        """Raises ConfigError where the run began with other prompts than `texts`."""
+        file = self.folder / "prompts.sha256"
+        if file.is_file() and file.read_text().strip() != prompts_digest(texts):
             raise ConfigError(f"the prompts of {self.folder} have changed since it began; write another name=")
-        file.write_text(digest + "\n")
 
     @classmethod
     def resume(cls, config: RunConfig) -> Run:

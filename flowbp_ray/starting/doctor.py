@@ -18,9 +18,9 @@ from urllib.parse import urlsplit
 import psutil
 
 from flowbp_ray.config import loading
+from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.preflight import check
 from flowbp_ray.utils import accelerator
-from flowbp_ray.utils.addresses import expand
 from flowbp_ray.utils.files import cache_folder
 from flowbp_ray.utils.units import format_bytes
 
@@ -50,17 +50,29 @@ class Line:
 
 
 def examine(config: str | None, overrides: Sequence[str], output: Path = Path("runs")) -> Iterator[Line]:
-    """Look at everything, cheap things first. config: also check what it names, as `train` does before it starts."""
+    """Look at everything, cheap things first.
+
+    config: also check what it names, as `train` does before it starts. output: the folder of runs, without a config.
+    """
+    loaded, refused = _load(config, overrides)
     yield Line("ok", "Python", f"{platform.python_version()}, {platform.platform(terse=True)}")
     yield from _packages()
     yield from _devices()
     yield from _host()
-    yield from _disks(output)
-    yield from _ray()
+    yield from _disks(output if loaded is None else Path(loaded.output), loaded)
+    yield from _ray(loaded)
     for name in SECRETS:
         yield Line("ok", name, "set" if os.environ.get(name) else "not set")
     if config is not None:
-        yield _configuration(config, overrides)
+        yield _configuration(config, loaded, refused)
+
+
+def _load(config: str | None, overrides: Sequence[str]) -> tuple[RunConfig | None, str]:
+    """The configuration, if one is asked for; or why it cannot be read."""
+    try:
+        return (None if config is None else loading.load(config, overrides)), ""
+    except (ValueError, OSError) as error:
+        return None, str(error)
 
 
 def _packages() -> Iterator[Line]:
@@ -103,12 +115,18 @@ def _host() -> Iterator[Line]:
     yield Line("warn" if low else "ok", "memory", value, "make demo takes about 6 GB" if low else "")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     few = 0 <= soft < FILES
-    yield Line("warn" if few else "ok", "open files", str(soft), f"ulimit -n {min(hard, 65536)}" if few else "")
+    most = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
+    yield Line("warn" if few else "ok", "open files", str(soft), f"ulimit -n {most}" if few else "")
 
 
-def _disks(output: Path) -> Iterator[Line]:
-    cache = cache_folder("auto") or output
-    for name, folder in (("output", output), ("embedding cache", cache), ("temporary", Path("/tmp"))):
+def _disks(output: Path, config: RunConfig | None) -> Iterator[Line]:
+    folders = {"output": output, "temporary": Path("/tmp")}
+    try:
+        if cache := cache_folder("auto" if config is None else config.encoder.cache):
+            folders["embedding cache"] = cache
+    except ValueError as error:
+        yield Line("stop", "embedding cache", "cannot be used", str(error))
+    for name, folder in folders.items():
         there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
         free, few = shutil.disk_usage(there).free, shutil.disk_usage(there).free < FREE
         advice = f"less than {format_bytes(FREE)}: checkpoints may not fit" if few else ""
@@ -122,23 +140,34 @@ def _disks(output: Path) -> Iterator[Line]:
         yield Line("warn" if few else "ok", "/dev/shm", f"{format_bytes(shared)} free", advice)
 
 
-def _ray() -> Iterator[Line]:
-    address = os.environ.get("RAY_ADDRESS", "")
-    if address in ("", "local"):
-        yield Line("ok", "Ray cluster", "RAY_ADDRESS is not set: each run starts a private Ray")
+def _ray(config: RunConfig | None) -> Iterator[Line]:
+    """Whether the cluster that a run would join takes connections: RAY_ADDRESS goes before cluster.address."""
+    given = os.environ.get("RAY_ADDRESS", "")
+    key, other = ("RAY_ADDRESS", "unset RAY_ADDRESS") if given else ("cluster.address", "write cluster.address=local")
+    address = given or ("local" if config is None else config.cluster.address)
+    if address == "local":
+        why = f"{key} is local" if given else "RAY_ADDRESS is not set"
+        yield Line("ok", "Ray cluster", f"{why}: each run starts a private Ray")
         return
-    parts = urlsplit(address if "//" in address else f"//{address}")
+    if address == "auto":
+        yield Line("ok", "Ray cluster", f"{key}=auto: the one that runs on this machine; `ray status` shows it")
+        return
+    if "://" in address:
+        yield Line("stop", "Ray cluster", f"{key}={address} is no address to join", f"write host:6379, or {other}")
+        return
     try:
+        parts = urlsplit(f"//{address}")
         with socket.create_connection((parts.hostname or address, parts.port or 6379), PATIENCE):
             yield Line("ok", "Ray cluster", f"{address} accepts connections")
     except (OSError, ValueError) as error:
-        yield Line("stop", "Ray cluster", f"RAY_ADDRESS={address}: {error}", "start it, or unset RAY_ADDRESS")
+        yield Line("stop", "Ray cluster", f"{key}={address}: {error}", f"start it, or {other}")
 
 
-def _configuration(config: str, overrides: Sequence[str]) -> Line:
-    """The first thing that `train` would refuse."""
+def _configuration(config: str, loaded: RunConfig | None, refused: str) -> Line:
+    """The first thing that `train` would refuse. refused: why the configuration could not be read."""
+    if loaded is None:
+        return Line("stop", config, "train would refuse it", refused)
     try:
-        loaded = loading.load(expand(config), overrides)
         checked = check(loaded)
     except (ValueError, OSError) as error:
         return Line("stop", config, "train would refuse it", str(error))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,7 +130,7 @@ def _yaml(key: str, value: Any, comment: str) -> list[str]:
 def asked(given: Mapping[str, Any], ask: Callable[[str, str], str] | None) -> Wish:
     """The wish of what was given, and where nothing was, of what is answered. ask: takes a question and a default.
 
-    Raises ValueError, naming the option, where something is missing and nobody can be asked.
+    Raises ValueError, naming the option, where something is missing and nobody can be asked, or is of no use.
     """
     questions = {
         "model": ("a diffusers folder, or shapes for the embedded model", "shapes"),
@@ -140,9 +141,12 @@ def asked(given: Mapping[str, Any], ask: Callable[[str, str], str] | None) -> Wi
     }
     found = dict(given)
     for key, (question, default) in questions.items():
+        own = found.get("model") == "shapes" and key in ("reward", "prompts", "gb")
         if found.get(key) is not None:
+            if own:
+                raise ValueError(f"--{key} is not for the model shapes, which brings its own; leave it out")
             continue
-        if found.get("model") == "shapes" and key in ("reward", "prompts", "gb"):
+        if own:
             found[key] = 0 if key == "gb" else ""
         elif ask is None:
             raise ValueError(f"--{key} is missing and there is no terminal to ask on; write --{key} {default}")
@@ -153,4 +157,4 @@ def asked(given: Mapping[str, Any], ask: Callable[[str, str], str] | None) -> Wi
     except ValueError as error:
         raise ValueError(f"--gb must be a number of GB such as 24, got {found['gb']!r}") from error
     model, method, reward, prompts = (str(found[key]) for key in ("model", "method", "reward", "prompts"))
-    return Wish(str(found["name"]), model, method, reward, prompts, gb)
+    return Wish(re.sub(r"[^\w.+-]+", "_", str(found["name"])), model, method, reward, prompts, gb)

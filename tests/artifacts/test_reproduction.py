@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from flowbp_ray.artifacts.reproduction import compare_runs
+from flowbp_ray.artifacts.reproduction import again, compare_runs
 from flowbp_ray.run.checkpoint import Snapshot
 from flowbp_ray.run.folder import Run
+from flowbp_ray.utils.errors import ConfigError
 from tests.small import small_config
 
 Line = dict[str, Any]
@@ -63,3 +64,17 @@ def test_weights_that_differ_are_said_even_where_all_numbers_are_equal(tmp_path:
     assert found.lines()[1].startswith("weights: sha256 ")
     with pytest.raises(ValueError, match="no checkpoint of the same step"):
         compare_runs(run_of(tmp_path / "c"), Run.create(small_config(tmp_path / "d")))
+
+
+def test_what_cannot_be_run_again_is_said_before_it_is(tmp_path: Path) -> None:
+    first = run_of(tmp_path / "a")
+    with pytest.raises(ValueError, match="has not ended"):
+        again(first)
+    first.write_summary({})
+    config = again(first, ["samplers.count=2"])
+    assert (config.name, config.resume, config.samplers.count) == (f"{first.folder.name}_again", "never", 2)
+    with pytest.raises(ValueError, match="another run: steps was 2, is 3"):
+        again(first, ["steps=3"])
+    first.bind_prompts(["other prompts"])
+    with pytest.raises(ConfigError, match="have changed since it began"):
+        again(first)

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import signal
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from flowbp_ray.comparing import runs
+from flowbp_ray.comparing import command, runs
 from flowbp_ray.comparing.page import write_page
 from flowbp_ray.comparing.results import Comparison, collect, half_width
 from flowbp_ray.comparing.suite import Cell, Suite, cells, read
+from flowbp_ray.config import loading, yaml_text
 from flowbp_ray.run.folder import Run
 from flowbp_ray.utils.errors import ConfigError
 from tests.artifacts.reported import Page
@@ -114,8 +121,8 @@ def test_a_suite_goes_on_with_what_has_not_ended_and_names_what_failed(
 
     def launch(cell: Cell, address: str | None) -> list[str]:
         write = f"import pathlib; f = pathlib.Path({str(cell.folder)!r}); f.mkdir(); (f / 'summary.json').touch()"
-        fails = (cell.row, cell.seed) == ("other", 2) and cell.folder.with_suffix(".log").exists() is not None
-        return [sys.executable, "-c", "raise SystemExit('no room')" if fails and address else write]
+        fails = (cell.row, cell.seed) == ("other", 2) and address is not None
+        return [sys.executable, "-c", "raise SystemExit('no room')" if fails else write]
 
     monkeypatch.setattr(runs, "launch", launch)
     monkeypatch.setattr(runs, "LOOK", 0.05)
@@ -137,6 +144,13 @@ def test_a_suite_goes_on_with_what_has_not_ended_and_names_what_failed(
         (("shapes:dev", "null"), "evaluation.prompts is null"),
         (("K = 2, late", "one "), "same name"),
         (("rows:", "rows: ["), "is not a suite"),
+        (("seeds: [1, 2, 3]", "seeds: [1, 2, 1]"), "seeds.*there twice"),
+        (("seeds: [1, 2, 3]", "seeds: [-1]"), "seeds.0.*greater than or equal to 0"),
+        (("name: three", "name: .."), "name: .*pattern"),
+        (("one: {}", "base: {}"), "base is the row of what the runs began with"),
+        (("method.k=2", "evaluation.limit=3"), r"row 'K = 2, late': evaluation.limit is 3, in 'one' 4"),
+        (("method.k=2", "backbone.path=/other"), r"backbone.path is ./other., in 'one'"),
+        (("columns:", "guidance: 5\ncolumns:"), "row 'one': nothing is evaluated at guidance 5"),
     ],
 )
 def test_a_wrong_suite_is_refused_before_a_run_starts(
@@ -146,3 +160,58 @@ def test_a_wrong_suite_is_refused_before_a_run_starts(
     file.write_text(file.read_text().replace(*change))
     with pytest.raises(ConfigError, match=said):
         cells(read(str(file)), tmp_path / "out")
+
+
+def test_what_ended_with_other_settings_is_not_shown_as_if_it_had_these(suite: Suite, tmp_path: Path) -> None:
+    collected(suite, tmp_path)
+    cells(suite, tmp_path / "out")
+    longer = suite.model_copy(update={"overrides": [*suite.overrides, "steps=3"]})
+    with pytest.raises(ConfigError, match=r"one_seed1 is a run of another configuration \(steps was 2, is 3\)"):
+        cells(longer, tmp_path / "out")
+    with pytest.raises(ValueError, match="lower: 'drift' was not measured; write one of verifier, score"):
+        collect(suite.model_copy(update={"lower": ["drift"]}), cells(suite, tmp_path / "out"))
+
+
+def test_a_jobs_command_is_the_same_for_every_shell(suite: Suite, tmp_path: Path) -> None:
+    """Ray joins it as for Windows and gives it to sh, which would expand braces and variables."""
+    odd = "learners.optimizer.betas=[0.5,0.25]", "data.prompts=/a folder/{a,b} $HOME 'é'.txt"
+    row = suite.rows["one"].model_copy(update={"overrides": list(odd)})
+    [cell] = cells(suite.model_copy(update={"rows": {"clip 0.5": row}, "seeds": [1]}), tmp_path / "out")
+    cell.folder.parent.mkdir()
+    words = runs.launch(cell, "http://127.0.0.1:8265")
+    own = words[words.index("--") + 1 :]
+    assert all(shlex.quote(word) == word for word in own)
+    assert loading.load(own[-1]) == cell.load() and own[-1].endswith("clip_0.5_seed1.yaml")
+
+
+def test_a_run_that_ends_without_a_summary_has_failed(
+    suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a job whose folder is on another machine. Each prints into a file of its own, points or not."""
+    rows = {f"clip 0.{n}": suite.rows["one"] for n in (25, 5)}
+    file, lines = tmp_path / "other.yaml", list[str]()
+    file.write_text(yaml_text.dump(suite.model_copy(update={"rows": rows, "seeds": [1]}).model_dump(mode="json")))
+    monkeypatch.setattr(runs, "launch", lambda cell, address: [sys.executable, "-c", f"print({cell.row!r})"])
+    monkeypatch.setattr(runs, "LOOK", 0.05)
+    failed = command.run(str(file), tmp_path / "out", 1, None, False, lines.append)
+    assert [f.log.name for f in failed] == ["clip_0.25_seed1.log", "clip_0.5_seed1.log"]
+    for each in failed:
+        assert f"has no summary.json, it printed: {each.cell.row} (" in each.describe()
+
+
+def test_sigterm_ends_the_runs_too(suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are in sessions of their own, and would go on without anyone who reads what they print."""
+    started, said = list[subprocess.Popen[bytes]](), list[str]()
+
+    def popen(*arguments: Any, **options: Any) -> Any:
+        started.append(subprocess.Popen(*arguments, **options))
+        os.kill(os.getpid(), signal.SIGTERM)
+        return started[-1]
+
+    monkeypatch.setattr(runs, "launch", lambda cell, address: [sys.executable, "-c", "import time; time.sleep(600)"])
+    monkeypatch.setattr(runs, "subprocess", SimpleNamespace(Popen=popen, TimeoutExpired=subprocess.TimeoutExpired))
+    monkeypatch.setattr(runs, "LOOK", 0.05)
+    with pytest.raises(KeyboardInterrupt):
+        runs.run_all(cells(suite, tmp_path / "out"), 1, None, said.append)
+    assert [process.poll() for process in started] == [-signal.SIGTERM]
+    assert said[-1].startswith("the runs finish their steps and save")

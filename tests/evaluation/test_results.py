@@ -13,12 +13,14 @@ import pytest
 from scipy import stats
 
 from flowbp_ray.evaluation.results import Results, bootstrap, compare
-from flowbp_ray.evaluation.standalone import Request, Standalone
+from flowbp_ray.evaluation.standalone import Request, Standalone, scales
 from flowbp_ray.messages import Evaluated, Item, Version
 from flowbp_ray.prompts import PromptRecord
 from tests.small import small_overrides
 
+SCORE = {"name": "score", "kind": "module:Class", "options": {"path": "a"}}
 ALIKE: dict[str, Any] = {"prompts_digest": "a", "seed": 7, "num_steps": 6, "size": [64, 64], "model": "m"}
+ALIKE |= {"rewards": {"terms": [SCORE], "monitors": []}}
 
 
 def results(values: np.ndarray, **settings: Any) -> Results:
@@ -79,6 +81,9 @@ def test_differences_are_paired_and_the_sign_test_leaves_ties_out() -> None:
     assert (same.p, same.estimate.low, same.estimate.high) == (1.0, 0.0, 0.0)
     with pytest.raises(ValueError, match="differ in seed"):
         compare(results(base), results(base, seed=8))
+    other = {"terms": [], "monitors": [SCORE | {"options": {"path": "b"}}]}
+    with pytest.raises(ValueError, match="no guidance and metric in common"):  # another reward of that name
+        compare(results(base), results(base, rewards=other))
     with pytest.raises(ValueError, match="no guidance"):
         compare(results(base), replace(results(base), values={3.0: {"score": base}}))
 
@@ -127,9 +132,38 @@ def test_a_folder_with_another_evaluation_is_refused(tmp_path: Path) -> None:
         work(tmp_path, pictures=3)
     with pytest.raises(ValueError, match=r"seed was 7, is 8"):
         work(tmp_path, "evaluation.seed=8")
+    with pytest.raises(ValueError, match=r'rewards.precision was "float32", is "bfloat16"'):
+        work(tmp_path, "rewards.precision=bfloat16")
     work(tmp_path, "samplers.count=2", "evaluation.pictures=1")  # which decide no value
 
 
-def test_without_prompts_there_is_nothing_to_evaluate(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="--prompts"):
-        Request("shapes_flowbp_sparse", overrides=tuple(small_overrides(tmp_path))).config()
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({}, "--prompts"),
+        ({"prompts": "p.txt", "overrides": ["evaluation.guidance=[]"]}, "--guidance 1"),
+        ({"prompts": "p.txt", "guidance": (0.5,)}, r"evaluation.guidance.0: .* greater than or equal to 1"),
+        ({"prompts": "p.txt", "step": 3}, "--step is of a run"),
+        ({"prompts": "p.txt", "weights": "raw"}, "shapes_flowbp_sparse is no folder of a run"),
+        ({"target": "~nobody_here/run"}, "home of nobody"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused(tmp_path: Path, asked: dict[str, Any], said: str) -> None:
+    over = (*small_overrides(tmp_path), *asked.pop("overrides", ()))
+    with pytest.raises(ValueError, match=said):
+        Request(**{"target": "shapes_flowbp_sparse", "overrides": over} | asked).config()
+
+
+def test_guidance_is_a_list_of_numbers() -> None:
+    assert scales("1, 3.5") == (1.0, 3.5) and scales("") == ()
+    for text in ("a,b", "1,", "1;3"):
+        with pytest.raises(ValueError, match=r"--guidance must be numbers such as 1,3\.5, got"):
+            scales(text)
+
+
+@pytest.mark.parametrize("name", ["[2026] yes: #1.txt", "{a: 1}.txt", "'é ${HOME}.txt", "🙂.txt"])
+def test_a_file_of_prompts_may_have_any_name(tmp_path: Path, name: str) -> None:
+    """And the prompts of the training are not looked for: they may be on another machine."""
+    over = (*small_overrides(tmp_path), "data.prompts=nowhere.txt")
+    config = Request("shapes_flowbp_sparse", str(tmp_path / name), overrides=over).config()
+    assert config.evaluation.prompts == config.data.prompts == str(tmp_path / name)

@@ -45,3 +45,15 @@ def test_a_full_disk_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**20))
     lines = list(examine(None, [], tmp_path / "not" / "there"))
     assert {line.name for line in lines if line.kind == "warn"} >= {"output", "/dev/shm"}
+
+
+def test_the_configurations_folders_and_cluster_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    (tmp_path / "file").write_text("")
+    over = [f"output={tmp_path}/own", f"encoder.cache={tmp_path}/file/cache", "cluster.address=ray://head:10001"]
+    lines = list(examine("shapes_flowbp_sparse", [*small_overrides(tmp_path), *over]))
+    assert named(lines, "output").value.startswith(f"{tmp_path}/own: ")
+    assert "write another encoder.cache" in named(lines, "embedding cache").advice
+    assert named(lines, "Ray cluster").value == "cluster.address=ray://head:10001 is no address to join"
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert named(list(examine(None, [])), "Ray cluster").kind == "ok"

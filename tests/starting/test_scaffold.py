@@ -86,3 +86,12 @@ def test_what_is_not_given_is_asked_or_named() -> None:
     assert asked({"name": "a", **nothing}, answer) == Wish("a", "shapes", "flowbp_sparse", "", "", 0)
     with pytest.raises(ValueError, match="--method is missing"):
         asked({"name": "a", **nothing, "model": "shapes"}, None)
+    with pytest.raises(ValueError, match="--prompts is not for the model shapes"):
+        asked({"name": "a", **nothing, "model": "shapes", "prompts": "p.txt"}, answer)
+
+
+def test_a_file_may_have_any_name(tmp_path: Path) -> None:
+    given = {"model": "shapes", "method": "refl", "reward": None, "prompts": None, "gb": None}
+    file = tmp_path / "my run: yes # 1.yaml"
+    write(file, asked({"name": file.stem, **given}, None))
+    assert loading.load(file).name == "my_run_yes_1"
