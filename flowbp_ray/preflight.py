@@ -20,6 +20,7 @@ from flowbp_ray.rewards.remote import handshake
 from flowbp_ray.rewards.scorer import check_rewards
 from flowbp_ray.run.folder import Run
 from flowbp_ray.utils.files import cache_folder
+from flowbp_ray.utils.secrets import check_no_secrets
 from flowbp_ray.weights import trainable
 
 
@@ -50,6 +51,7 @@ def check(config: RunConfig) -> Checked:
 
     Raises ValueError for a mistake of the user.
     """
+    check_no_secrets(config.model_dump(mode="json"))
     model, lora = config.backbone, config.learners.lora
     backbone = build_backbone(model)
     backbone.latent_shape(model.height, model.width)

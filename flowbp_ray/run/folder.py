@@ -26,6 +26,7 @@ from flowbp_ray.utils.addresses import expand
 from flowbp_ray.utils.diff import differing, shown
 from flowbp_ray.utils.errors import ConfigError, RunFailed, Stalled
 from flowbp_ray.utils.files import write_atomically
+from flowbp_ray.utils.secrets import HidingFormatter, hidden
 
 # What may differ between a run and its continuation: where and with how many processes it runs, not what it computes
 # (learners that compute the same sums elsewhere round differently; `driver` says so).
@@ -137,7 +138,7 @@ class Run:
         logger.propagate = False
         if not logger.handlers:
             handler = logging.FileHandler(self.folder / "log.txt")
-            handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+            handler.setFormatter(HidingFormatter("%(asctime)s %(levelname)s %(message)s"))
             logger.addHandler(handler)
         return logger
 
@@ -178,7 +179,7 @@ class Run:
         """Write to log.txt why the run ended, and to stalled.json the state of one that made no progress."""
         self.logger().error("%s", error, exc_info=not isinstance(error, RunFailed))
         if isinstance(error, Stalled):
-            (self.folder / "stalled.json").write_text(json.dumps(error.state, indent=1) + "\n")
+            (self.folder / "stalled.json").write_text(hidden(json.dumps(error.state, indent=1)) + "\n")
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json."""
