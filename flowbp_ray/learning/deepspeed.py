@@ -24,6 +24,7 @@ from flowbp_ray.utils import accelerator
 from flowbp_ray.utils.checksums import TensorChecksum
 from flowbp_ray.weights.buckets import Bucket, allocate_contiguous, make_contiguous
 from flowbp_ray.weights.fingerprint import checksum
+from flowbp_ray.weights.group import serve_store
 from flowbp_ray.weights.trainable import trained
 
 
@@ -262,7 +263,10 @@ def join_process_group(rank: int, config: LearnersConfig, address: str, port: in
         __compatible_ops__["deepspeed_shm_comm"] = False  # compiles for a minute, and only serves ranks on one host
         # By default gloo uses the address of this host's name: 127.0.1.1 on Debian, which no other host reaches.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface_to(address))
+    # The one that torch makes of MASTER_ADDR and MASTER_PORT is then this one, which other networks do not reach.
+    served = serve_store(address, port, timeout, shared=True) if rank == 0 else None
     deepspeed.init_distributed(None if on_gpu else "gloo", timeout=timedelta(seconds=timeout))
+    del served
 
 
 def interface_to(address: str) -> str:
