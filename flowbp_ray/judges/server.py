@@ -116,7 +116,7 @@ class Server:
         self.stop()
         self.port = free_port() if self.settings.port is None else await left_free(self.settings.port)
         self.served_as = f"judge-{secrets.token_hex(8)}"
-        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self.log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # others on the node need not read it
         started = command(self.model, self.served_as, self.port, self.settings)
         self.process = Leashed(started, environment(self.settings, self.key), self.log)
 

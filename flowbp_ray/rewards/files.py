@@ -50,6 +50,16 @@ def unpickled(file: Path, device: str = "cpu") -> Any:
         raise ValueError(f"{file} cannot be read as weights ({one_line(error)})") from error
 
 
+def check_pickled(folder: Path) -> None:
+    """Raise ValueError where the weights in a folder of transformers are pickles that hold more than tensors.
+
+    transformers runs no code from them either, but is asked later, and says it in many lines.
+    """
+    if not any((folder / f"model.safetensors{ending}").is_file() for ending in ("", ".index.json")):
+        for file in sorted(folder.glob("pytorch_model*.bin")):
+            unpickled(file, "meta")
+
+
 def read_shapes(file: Path) -> Shapes:
     """Name -> shape of every tensor in a .safetensors or torch.save file; reads no values. Raises ValueError."""
     if file.suffix == ".safetensors":

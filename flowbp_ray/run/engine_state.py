@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from flowbp_ray.utils.diff import differing, shown
@@ -154,7 +154,10 @@ class EngineState:
     def _file(self, piece: Piece) -> tuple[Any, frozenset[str]]:
         """The opened file of a piece, and the names of its tensors."""
         if piece.file not in self.opened:
-            file = safe_open(piece.file, framework="pt")
+            try:
+                file = safe_open(piece.file, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise ConfigError(f"{piece.file} is no file of safetensors ({error})") from error
             self.opened[piece.file] = file, frozenset(file.keys())
         return self.opened[piece.file]
 

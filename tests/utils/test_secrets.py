@@ -102,7 +102,7 @@ def test_what_is_called_like_a_secret_and_is_none() -> None:
 
 def test_a_configuration_made_in_python_is_refused_too(tmp_path: Path, key: str) -> None:
     config = small_config(tmp_path)
-    with pytest.raises(ValueError, match="tracking.project holds what"):
+    with pytest.raises(ValueError, match=r"tracking\.project holds what"):
         check(config.model_copy(update={"tracking": config.tracking.model_copy(update={"project": f"p-{key}"})}))
 
 
@@ -142,6 +142,7 @@ def test_a_traceback_in_the_log_holds_no_secret(key: str) -> None:
     try:
         raise RuntimeError(f"inside {key}")
     except RuntimeError as error:
-        record = logging.LogRecord("x", logging.ERROR, "x", 1, "outside", (), (RuntimeError, error, error.__traceback__))
+        raised = (RuntimeError, error, error.__traceback__)
+        record = logging.LogRecord("x", logging.ERROR, "x", 1, "outside", (), raised)
     line = HidingFormatter("%(message)s").format(record)
     assert key not in line and "RuntimeError: inside ***" in line

@@ -19,9 +19,11 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor
 
 from flowbp_ray.rewards import preprocess
+from flowbp_ray.rewards.files import check_pickled, one_line
 from flowbp_ray.rewards.geneval.names import published
 from flowbp_ray.rewards.geneval.verdict import Detection
 
@@ -51,6 +53,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         kind = config.get("model_type")
         raise ValueError(f"{folder} holds a {kind!r}; GenEval's detector is one of {', '.join(KINDS)}")
     preprocess.preprocessor_config(folder)
+    check_pickled(folder)
     return config
 
 
@@ -78,6 +81,15 @@ def open_detector(
     return Owl(folder, nouns, device, dtype)
 
 
+def load_detector(kind: Any, folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
+    """A detector of the transformers class `kind`, frozen, in eval mode. Raises ValueError for unreadable weights."""
+    try:
+        model = kind.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    except (RuntimeError, OSError, SafetensorError) as error:
+        raise ValueError(f"the weights of the detector in {folder} do not load ({one_line(error)})") from error
+    return model.to(device).eval().requires_grad_(False)
+
+
 class Mask2Former:
     """transformers' Mask2FormerForUniversalSegmentation trained on COCO instances, as its folder prepares pictures."""
 
@@ -86,8 +98,7 @@ class Mask2Former:
 
         self.device, self.dtype = torch.device(device), dtype
         self.settings = preprocess.preprocessor_config(folder)
-        kind: Any = Mask2FormerForUniversalSegmentation
-        self.model = kind.from_pretrained(folder, dtype=dtype).to(self.device).eval().requires_grad_(False)
+        self.model = load_detector(Mask2FormerForUniversalSegmentation, folder, dtype, self.device)
         labels = self.model.config.id2label
         self.labels = [published(labels[i]) for i in range(len(labels))]
         self.nouns: Collection[str] = frozenset(self.labels)
