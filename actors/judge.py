@@ -35,9 +35,7 @@ class JudgeActor:
         self.log = Path(tempfile.gettempdir()) / f"flowbp-ray-judge-{token}" / "server.log"
         self.judge = Judge(config, self.log, shown=Path(shown))
 
-    def score(
-        self, key: str | None, images: np.ndarray, prompts: list[str], seeds: list[tuple[int, ...]]
-    ) -> Answers:
+    def score(self, key: str | None, images: np.ndarray, prompts: list[str], seeds: list[tuple[int, ...]]) -> Answers:
         """Return the judge's answers about images [n, H, W, 3] uint8."""
         self.judge.use(key)
         return self.judge.score(list(images), prompts, seeds)
