@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -183,7 +183,7 @@ class DeepSpeedEngine:
             if place.length > 0:
                 yield place
 
-    def save(self, folder: Path) -> dict[str, str]:
+    def fragments(self) -> list[Fragment]:
         shards = self._shards()
         moments = [moments_of(self.optimizer, shard) for shard in shards]
 
@@ -194,7 +194,10 @@ class DeepSpeedEngine:
             tensors = {kind: place.of(tensor) for kind, tensor in whole.items()}
             return Fragment(place.name, tuple(self.shapes[place.name]), place.start, updates, tensors)
 
-        own = [fragment(place) for place in self._places() if self.stage or self.rank == 0]
+        return [fragment(place) for place in self._places() if self.stage or self.rank == 0]
+
+    def save(self, folder: Path, own: Iterable[Fragment] | None = None) -> dict[str, str]:
+        own = self.fragments() if own is None else own
         return write_state(folder, own, self.rank, torch.distributed.get_world_size(), self.config.moves)
 
     @torch.no_grad()

@@ -22,6 +22,7 @@ import hashlib
 import shutil
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -40,6 +41,7 @@ from flowbp_ray.run.snapshot import (
     read_tensors,
     write_snapshot,
 )
+from flowbp_ray.utils.background import started
 from flowbp_ray.utils.errors import ConfigError, RunFailed
 from flowbp_ray.utils.files import locked, size_of, sync, write_atomically
 from flowbp_ray.utils.tensor_file import check_room
@@ -94,9 +96,24 @@ class Checkpoints:
         does each that someone is reading. written: the sha256 of the files that the engine wrote, by name. Raises
         NoSpace where the disk is full; the older checkpoints stay.
         """
-        final = self.path(snapshot.step)
+        partial = self.path(snapshot.step).with_suffix(PARTIAL)
+        self.commit(snapshot.step, keep, spare, {**(written or {}), **write_snapshot(snapshot, partial)})
+
+    def write(self, snapshot: Snapshot) -> Future[dict[str, str]]:
+        """Add `snapshot` to the folder that `begin` made, in a thread; the result is the sha256 of its files by name.
+
+        Its tensors and arrays must not change meanwhile. Raises NoSpace where the result is asked for.
+        """
+        partial = self.path(snapshot.step).with_suffix(PARTIAL)
+        return started(lambda: write_snapshot(snapshot, partial))
+
+    def commit(self, step: int, keep: int, spare: int | None, digests: Mapping[str, str]) -> None:
+        """Name the folder that `begin` made, in which all is written. digests: the sha256 of each file by name.
+
+        keep, spare: see `finish`, which does the same.
+        """
+        final = self.path(step)
         partial = final.with_suffix(PARTIAL)
-        digests = {**(written or {}), **write_snapshot(snapshot, partial)}
         # the contents before the name: a folder that has its name is complete, after a power cut too
         for folder in sorted(path for path in partial.rglob("*") if path.is_dir()):
             sync(folder)
@@ -107,7 +124,7 @@ class Checkpoints:
         partial.rename(final)
         sync(self.folder)
         shutil.rmtree(final.with_suffix(REPLACED), ignore_errors=True)
-        self.reader = threading.Thread(target=self._read_back, args=(snapshot.step, manifest, keep, spare), daemon=True)
+        self.reader = threading.Thread(target=self._read_back, args=(step, manifest, keep, spare), daemon=True)
         self.reader.start()
 
     def _read_back(self, step: int, manifest: Mapping[str, Sequence[str]], keep: int, spare: int | None) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,20 @@ def write_state(
         f"{name}.safetensors": write_tensors(folder / f"{name}.safetensors", tensors),
         f"{name}.json": write_bytes(folder / f"{name}.json", (json.dumps(index) + "\n").encode()),
     }
+
+
+def copied(fragments: Iterable[Fragment]) -> list[Fragment]:
+    """The same fragments in host memory of their own, which training on does not change."""
+    return [
+        replace(fragment, tensors={kind: tensor.detach().to("cpu", copy=True) for kind, tensor in held.items()})
+        for fragment in fragments
+        for held in [fragment.tensors]
+    ]
+
+
+def bytes_of(fragments: Iterable[Fragment]) -> int:
+    """Bytes of all their tensors."""
+    return sum(tensor.nbytes for fragment in fragments for tensor in fragment.tensors.values())
 
 
 @dataclass(frozen=True)
