@@ -15,11 +15,12 @@ from actors.judges import Judges
 from actors.process import REAL, Roles
 from actors.ray_metrics import RayMetrics
 from actors.scaler import Scaler
+from flowbp_ray.artifacts import continuing
 from flowbp_ray.artifacts.curves import plot_curves
 from flowbp_ray.artifacts.report import summarise
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.control import scaling
-from flowbp_ray.control.guard import Guard, HackingVerdict, clear_overruled_verdict
+from flowbp_ray.control.guard import Guard, HackingVerdict
 from flowbp_ray.control.selection import check_updated, select
 from flowbp_ray.evaluation.evaluator import Evaluator
 from flowbp_ray.messages import StepReport, Version
@@ -51,8 +52,7 @@ def train(config: RunConfig, progress: Progress | None = None) -> tuple[Run, dic
 def _train(config: RunConfig, checked: Checked, progress: Progress) -> tuple[Run, dict[str, Any]]:
     run = Run.resume(config) if config.resume == "auto" else Run.create(config)
     with run.locked(progress.note):
-        clear_overruled_verdict(run, config.guard)
-        run.bind_prompts(checked.texts)
+        continuing.prepare(run, config, checked.texts, progress.note)
         scaling.discard_requests(run)  # requests that were made after the run had ended
         run.logger().info("%s", "; ".join([f"training {checked.trains}", *checked.cut]))
         with (

@@ -60,6 +60,15 @@ def check_pickled(folder: Path) -> None:
             unpickled(file, "meta")
 
 
+def load_detector(kind: Any, folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
+    """A detector of the transformers class `kind`, frozen, in eval mode. Raises ValueError for unreadable weights."""
+    try:
+        model = kind.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    except (RuntimeError, OSError, SafetensorError) as error:
+        raise ValueError(f"the weights of the detector in {folder} do not load ({one_line(error)})") from error
+    return model.to(device).eval().requires_grad_(False)
+
+
 def read_shapes(file: Path) -> Shapes:
     """Name -> shape of every tensor in a .safetensors or torch.save file; reads no values. Raises ValueError."""
     if file.suffix == ".safetensors":

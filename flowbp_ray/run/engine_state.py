@@ -10,6 +10,7 @@ parameter once, so that a rank of another number reads the slices it needs, by m
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -27,6 +28,8 @@ from flowbp_ray.utils.tensor_file import write_bytes, write_tensors
 FORMAT = 1
 ENGINE = "engine"
 MASTER, AVERAGE, MOMENTS = "master", "average", ("exp_avg", "exp_avg_sq")
+ADAPTER = re.compile(r"\.lora_[AB]\.")
+"""In the names of parameters that are adapters (peft)."""
 SCALES, CODES = ".scales", ".codes"
 """Of a moment in int8: one number per block of `BLOCK`, and the 256 values that its numbers from 0 to 255 stand for."""
 BLOCK = 256
@@ -124,9 +127,23 @@ class EngineState:
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Raises ConfigError unless the state is that of parameters of these names and shapes."""
         own = {name: tuple(shape) for name, shape in shapes.items()}
+        if self.adapters and not any(map(ADAPTER.search, own)):
+            raise ConfigError(f"{self.folder} is the state of adapters, of a run that trains all weights since; start "
+                              "a new run with learners.lora, or give the newer checkpoint its name back")  # fmt: skip
         if own != self.shapes:
             apart = sorted(name for name in own.keys() | self.shapes.keys() if own.get(name) != self.shapes.get(name))
             raise ConfigError(f"{self.folder} is the state of other parameters, e.g. {', '.join(apart[:3])}")
+
+    @property
+    def adapters(self) -> bool:
+        """Whether it is the state of adapters."""
+        return any(map(ADAPTER.search, self.shapes))
+
+    def whole(self, kind: str, name: str) -> Tensor:
+        """A parameter's tensor in its shape, fp32, in memory of its own."""
+        flat = torch.empty(torch.Size(self.shapes[name]).numel())
+        self.fill(flat, kind, name)
+        return flat.view(self.shapes[name])
 
     def updates(self, name: str) -> int:
         """How often the parameter was updated; 0 where it never had a gradient."""

@@ -19,11 +19,10 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor
 
 from flowbp_ray.rewards import preprocess
-from flowbp_ray.rewards.files import check_pickled, one_line
+from flowbp_ray.rewards.files import check_pickled, load_detector
 from flowbp_ray.rewards.geneval.names import published
 from flowbp_ray.rewards.geneval.verdict import Detection
 
@@ -79,15 +78,6 @@ def open_detector(
     from flowbp_ray.rewards.geneval.owl import Owl
 
     return Owl(folder, nouns, device, dtype)
-
-
-def load_detector(kind: Any, folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
-    """A detector of the transformers class `kind`, frozen, in eval mode. Raises ValueError for unreadable weights."""
-    try:
-        model = kind.from_pretrained(folder, dtype=dtype, local_files_only=True)
-    except (RuntimeError, OSError, SafetensorError) as error:
-        raise ValueError(f"the weights of the detector in {folder} do not load ({one_line(error)})") from error
-    return model.to(device).eval().requires_grad_(False)
 
 
 class Mask2Former:

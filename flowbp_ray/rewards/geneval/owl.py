@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flowbp_ray.rewards import preprocess
-from flowbp_ray.rewards.geneval.detect import load_detector
+from flowbp_ray.rewards.files import load_detector
 from flowbp_ray.rewards.geneval.names import OBJECTS
 from flowbp_ray.rewards.geneval.verdict import Detection
 
