@@ -42,6 +42,12 @@ def moment_bytes(config: RunConfig, count: int) -> int:
     return 2 * (count + count // 256 * FP32)
 
 
+def state_bytes(config: RunConfig, sizes: Sizes) -> int:
+    """Bytes of the engine's state in a checkpoint, of all ranks together: masters, moments and average."""
+    averages = config.learners.ema is not None
+    return sizes.trained * FP32 * (1 + averages) + moment_bytes(config, sizes.trained)
+
+
 def torch_shares(config: RunConfig, sizes: Sizes) -> list[Share]:
     """What `TorchEngine` holds on its one rank.
 
