@@ -52,7 +52,7 @@ def train(config: RunConfig, progress: Progress | None = None) -> tuple[Run, dic
 def _train(config: RunConfig, checked: Checked, progress: Progress) -> tuple[Run, dict[str, Any]]:
     run = Run.resume(config) if config.resume == "auto" else Run.create(config)
     with run.locked(progress.note):
-        continuing.prepare(run, config, checked.texts, progress.note)
+        continuing.prepare(run, config, checked, progress.note)
         scaling.discard_requests(run)  # requests that were made after the run had ended
         run.logger().info("%s", "; ".join([f"training {checked.trains}", *checked.cut]))
         with (

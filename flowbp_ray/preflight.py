@@ -34,6 +34,8 @@ class Checked:
     agreed: dict[str, str]
     cut: tuple[str, ...] = ()
     """A line for each tokenizer that cuts prompts off."""
+    parameters: int = 0
+    """Number of parameters that are trained."""
 
     @property
     def texts(self) -> list[str]:
@@ -77,7 +79,8 @@ def check(config: RunConfig) -> Checked:
         check_finite(backbone.base_folder / name, None if cache is None else cache / "files")
     held = distilled_guidance(config)
     toward = "" if held is None else f"; distilling guidance {held:g} of the base, beside what the rewards ask for"
-    return Checked(train, held_out, trainable.describe(prepared, lora) + toward, agreed, cut)
+    count = sum(p.numel() for p in trainable.trained(prepared).values())
+    return Checked(train, held_out, trainable.describe(prepared, lora) + toward, agreed, cut, count)
 
 
 def drawn_texts(config: RunConfig, train: list[PromptRecord], held_out: list[PromptRecord]) -> list[str]:

@@ -74,7 +74,7 @@ def forecast(config: RunConfig, costs: Costs | None = None) -> Forecast:
     total = host(config, roles, sizes, moved) + sum(2 * PROCESS + (0 if j.gpus else j.nbytes) for j in judges)
     roles, turns = sharing.divide(config, roles), sharing.take_turns(config)
     suggested, pairs = ratio([w.time for w in done]), compare(config, done)
-    saving = learner_memory.state_bytes(config, sizes) * config.checkpoint.background
+    saving = learner_memory.state_bytes(config, sizes.trained) * config.checkpoint.background
     return Forecast(sizes, roles, moved, done, suggested, total, saving, encoding, judges, turns, pairs)
 
 

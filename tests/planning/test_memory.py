@@ -277,4 +277,4 @@ def test_copies_while_a_checkpoint_is_written(folders: Any, more: list[str], dty
         p.grad = torch.zeros_like(p)
     engine.step(1e-3)
     sizes = memory.Sizes.of(config, Costs(config))
-    assert learner_memory.state_bytes(config, sizes) == bytes_of(engine.fragments())
+    assert learner_memory.state_bytes(config, sizes.trained) == bytes_of(engine.fragments())
