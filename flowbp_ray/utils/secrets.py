@@ -16,6 +16,7 @@ from flowbp_ray.utils.addresses import existing_path
 
 HIDDEN = "***"
 SHORTEST = 8  # characters from which the value of a variable counts; shorter ones are words such as "token" and "true"
+LONG = 12  # characters from which a value that has it inside holds it
 VARIABLE = re.compile(r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|PASS|CREDENTIALS?|API_?KEY|ACCESS_KEY(?:_ID)?|KEY)$")
 FLAG = re.compile(r"--?[\w-]*(?:token|secret|password|passwd|api[-_]?key)$", re.IGNORECASE)
 KEY = re.compile(r"(?:^|_)(?:password|passwd|secret|api_?key|authorization|(?:access|auth|hf|bearer)_?token)$|^token$")
@@ -61,13 +62,18 @@ def check_no_secrets(plain: Mapping[str, Any]) -> None:
     """
     held = variables()
     for key, value in _texts(plain, ""):
-        name = next((name for name, secret in held.items() if secret in value), None)
+        name = next((name for name, secret in held.items() if _holds(value, secret)), None)
         if name is not None or any(form.search(value) for form in FORMS):
             what = f"what ${name} holds" if name is not None else "a token or a password"
             raise ValueError(f"{key} holds {what}, and a configuration is written down with the run; {advice(key)}")
     for key, names in _named(plain, ""):
         raise ValueError(f"{key} names a secret ({names}), and a configuration is written down with the run; "
                          f"{advice(key)}")  # fmt: skip
+
+
+def _holds(value: str, secret: str) -> bool:
+    """Whether a value is the secret or holds it. A short one, such as "postgres", may be part of a path by chance."""
+    return value == secret or (len(secret) >= LONG and secret in value)
 
 
 def advice(key: str) -> str:
