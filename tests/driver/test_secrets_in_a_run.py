@@ -56,7 +56,7 @@ def listening(processes: list[psutil.Process]) -> set[tuple[str, str]]:
         with suppress(psutil.Error):
             for c in process.net_connections("inet"):
                 if c.status == psutil.CONN_LISTEN or (c.status == psutil.CONN_NONE and not c.raddr and c.laddr):
-                    found.add((process.name(), c.laddr.ip))
+                    found.add((process.name(), c.laddr.ip.removeprefix("::ffff:")))  # which is IPv4 by IPv6
     return found
 
 
