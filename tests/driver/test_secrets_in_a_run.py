@@ -96,15 +96,18 @@ def test_no_secret_is_written_and_nothing_listens_elsewhere(tmp_path: Path, shor
         command = [sys.executable, "-m", "flowbp_ray", "train", "shapes_flowbp_sparse", *overrides]
         with (tmp_path / "printed").open("wb") as printed:
             process = subprocess.Popen(command, env=env, stdout=printed, stderr=subprocess.STDOUT, cwd=tmp_path)
-        root, heard, stored = psutil.Process(process.pid), set[tuple[str, str]](), 0
-        while process.poll() is None:
-            everyone = family(root)
-            heard |= listening(everyone)
-            if fake.bodies:
-                for part in object_store(everyone):
-                    stored = max(stored, len(part))
-                    assert MARK.encode() not in part
-            time.sleep(0.3)
+        heard, stored = set[tuple[str, str]](), 0
+        try:
+            while process.poll() is None:
+                everyone = family(psutil.Process(process.pid))
+                heard |= listening(everyone)
+                if fake.bodies:
+                    for part in object_store(everyone):
+                        stored = max(stored, len(part))
+                        assert MARK.encode() not in part
+                time.sleep(0.3)
+        finally:
+            process.kill()
         said_by_it = (tmp_path / "printed").read_text()
         assert process.returncode == 0, said_by_it
         assert {headers["Authorization"] for headers in fake.headers} == {f"Bearer {SECRETS['JUDGE_KEY']}"}
