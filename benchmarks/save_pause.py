@@ -106,25 +106,29 @@ def middle(saves: Sequence[dict[str, float]], key: str) -> str:
 
 
 def section(figures: dict[str, Any]) -> str:
-    """The section of docs/reliability.md."""
+    """The section of docs/reliability.md. Figures may have a `note` on the machine."""
+    note = f" {figures['note']}" if figures.get("note") else ""
     at_once, beside = figures["saves"]["at once"], figures["saves"]["beside"]
     copies = statistics.median(figures["copy_s"])
     slower = statistics.median(s["work_s"] for s in beside) / statistics.median(s["work_s"] for s in at_once)
     ratio = statistics.median(s["pause_s"] for s in at_once) / statistics.median(s["pause_s"] for s in beside)
+    waits = statistics.median(s["pause_s"] for s in beside)
     return "\n".join(
         [
             "## What a save costs",
             f"A rank's state of {figures['state_bytes'] / 1e9:.2f} GB and {figures['weight_bytes'] / 1e9:.2f} GB of",
-            "published weights, written with digests and fsync, on two cores that also did other work; by",
-            f"`python -m benchmarks.save_pause` in {figures['pairs']} pairs, seconds as median (range):",
+            "published weights, written with digests, fsync and a manifest; seconds as median (range) of",
+            f"{figures['pairs']} pairs, by `python -m benchmarks.save_pause`{note}:",
             "",
             "| | the loop waits | until the checkpoint has its name |",
             "| --- | --- | --- |",
             f"| written at once | {middle(at_once, 'pause_s')} | {middle(at_once, 'written_s')} |",
             f"| copied, written beside the steps | {middle(beside, 'pause_s')} | {middle(beside, 'written_s')} |",
             "",
-            f"The pause is {ratio:.1f} times shorter; a copy alone takes {copies:.2f} s. While threads write, a",
-            f"product of matrices on one thread takes {slower:.2f} times as long. `checkpoint.background=false` waits.",
+            f"The pause is {ratio:.1f} times shorter, and {waits / copies:.2f} times that of the copy alone "
+            f"({copies:.2f} s).",
+            f"While threads write, a product of matrices on one thread takes {slower:.2f} times as long.",
+            "`checkpoint.background=false` waits as before.",
             "",
         ]
     )
@@ -136,6 +140,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--out", type=Path, help="a JSON file")
     parser.add_argument("--readme", type=Path, help="a JSON file of before, whose section is printed")
+    parser.add_argument("--note", default="", help="what else the machine did, for the section")
     args = parser.parse_args()
     if args.readme:
         print(section(json.loads(args.readme.read_text())))
@@ -143,6 +148,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(args.gigabytes, args.pairs, Path(folder))
+    figures["note"] = args.note
     if args.out:
         args.out.write_text(json.dumps(figures, indent=1) + "\n")
     print(section(figures))
