@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-gpu test-hosts test-judge test-long bad-input lint types clean-venv
+.PHONY: demo test test-gpu test-hosts test-judge test-long bad-input audit lint types clean-venv
 
 $(STAMP): pyproject.toml constraints/cpu.txt constraints/beside.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed")'
@@ -42,6 +42,13 @@ test-long: $(STAMP)
 # Some 900 wrong configurations, prompt files and models; the figures go to docs/reliability.md.
 bad-input: $(STAMP)
 	$(BIN)/python -m tests.badinput
+
+# Known vulnerabilities of the installed packages, but those that constraints/advisories.txt accepts. Needs the network.
+audit: $(STAMP)
+	test -x $(VENV)/audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)/audit && $(VENV)/audit/bin/pip install -q pip-audit==2.10.1; }
+	$(VENV)/audit/bin/pip-audit --progress-spinner off --skip-editable \
+	  --path $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') --path $(VENV)/beside \
+	  $$(sed -nE 's/^((PYSEC|GHSA|CVE)-[^ ]+) .*/--ignore-vuln \1/p' constraints/advisories.txt)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -104,7 +104,7 @@ def start_ray(address: str, **private: Any) -> None:
         for name, value in PRIVATE.items():
             os.environ.setdefault(name, value)
         quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
-        with own_session():
+        with own_session(), on_loopback():
             ray.init(address="local", **quiet, **private)
         end_unused()
     else:
@@ -133,6 +133,25 @@ def own_session() -> Iterator[None]:
         yield
     finally:
         services.ConsolePopen = popen
+
+
+@contextmanager
+def on_loopback() -> Iterator[None]:
+    """Inside the context a Ray that starts has the address 127.0.0.1, so that no other machine reaches its ports.
+
+    Otherwise it takes the address of this machine, and its servers listen on all interfaces. It is what Ray does by
+    itself on systems where it knows no clusters. A version that decides in another way keeps the machine's address.
+    """
+    constants: Any = ray._private.ray_constants
+    before = getattr(constants, "ENABLE_RAY_CLUSTER", None)
+    if before is None:
+        yield
+        return
+    constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = before
 
 
 def end_unused() -> None:

@@ -241,7 +241,10 @@ class EmulatedLearner(Process):
     def check_folder_visible(self, folder: str) -> None:
         pass
 
-    def save(self, folder: str) -> dict[str, str]:
+    def save(self, folder: str, background: bool) -> None:
+        pass
+
+    def saved(self, wait: bool) -> dict[str, str] | None:
         return {}
 
     def load(self, folder: str) -> None:

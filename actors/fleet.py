@@ -150,8 +150,13 @@ class Fleet:
         return Published(version, [], known=_get(held, "the samplers", self.config.cluster.stall_timeout))
 
     def saved(self, step: int) -> None:
-        """After the checkpoint of `step`, let go of the embeddings that no step from there on draws."""
-        self.encoding.advance(step, saved=True)
+        """After the checkpoint of `step`, let go of the embeddings that no step from there on draws.
+
+        Later steps may have begun while it was written; where embeddings can be had again, their window stays.
+        """
+        encoding = self.encoding
+        again = encoding.cached or encoding.beside
+        encoding.advance(max(step, encoding.window.start) if again and encoding.window else step, saved=True)
 
     def rebuild(self) -> None:
         """Start new learners. Samplers and reward servers stay; their current results are dropped."""

@@ -25,30 +25,44 @@ class JudgeActor:
     A server of our own writes its log on this node. `said` returns the log's new part, also while another call runs.
     """
 
-    def __init__(self, config: JudgeConfig, token: str, shown: str, key: str | None) -> None:
+    def __init__(self, config: JudgeConfig, token: str, shown: str) -> None:
         """token: unique to this judge in this run, so that a restarted process on this node continues the same log.
 
-        shown: the log's path in the run's folder, for messages. key: the API key.
+        shown: the log's path in the run's folder, for messages.
+        The API key comes with each call: Ray keeps a constructor's arguments, in Redis where its control store has one.
         """
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's
         self.log = Path(tempfile.gettempdir()) / f"flowbp-ray-judge-{token}" / "server.log"
-        self.judge = Judge(config, self.log, key, Path(shown))
+        self.judge = Judge(config, self.log, shown=Path(shown))
 
-    def score(self, images: np.ndarray, prompts: list[str], seeds: list[tuple[int, ...]]) -> Answers:
+    def score(self, key: str | None, images: np.ndarray, prompts: list[str], seeds: list[tuple[int, ...]]) -> Answers:
         """Return the judge's answers about images [n, H, W, 3] uint8."""
+        self.judge.use(key)
         return self.judge.score(list(images), prompts, seeds)
 
     def weights(
-        self, rows: Sequence[int], prompts: list[str], seeds: list[tuple[int, ...]], *parts: np.ndarray
+        self,
+        key: str | None,
+        rows: Sequence[int],
+        prompts: list[str],
+        seeds: list[tuple[int, ...]],
+        *parts: np.ndarray,
     ) -> tuple[float, ...]:
         """Return a gate's weights of the rows `rows` of the batch. parts: the batch's pictures, one part per item."""
+        self.judge.use(key)
         images = [image for part in parts for image in part]
         return self.judge.weights([images[row] for row in rows], prompts, seeds)
 
     def scores(
-        self, rows: Sequence[int], prompts: list[str], seeds: list[tuple[int, ...]], *parts: np.ndarray
+        self,
+        key: str | None,
+        rows: Sequence[int],
+        prompts: list[str],
+        seeds: list[tuple[int, ...]],
+        *parts: np.ndarray,
     ) -> Answers:
         """Return the judge's answers about the rows `rows` of the batch. parts: its pictures, one part per item."""
+        self.judge.use(key)
         images = [image for part in parts for image in part]
         return self.judge.score([images[row] for row in rows], prompts, seeds)
 

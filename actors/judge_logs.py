@@ -10,6 +10,7 @@ import ray
 from ray.exceptions import RayError
 
 from flowbp_ray.judges.tail import ReadOffset
+from flowbp_ray.utils.secrets import hidden
 
 PATIENCE = 5.0  # seconds to wait for the last lines at the end of a run
 
@@ -66,6 +67,7 @@ class Logs:
         except RayError:
             return False
         if part:
+            text = hidden(part.decode(errors="surrogateescape"))
             with self.path(name).open("ab") as file:
-                file.write(part)
+                file.write(text.encode(errors="surrogateescape"))
         return bool(part)

@@ -70,6 +70,7 @@ class Judges:
         self.weighed: dict[str, float] = {}
         self.notify = notify
         self.handles: dict[str, Any] = {}
+        self.keys: dict[str, str | None] = {}  # of the APIs
         self.groups: list[Group] = []
         self.logs = Logs(run.folder)
         try:
@@ -85,7 +86,8 @@ class Judges:
         self.groups.append(group)
         log, token = str(self.logs.path(judge.name)), uuid.uuid4().hex
         options = actor_options(pool, RESTARTS, group)
-        self.handles[judge.name] = RemoteJudge.options(**options).remote(judge, token, log, api_key(judge))
+        self.handles[judge.name] = RemoteJudge.options(**options).remote(judge, token, log)
+        self.keys[judge.name] = api_key(judge)
         if judge.model is not None:
             self.logs.follow(judge.name, self.handles[judge.name])
 
@@ -126,7 +128,7 @@ class Judges:
         texts = [self.evaluator.held_out[row].text for row in rows]
         seeds = [(self.config.evaluation.seed, row) for row in rows]
         pictures.tries[name] += 1
-        pictures.calls[name] = self.handles[name].score.remote(pictures.images[rows], texts, seeds)
+        pictures.calls[name] = self.handles[name].score.remote(self.keys[name], pictures.images[rows], texts, seeds)
 
     def _rows(self, name: str, drawn: np.ndarray) -> list[int]:
         """The indices of the held-out prompts that a monitor is asked about."""
@@ -277,7 +279,7 @@ class Judges:
     def _weights(self, name: str, rows: Any, texts: Any, seeds: Any, items: Sequence[ScoredItem]) -> Ref:
         judge = self.handles[name]
         ask = judge.weights if name in self.gates else judge.scores
-        return ask.remote(rows, texts, seeds, *[part.pictures for part in items])
+        return ask.remote(self.keys[name], rows, texts, seeds, *[part.pictures for part in items])
 
     def _answer(self, name: str, call: Ref, *question: Any) -> Any:
         """Return the answer. If the judge's process died, ask again, at most `cluster.tries` times in all."""

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -39,6 +40,7 @@ class LearnerActor:
         """Join the process group, build the learner, and return this host's name."""
         from actors.process import prepare
         from flowbp_ray.learning.learner import build_learner
+        from flowbp_ray.learning.saver import StateSaver
 
         self.config = config
         prepare(config, learner_threads(config.learners))
@@ -48,6 +50,7 @@ class LearnerActor:
             join_process_group(rank, config.learners, address, port, config.cluster.stall_timeout)
         with self._turn():
             self.learner = build_learner(config, rank=rank, base=self.base)
+        self.saver = StateSaver(self.learner.engine, config.learners.count)
         return socket.gethostname()
 
     def step(
@@ -127,10 +130,14 @@ class LearnerActor:
         if not os.path.isdir(folder):
             raise ValueError(f"{socket.gethostname()} has no {folder}; write output=/a/folder that every node sees")
 
-    def save(self, folder: str) -> dict[str, str]:
-        """Write this rank's part of a checkpoint; return the sha256 of its files by name."""
+    def save(self, folder: str, background: bool) -> None:
+        """Begin to write this rank's part of a checkpoint; see `StateSaver`."""
         with span("save"), self._turn():
-            return self.learner.save(folder)
+            self.saver.begin(Path(folder), background)
+
+    def saved(self, wait: bool) -> dict[str, str] | None:
+        """The sha256 of the files by name; None while they are being written, unless that is waited for."""
+        return self.saver.saved(wait)
 
     def load(self, folder: str) -> None:
         with self._turn():

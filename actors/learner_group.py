@@ -148,12 +148,18 @@ class LearnerGroup:
         """Raises RunFailed unless every rank sees the run's folder, since each writes its part of a checkpoint."""
         self._get([rank.check_folder_visible.remote(folder) for rank in self.ranks], "looking for the run's folder")
 
-    def save(self, folder: str) -> dict[str, str]:
-        """Write the engine's state, each rank its part; return the sha256 of all files by name."""
-        written: dict[str, str] = {}
-        for files in self._get([rank.save.remote(folder) for rank in self.ranks], "saving"):
-            written |= files
-        return written
+    def save(self, folder: str, background: bool) -> None:
+        """Begin to write the engine's state, each rank its part. background: return once the ranks have copied it."""
+        self._get([rank.save.remote(folder, background) for rank in self.ranks], "saving")
+
+    def saved(self, wait: bool) -> dict[str, str] | None:
+        """The sha256 of all files by name; None while a rank is still writing, unless that is waited for."""
+        parts = self._get([rank.saved.remote(wait) for rank in self.ranks], "saving")
+        return None if None in parts else {name: digest for part in parts for name, digest in part.items()}
+
+    def await_saves(self) -> None:
+        """Wait until no rank writes any more, whatever became of it."""
+        ray.wait([rank.saved.remote(True) for rank in self.ranks], num_returns=len(self.ranks), timeout=self.timeout)
 
     def load(self, folder: str) -> None:
         self._get([rank.load.remote(folder) for rank in self.ranks], f"loading {folder}")

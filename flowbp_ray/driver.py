@@ -15,11 +15,12 @@ from actors.judges import Judges
 from actors.process import REAL, Roles
 from actors.ray_metrics import RayMetrics
 from actors.scaler import Scaler
+from flowbp_ray.artifacts import continuing
 from flowbp_ray.artifacts.curves import plot_curves
 from flowbp_ray.artifacts.report import summarise
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.control import scaling
-from flowbp_ray.control.guard import Guard, HackingVerdict, clear_overruled_verdict
+from flowbp_ray.control.guard import Guard, HackingVerdict
 from flowbp_ray.control.selection import check_updated, select
 from flowbp_ray.evaluation.evaluator import Evaluator
 from flowbp_ray.messages import StepReport, Version
@@ -51,8 +52,7 @@ def train(config: RunConfig, progress: Progress | None = None) -> tuple[Run, dic
 def _train(config: RunConfig, checked: Checked, progress: Progress) -> tuple[Run, dict[str, Any]]:
     run = Run.resume(config) if config.resume == "auto" else Run.create(config)
     with run.locked(progress.note):
-        clear_overruled_verdict(run, config.guard)
-        run.bind_prompts(checked.texts)
+        continuing.prepare(run, config, checked, progress.note)
         scaling.discard_requests(run)  # requests that were made after the run had ended
         run.logger().info("%s", "; ".join([f"training {checked.trains}", *checked.cut]))
         with (
@@ -87,7 +87,9 @@ def session(
             fleet.log_start(run.logger())
             evaluator = Evaluator(config, run, checked.held_out, len(checked.training))
             with Judges(config, run, evaluator, tracker, progress.waiting) as judges:
-                yield Loop(config, run, fleet, tracker, progress, judges, interrupts)
+                loop = Loop(config, run, fleet, tracker, progress, judges, interrupts)
+                with loop.saver:
+                    yield loop
 
 
 class Loop:
@@ -105,8 +107,8 @@ class Loop:
     ) -> None:
         self.config, self.run, self.fleet = config, run, fleet
         self.tracker, self.progress, self.interrupts = tracker, progress, interrupts
-        self.judges, self.evaluator, self.scaler = judges, judges.evaluator, Scaler(config, run, fleet.pools)
-        self.source = build_items(config, self.evaluator.offset)
+        self.judges, self.evaluator, self.saver = judges, judges.evaluator, saving.Saver(fleet, run, config.checkpoint)
+        self.source, self.scaler = build_items(config, self.evaluator.offset), Scaler(config, run, fleet.pools)
         self.guard = Guard.of(config.guard, config.rewards, config.evaluation)
         self.published: dict[int, transport.Published] = {}
         self.incarnation = self.done = self.issued = self.skipped = 0
@@ -122,13 +124,14 @@ class Loop:
                     self.progress.phase("rebuilding")
                     self.fleet.rebuild()
                     self.incarnation += 1
-                self.restore(saving.steps(self.run.checkpoints, again=lost))
+                self.restore(saving.steps(self.run, again=lost))
                 while self.done < self.config.steps and self.verdict is None:
                     self.step(self.done)
                     self.done += 1
                     self.after_step(self.done)
                 return self.finish()
             except LearnersLost as error:
+                self.saver.abandon()
                 attempt, furthest = (1, self.done) if self.done > furthest else (attempt + 1, furthest)
                 if attempt >= self.config.cluster.tries:
                     raise RunFailed(f"{error}; the learners were lost {attempt} times at step {self.done}") from error
@@ -222,6 +225,7 @@ class Loop:
 
     def after_step(self, done: int) -> None:
         """Evaluate and save if due; then stop on a score that is not finite, a guard's verdict, or a user's request."""
+        self.saver.poll()
         config, last, every = self.config, done == self.config.steps, self.config.evaluation.every
         evaluated = bool(last or (every and done % every == 0))
         faults = self.evaluate(done) if evaluated else []
@@ -229,10 +233,10 @@ class Loop:
             self.judges.collect(wait=True)  # the guard may read their answers
         verdict = self.guard.verdict(self.evaluator.results) if evaluated and self.guard else None
         asked = self.interrupts.asked and not last
-        stops = bool(faults) and config.nonfinite == "stop"
-        due = last or bool(config.checkpoint.every and done % config.checkpoint.every == 0)
-        if due or asked or stops or verdict or (evaluated and self.config.rolls_back):
-            self.save(done)  # before stopping: a score that is not finite does not make the weights unusable
+        ends = bool(last or asked or verdict or (faults and config.nonfinite == "stop"))
+        due = bool(config.checkpoint.every and done % config.checkpoint.every == 0)
+        if due or ends or (evaluated and self.config.rolls_back):
+            self.save(done, ends)  # before stopping: a score that is not finite does not make the weights unusable
         self.stop_or_warn(faults)
         if verdict:
             self.act_on_verdict(verdict)
@@ -269,11 +273,11 @@ class Loop:
         self.progress.evaluation(step, results)
         return self.evaluator.faults
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, wait: bool = False) -> None:
         """Write a checkpoint: the engine's state, the weights that are still needed, the evaluations."""
         self.progress.phase("saving")
         self.run.check_lock()
-        saving.save(self.fleet, self.run.checkpoints, step, self._snapshot, self.config.checkpoint.keep)
+        self.saver.save(step, self._snapshot, wait)
 
     def _snapshot(self, step: int) -> tuple[Snapshot, int | None]:
         """What the driver adds to the engine's state, and the step whose checkpoint the guard keeps."""

@@ -20,6 +20,7 @@ from flowbp_ray.rewards.remote import handshake
 from flowbp_ray.rewards.scorer import check_rewards
 from flowbp_ray.run.folder import Run
 from flowbp_ray.utils.files import cache_folder
+from flowbp_ray.utils.secrets import check_no_secrets
 from flowbp_ray.weights import trainable
 
 
@@ -33,6 +34,8 @@ class Checked:
     agreed: dict[str, str]
     cut: tuple[str, ...] = ()
     """A line for each tokenizer that cuts prompts off."""
+    parameters: int = 0
+    """Number of parameters that are trained."""
 
     @property
     def texts(self) -> list[str]:
@@ -50,6 +53,7 @@ def check(config: RunConfig) -> Checked:
 
     Raises ValueError for a mistake of the user.
     """
+    check_no_secrets(config.model_dump(mode="json"))
     model, lora = config.backbone, config.learners.lora
     backbone = build_backbone(model)
     backbone.latent_shape(model.height, model.width)
@@ -75,7 +79,8 @@ def check(config: RunConfig) -> Checked:
         check_finite(backbone.base_folder / name, None if cache is None else cache / "files")
     held = distilled_guidance(config)
     toward = "" if held is None else f"; distilling guidance {held:g} of the base, beside what the rewards ask for"
-    return Checked(train, held_out, trainable.describe(prepared, lora) + toward, agreed, cut)
+    count = sum(p.numel() for p in trainable.trained(prepared).values())
+    return Checked(train, held_out, trainable.describe(prepared, lora) + toward, agreed, cut, count)
 
 
 def drawn_texts(config: RunConfig, train: list[PromptRecord], held_out: list[PromptRecord]) -> list[str]:

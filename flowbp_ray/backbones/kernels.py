@@ -6,11 +6,14 @@ Both change speed and, by rounding, the last bits of a velocity; samplers and le
 from __future__ import annotations
 
 import logging
+import os
+from contextlib import suppress
 from typing import Any, Literal
 
 from torch import nn
 
 from flowbp_ray.config.sections import Attention
+from flowbp_ray.utils.files import cache_path
 
 GRAPHS = 64
 """Graphs that torch may make of one function: kinds of blocks × (one row or more) × (gradient or none) × (adapters on
@@ -75,9 +78,20 @@ def use_kernels(transformer: Any, compiled: Literal["blocks"] | None, attention:
     if compiled is not None:
         from torch._dynamo import config as dynamo
 
+        keep_own_code()
         dynamo.recompile_limit = max(dynamo.recompile_limit, GRAPHS)
         for block in repeated_blocks(transformer):
             block.compile(dynamic=True)
+
+
+def keep_own_code() -> None:
+    """Have torch keep compiled code beside the embedding cache, unless TORCHINDUCTOR_CACHE_DIR says where.
+
+    It unpickles and runs what it finds there, and its default is a folder in /tmp whose name everybody knows.
+    """
+    with suppress(ValueError):  # a user without a home
+        if (cache := cache_path("auto")) is not None:
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache.with_name("inductor")))
 
 
 def _processors(transformer: nn.Module) -> list[Any]:

@@ -18,6 +18,7 @@ from flowbp_ray.config import yaml_text
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.utils.addresses import expand
 from flowbp_ray.utils.errors import ConfigError, nearest
+from flowbp_ray.utils.secrets import check_no_secrets
 from flowbp_ray.utils.text_files import check_unicode, read_text, shown
 
 MOST, LONGEST = 4, 400  # problems in a message, and their characters
@@ -61,6 +62,7 @@ def validate(plain: dict[str, Any], where: str = "") -> RunConfig:
     """Validate a plain tree. Raises ConfigError, one line with all problems. where: begins it, such as a file."""
     try:
         check_unicode(plain, "the configuration")
+        check_no_secrets(plain)  # before a message could show one
         return RunConfig.model_validate(plain)
     except ValidationError as error:
         problems = [_line(one) for one in error.errors(include_url=False)]

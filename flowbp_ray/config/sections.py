@@ -176,6 +176,9 @@ class CheckpointConfig(Strict):
     """Steps between two checkpoints. 0: only at the end."""
     keep: int = Field(2, ge=1)
     """Number of checkpoints that are kept; older ones are deleted."""
+    background: bool = True
+    """true: learners copy their state into host memory and go on while a thread writes it; where the memory is not
+    free it is written at once. false: the run always waits until it is written."""
 
 
 class DriftConfig(Strict):

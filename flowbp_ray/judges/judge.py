@@ -25,6 +25,12 @@ class Judge:
         limits = RequestPolicy(config.concurrency, config.timeout, config.tries, config.backoff)
         self.client = Client(self._locate, config.template, limits, key, config.request)
 
+    def use(self, key: str | None) -> None:
+        """Use this API key from now on."""
+        self.client.key = key
+        if self.server is not None:
+            self.server.key = key
+
     def score(self, images: Sequence[np.ndarray], prompts: Sequence[str], seeds: Sequence[Sequence[int]]) -> Answers:
         """Scores of images [H, W, 3] uint8; NaN where there is no answer (see `Answers.missing`)."""
         if self.server is not None:

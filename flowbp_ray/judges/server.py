@@ -49,10 +49,11 @@ class Server:
     def __init__(
         self, model: str, settings: ServerConfig, log: Path, key: str | None = None, shown: Path | None = None
     ) -> None:
-        """key: the API key, where args or env give the server one. shown: where people find the log; None: there."""
+        """key: the API key that the server is to ask for; None: it asks for none, unless `settings.env` gives it one.
+        shown: where people find the log; None: there.
+        """
         self.model, self.settings, self.log = model, settings, log
-        self.shown = shown or log
-        self.headers = bearer(key)
+        self.shown, self.key = shown or log, key
         self.served_as = ""
         self.process: Leashed | None = None
         self.healthy = False
@@ -77,7 +78,7 @@ class Server:
                 raise self.given_up
             limit = aiohttp.ClientTimeout(total=10)
             try:
-                async with aiohttp.ClientSession(headers=self.headers, timeout=limit) as session:
+                async with aiohttp.ClientSession(headers=bearer(self.key), timeout=limit) as session:
                     if not (self.healthy and await self._stays(session)):
                         await self._bring_up(session)
             except ServerFailed as error:
@@ -115,9 +116,9 @@ class Server:
         self.stop()
         self.port = free_port() if self.settings.port is None else await left_free(self.settings.port)
         self.served_as = f"judge-{secrets.token_hex(8)}"
-        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self.log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # others on the node need not read it
         started = command(self.model, self.served_as, self.port, self.settings)
-        self.process = Leashed(started, environment(self.settings), self.log)
+        self.process = Leashed(started, environment(self.settings, self.key), self.log)
 
     def _runs(self) -> bool:
         return self.process is not None and self.process.alive()
@@ -208,10 +209,13 @@ def of_session(session: int) -> list[int]:
     return found
 
 
-def environment(settings: ServerConfig) -> dict[str, str]:
-    """Our environment variables without those that lead another interpreter to our packages, and `server.env`."""
+def environment(settings: ServerConfig, key: str | None = None) -> dict[str, str]:
+    """Our environment variables without those that lead another interpreter to our packages, and `server.env`.
+
+    key: the API key, which vLLM reads from VLLM_API_KEY; as an argument other users would see it, and its log would.
+    """
     ours = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
-    return ours | settings.env
+    return ours | ({} if key is None else {"VLLM_API_KEY": key}) | settings.env
 
 
 async def left_free(port: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,6 +24,7 @@ from flowbp_ray.utils import accelerator
 from flowbp_ray.utils.checksums import TensorChecksum
 from flowbp_ray.weights.buckets import Bucket, allocate_contiguous, make_contiguous
 from flowbp_ray.weights.fingerprint import checksum
+from flowbp_ray.weights.group import serve_store
 from flowbp_ray.weights.trainable import trained
 
 
@@ -182,7 +183,7 @@ class DeepSpeedEngine:
             if place.length > 0:
                 yield place
 
-    def save(self, folder: Path) -> dict[str, str]:
+    def fragments(self) -> list[Fragment]:
         shards = self._shards()
         moments = [moments_of(self.optimizer, shard) for shard in shards]
 
@@ -193,7 +194,10 @@ class DeepSpeedEngine:
             tensors = {kind: place.of(tensor) for kind, tensor in whole.items()}
             return Fragment(place.name, tuple(self.shapes[place.name]), place.start, updates, tensors)
 
-        own = [fragment(place) for place in self._places() if self.stage or self.rank == 0]
+        return [fragment(place) for place in self._places() if self.stage or self.rank == 0]
+
+    def save(self, folder: Path, own: Iterable[Fragment] | None = None) -> dict[str, str]:
+        own = self.fragments() if own is None else own
         return write_state(folder, own, self.rank, torch.distributed.get_world_size(), self.config.moves)
 
     @torch.no_grad()
@@ -262,7 +266,10 @@ def join_process_group(rank: int, config: LearnersConfig, address: str, port: in
         __compatible_ops__["deepspeed_shm_comm"] = False  # compiles for a minute, and only serves ranks on one host
         # By default gloo uses the address of this host's name: 127.0.1.1 on Debian, which no other host reaches.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface_to(address))
+    # The one that torch makes of MASTER_ADDR and MASTER_PORT is then this one, which other networks do not reach.
+    served = serve_store(address, port, timeout, shared=True) if rank == 0 else None
     deepspeed.init_distributed(None if on_gpu else "gloo", timeout=timedelta(seconds=timeout))
+    del served
 
 
 def interface_to(address: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -59,8 +59,15 @@ class Engine(Protocol):
         """This rank's part of the checksum of each trained parameter, from the masters and not from `parts`."""
         ...
 
-    def save(self, folder: Path) -> dict[str, str]:
-        """Write this rank's part of the state below a checkpoint's folder; return the sha256 of its files by name."""
+    def fragments(self) -> list[Fragment]:
+        """What this rank owns of the state, without copying."""
+        ...
+
+    def save(self, folder: Path, own: Iterable[Fragment] | None = None) -> dict[str, str]:
+        """Write this rank's part of the state below a checkpoint's folder; return the sha256 of its files by name.
+
+        own: the fragments of an earlier moment, copied; None: those of now.
+        """
         ...
 
     def load(self, folder: Path) -> None:
@@ -144,7 +151,7 @@ class TorchEngine:
     def _masters(self, ema: bool) -> Mapping[str, Tensor]:
         return dict(zip(self.masters, require_ema(self.ema).average, strict=True)) if ema else self.masters
 
-    def save(self, folder: Path) -> dict[str, str]:
+    def fragments(self) -> list[Fragment]:
         averages = self._masters(True) if self.ema else {}
 
         def fragment(name: str, master: Tensor) -> Fragment:
@@ -153,7 +160,10 @@ class TorchEngine:
             tensors = {MASTER: master.detach().view(-1)} | moments | average
             return Fragment(name, tuple(master.shape), 0, updates, tensors)
 
-        return write_state(folder, (fragment(*named) for named in self.masters.items()), 0, 1, self.config.moves)
+        return [fragment(*named) for named in self.masters.items()]
+
+    def save(self, folder: Path, own: Iterable[Fragment] | None = None) -> dict[str, str]:
+        return write_state(folder, self.fragments() if own is None else own, 0, 1, self.config.moves)
 
     def load(self, folder: Path) -> None:
         saved = EngineState(folder)

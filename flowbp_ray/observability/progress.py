@@ -19,6 +19,7 @@ from flowbp_ray.control.scaling import bounds
 from flowbp_ray.evaluation.estimates import NONE, Evaluation
 from flowbp_ray.observability.phases import PhaseTimer
 from flowbp_ray.observability.status import StatusWriter
+from flowbp_ray.utils.secrets import hidden
 
 EVERY = 10  # steps between plain lines
 TICK = 1.0  # seconds between two updates of status.json
@@ -89,7 +90,7 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Print a line above the bar, of something that a person should know."""
-        self.console.print(escape(text))
+        self.console.print(escape(hidden(text)))
 
     def resumed(self, step: int) -> None:
         """The run goes on from the checkpoint of `step`."""

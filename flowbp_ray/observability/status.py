@@ -12,6 +12,7 @@ from pathlib import Path
 
 from flowbp_ray.observability.phases import PhaseTimer
 from flowbp_ray.utils.files import write_atomically
+from flowbp_ray.utils.secrets import hidden
 from flowbp_ray.utils.signals import Interrupted
 
 FILE = "status.json"
@@ -74,8 +75,9 @@ class StatusFile:
         news = {key: value for key, value in plain.items() if key not in ("written", "seconds")}
         if not force and news == self.last and time.time() - self.written < BEAT:
             return
+        text = hidden(json.dumps(plain, indent=1)) + "\n"
         with suppress(OSError):
-            write_atomically(self.path, lambda path: path.write_text(json.dumps(plain, indent=1) + "\n"))
+            write_atomically(self.path, lambda path: path.write_text(text))
             self.last, self.written = news, time.time()
 
 

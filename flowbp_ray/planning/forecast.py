@@ -32,6 +32,8 @@ class Forecast:
     """Suggested number of processes of each role."""
     host: int
     """Bytes of host memory, all nodes together, the object store included."""
+    saving: int
+    """Bytes of host memory that the copies of all ranks' state take while a checkpoint is written, where it is free."""
     encoding: PromptEncoding
     """The encoding of the prompts."""
     judges: tuple[Role, ...] = ()
@@ -72,7 +74,8 @@ def forecast(config: RunConfig, costs: Costs | None = None) -> Forecast:
     total = host(config, roles, sizes, moved) + sum(2 * PROCESS + (0 if j.gpus else j.nbytes) for j in judges)
     roles, turns = sharing.divide(config, roles), sharing.take_turns(config)
     suggested, pairs = ratio([w.time for w in done]), compare(config, done)
-    return Forecast(sizes, roles, moved, done, suggested, total, encoding, judges, turns, pairs)
+    saving = learner_memory.state_bytes(config, sizes.trained) * config.checkpoint.background
+    return Forecast(sizes, roles, moved, done, suggested, total, saving, encoding, judges, turns, pairs)
 
 
 def host(config: RunConfig, roles: tuple[Role, ...], sizes: Sizes, moved: Traffic) -> int:

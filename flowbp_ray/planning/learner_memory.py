@@ -42,6 +42,20 @@ def moment_bytes(config: RunConfig, count: int) -> int:
     return 2 * (count + count // 256 * FP32)
 
 
+def state_bytes(config: RunConfig, trained: int) -> int:
+    """Bytes of the engine's state, of all ranks together: masters, moments and average of so many parameters."""
+    return trained * FP32 * (1 + (config.learners.ema is not None)) + moment_bytes(config, trained)
+
+
+def checkpoint_bytes(config: RunConfig, trained: int) -> int:
+    """Bytes of a checkpoint but for its evaluations: the state, and the published weights with their average.
+
+    In a stale run there are as many older versions as steps of staleness.
+    """
+    versions = 1 + (config.learners.ema is not None) + config.staleness
+    return state_bytes(config, trained) + versions * trained * config.backbone.torch_dtype.itemsize
+
+
 def torch_shares(config: RunConfig, sizes: Sizes) -> list[Share]:
     """What `TorchEngine` holds on its one rank.
 

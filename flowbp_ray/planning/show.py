@@ -47,6 +47,8 @@ def _sizes(plan: Forecast) -> Table:
     held = f"{moved.images} images, {moved.versions} versions of the weights, {moved.held:,} prompts"
     table.add_row("object store in flight", format_bytes(moved.in_flight), held)
     table.add_row("host memory", format_bytes(plan.host), "all nodes together, while everything is built")
+    if plan.saving:
+        table.add_row("copies of the state", format_bytes(plan.saving), "on the hosts, while a checkpoint is written")
     return table
 
 

@@ -15,7 +15,7 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from flowbp_ray.rewards.base import needed
 from flowbp_ray.rewards.embedding import Embedder, ImageEmbedder
-from flowbp_ray.rewards.files import one_line
+from flowbp_ray.rewards.files import check_pickled, one_line
 from flowbp_ray.rewards.preprocess import Middle, clip_pixels
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -36,6 +36,10 @@ def check_model(reward: str, option: str, folder: str | Path | None, what: str) 
         raise ValueError(f"{where}, a model of type {kind!r} and not 'clip'; it should be {what}")
     if not any((found / name).is_file() for name in WEIGHTS):
         raise ValueError(f"{where}, which has no {' or '.join(WEIGHTS[::2])}; it should be {what}")
+    try:
+        check_pickled(found)
+    except ValueError as error:
+        raise ValueError(f"reward {reward!r}: {error}; it should be {what}") from error
     return found
 
 

@@ -50,6 +50,25 @@ def unpickled(file: Path, device: str = "cpu") -> Any:
         raise ValueError(f"{file} cannot be read as weights ({one_line(error)})") from error
 
 
+def check_pickled(folder: Path) -> None:
+    """Raise ValueError where the weights in a folder of transformers are pickles that hold more than tensors.
+
+    transformers runs no code from them either, but is asked later, and says it in many lines.
+    """
+    if not any((folder / f"model.safetensors{ending}").is_file() for ending in ("", ".index.json")):
+        for file in sorted(folder.glob("pytorch_model*.bin")):
+            unpickled(file, "meta")
+
+
+def load_detector(kind: Any, folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
+    """A detector of the transformers class `kind`, frozen, in eval mode. Raises ValueError for unreadable weights."""
+    try:
+        model = kind.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    except (RuntimeError, OSError, SafetensorError) as error:
+        raise ValueError(f"the weights of the detector in {folder} do not load ({one_line(error)})") from error
+    return model.to(device).eval().requires_grad_(False)
+
+
 def read_shapes(file: Path) -> Shapes:
     """Name -> shape of every tensor in a .safetensors or torch.save file; reads no values. Raises ValueError."""
     if file.suffix == ".safetensors":

@@ -223,7 +223,7 @@ def _config(folder: Path, vocabulary: int) -> Any:
 def _tokenizer(folder: Path) -> Any:
     """Qwen2's tokenizer with <|Reward|> as its last token."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"reward {NAME!r}: no tokenizer in {folder}; options.backbone is {BACKBONE}") from error
     tokenizer.add_tokens([REWARD], special_tokens=True)

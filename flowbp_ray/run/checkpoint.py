@@ -19,45 +19,34 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import io
 import shutil
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors.torch import load_file
 from torch import Tensor
 
 from flowbp_ray.run.manifest import MANIFEST, checkpoint_damages, damages, read_manifest, write_manifest
+from flowbp_ray.run.snapshot import (
+    AVERAGE,
+    EVALUATIONS,
+    UNJUDGED,
+    WEIGHTS,
+    Snapshot,
+    npz,
+    read_arrays,
+    read_tensors,
+    write_snapshot,
+)
+from flowbp_ray.utils.background import started
 from flowbp_ray.utils.errors import ConfigError, RunFailed
 from flowbp_ray.utils.files import locked, size_of, sync, write_atomically
-from flowbp_ray.utils.tensor_file import check_room, write_bytes, write_tensors
+from flowbp_ray.utils.tensor_file import check_room
 
-WEIGHTS = "weights.safetensors"
-AVERAGE = "average.safetensors"
-EVALUATIONS = "evaluations.npz"
-UNJUDGED = "unjudged.npz"
 PARTIAL, REPLACED, DAMAGED = ".partial", ".replaced", ".damaged"
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """What the driver adds to a checkpoint, after the learners wrote the engine's state.
-
-    weights, average: the published weights of `step` and their average, by name. versions: older weights that batches
-    of a stale run still need, by step. evaluations, unjudged: arrays by name, as `Evaluator.state` and the judges give
-    them.
-    """
-
-    step: int
-    weights: Mapping[str, Tensor]
-    versions: Mapping[int, Mapping[str, Tensor]]
-    evaluations: Mapping[str, np.ndarray]
-    average: Mapping[str, Tensor] | None = None
-    unjudged: Mapping[str, np.ndarray] | None = None
 
 
 class Checkpoints:
@@ -107,9 +96,24 @@ class Checkpoints:
         does each that someone is reading. written: the sha256 of the files that the engine wrote, by name. Raises
         NoSpace where the disk is full; the older checkpoints stay.
         """
-        final = self.path(snapshot.step)
+        partial = self.path(snapshot.step).with_suffix(PARTIAL)
+        self.commit(snapshot.step, keep, spare, {**(written or {}), **write_snapshot(snapshot, partial)})
+
+    def write(self, snapshot: Snapshot) -> Future[dict[str, str]]:
+        """Add `snapshot` to the folder that `begin` made, in a thread; the result is the sha256 of its files by name.
+
+        Its tensors and arrays must not change meanwhile. Raises NoSpace where the result is asked for.
+        """
+        partial = self.path(snapshot.step).with_suffix(PARTIAL)
+        return started(lambda: write_snapshot(snapshot, partial))
+
+    def commit(self, step: int, keep: int, spare: int | None, digests: Mapping[str, str]) -> None:
+        """Name the folder that `begin` made, in which all is written. digests: the sha256 of each file by name.
+
+        keep, spare: see `finish`, which does the same.
+        """
+        final = self.path(step)
         partial = final.with_suffix(PARTIAL)
-        digests = {**(written or {}), **_write(snapshot, partial)}
         # the contents before the name: a folder that has its name is complete, after a power cut too
         for folder in sorted(path for path in partial.rglob("*") if path.is_dir()):
             sync(folder)
@@ -120,7 +124,7 @@ class Checkpoints:
         partial.rename(final)
         sync(self.folder)
         shutil.rmtree(final.with_suffix(REPLACED), ignore_errors=True)
-        self.reader = threading.Thread(target=self._read_back, args=(snapshot.step, manifest, keep, spare), daemon=True)
+        self.reader = threading.Thread(target=self._read_back, args=(step, manifest, keep, spare), daemon=True)
         self.reader.start()
 
     def _read_back(self, step: int, manifest: Mapping[str, Sequence[str]], keep: int, spare: int | None) -> None:
@@ -233,7 +237,7 @@ class Checkpoints:
                 right = {name: read_manifest(self.path(step)).get(name, [])}
                 if wrong := damages(self.path(step), right):
                     raise ConfigError(f"{self.path(step)}: {wrong[0]}; write the step of another checkpoint")
-            return step, load_file(self.path(step) / name)
+            return step, read_tensors(self.path(step) / name)
 
     def has_average(self, step: int) -> bool:
         """Whether the checkpoint of `step` holds an average of the weights."""
@@ -242,12 +246,11 @@ class Checkpoints:
     def versions(self, step: int) -> dict[int, dict[str, Tensor]]:
         """The older published weights that a checkpoint holds, by step."""
         files = self.path(step).glob("version_*.safetensors")
-        return {int(file.stem.removeprefix("version_")): load_file(file) for file in files}
+        return {int(file.stem.removeprefix("version_")): read_tensors(file) for file in files}
 
     def evaluations(self, step: int) -> dict[str, np.ndarray]:
         """The evaluations up to `step`, as arrays by name: what `Evaluator.load` takes."""
-        with np.load(self.path(step) / EVALUATIONS) as stored:
-            return dict(stored)
+        return read_arrays(self.path(step) / EVALUATIONS)
 
     def replace_evaluations(self, step: int, evaluations: Mapping[str, np.ndarray]) -> None:
         """Replace the evaluations of a checkpoint by these, in which no answer of a judge is missing any more.
@@ -255,7 +258,7 @@ class Checkpoints:
         Whenever it is interrupted, the files are those of the manifest: in between it names both evaluations.
         """
         self.settle()
-        folder, data = self.path(step), _npz(evaluations, np.savez)
+        folder, data = self.path(step), npz(evaluations)
         files, new = read_manifest(folder), hashlib.sha256(data).hexdigest()
         write_manifest(folder, {**files, EVALUATIONS: [*files[EVALUATIONS], new]})
         write_atomically(folder / EVALUATIONS, lambda path: path.write_bytes(data), fsync=True)
@@ -268,27 +271,4 @@ class Checkpoints:
         """Pictures that no judge has answered about yet (see `actors.judges`); empty where there are none."""
         if not (self.path(step) / UNJUDGED).is_file():
             return {}
-        with np.load(self.path(step) / UNJUDGED) as stored:
-            return dict(stored)
-
-
-def _write(snapshot: Snapshot, folder: Path) -> dict[str, str]:
-    """Write the driver's files of a checkpoint; return the sha256 of each by name."""
-    tensors = {f"version_{version}.safetensors": held for version, held in snapshot.versions.items()}
-    if snapshot.average is not None:
-        tensors[AVERAGE] = snapshot.average
-    arrays = {EVALUATIONS: _npz(snapshot.evaluations, np.savez)}
-    if snapshot.unjudged:
-        arrays[UNJUDGED] = _npz(snapshot.unjudged, np.savez_compressed)
-    return {
-        **{name: write_bytes(folder / name, data) for name, data in arrays.items()},
-        **{name: write_tensors(folder / name, held) for name, held in tensors.items()},
-        WEIGHTS: write_tensors(folder / WEIGHTS, snapshot.weights),
-    }
-
-
-def _npz(arrays: Mapping[str, np.ndarray], save: Callable[..., None]) -> bytes:
-    """The contents of an .npz file."""
-    file = io.BytesIO()
-    save(file, **dict(arrays))
-    return file.getvalue()
+        return read_arrays(self.path(step) / UNJUDGED)

@@ -10,14 +10,15 @@ parameter once, so that a rank of another number reads the slices it needs, by m
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from flowbp_ray.utils.diff import differing, shown
@@ -27,6 +28,8 @@ from flowbp_ray.utils.tensor_file import write_bytes, write_tensors
 FORMAT = 1
 ENGINE = "engine"
 MASTER, AVERAGE, MOMENTS = "master", "average", ("exp_avg", "exp_avg_sq")
+ADAPTER = re.compile(r"\.lora_[AB]\.")
+"""In the names of parameters that are adapters (peft)."""
 SCALES, CODES = ".scales", ".codes"
 """Of a moment in int8: one number per block of `BLOCK`, and the 256 values that its numbers from 0 to 255 stand for."""
 BLOCK = 256
@@ -73,6 +76,20 @@ def write_state(
     }
 
 
+def copied(fragments: Iterable[Fragment]) -> list[Fragment]:
+    """The same fragments in host memory of their own, which training on does not change."""
+    return [
+        replace(fragment, tensors={kind: tensor.detach().to("cpu", copy=True) for kind, tensor in held.items()})
+        for fragment in fragments
+        for held in [fragment.tensors]
+    ]
+
+
+def bytes_of(fragments: Iterable[Fragment]) -> int:
+    """Bytes of all their tensors."""
+    return sum(tensor.nbytes for fragment in fragments for tensor in fragment.tensors.values())
+
+
 @dataclass(frozen=True)
 class Piece:
     """Elements start … stop of a flat parameter, in a rank's file."""
@@ -110,9 +127,23 @@ class EngineState:
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Raises ConfigError unless the state is that of parameters of these names and shapes."""
         own = {name: tuple(shape) for name, shape in shapes.items()}
+        if self.adapters and not any(map(ADAPTER.search, own)):
+            raise ConfigError(f"{self.folder} is the state of adapters, of a run that trains all weights since; start "
+                              "a new run with learners.lora, or give the newer checkpoint its name back")  # fmt: skip
         if own != self.shapes:
             apart = sorted(name for name in own.keys() | self.shapes.keys() if own.get(name) != self.shapes.get(name))
             raise ConfigError(f"{self.folder} is the state of other parameters, e.g. {', '.join(apart[:3])}")
+
+    @property
+    def adapters(self) -> bool:
+        """Whether it is the state of adapters."""
+        return any(map(ADAPTER.search, self.shapes))
+
+    def whole(self, kind: str, name: str) -> Tensor:
+        """A parameter's tensor in its shape, fp32, in memory of its own."""
+        flat = torch.empty(torch.Size(self.shapes[name]).numel())
+        self.fill(flat, kind, name)
+        return flat.view(self.shapes[name])
 
     def updates(self, name: str) -> int:
         """How often the parameter was updated; 0 where it never had a gradient."""
@@ -154,7 +185,10 @@ class EngineState:
     def _file(self, piece: Piece) -> tuple[Any, frozenset[str]]:
         """The opened file of a piece, and the names of its tensors."""
         if piece.file not in self.opened:
-            file = safe_open(piece.file, framework="pt")
+            try:
+                file = safe_open(piece.file, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise ConfigError(f"{piece.file} is no file of safetensors ({error})") from error
             self.opened[piece.file] = file, frozenset(file.keys())
         return self.opened[piece.file]
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from flowbp_ray import __version__
+from flowbp_ray.utils.secrets import hidden
 
 FILE = "environment.jsonl"
 PACKAGES = ("torch", "ray", "deepspeed", "diffusers", "transformers", "peft", "safetensors", "numpy")
@@ -24,7 +25,7 @@ SECONDS = 4  # that each of three calls of git may take
 
 def record(folder: Path) -> None:
     """Add a line for this process to the folder's file. A disk that refuses is ignored: it must not end a run."""
-    line = json.dumps(of_this_process()).encode() + b"\n"
+    line = hidden(json.dumps(of_this_process())).encode() + b"\n"
     with suppress(OSError), (folder / FILE).open("ab+") as file:
         if file.tell():  # a kill may have torn the last line
             file.seek(-1, os.SEEK_END)

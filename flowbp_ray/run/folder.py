@@ -26,6 +26,7 @@ from flowbp_ray.utils.addresses import expand
 from flowbp_ray.utils.diff import differing, shown
 from flowbp_ray.utils.errors import ConfigError, RunFailed, Stalled
 from flowbp_ray.utils.files import write_atomically
+from flowbp_ray.utils.secrets import HidingFormatter, hidden
 
 # What may differ between a run and its continuation: where and with how many processes it runs, not what it computes
 # (learners that compute the same sums elsewhere round differently; `driver` says so).
@@ -76,10 +77,15 @@ class Run:
         """Fill the folder, config.yaml last: a folder without it is no run."""
         self.images.mkdir(parents=True, exist_ok=True)
         self.checkpoints.folder.mkdir(exist_ok=True)
-        text = dump(config.model_copy(update={"name": self.folder.name}))
-        write_atomically(self.folder / "config.yaml", lambda path: path.write_text(text), fsync=True)
+        self.take(config)
         environment.record(self.folder)
         return self
+
+    def take(self, config: RunConfig) -> None:
+        """Write config.yaml, in the place of an earlier one."""
+        text = dump(config.model_copy(update={"name": self.folder.name}))
+        write_atomically(self.folder / "config.yaml", lambda path: path.write_text(text), fsync=True)
+        self.__dict__.pop("config", None)  # the one that was read
 
     def bind_prompts(self, texts: Sequence[str]) -> None:
         """Store the digest of the run's prompts. Raises ConfigError where it began with other prompts."""
@@ -105,6 +111,10 @@ class Run:
             return run._begin(config)
         run = cls(config.run_dir)
         before, now = comparable(run.config), comparable(config)
+        if before["learners"]["lora"] and now["learners"]["lora"] is None:  # see `artifacts.widen`
+            before["learners"] |= {key: now["learners"][key] for key in ("lora", "optimizer")}
+        if before["learners"]["lora"] is None and now["learners"]["lora"]:
+            raise ConfigError(narrowing(run.folder))
         if config.learners.optimizer.moments == "fp32":  # moments in int8 are only there for one rank
             before["learners"]["optimizer"]["moments"] = "fp32"
         if different := differences(before, now):
@@ -141,7 +151,7 @@ class Run:
         logger.propagate = False
         if not logger.handlers:
             handler = logging.FileHandler(self.folder / "log.txt")
-            handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+            handler.setFormatter(HidingFormatter("%(asctime)s %(levelname)s %(message)s"))
             logger.addHandler(handler)
         return logger
 
@@ -182,7 +192,7 @@ class Run:
         """Write to log.txt why the run ended, and to stalled.json the state of one that made no progress."""
         self.logger().error("%s", error, exc_info=not isinstance(error, RunFailed))
         if isinstance(error, Stalled):
-            (self.folder / "stalled.json").write_text(json.dumps(error.state, indent=1) + "\n")
+            (self.folder / "stalled.json").write_text(hidden(json.dumps(error.state, indent=1)) + "\n")
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json."""
@@ -195,6 +205,15 @@ class Run:
             with contextlib.suppress(json.JSONDecodeError):
                 lines.append(json.loads(line))
         return lines
+
+
+def narrowing(folder: Path) -> str:
+    """Why a run of all weights does not go on with adapters, and what to do."""
+    return (
+        f"{folder} trains all weights, and adapters cannot express what it has learned; for adapters over its result "
+        f"`flowbp-ray export {folder} --to DIR`, put DIR/transformer in the place of the one in a copy of the folder "
+        "backbone.path, and start from that copy under another name="
+    )
 
 
 def prompts_digest(texts: Sequence[str]) -> str:

@@ -20,7 +20,6 @@ import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from flowbp_ray.weights.buckets import Blocks, Bucket
-from flowbp_ray.weights.group import Group, GroupBroken, first_line, forget, own_address
+from flowbp_ray.weights.group import Group, GroupBroken, first_line, forget, own_address, serve_store
 
 OK = "ok"
 PATIENCE = 10.0  # seconds within which a sampler must answer a call
@@ -66,9 +65,7 @@ class Sender:
         """address: of this host, as the samplers reach it. patience, seconds: see `limits`."""
         self.address, self.blocks, self.device = address, blocks, torch.device(device)
         self.patience, self.seconds = patience, seconds
-        self.store: Any = dist.TCPStore(
-            address, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=self.seconds)
-        )
+        self.store = serve_store(address, 0, self.seconds)
         self.port: int = self.store.port
         self.calls: dict[str, int] = {}
         self.called: tuple[str, ...] = ()

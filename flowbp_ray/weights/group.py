@@ -7,6 +7,7 @@ default group. Every operation has a deadline, after which the group is useless 
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import threading
@@ -139,6 +140,33 @@ def environment(name: str, value: str) -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = before
+
+
+def serve_store(address: str, port: int, seconds: float, shared: bool = False) -> Any:
+    """A TCPStore that listens at `address` of this host alone; by itself torch's listens on all interfaces.
+
+    port: 0 for a free one. seconds: its timeout. shared: later stores of this process at this port are the same one.
+    Where `address` is none of this host's own (network address translation) it does listen on all.
+    """
+    listening = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((address, port))
+    except OSError as error:
+        if error.errno != errno.EADDRNOTAVAIL:
+            listening.close()
+            raise
+        listening.bind(("", port))
+    port = listening.getsockname()[1]
+    return dist.TCPStore(
+        address,
+        port,
+        is_master=True,
+        wait_for_workers=False,
+        timeout=timedelta(seconds=seconds),
+        multi_tenant=shared,
+        master_listen_fd=listening.detach(),
+    )
 
 
 def own_address(towards: str) -> str:

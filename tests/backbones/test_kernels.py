@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flowbp_ray.backbones import encode_all
 from flowbp_ray.backbones.guidance import full_velocity
-from flowbp_ray.backbones.kernels import repeated_blocks, use_kernels
+from flowbp_ray.backbones.kernels import keep_own_code, repeated_blocks, use_kernels
 from flowbp_ray.backbones.registry import backbone_named
 from flowbp_ray.config.learners import LoraConfig
 from flowbp_ray.config.sections import Attention
@@ -174,3 +174,16 @@ def test_a_kernel_whose_package_is_missing_is_refused_before_the_run_starts(tmp_
     with pytest.raises(ValueError, match=r"backbone\.attention=flash cannot be used here: .*flash-attn"):
         check(missing)
     check(small_config(tmp_path, "flowbp_sparse", "backbone.attention=native"))
+
+
+def test_compiled_code_is_kept_where_others_do_not_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch asks the environment each time. What a user has set stays."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setenv("FLOWBP_RAY_CACHE", str(tmp_path / "own"))
+    keep_own_code()
+    assert cache_dir() == str(tmp_path / "own" / "inductor")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "chosen"))
+    keep_own_code()
+    assert cache_dir() == str(tmp_path / "chosen")

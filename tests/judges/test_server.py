@@ -9,6 +9,8 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,7 +20,6 @@ import pytest
 from flowbp_ray.judges import server as module
 from flowbp_ray.judges.config import ServerConfig
 from flowbp_ray.judges.server import Leashed, Server, ServerFailed, check_python
-from flowbp_ray.utils.addresses import bearer
 from tests.judges.fake import Fake
 from tests.paths import ROOT
 
@@ -241,9 +242,11 @@ def test_a_stranger_at_the_port_is_not_taken_for_our_server(tmp_path: Path, monk
 
 def test_a_server_with_an_api_key_is_recognised(tmp_path: Path) -> None:
     for server in serving(tmp_path, start_timeout=30.0):
-        server.settings.env["STAND_IN_KEY"] = "secret"
-        server.headers = bearer("secret")
+        server.key = "secret"
         assert asyncio.run(server.ensure()) == server.root
+        with pytest.raises(urllib.error.HTTPError, match="401"):  # it asks for it
+            urllib.request.urlopen(f"{server.root}/v1/models")
+        assert "secret" not in " ".join(psutil.Process(server.process.pid()).cmdline())
 
 
 def test_a_dead_server_is_not_trusted_though_nobody_doubts_it(stand_in: Server) -> None:

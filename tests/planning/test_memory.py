@@ -21,6 +21,7 @@ from flowbp_ray.config import loading
 from flowbp_ray.learning.engine import TorchEngine
 from flowbp_ray.planning import learner_memory, memory
 from flowbp_ray.planning.costs import Costs
+from flowbp_ray.run.engine_state import bytes_of
 from flowbp_ray.weights import buckets, trainable
 from tests.backbones import tiny
 from tests.paths import DATA
@@ -258,3 +259,22 @@ def test_versions_that_wait_for_their_items_are_counted(folders: Any) -> None:
     for overrides in (sent, [*late, "cluster.transport=object_store"]):
         names = {*held("samplers", *overrides), *held("learners", *overrides)}
         assert not names & {"versions received ahead", "copies of versions"}
+
+
+@pytest.mark.parametrize(
+    "more", [[], ["learners.ema.decay=0.9"], ["learners.lora={rank: 4}", "learners.ema.decay=0.9"]]
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_copies_while_a_checkpoint_is_written(folders: Any, more: list[str], dtype: str) -> None:
+    """The bytes of what an engine gives to be saved, after a step in which every parameter had a gradient."""
+    whole, _ = folders("sd35")
+    config = config_of("sd35", whole, f"backbone.dtype={dtype}", *more)
+    real = backbone_named("sd35", str(whole))
+    loaded = real.load_transformer(config.backbone.torch_dtype)
+    module = trainable.prepare(loaded, config.learners.lora, 0, real.lora_targets)
+    engine = TorchEngine(module, config.learners)
+    for p in trainable.trained(module).values():
+        p.grad = torch.zeros_like(p)
+    engine.step(1e-3)
+    sizes = memory.Sizes.of(config, Costs(config))
+    assert learner_memory.state_bytes(config, sizes.trained) == bytes_of(engine.fragments())

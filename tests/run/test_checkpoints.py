@@ -211,3 +211,30 @@ def test_a_run_goes_on_with_other_learners_and_from_what_is_whole(tmp_path: Path
     whole = Run.create(small_config(tmp_path, "flowbp_sparse", "name=small", "learners.optimizer.moments=int8"))
     moved = Run.resume(small_config(tmp_path, "flowbp_sparse", "name=small", "resume=auto", *elsewhere))
     assert moved.folder == whole.folder
+
+
+def test_a_checkpoint_that_is_written_beside_the_run_has_no_name_before_all_is_there(tmp_path: Path) -> None:
+    """Until `commit` the one before is the newest; a process that dies meanwhile leaves no more than a partial one."""
+    checkpoints = saved(tmp_path, 1)
+    folder = checkpoints.begin(2)
+    own = Fragment("w", (6,), 0, 1, {"master": torch.full((6,), 2.0)})
+    weights = {"w": torch.full((6,), 2.0)}
+    ours = checkpoints.write(Snapshot(2, weights, {}, {"a": np.full(2, 2)})).result()
+    assert checkpoints.steps() == [1] and (folder / "weights.safetensors").is_file()
+    copy = Checkpoints(Path(shutil.copytree(tmp_path, tmp_path.with_name("killed"))))
+    assert copy.set_damaged_aside() == [] and copy.steps() == [1] and not list(copy.folder.glob("*.partial"))
+    checkpoints.commit(2, 9, None, ours | write_state(folder, [own], 0, 1, {}))
+    checkpoints.settle()
+    assert checkpoints.steps() == [1, 2] and checkpoints.damages(2) == []
+    assert checkpoints.weights()[1]["w"].tolist() == [2.0] * 6
+
+
+def test_a_full_disk_is_said_where_the_result_is_asked_for(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 1)
+    folder = checkpoints.begin(2)
+    (folder / "weights.safetensors").symlink_to("/dev/full")
+    writing = checkpoints.write(Snapshot(2, {"w": torch.zeros(6)}, {}, {}))
+    with pytest.raises(NoSpace, match=r"the disk became full while weights\.safetensors was written"):
+        writing.result()
+    checkpoints.abandon(2)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_000001"]

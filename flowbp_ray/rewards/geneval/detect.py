@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flowbp_ray.rewards import preprocess
+from flowbp_ray.rewards.files import check_pickled, load_detector
 from flowbp_ray.rewards.geneval.names import published
 from flowbp_ray.rewards.geneval.verdict import Detection
 
@@ -51,6 +52,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         kind = config.get("model_type")
         raise ValueError(f"{folder} holds a {kind!r}; GenEval's detector is one of {', '.join(KINDS)}")
     preprocess.preprocessor_config(folder)
+    check_pickled(folder)
     return config
 
 
@@ -86,8 +88,7 @@ class Mask2Former:
 
         self.device, self.dtype = torch.device(device), dtype
         self.settings = preprocess.preprocessor_config(folder)
-        kind: Any = Mask2FormerForUniversalSegmentation
-        self.model = kind.from_pretrained(folder, dtype=dtype).to(self.device).eval().requires_grad_(False)
+        self.model = load_detector(Mask2FormerForUniversalSegmentation, folder, dtype, self.device)
         labels = self.model.config.id2label
         self.labels = [published(labels[i]) for i in range(len(labels))]
         self.nouns: Collection[str] = frozenset(self.labels)

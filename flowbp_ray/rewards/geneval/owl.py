@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flowbp_ray.rewards import preprocess
+from flowbp_ray.rewards.files import load_detector
 from flowbp_ray.rewards.geneval.names import OBJECTS
 from flowbp_ray.rewards.geneval.verdict import Detection
 
@@ -36,13 +37,13 @@ class Owl:
 
         self.device, self.dtype = torch.device(device), dtype
         self.settings = preprocess.preprocessor_config(folder)
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         self.square = config.model_type == "owlv2"  # OWLv2 pads below or at the right to a square
         kind: Any = Owlv2ForObjectDetection if self.square else OwlViTForObjectDetection
-        self.model = kind.from_pretrained(folder, dtype=dtype).to(self.device).eval().requires_grad_(False)
+        self.model = load_detector(kind, folder, dtype, self.device)
         self.labels = [*OBJECTS, *sorted(set(nouns) - set(OBJECTS))]
         self.nouns: Collection[str] = frozenset(self.labels)
-        self.texts = AutoTokenizer.from_pretrained(folder)(
+        self.texts = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)(
             [TEMPLATE.format(label) for label in self.labels],
             padding="max_length",
             truncation=True,

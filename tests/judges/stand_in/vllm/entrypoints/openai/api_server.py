@@ -1,7 +1,7 @@
 """Stands in for vLLM's module of this name: the same arguments, answers without a model, in a process of its own.
 
 The environment says how it misbehaves. STAND_IN_BEFORE: code that runs before the port is opened. STAND_IN_SICK: while
-this file is there, every answer is a 503. STAND_IN_KEY: the API key that it wants for all but /health.
+this file is there, every answer is a 503. VLLM_API_KEY: the API key that it wants for all but /health.
 GET /leave ends it, with code 0.
 """
 
@@ -33,7 +33,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self._say({"choices": [{"message": {"content": "Final Score: 4"}, "finish_reason": "stop"}]})
 
     def _say(self, answer: Any, status: int = 200) -> None:
-        wanted = os.environ.get("STAND_IN_KEY")
+        wanted = os.environ.get("VLLM_API_KEY")
         if wanted and self.path != "/health" and self.headers["Authorization"] != f"Bearer {wanted}":
             status = 401
         if os.path.exists(os.environ.get("STAND_IN_SICK", "")):

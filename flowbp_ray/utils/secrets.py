@@ -1,0 +1,119 @@
+"""Secrets: what a configuration must not hold, since it is written down, and what is hidden in logs and messages.
+
+A secret is the value of an environment variable such as WANDB_API_KEY or HF_TOKEN, a token whose form is known, and
+what an address or an Authorization header holds of that kind.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from flowbp_ray.utils.addresses import existing_path
+
+HIDDEN = "***"
+SHORTEST = 8  # characters from which the value of a variable counts; shorter ones are words such as "token" and "true"
+LONG = 12  # characters from which a value that has it inside holds it
+VARIABLE = re.compile(r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|PASS|CREDENTIALS?|API_?KEY|ACCESS_KEY(?:_ID)?|KEY)$")
+FLAG = re.compile(r"--?[\w-]*(?:token|secret|password|passwd|api[-_]?key)$", re.IGNORECASE)
+KEY = re.compile(r"(?:^|_)(?:password|passwd|secret|api_?key|authorization|(?:access|auth|hf|bearer)_?token)$|^token$")
+FORMS = (
+    re.compile(r"\bhf_[A-Za-z0-9]{20,}"),  # Hugging Face
+    re.compile(r"\bsk-[A-Za-z0-9_-]{20,}"),  # OpenAI and those that took over its form
+    re.compile(r"\bgh[pousr]_[A-Za-z0-9]{30,}|\bgithub_pat_\w{30,}"),
+    re.compile(r"\bwandb_v\d_\w{20,}"),
+    re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"),  # AWS
+    re.compile(r"(?<=://)[^/\s:@\"']*:[^/\s@\"']+(?=@)"),  # user:password@host
+    re.compile(r"(?<=[?&])(?:access_)?token=[^&\s\"']+|(?<=[?&])(?:api_?)?key=[^&\s\"']+", re.IGNORECASE),
+    re.compile(r"(?<=Bearer )[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE),
+)
+
+
+def variables(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment variables that hold secrets, by name; a value that is the path of a file is none."""
+    environ = os.environ if environ is None else environ
+    held = {name: value.strip() for name, value in environ.items() if VARIABLE.search(name.upper())}
+    return {name: value for name, value in held.items() if len(value) >= SHORTEST and existing_path(value) is None}
+
+
+def hidden(text: str) -> str:
+    """The text with `***` in the place of each secret."""
+    for value in sorted(variables().values(), key=len, reverse=True):
+        text = text.replace(value, HIDDEN)
+    for form in FORMS:
+        text = form.sub(HIDDEN, text)
+    return text
+
+
+class HidingFormatter(logging.Formatter):
+    """A formatter whose lines, tracebacks included, hold no secret."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return hidden(super().format(record))
+
+
+def check_no_secrets(plain: Mapping[str, Any]) -> None:
+    """Raise ValueError, which does not show it, where a configuration holds a secret. plain: as YAML has it.
+
+    config.yaml, reports, exports, wandb and every actor get the configuration, so a secret in it is one no longer.
+    """
+    held = variables()
+    for key, value in _texts(plain, ""):
+        name = next((name for name, secret in held.items() if _holds(value, secret)), None)
+        if name is not None or any(form.search(value) for form in FORMS):
+            what = f"what ${name} holds" if name is not None else "a token or a password"
+            raise ValueError(f"{key} holds {what}, and a configuration is written down with the run; {advice(key)}")
+    for key, names in _named(plain, ""):
+        raise ValueError(f"{key} names a secret ({names}), and a configuration is written down with the run; "
+                         f"{advice(key)}")  # fmt: skip
+
+
+def _holds(value: str, secret: str) -> bool:
+    """Whether a value is the secret or holds it. A short one, such as "postgres", may be part of a path by chance."""
+    return value == secret or (len(secret) >= LONG and secret in value)
+
+
+def advice(key: str) -> str:
+    """What to write instead of a secret under `key`."""
+    if key.startswith("judges"):
+        return (
+            "leave it out and set the variable where the run (on a cluster: each node) is started, which the judge's "
+            "server inherits; api_key_env=NAME sends the key in $NAME"
+        )
+    return "leave it out, and set an environment variable, or name a file that holds it, such as rewards.token_file"
+
+
+def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    """All texts in a tree, and the names of its keys, with their dotted places."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            below = f"{key}.{name}" if key else str(name)
+            yield f"a key in {key or 'the configuration'}", str(name)
+            yield from _texts(inner, below)
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            yield from _texts(inner, f"{key}[{number}]")
+
+
+def _named(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    """Where a tree gives a value to something that is called as a secret is: a key, a variable, a command's option."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            below, name = (f"{key}.{name}" if key else str(name)), str(name)
+            of_environment = key.endswith(".env") and VARIABLE.search(name.upper())
+            if isinstance(inner, str) and inner and (of_environment or KEY.search(name.lower())):
+                yield below, name
+            yield from _named(inner, below)
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            if isinstance(inner, str):
+                flag, equals, given = inner.partition("=")
+                follows = number + 1 < len(value) and not str(value[number + 1]).startswith("-")
+                if FLAG.match(flag) and (given if equals else follows):
+                    yield f"{key}[{number}]", flag
+            yield from _named(inner, f"{key}[{number}]")
