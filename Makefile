@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-gpu test-hosts test-judge test-long bad-input audit lint types clean-venv
+.PHONY: demo test test-gpu test-hosts test-judge test-long bad-input soak audit lint types clean-venv
 
 $(STAMP): pyproject.toml constraints/cpu.txt constraints/beside.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed")'
@@ -49,6 +49,10 @@ audit: $(STAMP)
 	$(VENV)/audit/bin/pip-audit --progress-spinner off --skip-editable \
 	  --path $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') --path $(VENV)/beside \
 	  $$(sed -nE 's/^((PYSEC|GHSA|CVE)-[^ ]+) .*/--ignore-vuln \1/p' constraints/advisories.txt)
+
+# Ten minutes of small steps in which an actor is killed every 20 s: does anything grow? --minutes 120 is the long one.
+soak: $(STAMP)
+	$(BIN)/python -m tests.soak --minutes 10
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import signal
 import socket
 import sys
 import tempfile
@@ -104,7 +105,7 @@ def start_ray(address: str, **private: Any) -> None:
         for name, value in PRIVATE.items():
             os.environ.setdefault(name, value)
         quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
-        with own_session(), on_loopback():
+        with own_session(), on_loopback(), own_handler():
             ray.init(address="local", **quiet, **private)
         end_unused()
     else:
@@ -152,6 +153,26 @@ def on_loopback() -> Iterator[None]:
         yield
     finally:
         constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def own_handler() -> Iterator[None]:
+    """Inside the context Ray leaves this process's handler of SIGTERM in place, where it has one.
+
+    Ray installs its own several times while it starts, each of which ends the process. A request to finish the step and
+    save that comes in these seconds would then end the run instead. A version of Ray that does it in another way still
+    does; the handler is installed again after the start.
+    """
+    utils: Any = ray._private.utils
+    setter = getattr(utils, "set_sigterm_handler", None)
+    if setter is None or not callable(signal.getsignal(signal.SIGTERM)):
+        yield
+        return
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = setter
 
 
 def end_unused() -> None:

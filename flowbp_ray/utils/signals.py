@@ -1,7 +1,8 @@
 """Signals that end a run: the first one finishes the step, saves and stops; the second one stops at once.
 
 They are Ctrl-C (SIGINT), SIGTERM, SIGHUP (a terminal that was closed), and SIGUSR1 and SIGUSR2, which schedulers send
-ahead of a time limit.
+ahead of a time limit. What comes within a second of the first one is part of it: a closed terminal sends SIGHUP twice
+(bash to its jobs, and the kernel when bash ends), and so does `timeout` with its signal (to the process and its group).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -25,6 +27,7 @@ class Interrupted(RuntimeError):
 
 
 CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+SAME = 1.0  # seconds after the first signal in which others count as the same request
 
 
 class Interrupts:
@@ -36,6 +39,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.asked = self.entered = False
+        self.since = 0.0  # when it was asked, by time.monotonic
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
@@ -60,7 +64,9 @@ class Interrupts:
 
     def _caught(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
+            if time.monotonic() - self.since < SAME:
+                return
             raise KeyboardInterrupt
-        self.asked = True
+        self.asked, self.since = True, time.monotonic()
         with suppress(OSError):  # of a terminal that was closed
             os.write(2, b"\nfinishing the step and saving; once more to stop at once\n")  # print is not reentrant

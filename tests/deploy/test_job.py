@@ -11,27 +11,32 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 import pytest
 
 from flowbp_ray.rewards.shapes_clip import WEIGHTS
 from flowbp_ray.run.folder import Run
 from flowbp_ray.shapes import model_dir
 from tests import clients
+from tests.driver.test_exact_restart import gone
 from tests.paths import ROOT
 from tests.small import local_digest, small_config, small_overrides
 
 pytestmark = pytest.mark.ray
+ACTORS = tuple(f"ray::{role}Actor" for role in ("Sampler", "Reward", "Learner", "Encoder", "Reader"))
 
 
 class Cluster(NamedTuple):
-    """A `ray start --head` of our own: where jobs go, where drivers join, and the file of its token."""
+    """A `ray start --head` of our own: where jobs go, where drivers join, the file of its token, its process."""
 
     dashboard: str
     gcs: str
     token: Path
+    head: int
 
 
 def free_port() -> int:
@@ -67,7 +72,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
             head = subprocess.Popen(command, env=environment(token), stdout=log, stderr=log, start_new_session=True)
         try:
             if started(head, tmp_path / "head.log"):
-                yield Cluster(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{port}", token)
+                yield Cluster(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{port}", token, head.pid)
                 return
         finally:
             head.send_signal(signal.SIGTERM)
@@ -83,6 +88,17 @@ def started(head: subprocess.Popen[bytes], log: Path) -> bool:
             return True
         time.sleep(0.5)
     return False
+
+
+def of_runs(cluster: Cluster) -> list[psutil.Process]:
+    """The drivers and the actors of all runs on the cluster."""
+    found = []
+    for process in psutil.Process(cluster.head).children(recursive=True):
+        with suppress(psutil.Error):
+            command = " ".join(process.cmdline())
+            if "-m flowbp_ray train" in command or command.startswith(ACTORS):
+                found.append(process)
+    return found
 
 
 def ray(cluster: Cluster, *arguments: str, token: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -137,6 +153,7 @@ def test_a_job_is_stopped_and_goes_on(cluster: Cluster, tmp_path: Path) -> None:
         if lines.is_file() and lines.read_text():
             break
         time.sleep(0.25)
+    at_work = of_runs(cluster)
     stopped = ray(cluster, "stop", "first")
     log = ray(cluster, "logs", "first").stdout
     assert stopped.returncode == 0 and "Job 'first' was stopped" in stopped.stdout, log
@@ -144,6 +161,7 @@ def test_a_job_is_stopped_and_goes_on(cluster: Cluster, tmp_path: Path) -> None:
     assert "will kill this run" not in log
     [saved] = Run.open(tmp_path / "stopped").checkpoints.steps()
     assert 1 <= saved < 16
+    assert len(at_work) >= 4 and gone(at_work) and not of_runs(cluster)
     again = submit(cluster, *command, options=waits)
     assert again.returncode == 0 and f"going on from the checkpoint of step {saved}" in again.stdout, again.stdout
     run = Run.open(tmp_path / "stopped")

@@ -257,12 +257,13 @@ def test_a_killed_driver_leaves_nothing_and_goes_on_as_if_it_had_not_been(
 
 
 @long
-def test_ctrl_c_twice_stops_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_asked_twice_it_stops_at_once(tmp_path: Path, number: signal.Signals) -> None:
     process, folder = start(tmp_path, "data.prompts_per_step=96")  # steps of many seconds
     others = family(process)
-    os.killpg(process.pid, signal.SIGINT)
-    time.sleep(2.0)  # signals that come within one wait of Ray are one
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
+    time.sleep(2.0)  # signals that come within one wait of Ray, or within a second, are one
+    os.killpg(process.pid, number)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
     assert gone(others)

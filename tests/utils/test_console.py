@@ -14,6 +14,7 @@ from flowbp_ray.utils.console import Lasting
 
 CATCHES = """
 import os, signal, sys
+from flowbp_ray.utils import signals
 from flowbp_ray.utils.signals import Interrupts
 number = int(sys.argv[1])
 if sys.argv[2] == "nohup":
@@ -22,6 +23,9 @@ os.close(2)
 with Interrupts() as interrupts:
     os.kill(os.getpid(), number)
     print("asked", interrupts.asked)
+    signals.SAME = 1e9
+    os.kill(os.getpid(), number)
+    signals.SAME = 0.0
     try:
         os.kill(os.getpid(), number)
     except KeyboardInterrupt:
