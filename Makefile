@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-gpu test-hosts test-judge test-long bad-input lint types clean-venv
+.PHONY: demo test test-gpu test-hosts test-judge test-long bad-input chaos lint types clean-venv
 
 $(STAMP): pyproject.toml constraints/cpu.txt constraints/beside.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed")'
@@ -42,6 +42,10 @@ test-long: $(STAMP)
 # Some 900 wrong configurations, prompt files and models; the figures go to docs/reliability.md.
 bad-input: $(STAMP)
 	$(BIN)/python -m tests.badinput
+
+# Some 70 faults in real runs, at most 45 minutes; as root all of them. The figures go to docs/reliability.md.
+chaos: $(STAMP)
+	$(BIN)/python -m tests.chaos
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from datetime import date
-from pathlib import Path
 
 import torch
 from transformers.utils import logging
@@ -13,11 +12,10 @@ from transformers.utils import logging
 from tests.badinput.campaign import DRAWN, MUTATED, in_a_new_folder
 from tests.badinput.outcome import summary
 from tests.badinput.section import section
+from tests.marked import RELIABILITY, write
 from tests.paths import ROOT
 
 JSON = ROOT / "docs" / "data" / "bad_input.json"
-PAGE = ROOT / "docs" / "reliability.md"
-BEGIN, END = "<!-- bad input -->", "<!-- /bad input -->"
 
 
 def main() -> int:
@@ -35,21 +33,11 @@ def main() -> int:
         "faults": [{"kind": f.kind, "name": f.name, "verdict": f.verdict, "message": f.message[:300]} for f in faults],
     }
     JSON.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    write(PAGE, section(figures))
+    write(RELIABILITY, "bad input", section(figures))
     print(section(figures))
     for fault in faults:
         print(f"{fault.verdict}: {fault.kind}, {fault.name}: {fault.message[:200]}", file=sys.stderr)
     return 1 if faults else 0
-
-
-def write(page: Path, text: str) -> None:
-    """Put the section between its marks; where there are none, at the end of the page."""
-    whole = page.read_text(encoding="utf-8") if page.is_file() else "# Reliability\n"
-    marked = f"{BEGIN}\n{text}{END}\n"
-    before, begin, rest = whole.partition(f"{BEGIN}\n")
-    page.write_text(
-        before + marked + rest.partition(f"{END}\n")[2] if begin else f"{whole}\n{marked}", encoding="utf-8"
-    )
 
 
 if __name__ == "__main__":
