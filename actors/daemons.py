@@ -35,11 +35,12 @@ def watched(run: Run, progress: Progress) -> Iterator[None]:
     on = f"name={run.folder.name} resume=auto goes on from the last checkpoint"
 
     def end(name: str, pid: int) -> None:
+        sys.stdout.flush()
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  Ray prints twenty lines of the raylet's log there
         error = RunFailed(f"the {name} of this run's Ray (process {pid}) has ended; see {logs()}; {on}")
         run.end(error)
         progress.__exit__(RunFailed, error, None)
         print(f"flowbp-ray: {error}", file=sys.stderr)
-        sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
-import tempfile
 import time
 from dataclasses import asdict
 from datetime import date
-from pathlib import Path
 from typing import Any
 
-from tests.chaos.campaign import MISSED, Campaign, Record, faults
+from tests.chaos.campaign import MISSED, Campaign, Record, faults, folder
 from tests.chaos.faults import KINDS, Kind
 from tests.chaos.planner import plans
 from tests.chaos.section import section
@@ -50,23 +47,29 @@ def arguments() -> argparse.Namespace:
 
 def measured(kinds: list[Kind], given: argparse.Namespace) -> dict[str, Any]:
     """Run the campaign in a folder that is removed afterwards; return its figures."""
-    began, records, work = time.monotonic(), list[Record](), Path(tempfile.mkdtemp(prefix="chaos-", dir="/tmp"))
+    began, records = time.monotonic(), list[Record]()
     possible = [kind for kind in kinds if not kind.impossible()]
     for kind in kinds:
         if kind not in possible:
             print(f"not tried: {kind.name}: {kind.impossible()}", flush=True)
     planned = plans(possible, given.seed, given.faults)
-    print(f"{sum(len(plan.faults) for plan in planned)} faults in {len(planned)} runs, in {work}", flush=True)
-    campaign = Campaign(work, given.seed, lambda text: print(f"{time.monotonic() - began:5.0f} s  {text}", flush=True))
-    try:
-        for plan in planned:
-            if time.monotonic() - began > 60 * given.minutes:
-                print(f"out of time: run {plan.number} and those after it are left out", flush=True)
-                break
-            records += campaign.go(plan)
-    finally:
-        campaign.bury()
-        shutil.rmtree(work, ignore_errors=True)
+
+    def say(text: str) -> None:
+        print(f"{time.monotonic() - began:5.0f} s  {text}", flush=True)
+
+    say(f"{sum(len(plan.faults) for plan in planned)} faults in {len(planned)} runs")
+    with folder() as work:
+        campaign = Campaign(work, given.seed, say)
+        try:
+            for plan in planned:
+                if time.monotonic() - began > 60 * given.minutes:
+                    say(f"out of time: run {plan.number} and those after it are left out")
+                    break
+                records += campaign.go(plan)
+        except KeyboardInterrupt:
+            say("interrupted: this run and those after it are left out")
+        finally:
+            campaign.bury()
     for record in records:
         if record.outcome.startswith(MISSED):
             print(f"{record.kind}, run {record.run}: {record.outcome}", flush=True)

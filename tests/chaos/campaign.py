@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from pathlib import Path
 from tests.chaos.configurations import overrides
 from tests.chaos.disk import Disk
 from tests.chaos.faults import BY_NAME, FOREVER, Kind, Missed, Scene, stop_filling
-from tests.chaos.hosts import cluster, submitted
+from tests.chaos.hosts import SPREAD, cluster
 from tests.chaos.planner import Plan, Planned
 from tests.chaos.processes import Family, command, end
 from tests.chaos.running import Result, Running, environment, fault_of_stop
@@ -71,6 +72,16 @@ class Grave:
         end(left)
 
 
+@contextmanager
+def folder() -> Iterator[Path]:
+    """For a campaign: a short path, because Ray's sockets are below it; removed at the end."""
+    work = Path(tempfile.mkdtemp(prefix="chaos-", dir="/tmp"))
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
 class Campaign:
     """Undisturbed runs, one per configuration as it is needed, and runs with faults. work: a folder of its own."""
 
@@ -85,12 +96,14 @@ class Campaign:
         """A run that has been started, on a disk of its own; whatever is left of it in the end is ended."""
         place = self.work / name
         (place / "t").mkdir(parents=True)
-        env = environment(self.work, place / "t")
-        arguments = overrides(config, place, stalls)
-        spread = config == "hosts" and name != config
-        with Disk(place / "d") as disk, cluster(place / "h", spread) as hosts:
-            kind = submitted(hosts) if hosts else Running
-            running = kind(disk.folder, arguments, env, place)
+        env, arguments, before = environment(self.work, place / "t"), overrides(config, place, stalls), []
+        on_hosts = config == "hosts" and name != config  # undisturbed it runs on one
+        with Disk(place / "d") as disk, cluster(place / "h", on_hosts) as hosts:
+            if hosts is not None:
+                env = hosts.env | {key: env[key] for key in ("FLOWBP_RAY_CACHE", "TMPDIR")}
+                env["RAY_ADDRESS"] = f"{hosts.network.hosts[0].address}:6379"
+                arguments, before = arguments + SPREAD, hosts.enter()
+            running = Running(disk.folder, arguments, env, place, before)
             scene = Scene(running, disk, random.Random(f"{self.seed} {name}"), hosts)
             self.runs += 1
             try:
@@ -101,7 +114,6 @@ class Campaign:
                 running.family.look(at_once=True)
                 self.graves.append(Grave(running.family, time.monotonic(), None))
                 end(running.family.alive() if running.code() is None else [])
-                running.close()
                 self.starts += running.starts
         shutil.rmtree(place / "d", ignore_errors=True)
 
@@ -160,7 +172,10 @@ class Campaign:
         self.recover(scene, kind, record)
 
     def recover(self, scene: Scene, kind: Kind, record: Record) -> None:
-        """Until a step is done and the fault is taken back; where the run has stopped, start it again."""
+        """Until a step is done and the fault is taken back; where the run has stopped, start it again.
+
+        Raises RuntimeError where it hangs, or stops each time.
+        """
         running, began = scene.running, time.monotonic()
         seen, moved, stops, healed = running.steps.look(), began, 0, kind.heal is None
         lasts = HELD if kind.lasts == FOREVER else kind.lasts
@@ -171,8 +186,9 @@ class Campaign:
                 kind.heal(scene)
                 healed = True
             if code is not None and code != 0:
-                stops, moved = stops + 1, now
+                stops, moved, record.seconds = stops + 1, now, None
                 self.stopped(scene, kind, record, by_us=kind.ends and stops == 1)
+                seen = running.steps.seen
                 if stops == STARTS:
                     record.outcome = "did not go on"
                     raise RuntimeError(f"it stopped {stops} times after one fault")

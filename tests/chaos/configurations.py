@@ -11,9 +11,9 @@ STALL = 45  # seconds of stall_timeout where something is to stand still: more t
 LONG = 240
 SMALL = [
     f"steps={STEPS}",
-    "backbone.num_steps=8",
+    "backbone.num_steps=6",
     "data.prompts=shapes:train",
-    "data.prompts_per_step=8",
+    "data.prompts_per_step=4",
     "data.rollout_batch=2",
     "rewards.count=1",
     "rewards.monitors=[]",
@@ -38,8 +38,6 @@ MEANING = {
     "judged": "as `one`, with a judge as gate that starts a stand-in for a vLLM server",
     "hosts": "two ZeRO-2 ranks and three samplers on three hosts in network namespaces",
 }
-SPREAD = ["learners.cpus=2.25", "samplers.cpus=1.25", "rewards.cpus=0.25"]
-"""On hosts with 4, 4 and 2 CPUs: none has room for two learners, the last one for none."""
 
 
 def overrides(config: str, work: Path, stalls: bool = False) -> list[str]:

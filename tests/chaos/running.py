@@ -26,11 +26,16 @@ LOADED = ("weight_bytes", "embedding_bytes", "embedding_bytes_per_image")  # wha
 class Running:
     """The command `train` on one configuration: started, followed, and started again in the same way."""
 
-    def __init__(self, output: Path, overrides: Sequence[str], env: Mapping[str, str], logs: Path) -> None:
-        """output: the folder of runs, of which this one is NAME. logs: a folder for what is printed."""
+    def __init__(
+        self, output: Path, overrides: Sequence[str], env: Mapping[str, str], logs: Path, before: Sequence[str] = ()
+    ) -> None:
+        """output: the folder of runs, of which this one is NAME. logs: a folder for what is printed.
+
+        before: what is to stand before the command.
+        """
         self.output, self.folder, self.env, self.logs = output, output / NAME, dict(env), logs
         own = [f"output={output}", f"name={NAME}", "resume=auto"]
-        self.command = [sys.executable, "-m", "flowbp_ray", "train", "shapes_flowbp_sparse", *overrides, *own]
+        self.command = [*before, sys.executable, "-m", "flowbp_ray", "train", "shapes_flowbp_sparse", *overrides, *own]
         self.steps, self.starts = Steps(self.folder / "metrics.jsonl"), 0
         self.process: subprocess.Popen[bytes] | None = None
         self.family = Family(0, "")
@@ -44,13 +49,9 @@ class Running:
             )  # fmt: skip
         self.family = Family(self.process.pid, str(self.output.parent))
 
-    def close(self) -> None:
-        """Nothing more is asked of it."""
-
     def code(self) -> int | None:
         """The driver's exit code; None while it runs."""
-        assert self.process is not None
-        return self.process.poll()
+        return self.process.poll() if self.process is not None else None
 
     def said(self) -> list[str]:
         """The lines that this start of it has printed to stderr."""

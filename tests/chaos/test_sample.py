@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from tests.chaos.campaign import Campaign, faults
+from tests.chaos.campaign import Campaign, faults, folder
 from tests.chaos.faults import KINDS
 from tests.chaos.planner import plans
 
@@ -15,11 +13,11 @@ from tests.chaos.planner import plans
 @pytest.mark.long
 @pytest.mark.deepspeed
 @pytest.mark.timeout(1800)
-def test_ten_faults_end_in_the_bits_of_the_undisturbed_run(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_ten_faults_end_in_the_bits_of_the_undisturbed_run() -> None:
     kinds = [kind for kind in KINDS if "hosts" not in kind.configs and not kind.stalls and not kind.impossible()]
-    work = Path(str(tmp_path_factory.mktemp("c")))
-    campaign = Campaign(work, seed=3)
-    records = [record for plan in plans(kinds, seed=3, faults=10) for record in campaign.go(plan)]
-    campaign.bury()
+    with folder() as work:
+        campaign = Campaign(work, seed=3)
+        records = [record for plan in plans(kinds, seed=3, faults=10) for record in campaign.go(plan)]
+        campaign.bury()
     assert not faults(records)
     assert sum(record.injected for record in records) >= 8  # the moment of a fault may not come before the run's end
