@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from tests.chaos.faults import Kind
 
-STEPS = 12  # of each run
-AT = (1, 3, 5, 7, 9)  # steps that are done when a fault of a run is due
+STEPS = 16  # of each run
+AT = (1, 3, 5, 7, 9, 11, 13)  # steps that are done when a fault of a run is due
 
 
 @dataclass(frozen=True)

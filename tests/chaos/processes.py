@@ -50,8 +50,9 @@ class Family:
         return [(pid, ticks) for pid, ticks in self.seen.items() if runs((pid, ticks))]
 
     def doing(self, title: str) -> list[Process]:
-        """The processes whose title begins so."""
-        return [found for found in self.alive() if command(found[0])[0].startswith(title)]
+        """The processes whose title begins so. Asked every few milliseconds, so it looks at the titles first."""
+        titled = [one for one in self.seen.items() if command(one[0])[0].startswith(title)]
+        return [one for one in titled if runs(one)]
 
     def named(self, part: str) -> list[Process]:
         """The processes whose command has `part` in it."""
