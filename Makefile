@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-gpu test-hosts test-judge test-long bad-input soak audit lint types clean-venv
+.PHONY: demo test test-gpu test-hosts test-judge test-long bad-input chaos soak audit lint types clean-venv
 
 $(STAMP): pyproject.toml constraints/cpu.txt constraints/beside.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed")'
@@ -53,6 +53,10 @@ audit: $(STAMP)
 # Ten minutes of small steps in which an actor is killed every 20 s: does anything grow? --minutes 120 is the long one.
 soak: $(STAMP)
 	$(BIN)/python -m tests.soak --minutes 10
+
+# Some 70 faults in real runs, at most 45 minutes; as root all of them. The figures go to docs/reliability.md.
+chaos: $(STAMP)
+	$(BIN)/python -m tests.chaos
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

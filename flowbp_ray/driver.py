@@ -9,6 +9,7 @@ from typing import Any
 
 from actors import saving, transport
 from actors.cluster import connected, start_ray
+from actors.daemons import watched
 from actors.errors import LearnersLost
 from actors.fleet import Fleet
 from actors.judges import Judges
@@ -83,7 +84,10 @@ def session(
         progress.waiting("starting Ray")
         start_ray(config.cluster.address)
         interrupts.arm()
-        with Fleet(config, checked.texts, checked.agreed, roles, progress.waiting, checked.needs(run)) as fleet:
+        with (
+            watched(run, progress),
+            Fleet(config, checked.texts, checked.agreed, roles, progress.waiting, checked.needs(run)) as fleet,
+        ):
             fleet.log_start(run.logger())
             evaluator = Evaluator(config, run, checked.held_out, len(checked.training))
             with Judges(config, run, evaluator, tracker, progress.waiting) as judges:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,15 @@ class Tracker:
             self.wandb = wandb_run.start(folder, config.tracking.project, run_id, plain, say)
 
     def log(self, step: int, kind: str, values: dict[str, Any]) -> None:
-        """Log a line. kind: train, evaluation or judge (which comes late). What is not finite is written as null."""
+        """Log a line. kind: train, evaluation or judge (which comes late). What is not finite is written as null.
+
+        Raises OSError, which names the file, where the disk does not take it.
+        """
         clean = {k: (None if isinstance(v, float) and not np.isfinite(v) else v) for k, v in values.items()}
-        self.file.write(json.dumps({"step": step, "kind": kind, **clean}) + "\n")
+        try:
+            self.file.write(json.dumps({"step": step, "kind": kind, **clean}) + "\n")
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
         if self.export is not None:
             self.export(step, kind, clean)
         if self.wandb is not None:
@@ -69,7 +76,8 @@ class Tracker:
         self.file = self.path.open("a", buffering=1)
 
     def close(self) -> None:
-        """Close the file and end wandb's run."""
-        self.file.close()
+        """Close the file and end wandb's run. A line that the disk has refused is lost, which `log` said."""
+        with suppress(OSError):
+            self.file.close()
         if self.wandb is not None:
             self.wandb.finish()

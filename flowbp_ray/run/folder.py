@@ -7,6 +7,7 @@ images/, and at the end curves.png and summary.json.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -27,6 +28,7 @@ from flowbp_ray.utils.diff import differing, shown
 from flowbp_ray.utils.errors import ConfigError, RunFailed, Stalled
 from flowbp_ray.utils.files import write_atomically
 from flowbp_ray.utils.secrets import HidingFormatter, hidden
+from flowbp_ray.utils.tensor_file import FULL
 
 # What may differ between a run and its continuation: where and with how many processes it runs, not what it computes
 # (learners that compute the same sums elsewhere round differently; `driver` says so).
@@ -39,6 +41,7 @@ FREE_IN = {
     "learners": {"interconnect", *MOVES} | WHERE,
 }
 
+UNWRITABLE = (*FULL, errno.EROFS, errno.EIO, errno.ESTALE)
 FREE_IN_JUDGES = {"url", "server", "concurrency", "timeout", "tries", "backoff", "api_key_env"} | WHERE
 
 
@@ -150,7 +153,7 @@ class Run:
         logger.setLevel(logging.INFO)
         logger.propagate = False
         if not logger.handlers:
-            handler = logging.FileHandler(self.folder / "log.txt")
+            handler = _Log(self.folder / "log.txt")
             handler.setFormatter(HidingFormatter("%(asctime)s %(levelname)s %(message)s"))
             logger.addHandler(handler)
         return logger
@@ -159,7 +162,8 @@ class Run:
     def locked(self, say: Callable[[str], object]) -> Iterator[None]:
         """The frame of a driver: hold the folder's lock, record why the run fails, and remove one that never began.
 
-        Raises ConfigError where another driver holds the lock. say: see `RunLock`.
+        Raises ConfigError where another driver holds the lock, RunFailed where the disk does not take a file of the
+        run. say: see `RunLock`.
         """
         with RunLock(self.folder, say) as self.lock:
             try:
@@ -167,8 +171,24 @@ class Run:
             except (RunFailed, ValueError) as error:
                 self._record_failure(error)
                 raise
+            except OSError as error:
+                if error.errno not in UNWRITABLE:
+                    raise
+                file = error.filename or f"a file in {self.folder}"
+                failed = RunFailed(
+                    f"{file} cannot be written ({error.strerror}); give it room or make it writable, then "
+                    f"name={self.folder.name} resume=auto goes on from the last checkpoint"
+                )
+                self._record_failure(failed)
+                raise failed from error
             finally:
                 self._discard()
+
+    def end(self, error: RunFailed) -> None:
+        """Do what leaving `locked` with this error does, from another thread of a process that is about to end."""
+        self._record_failure(error)
+        if self.lock is not None:
+            self.lock.release()
 
     def check_lock(self) -> None:
         """Raises RunFailed where this process held the folder's lock and another driver has taken it over."""
@@ -192,11 +212,13 @@ class Run:
         """Write to log.txt why the run ended, and to stalled.json the state of one that made no progress."""
         self.logger().error("%s", error, exc_info=not isinstance(error, RunFailed))
         if isinstance(error, Stalled):
-            (self.folder / "stalled.json").write_text(hidden(json.dumps(error.state, indent=1)) + "\n")
+            with contextlib.suppress(OSError):  # the error itself matters more
+                (self.folder / "stalled.json").write_text(hidden(json.dumps(error.state, indent=1)) + "\n")
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json."""
-        (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        text = json.dumps(summary, indent=2) + "\n"
+        write_atomically(self.folder / "summary.json", lambda path: path.write_text(text))
 
     def metrics(self) -> list[dict[str, Any]]:
         """All lines of metrics.jsonl but those that a kill tore."""
@@ -214,6 +236,13 @@ def narrowing(folder: Path) -> str:
         f"`flowbp-ray export {folder} --to DIR`, put DIR/transformer in the place of the one in a copy of the folder "
         "backbone.path, and start from that copy under another name="
     )
+
+
+class _Log(logging.FileHandler):
+    """log.txt: a disk that does not take a line costs the line, and neither the run nor a traceback on stderr."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Lose what could not be written."""
 
 
 def prompts_digest(texts: Sequence[str]) -> str:

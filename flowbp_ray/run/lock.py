@@ -65,9 +65,14 @@ class RunLock:
     def __exit__(self, *_: object) -> None:
         self.ended.set()
         self.beating.join()
+        self.release()
+
+    def release(self) -> None:
+        """Remove the lock if it is ours. One on a disk that became read-only stays, and is taken over."""
         found = self._read()
         if found is not None and found.get("token") == self.ours["token"]:
-            self.file.unlink(missing_ok=True)
+            with suppress(OSError):
+                self.file.unlink(missing_ok=True)
 
     def check(self) -> None:
         """Raises RunFailed where another driver has taken the folder over, so that nothing more may be written."""

@@ -6,11 +6,13 @@ import json
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from flowbp_ray.observability.tracker import Tracker
 from flowbp_ray.run.folder import Run
 from flowbp_ray.run.lock import FILE, RunLock, started
 from flowbp_ray.utils.errors import ConfigError, RunFailed
@@ -88,3 +90,28 @@ def test_a_run_that_never_began_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no room"), resumed.locked(print):
         raise ValueError("no room")
     assert (resumed.folder / "config.yaml").is_file()
+
+
+def test_a_disk_that_does_not_take_a_file_ends_the_run_with_a_line(tmp_path: Path) -> None:
+    """And what says so does not need the disk: /dev/full (full(4)) refuses every byte."""
+    run = Run.create(small_config(tmp_path, "refl", "name=mine"))
+    run.keep()
+    (run.folder / "log.txt").symlink_to("/dev/full")
+    (run.folder / "metrics.jsonl").symlink_to("/dev/full")
+    tracker = Tracker(run.folder, run.config)
+    with (
+        pytest.raises(
+            RunFailed, match=r"metrics.jsonl cannot be written \(No space left on device\); .*resume=auto"
+        ) as it,
+        run.locked(print),
+        closing(tracker),
+    ):
+        run.logger().info("a line that is lost")
+        tracker.log(0, "train", {"loss": 1.0})
+    assert "\n" not in str(it.value)
+
+
+def test_other_errors_of_files_stay_what_they_are(tmp_path: Path) -> None:
+    run = Run.create(small_config(tmp_path, "refl", "name=mine"))
+    with pytest.raises(FileNotFoundError), run.locked(print):
+        (tmp_path / "none").read_text()

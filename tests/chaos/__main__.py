@@ -1,0 +1,85 @@
+"""Run the campaign and write its figures: `make chaos`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict
+from datetime import date
+from typing import Any
+
+from tests.chaos.campaign import MISSED, Campaign, Record, faults, folder
+from tests.chaos.faults import KINDS, Kind
+from tests.chaos.planner import plans
+from tests.chaos.section import section
+from tests.reliability import FIGURES, publish
+
+JSON = FIGURES / "chaos.json"
+
+
+def main() -> int:
+    given = arguments()
+    kinds = [kind for kind in KINDS if not given.only or any(part in kind.name for part in given.only)]
+    if not kinds:
+        print("no such fault; there are:", *(kind.name for kind in KINDS), sep="\n  ", file=sys.stderr)
+        return 2
+    whole = not given.only and given.faults is None
+    figures = json.loads(JSON.read_text(encoding="utf-8")) if given.section else measured(kinds, given)
+    if whole:
+        publish("chaos", figures, section(figures))
+    print(section(figures))
+    return 1 if faults([Record(**record) for record in figures["records"]]) else 0
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="faults whose name has this in it")
+    parser.add_argument("--faults", type=int, help="so many, of all kinds alike; the page is not written")
+    parser.add_argument("--seed", type=int, default=17, help="of what is injected when")
+    parser.add_argument("--minutes", type=float, default=60.0, help="after which no further run is begun")
+    parser.add_argument("--section", action="store_true", help="write the page from the figures that are there")
+    return parser.parse_args()
+
+
+def measured(kinds: list[Kind], given: argparse.Namespace) -> dict[str, Any]:
+    """Run the campaign in a folder that is removed afterwards; return its figures."""
+    began, records = time.monotonic(), list[Record]()
+    possible = [kind for kind in kinds if not kind.impossible()]
+    for kind in kinds:
+        if kind not in possible:
+            print(f"not tried: {kind.name}: {kind.impossible()}", flush=True)
+    planned = plans(possible, given.seed, given.faults)
+
+    def say(text: str) -> None:
+        print(f"{time.monotonic() - began:5.0f} s  {text}", flush=True)
+
+    say(f"{sum(len(plan.faults) for plan in planned)} faults in {len(planned)} runs")
+    with folder() as work:
+        campaign = Campaign(work, given.seed, say)
+        try:
+            for plan in planned:
+                if time.monotonic() - began > 60 * given.minutes:
+                    say(f"out of time: run {plan.number} and those after it are left out")
+                    break
+                records += campaign.go(plan)
+        except KeyboardInterrupt:
+            say("interrupted: this run and those after it are left out")
+        finally:
+            campaign.bury()
+    for record in records:
+        if record.outcome.startswith(MISSED):
+            print(f"{record.kind}, run {record.run}: {record.outcome}", flush=True)
+    return {
+        "date": date.today().isoformat(),
+        "seed": given.seed,
+        "minutes": round((time.monotonic() - began) / 60, 1),
+        "runs": campaign.runs,
+        "starts": campaign.starts,
+        "records": [asdict(record) for record in records],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
