@@ -22,7 +22,7 @@ from flowbp_ray.artifacts.report import summarise
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.control import scaling
 from flowbp_ray.control.guard import Guard, HackingVerdict
-from flowbp_ray.control.selection import check_updated, select
+from flowbp_ray.control.selection import SKIPS, check_updated, select
 from flowbp_ray.evaluation.evaluator import Evaluator
 from flowbp_ray.messages import StepReport, Version
 from flowbp_ray.observability.progress import Progress
@@ -35,8 +35,6 @@ from flowbp_ray.run.checkpoint import Snapshot
 from flowbp_ray.run.folder import Run
 from flowbp_ray.utils.errors import RunFailed
 from flowbp_ray.utils.signals import Interrupted, Interrupts
-
-SKIPS = 10  # consecutive steps without an update after which the run fails
 
 
 def train(config: RunConfig, progress: Progress | None = None) -> tuple[Run, dict[str, Any]]:
@@ -54,8 +52,6 @@ def _train(config: RunConfig, checked: Checked, progress: Progress) -> tuple[Run
     run = Run.resume(config) if config.resume == "auto" else Run.create(config)
     with run.locked(progress.note):
         continuing.prepare(run, config, checked, progress.note)
-        scaling.discard_requests(run)  # requests that were made after the run had ended
-        run.logger().info("%s", "; ".join([f"training {checked.trains}", *checked.cut]))
         with (
             closing(RayMetrics(run.folder.name)) as gauges,
             progress.begin(run.folder, config, checked.trains, [*checked.cut, *run.damaged]),

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from flowbp_ray.artifacts.widen import widen
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.control.guard import clear_overruled_verdict
+from flowbp_ray.control.scaling import discard_requests
 from flowbp_ray.planning.learner_memory import checkpoint_bytes
 from flowbp_ray.preflight import Checked
 from flowbp_ray.run.folder import Run
@@ -16,7 +17,7 @@ from flowbp_ray.utils.units import format_bytes
 
 
 def prepare(run: Run, config: RunConfig, checked: Checked, note: Callable[[str], object]) -> None:
-    """Check the guard's verdict, the prompts and the disk; merge adapters that are trained no more.
+    """Check the guard's verdict, the prompts and the disk; merge adapters that are trained no more; log what begins.
 
     note: takes a line that a person should know. Raises ConfigError where the run cannot go on.
     """
@@ -24,6 +25,8 @@ def prepare(run: Run, config: RunConfig, checked: Checked, note: Callable[[str],
     run.bind_prompts(checked.texts)
     check_disk(run, config, checked.parameters)
     widen(run, config, note)
+    discard_requests(run)  # that were made after the run had ended
+    run.logger().info("%s", "; ".join([f"training {checked.trains}", *checked.cut]))
 
 
 def check_disk(run: Run, config: RunConfig, parameters: int) -> None:

@@ -17,6 +17,8 @@ from flowbp_ray.messages import Fault, Optimality, ScoredItem, StepReport
 from flowbp_ray.rewards import balance
 from flowbp_ray.utils.errors import RunFailed
 
+SKIPS = 10  # consecutive steps without an update after which a run fails
+
 
 @dataclass(frozen=True)
 class Selection:
