@@ -26,6 +26,7 @@ from flowbp_ray.evaluation.standalone import Request, Standalone, Weights, scale
 from flowbp_ray.messages import Item, Version
 from flowbp_ray.planning.colocation import with_parts
 from flowbp_ray.preflight import check
+from flowbp_ray.prompt_files import load
 from flowbp_ray.run.folder import Run
 from flowbp_ray.utils.addresses import expand
 from flowbp_ray.utils.diff import shown
@@ -52,6 +53,7 @@ def evaluate(
     a later failure.
     """
     run, config = request.run(), request.config()
+    load(str(config.evaluation.prompts), "--prompts" if request.prompts else "evaluation.prompts")  # by that name
     checked = check(config)
     version, tensors, of = _weights(request, run)
     folder = out or _folder(config, run, request, version)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from flowbp_ray.evaluate import in_time, processes
 from tests.small import small_config
@@ -10,11 +11,11 @@ from tests.small import small_config
 
 def test_items_are_submitted_in_order_and_not_before_their_prompts_are_held() -> None:
     """What is held is `Needs.between(place, place + 1 + ahead)`: an item beyond it would have its prompts go first."""
-    items = list(range(7))
+    items: list[Any] = list(range(7))
     for ahead in (0, 1, 3, 10):
-        submitted: list[int] = []
-        for place, (item, coming) in enumerate(in_time(items, ahead)):  # type: ignore[arg-type]
-            submitted += coming  # type: ignore[arg-type]
+        submitted: list[Any] = []
+        for place, (item, coming) in enumerate(in_time(items, ahead)):
+            submitted += coming
             assert item == items[place] and submitted == items[: place + 1 + ahead]
         assert submitted == items
 

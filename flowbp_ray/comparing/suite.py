@@ -109,7 +109,8 @@ def read(file: str) -> Suite:
         plain: Any = yaml_text.parse(read_text(path, str(path))) or {}
         return Suite.model_validate(plain)
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)]
+        found = [(".".join(map(str, e["loc"])), e["msg"]) for e in error.errors(include_url=False)]
+        problems = [f"{key or 'the file'}: {message.removeprefix('Value error, ')}" for key, message in found]
         raise ConfigError(f"{file}: {'; '.join(problems[:5])}; write name, seeds, rows, config") from error
     except ValueError as error:
         raise ConfigError(f"{file} is not a suite: {error}; write name, seeds and rows") from error

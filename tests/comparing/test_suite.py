@@ -144,6 +144,7 @@ def test_a_suite_goes_on_with_what_has_not_ended_and_names_what_failed(
         (("shapes:dev", "null"), "evaluation.prompts is null"),
         (("K = 2, late", "one "), "same name"),
         (("rows:", "rows: ["), "is not a suite"),
+        (("\nname: three", "- three\n#"), "is not a suite"),
         (("seeds: [1, 2, 3]", "seeds: [1, 2, 1]"), "seeds.*there twice"),
         (("seeds: [1, 2, 3]", "seeds: [-1]"), "seeds.0.*greater than or equal to 0"),
         (("name: three", "name: .."), "name: .*pattern"),
