@@ -66,10 +66,11 @@ class Evaluation:
         return result
 
     def repeats(self, name: str) -> bool:
-        """Whether a metric has, picture by picture, the values of the exact verifier under another name."""
-        if name == "verifier" or "verifier" not in self.values:
+        """Whether a metric has, picture by picture, the verdicts of the exact verifier, both yes and no, as its own."""
+        verdicts = self.values.get("verifier")
+        if name == "verifier" or verdicts is None or len(np.unique(verdicts[np.isfinite(verdicts)])) < 2:
             return False
-        return np.array_equal(self.values[name], self.values["verifier"], equal_nan=True)
+        return np.array_equal(self.values[name], verdicts, equal_nan=True)
 
     def _skilled(self, name: str) -> dict[str, list[bool]]:
         """Which pictures are of each skill, for a metric of verdicts; nothing for another, or without skills."""
