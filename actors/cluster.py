@@ -11,12 +11,14 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 
+from actors.daemons import daemons
 from actors.process import record
 
 PRIVATE = {
@@ -29,6 +31,7 @@ PRIVATE = {
 """Set in a private Ray, where the environment does not say otherwise. Without a dashboard nobody reads metrics, event
 statistics, or what the agent learns of all processes every 5 s; and prestarted workers would not fit our actors."""
 PATIENCE = 10.0  # seconds within which a cluster must accept a connection
+GRACE = 5.0  # seconds in which the workers of a private Ray end after it
 SOCKET = 107  # bytes of a Unix socket's path (sockaddr_un)
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # the environment variable in which Ray gives a submitted job its runtime_env
 STOP = "RAY_JOB_STOP_WAIT_TIME_S"
@@ -66,13 +69,28 @@ def check_sockets() -> None:
 
 @contextmanager
 def connected(address: str, output: str) -> Iterator[None]:
-    """`connect`; at the end shut down Ray's connection, unless Ray was initialised before."""
+    """`connect`; at the end `shut_down`, unless Ray was initialised before."""
     before = connect(address, output)
     try:
         yield
     finally:
         if not before:
-            ray.shutdown()
+            shut_down()
+
+
+def shut_down() -> None:
+    """`ray.shutdown()`; then end the workers of a private Ray that outlive it.
+
+    One that stands still (SIGSTOP, or a disk that does not answer) hears no request to end, and Ray does not insist.
+    """
+    workers: list[psutil.Process] = []
+    for pid in daemons().values():
+        with suppress(psutil.Error):
+            workers += psutil.Process(pid).children(recursive=True)
+    ray.shutdown()
+    for worker in psutil.wait_procs(workers, timeout=GRACE)[1]:
+        with suppress(psutil.Error):
+            worker.kill()
 
 
 def check_job(output: str) -> None:

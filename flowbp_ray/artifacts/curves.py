@@ -11,6 +11,7 @@ import numpy as np
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.control import guard
 from flowbp_ray.run.folder import Run
+from flowbp_ray.utils.files import naming
 
 
 def plot_curves(run: Run) -> Path | None:
@@ -49,7 +50,8 @@ def plot_curves(run: Run) -> Path | None:
         if axis.lines:
             axis.legend(fontsize=8)
     path = run.folder / "curves.png"
-    figure.savefig(path, dpi=110)
+    with naming(path):
+        figure.savefig(path, dpi=110)
     plt.close(figure)
     return path
 

@@ -14,7 +14,7 @@ import numpy as np
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.observability import wandb_run
 from flowbp_ray.observability.catalog import grouped
-from flowbp_ray.utils.files import write_atomically
+from flowbp_ray.utils.files import naming, write_atomically
 
 Export = Callable[[int, str, Mapping[str, Any]], None]
 """Takes a line of metrics.jsonl: its step, its kind and its numbers."""
@@ -46,10 +46,8 @@ class Tracker:
         Raises OSError, which names the file, where the disk does not take it.
         """
         clean = {k: (None if isinstance(v, float) and not np.isfinite(v) else v) for k, v in values.items()}
-        try:
+        with naming(self.path):
             self.file.write(json.dumps({"step": step, "kind": kind, **clean}) + "\n")
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self.path)) from error
         if self.export is not None:
             self.export(step, kind, clean)
         if self.wandb is not None:

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from flowbp_ray.utils.files import naming
+
 MARGIN, CAPTION = 8, 36  # pixels between cells, and below a picture for its caption
 
 
@@ -30,7 +32,8 @@ def save_grid(images: Sequence[np.ndarray], captions: Sequence[str], path: Path,
         text = "\n".join(textwrap.wrap(caption, max(10, cell_w // 6))[:3])
         draw.multiline_text((x, y + cell_h + 1), text, fill="black", font=font, spacing=1)
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    with naming(path):
+        sheet.save(path)
 
 
 def check_picture_file(path: Path) -> None:

@@ -45,14 +45,26 @@ def write_atomically(path: Path, write: Callable[[Path], Any], fsync: bool = Fal
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.partial")
     try:
-        write(partial)
-        if fsync:
-            sync(partial)
-        os.replace(partial, path)
-        if fsync:
-            sync(path.parent)
+        with naming(path):
+            write(partial)
+            if fsync:
+                sync(partial)
+            os.replace(partial, path)
+            if fsync:
+                sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Put the name of this file into an OSError that has none, as those of writing to an open file."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
 
 
 def sync(path: Path) -> None:

@@ -25,7 +25,7 @@ class Hosts(Cluster):
         first = self.network.hosts[0].process
         assert first is not None
         [inside] = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
-        return ["nsenter", "--target", inside, "--mount", "--uts", "--net", "--pid"]
+        return ["nsenter", "--target", inside, "--mount", "--uts", "--net", "--pid", f"--wd={ROOT}"]
 
     def cut(self, host: Host) -> None:
         self._link(host, "down")

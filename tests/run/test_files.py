@@ -13,7 +13,7 @@ import torch
 from flowbp_ray.config import loading
 from flowbp_ray.run.checkpoint import Checkpoints, Snapshot
 from flowbp_ray.run.folder import Run
-from flowbp_ray.utils.files import write_atomically
+from flowbp_ray.utils.files import naming, write_atomically
 from tests.small import small_config
 
 
@@ -51,6 +51,15 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
     with pytest.raises(FileNotFoundError):
         write_atomically(tmp_path / "gone" / "file", lambda partial: partial.write_text("new"))
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_error_of_writing_names_the_file(tmp_path: Path) -> None:
+    """/dev/full (full(4)) refuses every byte, with an error that knows no name."""
+    with pytest.raises(OSError, match=r"No space left on device: .*/the_file'") as found:
+        write_atomically(tmp_path / "the_file", lambda partial: Path("/dev/full").write_text("x"))
+    assert found.value.filename == str(tmp_path / "the_file")
+    with pytest.raises(FileNotFoundError, match="other"), naming(tmp_path / "the_file"):
+        (tmp_path / "other").read_text()
 
 
 def test_a_file_is_on_the_disk_before_its_name_and_the_name_before_it_returns(
