@@ -5,17 +5,15 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import grpc
 
 from tests.soak.processes import Process, family, files_below, look, ports, role_of, still_there
 from tests.soak.raylet import Raylet, Store
 from tests.soak.run import Kill, Killer, SoakedRun
 
 EVERY = 20.0  # seconds between kills
+LONGEST = 90.0  # or as many as the run takes to recover from the last one, but at most these
 LOOK = 5.0  # seconds between samples
 POLL = 0.25
 GONE = 120.0  # seconds after the end in which every process must have ended
@@ -56,7 +54,8 @@ def soak(
     record, run = Record(), SoakedRun(folder)
     try:
         run.await_first_step()
-        _watch(run, record, minutes * 60, every, seed, say)
+        with Raylet(next(p for p in family(run.pid) if role_of(p, run.pid) == "raylet"), run.environment) as raylet:
+            _watch(run, raylet, record, minutes * 60, every, seed, say)
         members = {process.pid: process for process in family(run.pid)}
         code = run.stop()
         if code != 130:
@@ -70,9 +69,14 @@ def soak(
 
 
 def _watch(
-    run: SoakedRun, record: Record, seconds: float, every: float, seed: int, say: Callable[[str], object]
+    run: SoakedRun,
+    raylet: Raylet,
+    record: Record,
+    seconds: float,
+    every: float,
+    seed: int,
+    say: Callable[[str], object],
 ) -> None:
-    raylet = Raylet(next(p for p in family(run.pid) if role_of(p, run.pid) == "raylet"))
     killer, began = Killer(run, seed), time.monotonic()
     record.kills = killer.kills
     next_kill, next_look, next_line = every, 0.0, 60.0
@@ -82,8 +86,9 @@ def _watch(
             break
         run.count()
         killer.notice(now)
-        if now >= next_kill and killer.strike(now):
-            next_kill = max(next_kill + every, now + every / 2)
+        late = now >= next_kill + LONGEST - every
+        if now >= next_kill and (killer.recovered() or late) and killer.strike(now):
+            next_kill = now + every
         if now >= next_look:
             record.samples.append(_sample(run, raylet, now, len(killer.kills)))
             next_look = now + LOOK
@@ -95,9 +100,7 @@ def _watch(
 
 
 def _sample(run: SoakedRun, raylet: Raylet, seconds: float, kills: int) -> Sample:
-    processes, store = look(run.pid), None
-    with suppress(grpc.RpcError):
-        store = raylet.ask()
+    processes, store = look(run.pid), raylet.ask()
     session, output = files_below(Path(raylet.session)), files_below(run.folder)
     return Sample(seconds, run.done, kills, processes, store, ports(processes), session, output)
 

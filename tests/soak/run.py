@@ -37,20 +37,20 @@ SETTINGS = [
 class SoakedRun:
     """`flowbp-ray train` on the embedded model, with every part real and all sizes small.
 
-    The private Ray has a token of its own, which this process must have in its environment to ask Ray's daemons.
+    environment: the run's; its private Ray has a token of its own, which whoever asks Ray's daemons must have too.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.log = folder / "soak", folder / "output.txt"
         token = clients.new_token(folder / "token")
-        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
         more = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
+        self.environment = clients.environment(token) | more
         command = [sys.executable, "-m", "flowbp_ray", "train", "shapes_flowbp_sparse", *small_overrides(folder)]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [*command, *SETTINGS, f"encoder.cache={folder}/cache"],
                 cwd=ROOT,
-                env=clients.environment(token) | more,
+                env=self.environment,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -154,6 +154,10 @@ class Killer:
             self.first = [one for one in self.first if one != role]
             self.kills.append(Kill(seconds, role, doing, self.run.count()))
         return True
+
+    def recovered(self) -> bool:
+        """Whether the run has recovered from the last kill."""
+        return not self.kills or self.kills[-1].recovered is not None
 
     def notice(self, seconds: float) -> None:
         """Note which kills the run has recovered from by now."""

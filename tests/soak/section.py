@@ -57,28 +57,31 @@ def _what(figures: Mapping[str, Any]) -> str:
     """What was done, how often, and how it ended."""
     kills, times, steps, faults = (figures[key] for key in ("kills", "recovered", "steps", "faults"))
     killed = ", ".join(f"{role} {count}" for role, count in kills.items())
-    recovered = (
-        f" Two more steps were done {times['median']} s after a kill in the median, {times['worst']} s at worst."
-    )
+    recovered = ""
+    if times:
+        recovered = (
+            f" Two more steps were done {times['median']} s after a kill in the median, {times['worst']} s at worst."
+        )
     end = "Ctrl-C then left a whole checkpoint and no process." if not faults else f"Faults: {'; '.join(faults)}."
     return (
         f"`make soak` ({figures['seconds'] / 60:.0f} minutes, {figures['date']}) trains the embedded model in small "
         f"steps, {steps} of {figures['seconds'] / max(1, steps):.2f} s with all that kills cost, while every "
-        f"{EVERY:.0f} s a random actor gets SIGKILL ({killed}).{recovered if times else ''} {end} Each cell is the "
-        "level and, in brackets, the change per 1,000 steps with its 95 % interval:"
+        f"{EVERY:.0f} s, or once it has recovered, a random actor gets SIGKILL ({killed}).{recovered} {end} Each cell "
+        "is the level and, in brackets, the change per 1,000 steps with its 95 % interval:"
     )
 
 
 def _how(figures: Mapping[str, Any]) -> str:
     """The verdict, and how slopes are fitted."""
     grown = [f"{row['of']}: {row['quantity']}" for row in figures["rows"] if row["verdict"] == "grows"]
-    verdict = f"Growing: {', '.join(grown)}." if grown else "All of it is flat."
+    short = any(row["verdict"] == "too short" for row in figures["rows"])
+    verdict = f"Growing: {', '.join(grown)}." if grown else f"All of it is flat{' as far as it can be told' * short}."
     return (
         f"{verdict} Growing means that the interval lies above 0 and the slope above {BOUNDS['memory']:g} MiB, "
         f"{BOUNDS['threads']:g} thread or port, {BOUNDS['files']:g} files or sockets, or {BOUNDS['references']:g} "
-        "objects per 1,000 steps. Memory is what no other process shares, in RAM or swapped out. Slopes are least "
-        f"squares over means of {BLOCK:.0f} s, after the first quarter. An actor is a new process after a kill, so "
-        f"actors are fitted within each process from the age of {SETTLED:.0f} s on, over means of {2 * LOOK:.0f} s. "
+        "objects per 1,000 steps and in all. Memory is what no other process shares, in RAM or swapped out. Slopes "
+        f"are least squares over means of {BLOCK:.0f} s, after the first quarter. An actor is a new process after a "
+        f"kill, so actors are fitted within each process from its step {SETTLED} on, over means of {2 * LOOK:.0f} s. "
         f"Ray keeps the logs of processes that have ended: the files of its session may grow by {LOGS:g} per kill."
     )
 

@@ -16,13 +16,17 @@ Series = tuple[Sequence[float], Sequence[float]]
 
 @dataclass(frozen=True)
 class Slope:
-    """Per unit of x. low, high: the 95 % interval. level: the mean of the last quarter of y. points: means fitted."""
+    """Per unit of x. low, high: the 95 % interval. level: the mean of the last quarter of y. points: means fitted.
+
+    span: the range of x that the longest group covers.
+    """
 
     value: float
     low: float
     high: float
     level: float
     points: int
+    span: float
 
     @property
     def half(self) -> float:
@@ -55,6 +59,7 @@ def slope(groups: Sequence[Series], block: int = 1) -> Slope | None:
     value, free = float(x @ y / (x @ x)), len(x) - len(parts) - 1
     error = np.sqrt(float(((y - value * x) ** 2).sum()) / free / float(x @ x))
     half = float(stats.t.ppf(0.975, free)) * float(error)
+    span = max(float(np.ptp(series[0])) for series in groups if len(series[0]))
     ends = [np.asarray(series[1], np.float64) for series in groups if len(series[1])]
     level = float(np.mean([part[-max(1, len(part) // 4) :].mean() for part in ends]))
-    return Slope(value, value - half, value + half, level, len(x))
+    return Slope(value, value - half, value + half, level, len(x), span)

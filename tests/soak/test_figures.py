@@ -51,6 +51,9 @@ def test_what_is_flat_and_what_grows() -> None:
     assert [row["of"] for row in grown["rows"] if row["verdict"] == "grows"] == ["driver"]
     [fault] = grown["faults"]
     assert fault.startswith("driver: memory grows by 2") and abs(float(fault.split()[4]) - 20) < 1
+    brief = record(leak=0.01)
+    brief.samples = brief.samples[-20:]  # 2 MiB in all
+    assert figures(brief)["faults"] == []
     assert figures(record(leak=0.001))["faults"] == []  # 1 MiB in 1,000 steps is below what is stated
 
 

@@ -12,7 +12,7 @@ from tests.soak.processes import ACTORS, Process, shared_memory
 from tests.soak.slopes import Series, Slope, slope
 
 WARM = 0.25  # of the time, after which memory that is taken once has been taken: each role has been killed by then
-SETTLED = 15.0  # seconds that an actor needs to take what it needs once
+SETTLED = 5  # steps that an actor needs to take what it takes once
 BLOCK = 40.0  # seconds of samples whose mean is one point of a fit: two kills
 FEWEST_BLOCKS = 8
 LONGER = 30.0  # seconds in which a process that has ended is gone
@@ -31,7 +31,8 @@ BOUNDS = {
     "files of the run": 2.0,
     "files of Ray's session": 6.0,
 }
-"""The steepest slope that is flat: MiB or a number, per 1,000 steps, or per kill for the logs that Ray keeps."""
+"""What is flat whatever its interval: MiB or a number, per 1,000 steps (per kill for the logs that Ray keeps), and as
+much in all where the soak has fewer steps."""
 
 OF_PROCESS: dict[str, Callable[[Process], float]] = {
     "memory": lambda process: process.memory,
@@ -62,6 +63,8 @@ def figures(record: Record) -> dict[str, Any]:
     steps = record.samples[-1].steps if record.samples else 0
     killed = Counter(kill.role for kill in record.kills)
     missed = [f"no {role} was killed" for role in ACTORS if not killed[role]]
+    short = sorted({str(row["of"]) for row in rows if row["verdict"] == "too short" and row["of"] not in ACTORS})
+    missed += [f"too few steps to tell whether anything of {', '.join(short)} grows"] if short else []
     return {
         "seconds": round(record.seconds),
         "steps": steps,
@@ -127,7 +130,7 @@ def _roles(samples: Sequence[Sample]) -> list[str]:
 
 
 def _lives(samples: Sequence[Sample], role: str, warm: float) -> list[list[tuple[Sample, Process]]]:
-    """The samples of each process of a role: an actor's from its age of SETTLED on, others' after the warm-up."""
+    """The samples of each process of a role: an actor's from its step SETTLED on, others' after the warm-up."""
     lives: dict[tuple[int, float], list[tuple[Sample, Process]]] = {}
     for sample in samples:
         for process in sample.processes:
@@ -135,7 +138,7 @@ def _lives(samples: Sequence[Sample], role: str, warm: float) -> list[list[tuple
                 lives.setdefault((process.pid, process.started), []).append((sample, process))
     if role not in ACTORS:
         return [[(s, p) for s, p in life if s.seconds >= warm] for life in lives.values()]
-    return [[(s, p) for s, p in life if s.seconds - life[0][0].seconds >= SETTLED] for life in lives.values()]
+    return [[(s, p) for s, p in life if s.steps - life[0][0].steps >= SETTLED] for life in lives.values()]
 
 
 def _run_rows(record: Record) -> list[dict[str, Any]]:
@@ -158,10 +161,10 @@ def _fit(series: Sequence[Series], actor: bool = False) -> Slope | None:
 
 
 def _row(of: str, quantity: str, fit: Slope | None, per: str) -> dict[str, Any]:
-    """A line of the JSON. grows: the interval lies above 0, and the slope above what is stated in BOUNDS."""
+    """A line of the JSON. grows: the interval lies above 0, and slope and growth above what is stated in BOUNDS."""
     row: dict[str, Any] = {"of": of, "quantity": quantity, "per": per, "bound": BOUNDS[quantity]}
     if fit is None:
         return row | {"level": None, "slope": None, "half": None, "points": 0, "verdict": "too short"}
-    grows = fit.low > 0 and fit.value > BOUNDS[quantity]
+    grows = fit.low > 0 and fit.value * min(1.0, fit.span) > BOUNDS[quantity]
     numbers = {"level": round(fit.level, 1), "slope": round(fit.value, 2), "half": round(fit.half, 2)}
     return row | numbers | {"points": fit.points, "verdict": "grows" if grows else "flat"}
