@@ -215,7 +215,7 @@ def fill_store(scene: Scene) -> str:
         if (found := re.search(r"--gcs-address=([\w.:]+)", " ".join(command(who[0]))))
     )
     scene.filler = subprocess.Popen(
-        [sys.executable, "-m", "tests.chaos.filler", address], cwd=ROOT, env=scene.running.env | {"RAY_AUTH_MODE": "token"},
+        [sys.executable, "-m", "tests.chaos.filler", address], cwd=ROOT, env=scene.running.env,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     assert scene.filler.stdout is not None
