@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import time
 from dataclasses import asdict
@@ -21,6 +22,8 @@ JSON = FIGURES / "chaos.json"
 
 def main() -> int:
     given = arguments()
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where the first one is ignored, as in a shell's background
+        signal.signal(number, signal.default_int_handler)
     kinds = [kind for kind in KINDS if not given.only or any(part in kind.name for part in given.only)]
     if not kinds:
         print("no such fault; there are:", *(kind.name for kind in KINDS), sep="\n  ", file=sys.stderr)

@@ -6,7 +6,10 @@ python -m tests.chaos.filler ADDRESS
 from __future__ import annotations
 
 import logging
+import os
 import sys
+
+os.environ["RAY_AUTH_MODE"] = "token"  # which a private Ray wants, and which is read as Ray is imported
 
 import numpy as np
 import ray
