@@ -6,6 +6,7 @@ import itertools
 import math
 import random
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -219,8 +220,10 @@ def fill_store(scene: Scene) -> str:
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     assert scene.filler.stdout is not None
-    said = scene.filler.stdout.readline().decode().strip()
+    ready = select.select([scene.filler.stdout], [], [], PATIENCE)[0]
+    said = scene.filler.stdout.readline().decode().strip() if ready else ""
     if not said:
+        scene.filler.kill()
         _, error = scene.filler.communicate()
         raise Missed(f"the filler said {error.decode(errors='replace').strip()[-300:]!r}")
     return said

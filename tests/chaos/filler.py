@@ -19,7 +19,8 @@ TIMES = 1.5  # what the store holds
 
 
 def main(address: str) -> None:
-    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    here = address.rpartition(":")[0]  # a private Ray's node is at loopback, which a driver does not look for by itself
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, _node_ip_address=here)
     room = sum(node["Resources"].get("object_store_memory", 0.0) for node in ray.nodes())
     held = []
     while len(held) * PIECE < TIMES * room:
