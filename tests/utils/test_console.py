@@ -17,8 +17,7 @@ import os, signal, sys
 from flowbp_ray.utils import signals
 from flowbp_ray.utils.signals import Interrupts
 number = int(sys.argv[1])
-if sys.argv[2] == "nohup":
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+signal.signal(signal.SIGHUP, signal.SIG_IGN if sys.argv[2] == "nohup" else signal.SIG_DFL)
 os.close(2)
 with Interrupts() as interrupts:
     os.kill(os.getpid(), number)

@@ -67,8 +67,8 @@ BAD = {
     "host:8000": "is no address",
     "http://": "is no address",
     "http://host:99999": "is no address",
-    "http://me:secret@host": "write scheme, host, port and path only",
-    "http://host?token=secret": "write scheme, host, port and path only",
+    "http://me:secret@host": "holds a token or a password",
+    "http://host?token=secret": "holds a token or a password",
 }
 
 
