@@ -24,16 +24,21 @@ from tests.small import small_overrides
 pytestmark = [pytest.mark.ray, pytest.mark.long]
 
 
+PROMPT = "at your service> "
+
+
 class Terminal:
     """An interactive bash on a terminal of its own. shown: what is on the screen."""
 
     def __init__(self) -> None:
         self.pid, self.handle = pty.fork()
         if self.pid == 0:
-            os.execvpe("bash", ["bash", "--norc", "--noprofile", "-i"], {**os.environ, "HISTFILE": "", "TERM": "xterm"})
+            own = {"HISTFILE": "", "TERM": "xterm", "PS1": PROMPT}
+            os.execvpe("bash", ["bash", "--norc", "--noprofile", "-i"], {**os.environ, **own})
         self.shown, self.ended = bytearray(), threading.Event()
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
+        self.wait_for(PROMPT)  # what is typed before it may be lost
 
     def _read(self) -> None:
         while not self.ended.is_set():
