@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from contextlib import suppress
 from typing import Any
@@ -57,3 +59,34 @@ def test_a_private_ray_runs_what_it_needs_and_notices_a_dead_actor(local_ray: An
         time.sleep(0.1)
     local_ray.kill(actor)
     assert not running() & set(ENDED)
+
+
+STOPPED = """
+import os, signal, sys
+import ray
+from actors.cluster import connected, start_ray
+
+with connected("local", "."):
+    start_ray("local")
+
+    @ray.remote(num_cpus=0)
+    class Actor:
+        def pid(self):
+            return os.getpid()
+
+    actor = Actor.remote()
+    pid = ray.get(actor.pid.remote())
+    os.kill(pid, signal.SIGSTOP)
+    ray.kill(actor)
+    print(pid)
+"""
+
+
+@pytest.mark.ray
+def test_a_process_that_stands_still_ends_with_its_ray() -> None:
+    """In a process of its own, which has a private Ray of its own."""
+    done = subprocess.run([sys.executable, "-c", STOPPED], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    pid = int(done.stdout)
+    with suppress(psutil.NoSuchProcess):
+        assert psutil.Process(pid).status() == psutil.STATUS_ZOMBIE

@@ -54,8 +54,9 @@ class Running:
         return self.process.poll() if self.process is not None else None
 
     def said(self) -> list[str]:
-        """The lines that this start of it has printed to stderr."""
-        return [line for line in self._log("err").read_text(errors="replace").splitlines() if line.strip()]
+        """The lines that this start of it has printed to stderr, without what Ray says by the way of lost objects."""
+        lines = self._log("err").read_text(errors="replace").splitlines()
+        return [line for line in lines if line.strip() and ":info_message:" not in line]
 
     def printed(self) -> str:
         """All that this start of it has printed, for people who look for what went wrong."""
