@@ -7,7 +7,6 @@ import hashlib
 import json
 import pickle
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -37,8 +36,9 @@ from flowbp_ray.run.manifest import read_manifest, write_manifest
 from tests import bombs
 from tests.conftest import Saved
 from tests.paths import ROOT
-from tests.rewards import published_files, test_hpsv3, tiny_clip
+from tests.rewards import published_files, test_hpsv3
 from tests.rewards.geneval import tiny
+from tests.rewards.tiny_clip import aesthetic, clip, hpsv2
 from tests.run.test_checkpoints import FILES
 from tests.run.test_checkpoints import saved as saved_checkpoints
 from tests.small import small_config
@@ -108,19 +108,6 @@ def test_a_pickle_beside_safetensors_is_not_read(saved: Saved, tmp_path: Path, m
         for stem in ("pytorch_model", "diffusion_pytorch_model"):
             (tmp_path / "model" / part / f"{stem}.bin").write_bytes(bombs.bytes_of("zip", marker))
         Folder(str(tmp_path / "model"), "sd35").model(part, CLASSES[part], torch.float32)
-
-
-def clip(folder: Path) -> dict[str, Any]:
-    return {"path": str(tiny_clip.save_clip(folder / "clip", tiny_clip.clip_model()))}
-
-
-def aesthetic(folder: Path) -> dict[str, Any]:
-    return {"path": str(tiny_clip.save_head(folder / "head.pth", 16)), "clip": clip(folder)["path"]}
-
-
-def hpsv2(folder: Path) -> dict[str, Any]:
-    package = sys.modules["open_clip"] = tiny_clip.open_clip()
-    return {"path": str(tiny_clip.save_hps(package, folder)), "architecture": "tiny-hps"}
 
 
 def geneval(folder: Path, detector: str) -> dict[str, Any]:

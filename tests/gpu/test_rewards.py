@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from tests.gpu import standin
 from tests.gpu.runs import relative
 from tests.rewards import published_files, test_hpsv3, tiny_clip
 from tests.rewards.geneval import tiny
+from tests.rewards.tiny_clip import aesthetic, clip, hpsv2
 
 pytestmark = pytest.mark.gpu
 
@@ -39,19 +39,6 @@ class Case:
     dtype: str = "float32"
     differentiable: bool = True
     size: tuple[int, int] = (72, 64)
-
-
-def clip(folder: Path) -> dict[str, Any]:
-    return {"path": str(tiny_clip.save_clip(folder / "clip", tiny_clip.clip_model()))}
-
-
-def aesthetic(folder: Path) -> dict[str, Any]:
-    return {"path": str(tiny_clip.save_head(folder / "head.pth", 16)), "clip": clip(folder)["path"]}
-
-
-def hpsv2(folder: Path) -> dict[str, Any]:
-    package = sys.modules["open_clip"] = tiny_clip.open_clip()
-    return {"path": str(tiny_clip.save_hps(package, folder)), "architecture": "tiny-hps"}
 
 
 def geneval(detector: str) -> Callable[[Path], dict[str, Any]]:

@@ -200,3 +200,17 @@ def save_head(file: Path, width: int) -> Path:
     """sac+logos+ava1-l14-linearMSE.pth, for features of another width."""
     torch.save(head_weights(width), file)
     return file
+
+
+def clip(folder: Path) -> dict[str, Any]:
+    """The options of a reward on tiny files that are written into `folder`; so are those of the functions below."""
+    return {"path": str(save_clip(folder / "clip", clip_model()))}
+
+
+def aesthetic(folder: Path) -> dict[str, Any]:
+    return {"path": str(save_head(folder / "head.pth", 16)), "clip": clip(folder)["path"]}
+
+
+def hpsv2(folder: Path) -> dict[str, Any]:
+    package = sys.modules["open_clip"] = open_clip()
+    return {"path": str(save_hps(package, folder)), "architecture": "tiny-hps"}
