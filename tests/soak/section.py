@@ -66,8 +66,9 @@ def _what(figures: Mapping[str, Any]) -> str:
     return (
         f"`make soak` ({figures['seconds'] / 60:.0f} minutes, {figures['date']}) trains the embedded model in small "
         f"steps, {steps} of {figures['seconds'] / max(1, steps):.2f} s with all that kills cost, while every "
-        f"{EVERY:.0f} s, or once it has recovered, a random actor gets SIGKILL ({killed}).{recovered} {end} Each cell "
-        "is the level and, in brackets, the change per 1,000 steps with its 95 % interval:"
+        f"{EVERY:.0f} s, or once it has recovered, a random actor gets SIGKILL ({killed}), in the last fifth of the "
+        f"time none.{recovered} {end} "
+        "Each cell is the level and, in brackets, the change per 1,000 steps with its 95 % interval:"
     )
 
 
