@@ -17,7 +17,7 @@ COLUMNS = {
     "references": "objects owned",
 }
 LOGS = BOUNDS["files of Ray's session"]
-UNITS = {"object store": ", MiB", "shared memory": ", MiB"}
+UNITS = dict.fromkeys(("object store", "shared memory", "memory of the raylet", "memory of the GCS"), ", MiB")
 
 
 def section(figures: Mapping[str, Any]) -> str:
@@ -83,7 +83,8 @@ def _how(figures: Mapping[str, Any]) -> str:
         "objects per 1,000 steps and in all. Memory is what no other process shares, in RAM or swapped out. Slopes "
         f"are least squares over means of {BLOCK:.0f} s, after the first quarter. An actor is a new process after a "
         f"kill, so actors are fitted within each process from its step {SETTLED} on, over means of {2 * LOOK:.0f} s. "
-        f"Ray keeps the logs of processes that have ended: the files of its session may grow by {LOGS:g} per kill."
+        f"Ray keeps the logs of processes that have ended: the files of its session may grow by {LOGS:g} per kill, and "
+        f"its daemons by {BOUNDS['memory of the GCS']:g} MiB: their slopes per step are what is left beside the kills."
     )
 
 
