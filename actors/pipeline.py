@@ -14,7 +14,16 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from actors.encoding import Encoding
-from actors.errors import Ref, arguments_arrived, cause, is_permanent, lacks_embeddings, lacks_weights
+from actors.errors import (
+    LearnersLost,
+    Ref,
+    arguments_arrived,
+    cause,
+    is_permanent,
+    lacks_embeddings,
+    lacks_weights,
+    object_lost,
+)
 from actors.jobs import Job, answers, end_overdue, state_of
 from actors.pool import Pool
 from actors.transport import Published
@@ -258,7 +267,7 @@ class Pipeline:
         elif job.stage == "rolling":
             job.failed_on, job.overdue = None, False
             job.report = answer if job.item.plans else None
-            self._check_weights(job, worker, answer.fingerprint if job.item.plans else answer)
+            job.weights.confirm(answer.fingerprint if job.item.plans else answer, worker)
             self._waits(job, "rolled")
         else:
             job.failed_on, job.result, job.stage = None, answer, "done"
@@ -272,6 +281,8 @@ class Pipeline:
         if job.dropped:
             return
         job.weights.check()
+        if job.stage == "rolling" and object_lost(error):  # embeddings that are gone are another error
+            raise LearnersLost(f"version {job.item.version.step} of the weights is gone with a node: {cause(error)}")
         job.tries += 1
         self.retries += 1
         job.failed_on = worker
@@ -283,12 +294,3 @@ class Pipeline:
         if lost_rollout:
             job.failed_on = None  # this index is of a reward server, and the next stage is a sampler's
         self._waits(job, "queued" if job.stage == "rolling" or lost_rollout else "rolled")
-
-    def _check_weights(self, job: Job, worker: int, held: str) -> None:
-        """Raises RunFailed unless the sampler's weights have the fingerprint of the learners' masters."""
-        stated, version = job.weights.fingerprint, job.item.version
-        if held != stated:
-            raise RunFailed(
-                f"sampler {worker} held weights {held} as version {version.step}{' of the average' * version.ema}, but "
-                f"the learners' masters are {stated}: what was published is not what was trained"
-            )

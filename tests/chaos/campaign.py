@@ -212,7 +212,7 @@ class Campaign:
                 raise RuntimeError(record.line)
             running.family.look()
             time.sleep(WAIT)
-        if kind.stalls and record.seconds > STALL + REBUILT:
+        if kind.stalls and record.seconds > STALL + REBUILT + kind.lasts:
             record.outcome = f"noticed after more than {STALL} s"
 
     def stopped(self, scene: Scene, kind: Kind, record: Record, by_us: bool = False) -> None:

@@ -294,11 +294,11 @@ KINDS = [
     Kind("the object store is full", fill_store, 3, "object store", heal=stop_filling, lasts=5.0),
     Kind("the judge's engine is killed", engine, 5, "judge", configs=("judged",)),
     Kind("the judge's process is killed", at_work("ray::JudgeActor.weights"), 2, "judge", configs=("judged",)),
-    Kind("a node is lost", node_lost, 1, LOST, configs=("hosts",), heal=mend_hosts, lasts=30.0,
+    Kind("a node is lost", node_lost, 1, LOST, configs=("hosts",), heal=mend_hosts, lasts=40.0,
          stalls=True),
-    Kind("the network to a sampler's node is cut", cut(2), 1, LOST, configs=("hosts",), heal=mend_hosts, lasts=30.0,
+    Kind("the network to a sampler's node is cut", cut(2), 1, LOST, configs=("hosts",), heal=mend_hosts, lasts=40.0,
          stalls=True),
-    Kind("the network to a learner's node is cut", cut(1), 1, LOST, configs=("hosts",), heal=mend_hosts, lasts=30.0,
+    Kind("the network to a learner's node is cut", cut(1), 1, LOST, configs=("hosts",), heal=mend_hosts, lasts=40.0,
          stalls=True),
 ]  # fmt: skip
 BY_NAME = {kind.name: kind for kind in KINDS}
