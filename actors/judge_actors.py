@@ -95,21 +95,23 @@ class Panel(JudgeActors):
 
     def ask(self, item: Item, result: Evaluated) -> None:
         """Send an item's pictures to all judges."""
-        calls = {judge.name: self._call(judge, item, result) for judge in self.config.judges}
-        self.asked[item.index] = {name: call for name, call in calls.items() if call is not None}
+        rows = {judge.name: self._rows(judge, item, result) for judge in self.config.judges}
+        self.asked[item.index] = {
+            judge.name: self._call(judge, rows[judge.name], item, result)
+            for judge in self.config.judges
+            if rows[judge.name]
+        }
 
     def _rows(self, judge: JudgeConfig, item: Item, result: Evaluated) -> list[int]:
         """The rows of an item that a judge is asked about: what was drawn for the first `limit` prompts."""
         drawn = np.flatnonzero(result.drawn)
         return [int(row) for row in drawn if judge.limit is None or item.prompt_ids[row] < judge.limit]
 
-    def _call(self, judge: JudgeConfig, item: Item, result: Evaluated) -> Ref | None:
-        rows = self._rows(judge, item, result)
+    def _call(self, judge: JudgeConfig, rows: Sequence[int], item: Item, result: Evaluated) -> Ref:
         texts = [self.records[item.prompt_ids[row]].text for row in rows]
         seeds = [(item.seed, item.samples[row]) for row in rows]
-        if not rows:
-            return None
-        call: Ref = self.handles[judge.name].score.remote(self.keys[judge.name], result.images[rows], texts, seeds)
+        images = result.images[list(rows)]
+        call: Ref = self.handles[judge.name].score.remote(self.keys[judge.name], images, texts, seeds)
         return call
 
     def scores(self, item: Item, result: Evaluated) -> dict[str, np.ndarray]:
@@ -117,7 +119,7 @@ class Panel(JudgeActors):
         calls, found = self.asked.pop(item.index), {}
         for judge in self.config.judges:
             rows = self._rows(judge, item, result)
-            answers = self._answers(judge, calls[judge.name], item, result) if rows else None
+            answers = self._answers(judge, calls[judge.name], item, result) if judge.name in calls else None
             for score, metric in judge.metrics.items():
                 found[metric] = np.full(len(item.samples), np.nan)
                 if answers is not None:
@@ -129,7 +131,7 @@ class Panel(JudgeActors):
     def _text(self, item: Item, row: int) -> str:
         return self.records[item.prompt_ids[row]].text
 
-    def _answers(self, judge: JudgeConfig, call: Ref | None, item: Item, result: Evaluated) -> Answers | None:
+    def _answers(self, judge: JudgeConfig, call: Ref, item: Item, result: Evaluated) -> Answers | None:
         """The answers, asked for again if the judge's process dies. Raises what it raised after that."""
         for left in reversed(range(self.config.cluster.tries)):
             try:
@@ -139,5 +141,5 @@ class Panel(JudgeActors):
                 if not isinstance(error, RayActorError) or not left:
                     log.warning("judge %s: %s", judge.name, cause(error))
                     return None
-                call = self._call(judge, item, result)
+                call = self._call(judge, self._rows(judge, item, result), item, result)
         raise AssertionError("there is at least one try")

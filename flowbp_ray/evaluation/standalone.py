@@ -93,7 +93,7 @@ class Request:
         cluster = config.cluster.model_copy(update={"share_base": False, "transport": "object_store"})
         drift = config.drift.model_copy(update={"max": None, "meter": False})
         data = config.data.model_copy(update={"prompts": config.evaluation.prompts})  # the run's own may be elsewhere
-        alone = {"learners": learners, "cluster": cluster, "drift": drift, "data": data, "guard": None}
+        alone: dict[str, Any] = {"learners": learners, "cluster": cluster, "drift": drift, "data": data, "guard": None}
         alone["judges"] = config.judges if self.judges else []
         return config.model_copy(update=alone | {"staleness": 0, "steps": 1, "resume": "never"})
 
