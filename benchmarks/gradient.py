@@ -3,7 +3,7 @@
 On stored trajectories (some prompts, one noise each) the reward's gradient is backpropagated through all N sampling
 steps, one at a time: λ[i] = λ[i+1] + h[i]·(dv/dx)ᵀλ[i+1], so memory is that of one forward, whatever the model. Beside
 it, for each design, many draws of its surrogate on the same trajectories: the cosine of its expected gradient with the
-full one, the ratio of their norms, the cosine and the spread of a single draw, and its forwards. The second half is how
+full one, the ratio of their norms (in which LeapAlign's and FlowBP-Lagrange's weights of samples count), the cosine and the spread of a single draw, and its forwards. The second half is how
 far a connector's end is from the cached state, by the length of the leap and the order of the quadrature.
 
 Any configuration will do, so a model on a GPU too:
@@ -153,9 +153,8 @@ def measure(problem: Problem, truth: Tensor, spec: dict[str, Any], draws: int) -
         cosines += cosine(found, truth) / draws
         rows += count
     spread_of_mean = max(0.0, (squares - mean.square().sum().item()) / max(1, draws - 1))
-    norm = (
-        max(1e-30, mean.square().sum().item() - spread_of_mean) ** 0.5
-    )  # of the expectation, without the draws' noise
+    # of the expectation, without the draws' noise
+    norm = max(1e-30, mean.square().sum().item() - spread_of_mean) ** 0.5
     return {
         "cosine": float(mean @ truth) / (norm * float(truth.norm())),
         "norm_ratio": norm / float(truth.norm()),
