@@ -3,8 +3,9 @@
 On stored trajectories (some prompts, one noise each) the reward's gradient is backpropagated through all N sampling
 steps, one at a time: λ[i] = λ[i+1] + h[i]·(dv/dx)ᵀλ[i+1], so memory is that of one forward, whatever the model. Beside
 it, for each design, many draws of its surrogate on the same trajectories: the cosine of its expected gradient with the
-full one, the ratio of their norms (in which LeapAlign's and FlowBP-Lagrange's weights of samples count), the cosine and the spread of a single draw, and its forwards. The second half is how
-far a connector's end is from the cached state, by the length of the leap and the order of the quadrature.
+full one, the ratio of their norms (in which LeapAlign's and FlowBP-Lagrange's weights of samples count), the cosine and
+the spread of a single draw, and its forwards. The second half is how far a connector's end is from the cached state, by
+the length of the leap and the order of the quadrature.
 
 Any configuration will do, so a model on a GPU too:
 `python -m benchmarks.gradient sd35_flowbp_sparse samplers.gpus=1 --rows 2`. Prints JSON; --table prints Markdown of
