@@ -15,7 +15,7 @@ from scipy import stats
 from flowbp_ray.evaluation.results import Results, bootstrap, compare
 from flowbp_ray.evaluation.standalone import Request, Standalone, scales
 from flowbp_ray.messages import Evaluated, Item, Version
-from flowbp_ray.prompts import PromptRecord
+from flowbp_ray.prompts import PromptRecord, evaluation_prompts, read_prompts
 from tests.small import small_overrides
 
 SCORE = {"name": "score", "kind": "module:Class", "options": {"path": "a"}}
