@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flowbp_ray.prompt_sources import folders
+from flowbp_ray.prompt_sources import folders, hub
 from flowbp_ray.prompt_sources.readers import KINDS, READERS
 from flowbp_ray.utils.addresses import expand
 from flowbp_ray.utils.text_files import check_unicode, shown
@@ -62,7 +62,7 @@ class Reading:
 
 def load(source: str, key: str = "", reading: Reading | None = None) -> list[PromptRecord]:
     """Read prompts from a .txt (one a line), .jsonl, .csv, .tsv, .parquet or .arrow file (`prompt`), several of them by
-    a pattern or a folder, or "shapes:<split>".
+    a pattern, a folder or a dataset of the Hub, or "shapes:<split>".
 
     key: of the configuration that names the file, for messages. Raises ValueError, with the file's name and the line
     or entry, where a prompt is missing or cannot be read; with the key, where a column or a split is not there.
@@ -85,14 +85,13 @@ def load(source: str, key: str = "", reading: Reading | None = None) -> list[Pro
 
 def _files(source: str, named: str, how: Reading) -> Iterator[tuple[Path, str]]:
     """The files of a source, each with what to call it. named: the source's key, for messages."""
-    path, key, what = _resolve(source), f"{how.section}.split", f"{named}prompts file {source}"
+    key, what, several = f"{how.section}.split", f"{named}prompts file {source}", f"{named}prompts {source}"
+    path = hub.fetched(source, READERS, several) if source.startswith(hub.PREFIX) else _resolve(source)
     if path.is_dir():
-        several = f"{named}prompts {source}"
         for file in folders.within(path, tuple(READERS), several, how.split, key):
             yield file, f"{several}: {file.relative_to(path)}"
         return
     if folders.is_pattern(str(path)):
-        several = f"{named}prompts {source}"
         for file in folders.matching(str(path), tuple(READERS), several, how.split, key):
             yield file, f"{several}: {file.name}"
         return

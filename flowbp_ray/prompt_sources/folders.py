@@ -49,7 +49,7 @@ def within(folder: Path, kinds: Collection[str], what: str, split: str | None, k
     """
     if (folder / "dataset_dict.json").is_file():
         there = read_json(folder / "dataset_dict.json", f"{what}: dataset_dict.json").get("splits")
-        names = [str(name) for name in there] if isinstance(there, list) else []
+        names = [str(name) for name in there if Path(str(name)).name == name] if isinstance(there, list) else []
         return _saved(folder / _chosen(names, split, what, key), what)
     if (folder / "state.json").is_file():
         _no_split(split, what, key)
