@@ -99,13 +99,14 @@ def encode(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     from rich.progress import Progress as Bar
 
     from flowbp_ray.local import fill_cache
-    from flowbp_ray.preflight import check_texts, drawn_texts
+    from flowbp_ray.preflight import about_prompts, drawn_texts
     from flowbp_ray.prompts import read_prompts
 
     loaded = loading.load(config, overrides or [])
-    texts = drawn_texts(loaded, *read_prompts(loaded))
+    prompts = read_prompts(loaded)
+    texts = drawn_texts(loaded, *prompts)
     with lasting_output("stopped; what was encoded stays in the cache"):
-        for line in check_texts(loaded, texts):
+        for line in about_prompts(loaded, *prompts):
             console.print(escape(line))
         with Bar(console=console) as bar:
             task = bar.add_task("encoding", total=None)

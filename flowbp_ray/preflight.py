@@ -64,9 +64,7 @@ def check(config: RunConfig) -> Checked:
     prepared = trainable.prepare(backbone.skeleton(), lora, config.seed, backbone.lora_targets)
     check_moments(config.learners.optimizer)
     train, held_out = read_prompts(config)
-    texts = drawn_texts(config, train, held_out)
-    cut = check_texts(config, texts)
-    about = (describe_prompts(config, train, held_out, len(set(texts)), bool(cut)), *cut)
+    about = tuple(about_prompts(config, train, held_out))
     check_time(config, _to_encode(config, train, held_out))
     agreed = handshake.check(config)
     if not config.rewards.url:  # remote servers have checked their own rewards
@@ -92,6 +90,16 @@ def drawn_texts(config: RunConfig, train: list[PromptRecord], held_out: list[Pro
     return [records[i].text for i in drawn(config, len(train), len(held_out), weights=weights_of(train))]
 
 
+def about_prompts(config: RunConfig, train: list[PromptRecord], held_out: list[PromptRecord]) -> list[str]:
+    """A line on the prompts, and one for each tokenizer that cuts some of those off that the run draws.
+
+    Raises ValueError for a prompt that cannot be encoded.
+    """
+    texts = drawn_texts(config, train, held_out)
+    cut = build_backbone(config.backbone).read_texts(texts)
+    return [describe_prompts(config, train, held_out, len(set(texts)), bool(cut)), *cut]
+
+
 def describe_prompts(
     config: RunConfig, train: list[PromptRecord], held_out: list[PromptRecord], drawn: int, cut: bool
 ) -> str:
@@ -110,11 +118,6 @@ def describe_prompts(
         both = sum(record.text in counts for record in held_out)
         line += f"; {len(held_out):,} to evaluate on" + f", {both:,} of which are trained on too" * bool(both)
     return line + f"; the run draws {drawn:,}" + ", and none is cut off" * (not cut)
-
-
-def check_texts(config: RunConfig, texts: list[str]) -> list[str]:
-    """A line for each tokenizer that cuts some of `texts` off. Raises ValueError for a text that cannot be encoded."""
-    return build_backbone(config.backbone).read_texts(texts)
 
 
 def _to_encode(config: RunConfig, train: list[PromptRecord], held_out: list[PromptRecord]) -> set[str]:
