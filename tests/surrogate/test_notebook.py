@@ -52,7 +52,7 @@ def test_its_cells_run_and_print_what_is_committed(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_it_runs_in_a_kernel() -> None:
-    """In Jupyter's own, with its display of pictures, where nbclient and ipykernel are installed."""
+    """In Jupyter's own, with its display of pictures, where the extra `notebook` is installed."""
     nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
     nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
     pytest.importorskip("ipykernel", reason="ipykernel is not installed")
