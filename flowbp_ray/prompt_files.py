@@ -20,6 +20,7 @@ from flowbp_ray.utils.text_files import check_unicode, shown
 
 LONGEST = 100_000  # characters of a prompt; no text encoder reads a hundredth of it
 SHOWN = 8  # values of a column in a message
+MISSING = object()
 ALIKE = ("prompt", "prompts", "text", "caption", "captions", "query", "instruction")
 
 
@@ -135,9 +136,11 @@ def _advice(columns: Any, how: Reading) -> str:
 
 def _weight(extra: Mapping[str, Any], what: str, how: Reading) -> float:
     """The weight of an entry: 1, or the number in the column `how.weight`."""
-    if how.weight is None or how.weight not in extra:  # a column that no entry has is named once all are read
-        return 1.0 if how.weight is None else math.nan
-    value = extra[how.weight]
+    if how.weight is None:
+        return 1.0
+    value = _field(extra, how.weight)
+    if value is MISSING:  # a column that no entry has is named once all are read
+        return math.nan
     try:
         weight = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
@@ -156,15 +159,15 @@ def select(records: list[PromptRecord], what: str, how: Reading) -> list[PromptR
     what: names the source, for messages. Raises ValueError for a column that no record has, a weight that is missing,
     and where nothing is taken.
     """
-    there = {name for record in records for name in record.extra} | {how.prompt}
-    wanted = {f"columns.{ours}": theirs for ours, theirs in how.columns.items() if ours != "prompt"}
+    there = {name for record in records for name in record.extra}
+    wanted = {f"columns.{ours}": theirs for ours, theirs in how.columns.items() if theirs != how.prompt}
     wanted |= {"weights": how.weight} if how.weight else {}
     wanted |= {f"where.{name}": name for name in how.where}
     for key, name in wanted.items():
-        if name not in there and name.lower() not in there:  # the columns of .tsv are in lower case
+        if _field(dict.fromkeys(there), name) is MISSING:
             raise ValueError(
-                f"{what} has no column {name!r} ({how.section}.{key}), only {shown(sorted(there - set(how.columns)))}; "
-                "write one of these"
+                f"{what} has no column {name!r} ({how.section}.{key}), only "
+                f"{shown(sorted(there - set(how.columns) | {how.prompt}))}; write another of these"
             )
     if bare := sum(math.isnan(record.weight) for record in records):
         raise ValueError(
@@ -188,8 +191,13 @@ def select(records: list[PromptRecord], what: str, how: Reading) -> list[PromptR
 
 def _values(record: PromptRecord, column: str) -> list[str]:
     """What a record has in a column, as texts: several where it is a list, such as tags."""
-    value = record.extra.get(column)
-    return [str(v) for v in value] if isinstance(value, list) else [] if value is None else [str(value)]
+    value = _field(record.extra, column)
+    return [str(v) for v in value] if isinstance(value, list) else [] if value in (None, MISSING) else [str(value)]
+
+
+def _field(extra: Mapping[str, Any], column: str) -> Any:
+    """An entry's value in a column, or MISSING. The columns of .tsv are read in lower case."""
+    return extra.get(column, extra.get(column.lower(), MISSING))
 
 
 def _resolve(source: str) -> Path:

@@ -177,6 +177,11 @@ def _split(config: RunConfig, records: list[PromptRecord]) -> tuple[list[PromptR
                 f"data.heldout.fraction={config.data.heldout.fraction:g} {what} of the {len(records)} prompts of "
                 f"{config.data.prompts}; write a {change} fraction, or another data.heldout.seed"
             )
+    if config.data.weights is not None and not any(record.weight for record in sides[0]):
+        raise ValueError(
+            f"data.weights: {config.data.weights!r} is 0 for all prompts of {config.data.prompts} that data.heldout "
+            "leaves; write another data.heldout.seed"
+        )
     return sides
 
 

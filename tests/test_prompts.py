@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ import pyarrow.parquet as parquet
 import pytest
 
 from flowbp_ray import prompts
+from flowbp_ray.config.data import HeldOutConfig
 from flowbp_ray.local import LocalLoop
 from flowbp_ray.preflight import check, describe_prompts
+from flowbp_ray.prompts import is_held_out
 from flowbp_ray.run.folder import Run, prompts_digest
 from tests.badinput.outcome import ADVICE
 from tests.badinput.prompt_cases import BY_FAMILY, TEXTS
@@ -198,6 +201,16 @@ def test_a_share_that_leaves_nothing_on_a_side_is_refused(tmp_path: Path) -> Non
         config = small_config(tmp_path, "refl", f"data.prompts={file}", f"data.heldout={{fraction: {fraction}}}")
         with pytest.raises(ValueError, match=rf"data\.heldout\.fraction={fraction} {words}"):
             prompts.read_prompts(config)
+    weighted = tmp_path / "p.csv"
+    weighted.write_text("prompt,w\n" + "".join(f"a {i},{float(i == 3)}\n" for i in range(30)))
+    held_out = set()
+    for seed in range(9):  # in some the one prompt with a weight is held out
+        over = [f"data.prompts={weighted}", "data.weights=w", f"data.heldout={{fraction: 0.5, seed: {seed}}}"]
+        held = is_held_out("a 3", HeldOutConfig(fraction=0.5, seed=seed))
+        with pytest.raises(ValueError, match=r"data\.weights: 'w' is 0 for all .*; write") if held else nullcontext():
+            prompts.read_prompts(small_config(tmp_path, "refl", *over))
+        held_out.add(held)
+    assert held_out == {True, False}
     with pytest.raises(ValueError, match=r"evaluation\.prompts=data:heldout needs data\.heldout; write"):
         small_config(tmp_path, "refl", "evaluation.prompts=data:heldout")
     with pytest.raises(ValueError, match=r"evaluation\.columns is for a file of its own.*; write"):

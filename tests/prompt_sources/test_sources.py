@@ -159,6 +159,9 @@ def test_columns_selection_and_weights(tmp_path: Path, kind: str) -> None:
     found = load(str(file), "data.prompts", Reading(columns=columns, weight="w"))
     assert [(r.text, r.skill, r.weight) for r in found] == [
         ("a cat", "Animals", 2.0), ("a man", "People", 0.5), ("a dog", "Animals", 1.0)]  # fmt: skip
+    if kind == "tsv":  # upper case in the columns' names does not count
+        assert [r.weight for r in load(str(file), "data.prompts", Reading(columns=columns, weight="W"))] == [2, 0.5, 1]
+        assert texts(file, Reading(columns=columns, where={"Kind": ["People"]})) == ["a man"]
     for column in ("kind", "category"):
         assert texts(file, Reading(columns=columns, where={column: ["Animals"]})) == ["a cat", "a dog"]
     assert "'caption'" in refused(file)
@@ -168,6 +171,7 @@ def test_columns_selection_and_weights(tmp_path: Path, kind: str) -> None:
         (Reading(columns=columns, where={"colour": ["red"]}), ["'colour' (data.where.colour)", "'kind'"]),
         (Reading(columns=columns, where={"kind": ["Food"]}), ["'Animals' (2), 'People' (1)"]),
         (Reading(columns=columns, weight="weight"), ["'weight' (data.weights)", "'w'"]),
+        (Reading(columns=columns, where={"caption": ["a cat"]}), ["'caption' (data.where.caption)"]),
         (Reading(columns=columns, weight="kind"), ["data.weights", "'kind' holds 'Animals'", "a number from 0"]),
     ):
         message = refused(file, reading)
