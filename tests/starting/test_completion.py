@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import select
 import shlex
 import shutil
@@ -79,26 +80,27 @@ def test_bash_offers_what_the_parser_knows(folder: Path) -> None:
 
 
 def typed(program: list[str], keys: list[str], folder: Path) -> str:
-    """What a shell on a terminal of its own prints while keys are typed into it, one group after the other."""
+    """What a shell on a terminal of its own prints while keys are typed into it, one group after the other.
+
+    Each group but the first prints a line that begins with "got:", which is waited for.
+    """
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(folder)
         os.environ.update(TERM="dumb", PS1="> ", HOME=str(folder), HISTFILE="")
         os.execvp(program[0], program)
-    said = b""
+    said, until = "", time.monotonic() + 60
     try:
-        for group in keys:
+        for done, group in enumerate(keys):
             os.write(terminal, group.encode())
-            quiet, until = 0.0, time.monotonic() + 10
-            while time.monotonic() < until and quiet < 0.6:  # until it has had nothing to say for a while
-                ready = select.select([terminal], [], [], 0.2)[0]
-                quiet = 0.0 if ready else quiet + 0.2
-                said += os.read(terminal, 65536) if ready else b""
+            while time.monotonic() < until and len(re.findall(r"^got:(?!%)", said, re.MULTILINE)) < done:
+                if select.select([terminal], [], [], 0.2)[0]:
+                    said += os.read(terminal, 65536).decode(errors="replace").replace("\r", "\n")
     finally:
         os.write(terminal, b"\x03\x04exit\n")
         os.close(terminal)
         os.waitpid(pid, 0)
-    return said.decode(errors="replace")
+    return said
 
 
 def test_a_key_press_completes_in_a_real_bash(folder: Path) -> None:
@@ -112,7 +114,7 @@ def test_a_key_press_completes_in_a_real_bash(folder: Path) -> None:
 
 
 def test_a_key_press_completes_in_a_real_zsh(folder: Path) -> None:
-    keys = ["autoload -Uz compinit && compinit -u -D; source ./script.zsh\n",
+    keys = ["autoload -Uz compinit && compinit -u -D; source ./script.zsh; "
             "flowbp-ray() { printf 'got:%s;' \"$@\"; echo; }\n",
             "flowbp-ray conf\tlear\t\n", "flowbp-ray trai\tshapes_flowbp_la\tlearners.optimizer.l\t2e-5\n",
             "flowbp-ray train x data.prompts=pro\t\n", "flowbp-ray eval runs/mine --weights av\t\n"]  # fmt: skip
