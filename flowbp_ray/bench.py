@@ -29,7 +29,7 @@ def open_loops(configs: Sequence[RunConfig], profile: Profile | None) -> Iterato
     from flowbp_ray.driver import session
     from flowbp_ray.observability.progress import Progress
     from flowbp_ray.preflight import Checked, check
-    from flowbp_ray.prompts import load
+    from flowbp_ray.prompts import training_prompts
     from flowbp_ray.utils.signals import Interrupts
 
     options = {} if profile is None else emulated_ray(configs)
@@ -42,7 +42,7 @@ def open_loops(configs: Sequence[RunConfig], profile: Profile | None) -> Iterato
         if config.name in emulations:  # actors that wait in the place of the real ones
             kinds = (emulated.RemoteEncoder, emulated.RemoteSampler, emulated.RemoteReward, emulated.RemoteLearner)
             roles = Roles(*kinds, settings=lambda config: emulations[config.name])
-        checked = Checked(load(config.data.prompts), [], "", agreed)
+        checked = Checked(training_prompts(config), [], "", agreed)
         return session(config, run, checked, Progress(config.steps, quiet=True), Interrupts(), roles)
 
     started = not ray.is_initialized()

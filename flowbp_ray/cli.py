@@ -1,7 +1,7 @@
 """Command line. A user error prints one line and exits with 2; a run that failed exits with 1.
 
 init | doctor | train | encode | sample | export | report | eval | compare | reproduce | plan | bench
-scale | status | methods | config-reference | serve-reward
+scale | status | methods | config-reference | serve-reward | completion
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from flowbp_ray.artifacts.report import print_summary
+from flowbp_ray.cli_help import app as helping
+from flowbp_ray.cli_help import end_with_examples
 from flowbp_ray.cli_measuring import ConfigArgument, OverridesArgument, console
 from flowbp_ray.cli_measuring import app as measuring
 from flowbp_ray.config import loading
@@ -26,11 +28,15 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode=None, help=__doc__, pretty_exceptions_enable=False
 )
 app.add_typer(measuring)
+app.add_typer(helping)
 
 
 @app.command()
 def train(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
-    """Train, with progress, pictures and a table before → after."""
+    """Train, with progress, pictures and a table before → after.
+
+    Example: flowbp-ray train shapes_flowbp_bridge steps=60 learners.optimizer.lr=2e-4
+    """
     from flowbp_ray.driver import train as run_training
     from flowbp_ray.observability.progress import Progress
 
@@ -68,7 +74,10 @@ def doctor(
     config: Annotated[str | None, typer.Argument(help="A configuration to check too.")] = None,
     overrides: OverridesArgument = None,
 ) -> None:
-    """Say what this machine has and what would stop a run; exits with 1 if something would."""
+    """Say what this machine has and what would stop a run; exits with 1 if something would.
+
+    Example: flowbp-ray doctor mine.yaml
+    """
     from flowbp_ray.starting.doctor import examine
 
     stops = 0
@@ -83,17 +92,21 @@ def doctor(
 
 @app.command()
 def encode(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
-    """Fill the embedding cache with the prompts that a run draws, in this process, which ends with its encoders."""
+    """Fill the embedding cache with the prompts that a run draws, in this process, which ends with its encoders.
+
+    Example: flowbp-ray encode mine.yaml encoder.cache=/shared/embeddings
+    """
     from rich.progress import Progress as Bar
 
     from flowbp_ray.local import fill_cache
-    from flowbp_ray.preflight import check_texts, drawn_texts
+    from flowbp_ray.preflight import about_prompts, drawn_texts
     from flowbp_ray.prompts import read_prompts
 
     loaded = loading.load(config, overrides or [])
-    texts = drawn_texts(loaded, *read_prompts(loaded))
+    prompts = read_prompts(loaded)
+    texts = drawn_texts(loaded, *prompts)
     with lasting_output("stopped; what was encoded stays in the cache"):
-        for line in check_texts(loaded, texts):
+        for line in about_prompts(loaded, *prompts):
             console.print(escape(line))
         with Bar(console=console) as bar:
             task = bar.add_task("encoding", total=None)
@@ -110,7 +123,10 @@ def sample(
     guidance: Annotated[float | None, typer.Option(help="From 1, which is none. Default: the run's.")] = None,
     seed: Annotated[int, typer.Option(help="Of the noise.", min=0)] = 0,
 ) -> None:
-    """Draw prompts with a run's checkpoint, in this process."""
+    """Draw prompts with a run's checkpoint, in this process.
+
+    Example: flowbp-ray sample runs/shapes_demo -p "a red circle" -o circle.png
+    """
     from flowbp_ray.local import draw
     from flowbp_ray.run.folder import Run
     from flowbp_ray.run.pictures import check_picture_file, save_grid
@@ -130,7 +146,10 @@ def export(
     ema: Annotated[bool, typer.Option("--ema", help="The average of the weights instead of the weights.")] = False,
     merge: Annotated[bool, typer.Option("--merge", help="Merge adapters into a whole transformer.")] = False,
 ) -> None:
-    """Write a checkpoint as diffusers loads it, with a model card."""
+    """Write a checkpoint as diffusers loads it, with a model card.
+
+    Example: flowbp-ray export runs/shapes_demo --to my_model --ema
+    """
     from flowbp_ray.artifacts.export import export as write
     from flowbp_ray.run.folder import Run
 
@@ -167,7 +186,10 @@ def plan(
     cluster: Annotated[bool, typer.Option("--cluster", help="Would it fit on the running Ray cluster?")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what a run needs and what a step does, from config.json alone: nothing is loaded or started."""
+    """Say what a run needs and what a step does, from config.json alone: nothing is loaded or started.
+
+    Example: flowbp-ray plan flux1_lora_24gb --gpus 1x24GB backbone.path=/models/FLUX.1-dev
+    """
     from flowbp_ray.planning.command import print_plan, print_surrogate
 
     loaded = loading.load(config, overrides or [])
@@ -190,7 +212,10 @@ def scale(
     run: Annotated[str, typer.Argument(help="The folder of a run that is going on.")],
     sizes: Annotated[list[str], typer.Argument(help="samplers=6 rewards=2")],
 ) -> None:
-    """Ask a run for more or fewer samplers and reward servers; it follows between two steps."""
+    """Ask a run for more or fewer samplers and reward servers; it follows between two steps.
+
+    Example: flowbp-ray scale runs/mine samplers=6 rewards=2
+    """
     from flowbp_ray.control import scaling
     from flowbp_ray.observability.reader import Reader
 
@@ -211,7 +236,10 @@ def status(
         bool | None, typer.Option("--watch/--once", help="While the run goes on; the default on a terminal.")
     ] = None,
 ) -> None:
-    """Say what a run is doing, from its files alone: it may go on, have ended or have been killed."""
+    """Say what a run is doing, from its files alone: it may go on, have ended or have been killed.
+
+    Example: flowbp-ray status runs/mine --watch
+    """
     from flowbp_ray.observability.status_view import print_status
 
     wide = Console(highlight=False, width=None if console.is_terminal else 160)
@@ -230,7 +258,10 @@ def serve_reward(
     max_rows: Annotated[int | None, typer.Option(help="Of one request. Default: what this run sends.", min=1)] = None,
     waiting: Annotated[int, typer.Option(help="Requests that wait while one is scored.", min=0)] = 8,
 ) -> None:
-    """Score for runs elsewhere, which name this server in rewards.url; SIGTERM ends it when its work is done."""
+    """Score for runs elsewhere, which name this server in rewards.url; SIGTERM ends it when its work is done.
+
+    Example: flowbp-ray serve-reward mine.yaml --host 0.0.0.0 --port 8000 --token-file token rewards.gpus=1
+    """
     from flowbp_ray.rewards.remote.command import serve
 
     serve(loading.load(config, overrides or []), host, port, token_file, max_rows, waiting, console.print)
@@ -238,7 +269,10 @@ def serve_reward(
 
 @app.command()
 def methods() -> None:
-    """List the named methods with their arguments."""
+    """List the named methods with their arguments.
+
+    Example: flowbp-ray methods
+    """
     console.print(methods_table())
     console.print("Any other point of the four axes can be spelled out under `method:`; see docs/adding-a-method.md.")
 
@@ -248,10 +282,16 @@ def config_reference(
     section: Annotated[str, typer.Argument(help="Such as learners, or learners.optimizer.lr. Default: all.")] = "",
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the page docs/configuration.md.")] = False,
 ) -> None:
-    """Say what each key of a configuration means, with its type and its default."""
+    """Say what each key of a configuration means, with its type and its default.
+
+    Example: flowbp-ray config-reference learners.optimizer
+    """
     from flowbp_ray.config import reference
 
     print(reference.page() if markdown else reference.text(section), end="")
+
+
+end_with_examples(app)
 
 
 def main() -> None:

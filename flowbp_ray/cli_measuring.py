@@ -101,7 +101,10 @@ def bench(
     simulate: Annotated[int, typer.Option(help="Then simulate up to so many samplers.", min=0)] = 0,
     out: Annotated[Path, typer.Option(help="A folder for bench.json and bench.png.")] = Path("bench"),
 ) -> None:
-    """Measure throughput at ratios of samplers, learners and reward servers, beside what `plan` predicts."""
+    """Measure throughput at ratios of samplers, learners and reward servers, beside what `plan` predicts.
+
+    Example: flowbp-ray bench shapes_flowbp_sparse --samplers 1,2 --learners 1 --seconds 10
+    """
     from flowbp_ray.bench import open_loops
     from flowbp_ray.benching import measure, profile
 

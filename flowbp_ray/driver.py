@@ -54,7 +54,7 @@ def _train(config: RunConfig, checked: Checked, progress: Progress) -> tuple[Run
         continuing.prepare(run, config, checked, progress.note)
         with (
             closing(RayMetrics(run.folder.name)) as gauges,
-            progress.begin(run.folder, config, checked.trains, [*checked.cut, *run.damaged]),
+            progress.begin(run.folder, config, checked.trains, [*checked.about, *run.damaged]),
             Interrupts() as interrupts,
             session(config, run, checked, progress, interrupts, export=gauges) as loop,
         ):
@@ -108,12 +108,12 @@ class Loop:
         self.config, self.run, self.fleet = config, run, fleet
         self.tracker, self.progress, self.interrupts = tracker, progress, interrupts
         self.judges, self.evaluator, self.saver = judges, judges.evaluator, saving.Saver(fleet, run, config.checkpoint)
-        self.source, self.scaler = build_items(config, self.evaluator.offset), Scaler(config, run, fleet.pools)
+        self.source = build_items(config, self.evaluator.offset, fleet.encoding.needs.weights)
+        self.scaler, self.averages, self.log = Scaler(config, run, fleet.pools), bool(config.learners.ema), run.logger()
         self.guard = Guard.of(config.guard, config.rewards, config.evaluation)
-        self.published: dict[int, transport.Published] = {}
+        self.started, self.published = time.perf_counter(), dict[int, transport.Published]()
         self.incarnation = self.done = self.issued = self.skipped = 0
         self.verdict: HackingVerdict | None = None  # the guard's, once it has ended the run
-        self.averages, self.started, self.log = config.learners.ema is not None, time.perf_counter(), run.logger()
 
     def run_all(self) -> dict[str, Any]:
         """Train from the newest checkpoint, or from the start, to the last step; begin again there if learners die."""

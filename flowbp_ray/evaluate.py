@@ -5,6 +5,7 @@ The values are those of an evaluation in the course of a run, from the same prom
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,7 +30,7 @@ from flowbp_ray.evaluation.standalone import Request, Standalone, Weights, scale
 from flowbp_ray.messages import Evaluated, Item, Version
 from flowbp_ray.planning.colocation import with_parts
 from flowbp_ray.preflight import check
-from flowbp_ray.prompt_files import load
+from flowbp_ray.prompts import evaluation_prompts
 from flowbp_ray.run.folder import Run
 from flowbp_ray.utils.addresses import expand
 from flowbp_ray.utils.diff import shown
@@ -59,7 +60,7 @@ def evaluate(
     a later failure.
     """
     run, config = request.run(), request.config()
-    load(str(config.evaluation.prompts), "--prompts" if request.prompts else "evaluation.prompts")  # by that name
+    evaluation_prompts(config, "--prompts" if request.prompts else "evaluation.prompts")  # by that name
     checked = check(config)
     version, tensors, of = _weights(request, run)
     folder = out or _folder(config, run, request, version)
@@ -145,7 +146,7 @@ def _weights(request: Request, run: Run | None) -> tuple[Version, Tensors | None
 
 def _folder(config: RunConfig, run: Run | None, request: Request, version: Version) -> Path:
     """Where the results go unless it is said: by prompts, weights and step."""
-    prompts = Path(str(config.evaluation.prompts).replace(":", "_")).stem
+    prompts = re.sub(r"[:*?\[\]]", "_", Path(str(config.evaluation.prompts)).stem)
     base = run is None or request.weights == "base"
     name = f"{prompts}_base" if base else f"{prompts}_{'average' if version.ema else 'raw'}_{version.step:06d}"
     return (Path(config.output) / "evaluations" / config.name if run is None else run.folder / "evaluations") / name

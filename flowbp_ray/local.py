@@ -60,13 +60,14 @@ class LocalLoop:
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
-        self.texts = [r.text for r in prompts.load(config.data.prompts)]
-        embeddings = encode(config, self.texts, prompts.drawn(config, len(self.texts), 0))
+        records = prompts.training_prompts(config)
+        self.texts, weights = [record.text for record in records], prompts.weights_of(records)
+        embeddings = encode(config, self.texts, prompts.drawn(config, len(self.texts), 0, weights=weights))
         base = shared_base(config)
         self.sampler = build_sampler(config, embeddings, base)
         self.scorer = open_scorer(config, handshake.check(config))
         self.learner = build_learner(config, embeddings, base=base)
-        self.source = build_items(config, len(self.texts))
+        self.source = build_items(config, len(self.texts), weights)
 
     def items(self, step: int) -> list[Item]:
         """The training items of a step, to be rolled out with the weights of version `step`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from flowbp_ray.backbones.finite import check_finite
@@ -14,7 +15,7 @@ from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.judges import preflight as judges
 from flowbp_ray.learning.optim import check_moments
 from flowbp_ray.planning.encoding import check_time
-from flowbp_ray.prompts import Needs, PromptRecord, drawn, read_prompts
+from flowbp_ray.prompts import Needs, PromptRecord, drawn, read_prompts, weights_of
 from flowbp_ray.rewards.base import factory
 from flowbp_ray.rewards.remote import handshake
 from flowbp_ray.rewards.scorer import check_rewards
@@ -32,8 +33,8 @@ class Checked:
     held_out: list[PromptRecord]
     trains: str
     agreed: dict[str, str]
-    cut: tuple[str, ...] = ()
-    """A line for each tokenizer that cuts prompts off."""
+    about: tuple[str, ...] = ()
+    """Lines on the prompts: how many there are, and one for each tokenizer that cuts some of them off."""
     parameters: int = 0
     """Number of parameters that are trained."""
 
@@ -45,7 +46,7 @@ class Checked:
     def needs(self, run: Run) -> Needs:
         """The prompts that `run` draws from its newest checkpoint on."""
         first = max(run.checkpoints.steps(), default=0)
-        return Needs(run.config, len(self.training), len(self.held_out), first)
+        return Needs(run.config, len(self.training), len(self.held_out), first, weights_of(self.training))
 
 
 def check(config: RunConfig) -> Checked:
@@ -63,8 +64,8 @@ def check(config: RunConfig) -> Checked:
     prepared = trainable.prepare(backbone.skeleton(), lora, config.seed, backbone.lora_targets)
     check_moments(config.learners.optimizer)
     train, held_out = read_prompts(config)
-    cut = tuple(check_texts(config, drawn_texts(config, train, held_out)))
-    check_time(config, _to_encode(config, [record.text for record in (*train, *held_out)], len(held_out)))
+    about = tuple(about_prompts(config, train, held_out))
+    check_time(config, _to_encode(config, train, held_out))
     agreed = handshake.check(config)
     if not config.rewards.url:  # remote servers have checked their own rewards
         check_deterministic(config)
@@ -80,24 +81,51 @@ def check(config: RunConfig) -> Checked:
     held = distilled_guidance(config)
     toward = "" if held is None else f"; distilling guidance {held:g} of the base, beside what the rewards ask for"
     count = sum(p.numel() for p in trainable.trained(prepared).values())
-    return Checked(train, held_out, trainable.describe(prepared, lora) + toward, agreed, cut, count)
+    return Checked(train, held_out, trainable.describe(prepared, lora) + toward, agreed, about, count)
 
 
 def drawn_texts(config: RunConfig, train: list[PromptRecord], held_out: list[PromptRecord]) -> list[str]:
     """The prompts that a run draws from its start on, in the order in which it needs them."""
     records = [*train, *held_out]
-    return [records[i].text for i in drawn(config, len(train), len(held_out))]
+    return [records[i].text for i in drawn(config, len(train), len(held_out), weights=weights_of(train))]
 
 
-def check_texts(config: RunConfig, texts: list[str]) -> list[str]:
-    """A line for each tokenizer that cuts some of `texts` off. Raises ValueError for a text that cannot be encoded."""
-    return build_backbone(config.backbone).read_texts(texts)
+def about_prompts(config: RunConfig, train: list[PromptRecord], held_out: list[PromptRecord]) -> list[str]:
+    """A line on the prompts, and one for each tokenizer that cuts some of those off that the run draws.
+
+    Raises ValueError for a prompt that cannot be encoded.
+    """
+    texts = drawn_texts(config, train, held_out)
+    cut = build_backbone(config.backbone).read_texts(texts)
+    return [describe_prompts(config, train, held_out, len(set(texts)), bool(cut)), *cut]
 
 
-def _to_encode(config: RunConfig, texts: list[str], held_out: int) -> set[str]:
+def describe_prompts(
+    config: RunConfig, train: list[PromptRecord], held_out: list[PromptRecord], drawn: int, cut: bool
+) -> str:
+    """A line on the prompts: how many, how many are there twice, the longest, and whether those drawn are cut off.
+
+    drawn: number of distinct prompts that the run draws. cut: whether a text encoder cuts some of them off.
+    """
+    counts = Counter(record.text for record in train)
+    longest = max((record.text for record in train), key=len)
+    again = len(train) - len(counts)
+    line = f"prompts: {len(train):,} of {config.data.prompts}" + f", {again:,} of them again" * bool(again)
+    line += f", {len(longest):,} characters at most"
+    if weights := weights_of(train):
+        line += f", drawn by {config.data.weights} from {min(weights):g} to {max(weights):g}"
+    if held_out:
+        both = sum(record.text in counts for record in held_out)
+        line += f"; {len(held_out):,} to evaluate on" + f", {both:,} of which are trained on too" * bool(both)
+    return line + f"; the run draws {drawn:,}" + ", and none is cut off" * (not cut)
+
+
+def _to_encode(config: RunConfig, train: list[PromptRecord], held_out: list[PromptRecord]) -> set[str]:
     """The texts that the run needs from its newest checkpoint on, the empty one among them."""
     saved = Run(config.run_dir).checkpoints.steps() if config.resume == "auto" else []
-    return {"", *(texts[i] for i in drawn(config, len(texts) - held_out, held_out, max(saved, default=0)))}
+    ids = drawn(config, len(train), len(held_out), max(saved, default=0), weights=weights_of(train))
+    records = [*train, *held_out]
+    return {"", *(records[i].text for i in ids)}
 
 
 def check_deterministic(config: RunConfig) -> None:

@@ -1,34 +1,39 @@
-"""Files of prompts: .txt, .jsonl, .csv, .tsv and .parquet read alike; what cannot be read is named by file and entry.
+"""Prompts from files: .txt, .jsonl, .csv, .tsv, .parquet and .arrow read alike; what cannot be read is named by entry.
 
-All kinds are UTF-8, blanks around a prompt are cut off, and an entry with nothing else is left out.
+All kinds are UTF-8, blanks around a prompt are cut off, and an entry with nothing else is left out. Several files are
+read one after the other: see `prompt_sources.folders` for how a pattern, a folder or a saved dataset names them.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from collections.abc import Callable, Iterator
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flowbp_ray.prompt_sources import folders, hub
+from flowbp_ray.prompt_sources.readers import KINDS, READERS
 from flowbp_ray.utils.addresses import expand
-from flowbp_ray.utils.text_files import check_unicode, read_lines, read_text, shown
+from flowbp_ray.utils.text_files import check_unicode, shown
 
 LONGEST = 100_000  # characters of a prompt; no text encoder reads a hundredth of it
-CSV_FIELD = 1 << 30  # characters; csv's own limit would end in a message without a line
-
-Row = tuple[str, dict[str, Any]]
-"""Where an entry is ("entry 3"), and its fields."""
+SHOWN = 8  # values of a column in a message
+MISSING = object()
+ALIKE = ("prompt", "prompts", "text", "caption", "captions", "query", "instruction")
 
 
 @dataclass(frozen=True)
 class PromptRecord:
-    """One prompt. extra: the other fields of its line, such as a skill or a claim for the verifier."""
+    """One prompt. extra: the other fields of its line, such as a skill or a claim for the verifier.
+
+    weight: how often it is drawn, beside the other prompts' weights.
+    """
 
     text: str
     extra: dict[str, Any] = field(default_factory=dict, hash=False, compare=False)
+    weight: float = field(default=1.0, hash=False, compare=False)
 
     @property
     def skill(self) -> str:
@@ -36,144 +41,163 @@ class PromptRecord:
         return str(next((self.extra[key] for key in ("skill", "tag", "category") if key in self.extra), ""))
 
 
-def load(source: str, key: str = "") -> list[PromptRecord]:
-    """Read prompts from a .txt (one a line), .jsonl, .csv, .tsv or .parquet file (`prompt`), or "shapes:<split>".
+@dataclass(frozen=True)
+class Reading:
+    """How prompts are read from their files. section: of the configuration that says so, for messages.
+
+    columns: name here -> name of the file's column, where they differ. split: of a folder that has several. where:
+    column -> the values that are taken, as texts. weight: column with a prompt's weight.
+    """
+
+    section: str = "data"
+    columns: Mapping[str, str] = field(default_factory=dict)
+    split: str | None = None
+    where: Mapping[str, list[str]] = field(default_factory=dict)
+    weight: str | None = None
+
+    @property
+    def prompt(self) -> str:
+        """The column of the prompts."""
+        return self.columns.get("prompt", "prompt")
+
+
+def load(source: str, key: str = "", reading: Reading | None = None) -> list[PromptRecord]:
+    """Read prompts from a .txt (one a line), .jsonl, .csv, .tsv, .parquet or .arrow file (`prompt`), several of them by
+    a pattern, a folder or a dataset of the Hub, or "shapes:<split>".
 
     key: of the configuration that names the file, for messages. Raises ValueError, with the file's name and the line
-    or entry, where a prompt is missing or cannot be read.
+    or entry, where a prompt is missing or cannot be read; with the key, where a column or a split is not there.
     """
-    path, what = _resolve(source), f"{key + ': ' if key else ''}prompts file {source}"
-    if path.suffix not in READERS:
-        raise ValueError(f"{what} ends in {path.suffix!r}; write a {KINDS} file")
-    if not path.is_file():
-        why = "is a folder" if path.is_dir() else "does not exist"
-        raise ValueError(f"{what} {why}; write the path of a {KINDS} file")
-    records = [
-        record for where, row in READERS[path.suffix](path, what) if (record := _record(row, f"{what}, {where}"))
-    ]
+    how, named = reading or Reading(), f"{key}: " if key else ""
+    what, records = f"{named}prompts file {source}", list[PromptRecord]()
+    for path, its in _files(source, named, how):
+        if path.suffix == ".txt" and how.columns:
+            raise ValueError(f"{its} has no columns; write {how.section}.columns=null")
+        lower = path.suffix == ".tsv"  # whose columns are read in lower case
+        names = {ours: theirs.lower() if lower else theirs for ours, theirs in how.columns.items()}
+        column = names.get("prompt", "prompt")
+        for where, row in READERS[path.suffix](path, its, column):
+            if record := _record(row, f"{its}, {where}", column, names, how):
+                records.append(record)
     if not records:
         raise ValueError(f"{what} holds no prompt; write at least one")
-    return records
+    return select(records, what, how)
 
 
-def _record(row: dict[str, Any], what: str) -> PromptRecord | None:
-    """An entry as a record; None where its prompt is blank."""
-    if not isinstance(row.get("prompt"), str):
-        if "prompt" in row:
+def _files(source: str, named: str, how: Reading) -> Iterator[tuple[Path, str]]:
+    """The files of a source, each with what to call it. named: the source's key, for messages."""
+    key, what, several = f"{how.section}.split", f"{named}prompts file {source}", f"{named}prompts {source}"
+    path = hub.fetched(source, READERS, several) if source.startswith(hub.PREFIX) else _resolve(source)
+    if path.is_dir():
+        for file in folders.within(path, tuple(READERS), several, how.split, key):
+            yield file, f"{several}: {file.relative_to(path)}"
+        return
+    if folders.is_pattern(str(path)):
+        for file in folders.matching(str(path), tuple(READERS), several, how.split, key):
+            yield file, f"{several}: {file.name}"
+        return
+    if path.suffix not in READERS:
+        there = "does not exist" if not (path.suffix or path.exists()) else f"ends in {path.suffix!r}"
+        raise ValueError(f"{what} {there}; write a {KINDS} file")
+    if not path.is_file():
+        raise ValueError(f"{what} does not exist; write the path of a {KINDS} file")
+    if how.split is not None:
+        raise ValueError(f"{key}={how.split}: {what} has no splits; write {key}=null")
+    yield path, what
+
+
+def _record(row: dict[str, Any], what: str, column: str, names: Mapping[str, str], how: Reading) -> PromptRecord | None:
+    """An entry as a record; None where its prompt is blank. names: name here -> the file's column."""
+    if not isinstance(row.get(column), str):
+        if column in row:
             raise ValueError(
-                f"{what}: 'prompt' must be a text, got {shown(row['prompt'])}; write one, or leave the entry out"
+                f"{what}: {column!r} must be a text, got {shown(row[column])}; write one, or leave the entry out"
             )
-        keys = [str(key) for key in row]
-        similar = next((k for k in keys if k.strip().lower() in ALIKE), None)
-        advice = f"rename {similar!r} to 'prompt'" if similar is not None else "write the text under 'prompt'"
-        raise ValueError(f"{what}: no text under 'prompt', only {shown(sorted(keys))}; {advice}")
+        raise ValueError(f"{what}: no text under {column!r}, only {shown(sorted(map(str, row)))}; {_advice(row, how)}")
     check_unicode(row, what)
-    text = row["prompt"].strip()
+    text = row[column].strip()
     if len(text) > LONGEST:
         raise ValueError(
             f"{what}: a prompt of {len(text)} characters ({shown(text[:40])}); at most {LONGEST} are read, write each "
             "prompt as an entry of its own"
         )
-    return PromptRecord(text, {k: v for k, v in row.items() if k != "prompt"}) if text else None
+    extra = {name: value for name, value in row.items() if name != column}
+    extra |= {ours: row[theirs] for ours, theirs in names.items() if ours != "prompt" and theirs in row}
+    return PromptRecord(text, extra, _weight(extra, what, how)) if text else None
 
 
-def _txt(path: Path, what: str) -> Iterator[Row]:
-    for number, line in enumerate(read_lines(path, what), 1):
-        yield f"line {number}", {"prompt": line}
+def _advice(columns: Any, how: Reading) -> str:
+    """What to write where no column has the prompts' name: the name of one that looks like it."""
+    similar = next((str(name) for name in columns if str(name).strip().lower() in ALIKE), None)
+    if similar is None:
+        return f"write the text under {how.prompt!r}, or {how.section}.columns={{prompt: NAME}}"
+    return f"write {how.section}.columns={{prompt: {similar}}}, or rename {similar!r} to 'prompt'"
 
 
-def _jsonl(path: Path, what: str) -> Iterator[Row]:
-    entry = 0
-    for number, line in enumerate(read_lines(path, what), 1):
-        if not line.strip():
-            continue
-        entry += 1
-        try:
-            row = json.loads(line, object_pairs_hook=_once)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(
-                f"{what}, line {number} is not JSON ({error}); write an object such as {EXAMPLE} on each line"
-            ) from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{what}, line {number} holds {shown(row)}; write an object such as {EXAMPLE}")
-        yield f"entry {entry}" + (f" (line {number})" if number != entry else ""), row
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; of two values under one key Python would silently take the second."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"key {next(shown(k) for k in keys if keys.count(k) > 1)} is there twice")
-    return found
-
-
-def _csv(path: Path, what: str) -> Iterator[Row]:
-    """Comma-separated, quoted as spreadsheets do, with the names of the columns in the first line."""
-    csv.field_size_limit(CSV_FIELD)
-    reader = csv.DictReader(io.StringIO(read_text(path, what), newline=""), strict=True)
+def _weight(extra: Mapping[str, Any], what: str, how: Reading) -> float:
+    """The weight of an entry: 1, or the number in the column `how.weight`."""
+    if how.weight is None:
+        return 1.0
+    value = _field(extra, how.weight)
+    if value is MISSING:  # a column that no entry has is named once all are read
+        return math.nan
     try:
-        names = reader.fieldnames or []
-        if names and "prompt" not in names:
-            raise ValueError(f"no column is called prompt, only {shown(list(names))}; write the columns' names first")
-        if len(set(names)) < len(names):
-            raise ValueError(f"two columns have one name: {shown(list(names))}; rename one")
-        for row in reader:
-            if None in row:
-                raise ValueError('more fields than columns; write a text with commas in "quotes"')
-            yield f"line {reader.line_num}", {name: value for name, value in row.items() if value is not None}
-    except csv.Error as error:
-        line = max(reader.line_num, 1)
-        raise ValueError(f"{what}, line {line}: {error}; write a quote within quotes twice, and close them") from error
-    except ValueError as error:
-        raise ValueError(f"{what}, line {max(reader.line_num, 1)}: {error}") from error
-
-
-def _tsv(path: Path, what: str) -> Iterator[Row]:
-    """Separated by tabs and without quoting, as PartiPrompts is; upper case in the columns' names does not count."""
-    lines = read_lines(path, what)
-    names = [name.strip().lower() for name in lines[0].split("\t")] if lines else []
-    if lines and "prompt" not in names:
+        weight = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        weight = math.nan
+    if not (math.isfinite(weight) and weight >= 0):
         raise ValueError(
-            f"{what}, line 1: no column is called prompt, only {shown(names)}; write the columns' names first"
+            f"{what}: {how.section}.weights: {how.weight!r} holds {shown(value)}; write a number from 0, or "
+            f"{how.section}.weights=null"
         )
-    if names.count("prompt") > 1:
-        raise ValueError(f"{what}, line 1: two columns have one name: {shown(names)}; rename one")
-    for number, line in enumerate(lines[1:], 2):
-        fields = line.split("\t")
-        if len(fields) > len(names):
+    return weight
+
+
+def select(records: list[PromptRecord], what: str, how: Reading) -> list[PromptRecord]:
+    """The records that `how.where` takes, after a look whether all columns that are asked for are there.
+
+    what: names the source, for messages. Raises ValueError for a column that no record has, a weight that is missing,
+    and where nothing is taken.
+    """
+    there = {name for record in records for name in record.extra}
+    wanted = {f"columns.{ours}": theirs for ours, theirs in how.columns.items() if theirs != how.prompt}
+    wanted |= {"weights": how.weight} if how.weight else {}
+    wanted |= {f"where.{name}": name for name in how.where}
+    for key, name in wanted.items():
+        if _field(dict.fromkeys(there), name) is MISSING:
             raise ValueError(
-                f"{what}, line {number}: more fields than columns; write a space for a tab within a prompt"
+                f"{what} has no column {name!r} ({how.section}.{key}), only "
+                f"{shown(sorted(there - set(how.columns) | {how.prompt}))}; write another of these"
             )
-        yield f"line {number}", dict(zip(names, fields, strict=False)) if line.strip() else {"prompt": ""}
+    if bare := sum(math.isnan(record.weight) for record in records):
+        raise ValueError(
+            f"{what}: {bare} of {len(records)} entries have nothing under {how.weight!r} ({how.section}.weights); "
+            "write a number from 0 there"
+        )
+    for name, values in how.where.items():
+        found = Counter(value for record in records for value in _values(record, name))
+        records = [record for record in records if set(_values(record, name)) & set(values)]
+        if not records:
+            has = ", ".join(f"{shown(value)} ({count})" for value, count in found.most_common(SHOWN))
+            more = ", …" * (len(found) > SHOWN)
+            raise ValueError(
+                f"{what}: {how.section}.where takes no prompt by {name}={shown(values)}; it holds {has}{more}: "
+                "write one of these"
+            )
+    if how.weight is not None and not any(record.weight for record in records):
+        raise ValueError(f"{what}: all weights under {how.weight!r} ({how.section}.weights) are 0; write one above 0")
+    return records
 
 
-def _parquet(path: Path, what: str) -> Iterator[Row]:
-    import pyarrow
-    import pyarrow.parquet as parquet
-
-    try:
-        names = parquet.read_schema(path).names
-        if "prompt" not in names:
-            _record(dict.fromkeys(names), what)
-        rows = parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise ValueError(f"{what} cannot be read as parquet ({reason}); write it again, or as .jsonl") from error
-    for number, row in enumerate(rows, 1):
-        yield f"entry {number}", row
+def _values(record: PromptRecord, column: str) -> list[str]:
+    """What a record has in a column, as texts: several where it is a list, such as tags."""
+    value = _field(record.extra, column)
+    return [str(v) for v in value] if isinstance(value, list) else [] if value in (None, MISSING) else [str(value)]
 
 
-READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {
-    ".txt": _txt,
-    ".jsonl": _jsonl,
-    ".csv": _csv,
-    ".tsv": _tsv,
-    ".parquet": _parquet,
-}
-KINDS = ".txt, .jsonl, .csv, .tsv or .parquet"
-EXAMPLE = '{"prompt": "a cat"}'
-ALIKE = ("prompt", "prompts", "text", "caption", "captions", "query", "instruction")
+def _field(extra: Mapping[str, Any], column: str) -> Any:
+    """An entry's value in a column, or MISSING. The columns of .tsv are read in lower case."""
+    return extra.get(column, extra.get(column.lower(), MISSING))
 
 
 def _resolve(source: str) -> Path:

@@ -23,7 +23,7 @@ from flowbp_ray.backbones import Backbone
 from flowbp_ray.backbones.guidance import one_branch
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.evaluation.evaluator import Evaluator
-from flowbp_ray.prompts import PromptRecord, read_prompts
+from flowbp_ray.prompts import PromptRecord, read_prompts, weights_of
 from flowbp_ray.run.folder import Run, prompts_digest
 
 Kind = Literal["lora", "full", "merged"]
@@ -146,7 +146,8 @@ def known_prompts(run: Run) -> Prompts | None:
         train, held_out = read_prompts(config)
     except (ValueError, OSError):
         return None
-    same = file.is_file() and file.read_text().strip() == prompts_digest([r.text for r in (*train, *held_out)])
+    digest = prompts_digest([record.text for record in (*train, *held_out)], weights_of(train))
+    same = file.is_file() and file.read_text().strip() == digest
     return (train, held_out) if same else None
 
 

@@ -11,6 +11,7 @@ from flowbp_ray.control.guard import clear_overruled_verdict
 from flowbp_ray.control.scaling import discard_requests
 from flowbp_ray.planning.learner_memory import checkpoint_bytes
 from flowbp_ray.preflight import Checked
+from flowbp_ray.prompts import weights_of
 from flowbp_ray.run.folder import Run
 from flowbp_ray.utils.errors import ConfigError
 from flowbp_ray.utils.units import format_bytes
@@ -22,11 +23,11 @@ def prepare(run: Run, config: RunConfig, checked: Checked, note: Callable[[str],
     note: takes a line that a person should know. Raises ConfigError where the run cannot go on.
     """
     clear_overruled_verdict(run, config.guard)
-    run.bind_prompts(checked.texts)
+    run.bind_prompts(checked.texts, weights_of(checked.training))
     check_disk(run, config, checked.parameters)
     widen(run, config, note)
     discard_requests(run)  # that were made after the run had ended
-    run.logger().info("%s", "; ".join([f"training {checked.trains}", *checked.cut]))
+    run.logger().info("%s", "; ".join([f"training {checked.trains}", *checked.about]))
 
 
 def check_disk(run: Run, config: RunConfig, parameters: int) -> None:

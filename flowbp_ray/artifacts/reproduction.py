@@ -10,7 +10,7 @@ from typing import Any
 from flowbp_ray.config import loading
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.observability.catalog import find
-from flowbp_ray.prompts import read_prompts
+from flowbp_ray.prompts import read_prompts, weights_of
 from flowbp_ray.run import environment
 from flowbp_ray.run.folder import Run, comparable, differences
 from flowbp_ray.utils.diff import differing, shown
@@ -71,7 +71,8 @@ def again(first: Run, overrides: Sequence[str] = ()) -> RunConfig:
     config = loading.load(first.folder / "config.yaml", over)
     if different := differences(comparable(first.config), comparable(config) | {"name": first.config.name}):
         raise ValueError(f"that would be another run: {different[0]}; only where and how it runs may differ")
-    first.check_prompts([record.text for records in read_prompts(config) for record in records])
+    training, held_out = read_prompts(config)
+    first.check_prompts([record.text for record in (*training, *held_out)], weights_of(training))
     return config
 
 

@@ -6,8 +6,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from flowbp_ray.config.data import DataConfig
 from flowbp_ray.config.rewards import RewardsConfig
-from flowbp_ray.config.sections import BackboneConfig, DataConfig, DriftConfig
+from flowbp_ray.config.sections import BackboneConfig, DriftConfig
 from flowbp_ray.surrogate import Method
 from flowbp_ray.surrogate.active import Inactive
 from flowbp_ray.surrogate.plan import Sample

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from flowbp_ray.config.data import DataConfig, check_held_out, verified
 from flowbp_ray.config.learners import LearnersConfig
 from flowbp_ray.config.method import build_method
 from flowbp_ray.config.nft import NftConfig, check_drift, check_nft
@@ -16,7 +17,6 @@ from flowbp_ray.config.sections import (
     BackboneConfig,
     CheckpointConfig,
     ClusterConfig,
-    DataConfig,
     DriftConfig,
     EncoderConfig,
     EvaluationConfig,
@@ -137,12 +137,9 @@ class RunConfig(Strict):
         return Path(self.output) / self.name
 
 
-# Metrics that an evaluation adds where the prompts state the truth.
-VERIFIED = ["verifier", "quality", "colour_entropy_bits"]
-
-
 def check_together(config: RunConfig) -> None:
     """Raises ValueError for values that are valid each by itself but not together."""
+    check_held_out(config.data, config.evaluation.prompts, config.evaluation.columns, config.evaluation.split)
     _check_batch(config)
     _check_engine(config)
     _check_gpus(config)
@@ -246,9 +243,9 @@ def _check_guard(config: RunConfig) -> None:
         raise ValueError("guard judges evaluations in the run's course; write evaluation.prompts and evaluation.every")
     if not config.evaluation.guidance:
         raise ValueError("guard judges evaluations at the first of evaluation.guidance; write one, such as [1.0]")
-    trained, known = {t.name for t in config.rewards.terms}, [m.name for m in config.rewards.monitors]
-    known += VERIFIED if config.evaluation.prompts.startswith("shapes:") else []
-    known += config.judged
+    trained = {term.name for term in config.rewards.terms}
+    known = [*(monitor.name for monitor in config.rewards.monitors), *config.judged]
+    known += verified(config.data, config.evaluation.prompts)
     for name in config.guard.metrics:
         if name in trained:
             raise ValueError(f"guard.metrics names {name!r}, which is trained on; write what is only measured")

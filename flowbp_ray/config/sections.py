@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, field_validator
 
+from flowbp_ray.config.data import Columns, Where
 from flowbp_ray.utils import addresses
 from flowbp_ray.utils.addresses import UserPath
 from flowbp_ray.utils.settings import ProcessConfig, Strict
@@ -75,34 +75,6 @@ class BackboneConfig(Strict):
         return DTYPES[self.dtype]
 
 
-class DataConfig(Strict):
-    """The training prompts, and how many images a step draws."""
-
-    prompts: UserPath
-    """File with the training prompts: .txt (one per line), .jsonl, .csv, .tsv or .parquet (field `prompt`); or
-    `shapes:<split>` for those of the embedded world."""
-    prompts_per_step: int = Field(ge=1)
-    """Prompts of one optimizer step. The batch has prompts_per_step × images_per_prompt images (rows)."""
-    images_per_prompt: int = Field(1, ge=1)
-    """Images that are drawn for each prompt of a step."""
-    rollout_batch: int = Field(ge=1)
-    """Rows of an item, which is what a sampler draws in one call. The batch is cut into items of this many rows and
-    must be divisible by it."""
-    rollout_micro_batch: int | None = Field(None, ge=1)
-    """Rows of a training item that a sampler computes at a time; it must divide rollout_batch. null: all of them. With
-    it items can be large, as the driver of a large cluster needs them, while samplers take no more memory. Results are
-    those of items of this many rows, as long as rewards.micro_batch is set too, to a divisor of it."""
-
-    @property
-    def sampled_at_once(self) -> int:
-        """Rows of a training item that a sampler computes at a time."""
-        return self.rollout_micro_batch or self.rollout_batch
-
-    @property
-    def shape(self) -> BatchShape:
-        return BatchShape(self.prompts_per_step, self.images_per_prompt, self.rollout_batch)
-
-
 class EncoderConfig(ProcessConfig):
     """The process that encodes the prompts which the run draws, ahead of training and beside it.
 
@@ -133,7 +105,14 @@ class EvaluationConfig(Strict):
     """Measurements on held-out prompts, always with the same noise: before and after training, and during it."""
 
     prompts: UserPath | None = None
-    """File with the held-out prompts, of the same kinds as data.prompts. null: nothing is evaluated."""
+    """The held-out prompts: a file, pattern or folder as for data.prompts, or `data:heldout` for those that
+    data.heldout keeps from training. null: nothing is evaluated."""
+    columns: Columns = None
+    """As data.columns, for a file of its own. null: the names do not differ."""
+    split: str | None = Field(None, min_length=1)
+    """As data.split, for a folder of its own. null: the only one."""
+    where: Where = None
+    """As data.where. null: all are taken."""
     every: int = Field(0, ge=0)
     """Steps between two evaluations. 0: only before and after training."""
     limit: int | None = Field(None, ge=1)
@@ -242,20 +221,3 @@ class ClusterConfig(Strict):
     broadcasts them, between GPUs by NCCL and between CPUs by gloo; who misses a broadcast takes them from the object
     store, as adapters and the averages of nft.policy always do. It needs a whole GPU for each process. With staleness
     S samplers keep S versions beside the one in use, and rank 0 keeps S + 1 in host memory. See docs/cluster.md."""
-
-
-@dataclass(frozen=True)
-class BatchShape:
-    """The sizes of a step: batch = prompts_per_step × images_per_prompt, cut into items of rollout_batch rows."""
-
-    prompts_per_step: int
-    images_per_prompt: int
-    rollout_batch: int
-
-    @property
-    def batch(self) -> int:
-        return self.prompts_per_step * self.images_per_prompt
-
-    @property
-    def items(self) -> int:
-        return self.batch // self.rollout_batch

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from flowbp_ray.config import loading
+from flowbp_ray.config.data import HELD_OUT
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.evaluation.estimates import measure
 from flowbp_ray.evaluation.results import SETTINGS, Results, prompts_of
@@ -30,6 +31,8 @@ from flowbp_ray.utils.diff import differing, shown
 from flowbp_ray.utils.files import write_atomically
 
 Weights = Literal["average", "raw", "base"]
+READ = ("columns", "split", "where")
+"""The keys of `evaluation`, and of `data`, that say how a file of prompts is read."""
 
 
 def scales(text: str) -> tuple[float, ...]:
@@ -78,8 +81,8 @@ class Request:
         over = list(self.overrides)
         if self.prompts:
             over.append(f"evaluation.prompts={loading.quoted(self.prompts)}")
-            if not any(given.startswith("evaluation.limit=") for given in self.overrides):
-                over.append("evaluation.limit=null")
+            of_its_file = [f"evaluation.{key}=null" for key in ("limit", *READ)]
+            over = [*of_its_file, *over]
         if self.guidance:
             over.append(f"evaluation.guidance={list(self.guidance)}")
         config = loading.load(source, over)
@@ -92,7 +95,10 @@ class Request:
         learners = config.learners.model_copy(update={"base_penalty": None})
         cluster = config.cluster.model_copy(update={"share_base": False, "transport": "object_store"})
         drift = config.drift.model_copy(update={"max": None, "meter": False})
-        data = config.data.model_copy(update={"prompts": config.evaluation.prompts})  # the run's own may be elsewhere
+        data = config.data
+        if config.evaluation.prompts != HELD_OUT:  # the run's own may be elsewhere
+            read = {key: getattr(config.evaluation, key) for key in ("prompts", *READ)}
+            data = data.model_copy(update=read | {"weights": None, "heldout": None})
         alone: dict[str, Any] = {"learners": learners, "cluster": cluster, "drift": drift, "data": data, "guard": None}
         alone["judges"] = config.judges if self.judges else []
         return config.model_copy(update=alone | {"staleness": 0, "steps": 1, "resume": "never"})

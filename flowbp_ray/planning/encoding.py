@@ -12,7 +12,7 @@ from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.planning.costs import Costs
 from flowbp_ray.planning.memory import WORKSPACE, Sizes, elements, prompt_bytes
-from flowbp_ray.prompts import drawn, load, read_prompts
+from flowbp_ray.prompts import drawn, evaluation_prompts, read_prompts, weights_of
 from flowbp_ray.utils.files import cache_folder
 from flowbp_ray.utils.units import format_bytes, format_seconds
 
@@ -47,9 +47,10 @@ class PromptEncoding:
 
 def prompt_encoding(config: RunConfig, costs: Costs, sizes: Sizes) -> PromptEncoding:
     """Plan the encoding of `config`."""
-    data, held_out = config.data, config.evaluation
-    draws = (config.seed, config.steps, data.prompts, data.prompts_per_step, held_out.prompts, held_out.limit)
-    prompts, counted = costs.once(("prompts", *draws), lambda: count_prompts(config))
+    read = {"prompts", "columns", "split", "where", "weights", "heldout", "prompts_per_step", "limit"}
+    sources = [section.model_dump_json(include=read) for section in (config.data, config.evaluation)]
+    draws = ("prompts", config.seed, config.steps, *sources)
+    prompts, counted = costs.once(draws, lambda: count_prompts(config))
     flops = prompt_flops(costs.backbone, sum(sizes.encoders.values()))
     speed = GPU_FLOPS if config.encoder.gpus else CPU_FLOPS * config.encoder.threads
     return PromptEncoding(prompts, counted, prompt_bytes(costs), flops, prompts * flops / speed)
@@ -72,7 +73,8 @@ def count_prompts(config: RunConfig) -> tuple[int, bool]:
         held = (config.evaluation.limit or 0) if config.evaluation.prompts else 0
         return 1 + config.steps * config.data.prompts_per_step + held, False
     records = [*training, *held_out]
-    return len({"", *(records[i].text for i in drawn(config, len(training), len(held_out)))}), True
+    ids = drawn(config, len(training), len(held_out), weights=weights_of(training))
+    return len({"", *(records[i].text for i in ids)}), True
 
 
 def refusal(config: RunConfig, plan: PromptEncoding, sizes: Sizes, smallest_gpu: int | None = None) -> str | None:
@@ -133,10 +135,9 @@ def most_held(config: RunConfig, prompts: int) -> int:
     """
     if config.encoder.cache is None:
         return prompts
-    source, limit = config.evaluation.prompts, config.evaluation.limit
     try:
-        held_out = len(load(source)[:limit]) if source else 0
+        held_out = len(evaluation_prompts(config))
     except ValueError:
-        held_out = limit or 0
+        held_out = config.evaluation.limit or 0
     steps = 1 + config.staleness + config.encoder.ahead
     return min(prompts, 1 + steps * config.data.prompts_per_step + held_out)

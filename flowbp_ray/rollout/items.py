@@ -9,8 +9,8 @@ from torch import Tensor
 
 from flowbp_ray import prompts
 from flowbp_ray.backbones.registry import build_backbone
+from flowbp_ray.config.data import DataConfig
 from flowbp_ray.config.schema import RunConfig
-from flowbp_ray.config.sections import DataConfig
 from flowbp_ray.messages import Item, Version
 from flowbp_ray.surrogate import Method, Plan
 from flowbp_ray.utils import random
@@ -32,6 +32,7 @@ class ItemSource:
 
     sigmas: the grid [N+1] of the rollouts. prompt_count: the number of training prompts. seed: for prompts and noise.
     plan_seed: for the draws of the method. times: nodes at which a sample is noised again (see `surrogate.nft`).
+    weights: of the training prompts, if some are drawn more often.
     """
 
     data: DataConfig
@@ -42,11 +43,12 @@ class ItemSource:
     seed: int
     plan_seed: int
     times: int = 0
+    weights: tuple[float, ...] = ()
 
     def of_step(self, step: int, version: Version) -> list[Item]:
         """The items of a step, in order. The images of one prompt are adjacent rows."""
         shape = self.data.shape
-        ids = prompts.ids_of_step(self.prompt_count, shape.prompts_per_step, step, self.seed)
+        ids = prompts.ids_of_step(self.prompt_count, shape.prompts_per_step, step, self.seed, self.weights)
         rows = [prompt for prompt in ids for _ in range(shape.images_per_prompt)]
         plans = plans_of_step(self.method, self.sigmas, self.plan_seed, step, len(rows))
         times = [self._times(step, row) for row in range(len(rows))] if self.times else []
@@ -84,10 +86,10 @@ def noise_of(item: Item, latent_shape: Sequence[int]) -> Tensor:
     return random.normal(tuple(latent_shape), item.seed, "noise", step, item.samples)
 
 
-def build_items(config: RunConfig, prompt_count: int) -> ItemSource:
-    """Build the source of training items of a run with `prompt_count` training prompts."""
+def build_items(config: RunConfig, prompt_count: int, weights: tuple[float, ...] = ()) -> ItemSource:
+    """Build the source of training items of a run with `prompt_count` training prompts and their weights."""
     model = config.backbone
     sigmas = build_backbone(model).sigmas(model.num_steps, model.height, model.width)
     method, seeds = config.surrogate(), (config.seed, config.plan_seed)
     times = config.nft.times if config.rewards.scored else 0
-    return ItemSource(config.data, method, sigmas, prompt_count, model.guidance, *seeds, times)
+    return ItemSource(config.data, method, sigmas, prompt_count, model.guidance, *seeds, times, weights)

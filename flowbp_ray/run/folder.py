@@ -95,15 +95,15 @@ class Run:
         write_atomically(self.folder / "config.yaml", lambda path: path.write_text(text), fsync=True)
         self.__dict__.pop("config", None)  # the one that was read
 
-    def bind_prompts(self, texts: Sequence[str]) -> None:
+    def bind_prompts(self, texts: Sequence[str], weights: Sequence[float] = ()) -> None:
         """Store the digest of the run's prompts. Raises ConfigError where it began with other prompts."""
-        self.check_prompts(texts)
-        (self.folder / "prompts.sha256").write_text(prompts_digest(texts) + "\n")
+        self.check_prompts(texts, weights)
+        (self.folder / "prompts.sha256").write_text(prompts_digest(texts, weights) + "\n")
 
-    def check_prompts(self, texts: Sequence[str]) -> None:
-        """Raises ConfigError where the run began with other prompts than `texts`."""
+    def check_prompts(self, texts: Sequence[str], weights: Sequence[float] = ()) -> None:
+        """Raises ConfigError where the run began with other prompts than `texts`, or other weights of them."""
         file = self.folder / "prompts.sha256"
-        if file.is_file() and file.read_text().strip() != prompts_digest(texts):
+        if file.is_file() and file.read_text().strip() != prompts_digest(texts, weights):
             raise ConfigError(f"the prompts of {self.folder} have changed since it began; write another name=")
 
     @classmethod
@@ -270,9 +270,12 @@ class _Log(logging.FileHandler):
         """Lose what could not be written."""
 
 
-def prompts_digest(texts: Sequence[str]) -> str:
-    """sha256 of a run's prompts, the training prompts first, then the held-out ones: what prompts.sha256 holds."""
-    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+def prompts_digest(texts: Sequence[str], weights: Sequence[float] = ()) -> str:
+    """sha256 of a run's prompts, the training prompts first, then the held-out ones: what prompts.sha256 holds.
+
+    weights: of the training prompts, where some are drawn more often; they follow, a line each.
+    """
+    return hashlib.sha256("\n".join([*texts, *map(repr, weights)]).encode()).hexdigest()
 
 
 def comparable(config: RunConfig) -> dict[str, Any]:

@@ -114,8 +114,10 @@ def _text(wish: Wish, family: str, extends: str) -> str:
         lines += _yaml("method", {"name": wish.method}, "flowbp-ray methods lists them with their arguments")
     if family != "shapes":
         lines += _yaml("backbone", {"path": wish.model}, "a folder as diffusers' save_pretrained writes it")
-        lines += _yaml("data", {"prompts": wish.prompts}, "one a line, or .jsonl, .csv, .tsv, .parquet")
-        lines += _yaml("evaluation", {"prompts": None}, "a file of other prompts, to see what it does to those")
+        sources = "a file, a pattern, a folder or hf://datasets/OWNER/NAME: docs/prompts.md"
+        lines += _yaml("data", {"prompts": wish.prompts}, sources)
+        other = "other prompts, to see what it does to those, or data:heldout with data.heldout"
+        lines += _yaml("evaluation", {"prompts": None}, other)
         options, clip = FILES[wish.reward]
         term = {"name": wish.reward, "clip": clip, "options": options}
         lines += _yaml("rewards", {"terms": [term]}, "its files are yours to give: see docs/rewards.md")

@@ -10,6 +10,7 @@ from typing import Any
 
 from flowbp_ray.utils import accelerator
 from flowbp_ray.utils.errors import RunFailed
+from flowbp_ray.utils.pages import with_page
 from flowbp_ray.utils.secrets import hidden
 from flowbp_ray.utils.signals import Interrupted
 
@@ -26,7 +27,7 @@ def guarded(command: Callable[[], object]) -> None:
         print("flowbp-ray: stopped at once", file=sys.stderr)
         sys.exit(130)
     except (ValueError, OSError, Interrupted, RunFailed) as error:
-        print(f"flowbp-ray: {hidden(str(error))}", file=sys.stderr)
+        print(f"flowbp-ray: {hidden(with_page(error))}", file=sys.stderr)
         sys.exit(130 if isinstance(error, Interrupted) else 1 if isinstance(error, RunFailed) else 2)
 
 

@@ -15,7 +15,7 @@ from scipy import stats
 from flowbp_ray.evaluation.results import Results, bootstrap, compare
 from flowbp_ray.evaluation.standalone import Request, Standalone, scales
 from flowbp_ray.messages import Evaluated, Item, Version
-from flowbp_ray.prompts import PromptRecord
+from flowbp_ray.prompts import PromptRecord, evaluation_prompts, read_prompts
 from tests.small import small_overrides
 
 SCORE = {"name": "score", "kind": "module:Class", "options": {"path": "a"}}
@@ -167,3 +167,22 @@ def test_a_file_of_prompts_may_have_any_name(tmp_path: Path, name: str) -> None:
     over = (*small_overrides(tmp_path), "data.prompts=nowhere.txt")
     config = Request("shapes_flowbp_sparse", str(tmp_path / name), overrides=over).config()
     assert config.evaluation.prompts == config.data.prompts == str(tmp_path / name)
+
+
+def test_what_is_held_out_of_training_can_be_evaluated_and_another_file_is_read_by_its_own_columns(
+    tmp_path: Path,
+) -> None:
+    train, other = tmp_path / "train.csv", tmp_path / "other.csv"
+    train.write_text("caption\n" + "".join(f"a {i}\n" for i in range(40)))
+    other.write_text("text\na cat\n")
+    stored = tmp_path / "mine.yaml"
+    stored.write_text(
+        f"extends: shapes_refl.yaml\ndata: {{prompts: {train}, columns: {{prompt: caption}}, weights: null, "
+        "heldout: {fraction: 0.5}}\nevaluation: {prompts: data:heldout, limit: 3, where: null}\n"
+    )
+    held_out = Request(str(stored), "data:heldout").config()
+    assert len(evaluation_prompts(held_out)) > 3 and held_out.data.prompts == str(train)
+    assert set(evaluation_prompts(held_out)).isdisjoint(read_prompts(held_out)[0])
+    asked = Request(str(stored), str(other), overrides=("evaluation.columns={prompt: text}",)).config()
+    train.unlink()  # which is not needed for another file
+    assert [[r.text for r in records] for records in read_prompts(asked)] == [["a cat"], ["a cat"]]

@@ -1,0 +1,162 @@
+"""The entries of a file of prompts: .txt, .jsonl, .csv, .tsv, .parquet or .arrow, each with where it stands.
+
+All kinds are UTF-8. A reader takes the path, what to call the file in messages, and the column of the prompts. It
+raises ValueError, with the line or entry, for what cannot be read.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from flowbp_ray.utils.text_files import read_lines, read_text, shown
+
+CSV_FIELD = 1 << 30  # characters; csv's own limit would end in a message without a line
+EXAMPLE = '{"prompt": "a cat"}'
+KINDS = ".txt, .jsonl, .csv, .tsv, .parquet or .arrow"
+
+Row = tuple[str, dict[str, Any]]
+"""Where an entry is ("entry 3"), and its fields."""
+
+
+def _txt(path: Path, what: str, column: str) -> Iterator[Row]:
+    for number, line in enumerate(read_lines(path, what), 1):
+        yield f"line {number}", {"prompt": line}
+
+
+def _jsonl(path: Path, what: str, column: str) -> Iterator[Row]:
+    entry = 0
+    for number, line in enumerate(read_lines(path, what), 1):
+        if not line.strip():
+            continue
+        entry += 1
+        try:
+            row = json.loads(line, object_pairs_hook=_once)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{what}, line {number} is not JSON ({error}); write an object such as {EXAMPLE} on each line"
+            ) from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{what}, line {number} holds {shown(row)}; write an object such as {EXAMPLE}")
+        yield f"entry {entry}" + (f" (line {number})" if number != entry else ""), row
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of two values under one key Python would silently take the second."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(shown(k) for k in keys if keys.count(k) > 1)} is there twice")
+    return found
+
+
+def _csv(path: Path, what: str, column: str) -> Iterator[Row]:
+    """Comma-separated, quoted as spreadsheets do, with the names of the columns in the first line."""
+    csv.field_size_limit(CSV_FIELD)
+    reader = csv.DictReader(io.StringIO(read_text(path, what), newline=""), strict=True)
+    try:
+        names = reader.fieldnames or []
+        if names and column not in names:
+            raise ValueError(
+                f"no column is called {column}, only {shown(list(names))}; write the columns' names first, or "
+                "columns={prompt: NAME} beside the file"
+            )
+        if len(set(names)) < len(names):
+            raise ValueError(f"two columns have one name: {shown(list(names))}; rename one")
+        for row in reader:
+            if None in row:
+                raise ValueError('more fields than columns; write a text with commas in "quotes"')
+            yield f"line {reader.line_num}", {name: value for name, value in row.items() if value is not None}
+    except csv.Error as error:
+        line = max(reader.line_num, 1)
+        raise ValueError(f"{what}, line {line}: {error}; write a quote within quotes twice, and close them") from error
+    except ValueError as error:
+        raise ValueError(f"{what}, line {max(reader.line_num, 1)}: {error}") from error
+
+
+def _tsv(path: Path, what: str, column: str) -> Iterator[Row]:
+    """Separated by tabs and without quoting, as PartiPrompts is; upper case in the columns' names does not count."""
+    lines = read_lines(path, what)
+    names = [name.strip().lower() for name in lines[0].split("\t")] if lines else []
+    if lines and column not in names:
+        raise ValueError(
+            f"{what}, line 1: no column is called {column}, only {shown(names)}; write the columns' names first, or "
+            "columns={prompt: NAME} beside the file"
+        )
+    if names.count(column) > 1:
+        raise ValueError(f"{what}, line 1: two columns have one name: {shown(names)}; rename one")
+    for number, line in enumerate(lines[1:], 2):
+        fields = line.split("\t")
+        if len(fields) > len(names):
+            raise ValueError(
+                f"{what}, line {number}: more fields than columns; write a space for a tab within a prompt"
+            )
+        yield f"line {number}", dict(zip(names, fields, strict=False)) if line.strip() else {column: ""}
+
+
+def _parquet(path: Path, what: str, column: str) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    try:
+        table = parquet.read_table(path, columns=_readable(parquet.read_schema(path), column))
+    except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
+        raise _unreadable(what, "parquet", error) from error
+    yield from _rows(table, what, "parquet")
+
+
+def _arrow(path: Path, what: str, column: str) -> Iterator[Row]:
+    """Arrow's stream format, which `datasets` writes, or its file format. The file is mapped, not copied."""
+    import pyarrow
+    from pyarrow import ipc
+
+    try:
+        mapped = pyarrow.memory_map(str(path))
+        with mapped:
+            stream = mapped.read(6) != b"ARROW1"
+            mapped.seek(0)
+            table = (ipc.open_stream(mapped) if stream else ipc.open_file(mapped)).read_all()
+            yield from _rows(table.select(_readable(table.schema, column)), what, "arrow")
+    except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
+        raise _unreadable(what, "arrow", error) from error
+
+
+def _readable(schema: Any, column: str) -> list[str]:
+    """The columns that are read: the prompts', and all that hold no bytes, such as pictures."""
+    from pyarrow import types
+
+    def holds_bytes(kind: Any) -> bool:
+        if types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind):
+            return True
+        return any(holds_bytes(kind.field(i).type) for i in range(kind.num_fields))
+
+    return [field.name for field in schema if field.name == column or not holds_bytes(field.type)]
+
+
+def _rows(table: Any, what: str, kind: str) -> Iterator[Row]:
+    """The rows of a table; where it has none of the columns, an entry without fields says so."""
+    try:
+        rows = table.to_pylist()
+    except (UnicodeDecodeError, ValueError) as error:
+        raise _unreadable(what, kind, error) from error
+    for number, row in enumerate(rows, 1):
+        yield f"entry {number}", row
+
+
+def _unreadable(what: str, kind: str, error: Exception) -> ValueError:
+    reason = " ".join(str(error).split())[:160]
+    return ValueError(f"{what} cannot be read as {kind} ({reason}); write it again, or as .jsonl")
+
+
+READERS: dict[str, Callable[[Path, str, str], Iterator[Row]]] = {
+    ".txt": _txt,
+    ".jsonl": _jsonl,
+    ".csv": _csv,
+    ".tsv": _tsv,
+    ".parquet": _parquet,
+    ".arrow": _arrow,
+}
