@@ -24,14 +24,14 @@ def check_repo(repo: str) -> None:
 def push(folder: Path, repo: str, private: bool, message: str) -> str:
     """Commit the files of `folder` to the model repository `repo`, made if it is not there; return its address.
 
-    private: of a repository that is made. Files of the same names are replaced, others stay. Raises ConfigError, in a
-    line without the token, where the Hub does not take it.
+    private: of a repository that is made; else it is as its owner's are by default. Files of the same names are
+    replaced, others stay. Raises ConfigError, in a line without the token, where the Hub does not take it.
     """
     from huggingface_hub import HfApi
 
     api = HfApi(library_name="flowbp_ray")
     try:
-        name = api.create_repo(repo, repo_type="model", private=private, exist_ok=True).repo_id
+        name = api.create_repo(repo, repo_type="model", private=private or None, exist_ok=True).repo_id
         api.upload_folder(folder_path=folder, repo_id=name, commit_message=message)
     except Exception as error:  # the errors of the client's transport are classes of another library in each version
         raise ConfigError(f"{repo} was not pushed: {_line(error)}; the export is in {folder}") from error
