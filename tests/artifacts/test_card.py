@@ -75,6 +75,8 @@ def test_the_keys_of_the_front_matter(scored: Run, tmp_path: Path) -> None:
     export(scored, tmp_path / "out", average=True)
     known = front(tmp_path / "out")
     del known["model-index"]
+    shown = known.pop("widget")
+    assert len(shown) == 6 and all((tmp_path / "out" / one["output"]["url"]).is_file() for one in shown)
     assert known == {
         "library_name": "diffusers",
         "pipeline_tag": "text-to-image",

@@ -27,6 +27,7 @@ from flowbp_ray.run.folder import Run
 from flowbp_ray.run.pictures import read_grid
 from flowbp_ray.surrogate import METHODS
 from flowbp_ray.utils.digest import digest
+from tests.artifacts import hub
 from tests.artifacts.exporting import drawn, picture_item, trained_run
 from tests.small import small_config
 from tests.test_cli import call
@@ -92,6 +93,24 @@ def test_the_command_exports_what_sample_draws(
             assert np.array_equal(np.asarray(opened), picture)
         assert f"![](images/{i}.png)" in section(card_of(to), "Pictures") and text in section(card_of(to), "Pictures")
     assert front["base_model"] == "flowbp_ray-shapes" and ("lora" in front["tags"]) == (relation == "adapter")
+
+
+def test_the_command_pushes_what_it_has_written(
+    adapters: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All files, to a stand-in for the Hub; the card has a gallery and scores there as well."""
+    token = "hf_" + "z9" * 15
+    monkeypatch.setenv("HF_TOKEN", token)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    with hub.running() as server:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.address)
+        assert call("export", str(adapters.folder), "--to", str(tmp_path / "out"), "--ema", "--push", "me/mine") == 0
+        printed = capsys.readouterr()
+        assert f"pushed: {server.address}/me/mine" in printed.out and token not in printed.out + printed.err
+        written = {str(p.relative_to(tmp_path / "out")): p.read_bytes() for p in (tmp_path / "out").rglob("*.*")}
+        assert server.files == {"me/mine": written} and server.commits == ["adapters, step 4"]
+    front = yaml.safe_load(written["README.md"].decode().split("---\n")[1])
+    assert len(front["widget"]) == 6 and front["model-index"] and "images/5.png" in written
 
 
 def test_all_weights_are_a_folder_that_from_pretrained_takes(
