@@ -53,6 +53,9 @@ def export(
     ema: Annotated[bool, typer.Option("--ema", help="The average of the weights instead of the weights.")] = False,
     merge: Annotated[bool, typer.Option("--merge", help="Merge adapters into a whole transformer.")] = False,
     form: Annotated[str, typer.Option("--format", help="diffusers; adapters also for comfyui or kohya.")] = "diffusers",
+    base: Annotated[
+        str | None, typer.Option(help="What the card calls the base, such as black-forest-labs/FLUX.1-dev.")
+    ] = None,
     push: Annotated[str | None, typer.Option(help="A repository of the Hugging Face Hub: organisation/name.")] = None,
     private: Annotated[bool, typer.Option("--private", help="A repository that --push makes is private.")] = False,
 ) -> None:
@@ -67,7 +70,7 @@ def export(
     opened, to = Run.open(run), Path(expand(str(to)))
     if push is not None:
         hub.check_repo(push)
-    done = write(opened, to, step, ema, merge, form)
+    done = write(opened, to, step, ema, merge, form, base)
     console.print(escape(f"step {done.step}, {done.kind}: {to}; {to / 'README.md'} says how to load it"))
     if opened.config.learners.ema is not None and not ema:
         console.print("evaluations and `sample` use the average of the weights, which --ema exports; this is not it")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from flowbp_ray import __version__
-from flowbp_ray.artifacts.card import base_name
+from flowbp_ray.artifacts.card_use import base_name
 from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.local import draw_seeds
 from flowbp_ray.run.folder import Run

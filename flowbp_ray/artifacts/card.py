@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import isfinite
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
@@ -17,10 +16,10 @@ from flowbp_ray.artifacts.card_phrases import (
     describe_penalty,
     describe_term,
     measured_only,
-    use_elsewhere,
     ways_of_learning,
 )
 from flowbp_ray.artifacts.card_pictures import Prompts, Shown, evaluates_other_weights, gallery, known_prompts
+from flowbp_ray.artifacts.card_use import Kind, base_name, use_elsewhere, use_in_diffusers
 from flowbp_ray.artifacts.report import compare, table_rows
 from flowbp_ray.backbones import Backbone
 from flowbp_ray.backbones.guidance import one_branch
@@ -28,9 +27,7 @@ from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.evaluation.evaluator import Evaluator
 from flowbp_ray.run.folder import Run
 
-Kind = Literal["lora", "full", "merged"]
 RELATION = {"lora": "adapter", "full": "finetune", "merged": "finetune"}
-PROMPT = "a red circle"  # any base can draw it, the embedded one too
 
 
 def model_card(
@@ -42,13 +39,15 @@ def model_card(
     digest: str,
     form: str = "diffusers",
     shown: Sequence[Shown] = (),
+    base_model: str | None = None,
 ) -> str:
     """Markdown with YAML front matter. digest: of the trained weights that were exported (`utils.digest.digest`).
 
-    form: see `formats.Format`. shown: pictures that lie beside the card.
+    form: see `formats.Format`. shown: pictures that lie beside the card. base_model: the base's name at the Hub, where
+    the card is not to name the folder that it was read from.
     """
     config, known = run.config, known_prompts(run)
-    base, name = base_name(backbone), run.folder.resolve().name
+    base, name = base_model or base_name(backbone), run.folder.resolve().name
     evaluator = Evaluator(config, run, known[1] if known else [], offset=0)
     evaluator.load(run.checkpoints.evaluations(step))
     front = _front_matter(config, name, base, kind, _eval_results(evaluator, step, average), form, shown)
@@ -57,7 +56,7 @@ def model_card(
         "full": f"The transformer of {base} with all weights trained",
         "merged": f"The transformer of {base} with low-rank adapters merged into it",
     }[kind]
-    use = f"In this folder, with diffusers:\n\n```python\n{_code(config, backbone, kind)}\n```"
+    use = f"In this folder, with diffusers:\n\n```python\n{use_in_diffusers(config, backbone, kind, base_model)}\n```"
     sections = {
         "Use": use if form == "diffusers" else use_elsewhere(config, form, f"{name}.safetensors", base),
         "Pictures": gallery(shown),
@@ -119,44 +118,6 @@ def _eval_results(evaluator: Evaluator, step: int, average: bool) -> list[EvalRe
         for metric, value in evaluation.means().items()
         if value is not None and isfinite(value)
     ]
-
-
-def base_name(backbone: Backbone) -> str:
-    """The name of the base's folder; organisation/model where it lies in the Hub's cache."""
-    if backbone.path is None:
-        return f"flowbp_ray-{backbone.name}"
-    folder = backbone.base_folder.resolve()
-    return _hub_name(folder) or folder.name
-
-
-def _hub_name(folder: Path) -> str | None:
-    """organisation/model of a folder in the Hub's cache; None for any other folder."""
-    if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
-        return folder.parent.parent.name.removeprefix("models--").replace("--", "/")
-    return None
-
-
-def _code(config: RunConfig, backbone: Backbone, kind: Kind) -> str:
-    """Python code that loads the export and draws a picture as the run sampled."""
-    model, pipeline, transformer = config.backbone, backbone.pipeline_class, backbone.transformer_class
-    dtype = f"torch_dtype={model.torch_dtype}"
-    parts = "".join(f"{name}=None, " for name in backbone.absent) + dtype
-    folder = backbone.base_folder.resolve()
-    name = _hub_name(folder)
-    base = f"base = {name or folder.as_posix()!r}  # what was trained from"
-    if name is not None:
-        parts = f"revision={folder.name!r}, {parts}"
-    drawing = backbone.example(PROMPT, model.num_steps, model.height, model.width, model.guidance)
-    if kind == "lora":
-        imported = pipeline
-        loading = f'pipe = {pipeline}.from_pretrained(base, {parts})\npipe.load_lora_weights(".")'
-    else:
-        imported = f"{pipeline}, {transformer}"
-        loading = (
-            f'transformer = {transformer}.from_pretrained(".", subfolder="transformer", {dtype})\n'
-            f"pipe = {pipeline}.from_pretrained(base, transformer=transformer, {parts})"
-        )
-    return f"import torch\nfrom diffusers import {imported}\n\n{base}\n{loading}\n{drawing}"
 
 
 def _scores(evaluator: Evaluator, step: int, average: bool) -> str:

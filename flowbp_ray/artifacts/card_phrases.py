@@ -80,25 +80,3 @@ def describe_judge(judge: JudgeConfig) -> str:
     known = Path(judge.model).name if judge.model else judge.served_as or "the model of a running server"
     used = {"gate": "weighed each sample's loss", "reward": "its scores were trained on", "monitor": "measured only"}
     return f"{judge.name} ({known}, asked by {judge.template.kind}, {used[judge.role]})"
-
-
-def use_elsewhere(config: RunConfig, form: str, file: str, base: str) -> str:
-    """How to use adapters in the form comfyui or kohya. file: their name. base: what they belong to."""
-    model = config.backbone
-    drawn = (
-        f"They were trained to draw {model.height}x{model.width} pixels in {model.num_steps} steps of Euler with "
-        f"guidance {model.guidance:g}."
-    )
-    comfyui = (
-        f"In ComfyUI, put `{file}` into `models/loras` and the node LoraLoaderModelOnly behind the one that loads "
-        f"{base}; a strength of 1 is what was trained."
-    )
-    if form == "comfyui":
-        return f"{comfyui} {drawn}"
-    tool, option = {
-        "sd35": ("sd3_minimal_inference.py of sd-scripts", "--lora_weights"),
-        "flux1": ("flux_minimal_inference.py of sd-scripts", "--lora_weights"),
-        "flux2": ("flux_2_generate_image.py of musubi-tuner", "--lora_weight"),
-        "qwen_image": ("qwen_image_generate_image.py of musubi-tuner", "--lora_weight"),
-    }[model.name]
-    return f"{tool} takes `{option} {file}`, training there `--network_weights {file}`. {comfyui} {drawn}"

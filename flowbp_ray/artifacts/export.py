@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from flowbp_ray.artifacts import formats
-from flowbp_ray.artifacts.card import Kind, model_card
+from flowbp_ray.artifacts.card import model_card
 from flowbp_ray.artifacts.card_pictures import save_pictures
+from flowbp_ray.artifacts.card_use import Kind
 from flowbp_ray.backbones import Backbone
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.rollout.sampler import Sampler
@@ -39,12 +40,19 @@ class Exported:
 
 
 def export(
-    run: Run, to: Path, step: int | None = None, average: bool = False, merge: bool = False, form: str = "diffusers"
+    run: Run,
+    to: Path,
+    step: int | None = None,
+    average: bool = False,
+    merge: bool = False,
+    form: str = "diffusers",
+    base_model: str | None = None,
 ) -> Exported:
     """Write a checkpoint of `run` (the newest by default) to the new folder `to`, in the dtype that it computes in.
 
     average: the average of the weights instead of the weights. merge: adapters added into the base's weights, those of
     the folder also where the run held them quantised, which the card says. form: see `formats.Format`.
+    base_model: see `model_card`.
     The folder gets its name when it is complete. Raises ConfigError for what the user must change.
     """
     config, target = run.config, to.resolve()
@@ -69,7 +77,7 @@ def export(
             _save_as(form, config, sampler.transformer, partial / f"{run.folder.resolve().name}.safetensors")
         shutil.copyfile(run.folder / "config.yaml", partial / "flowbp_ray.yaml")
         shown = save_pictures(run, used, average, partial)
-        text = model_card(run, sampler.backbone, kind, used, average, digest(tensors), form, shown)
+        text = model_card(run, sampler.backbone, kind, used, average, digest(tensors), form, shown, base_model)
         (partial / "README.md").write_text(text, encoding="utf-8")
         partial.rename(target)
     finally:

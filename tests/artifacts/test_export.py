@@ -17,7 +17,7 @@ from safetensors import safe_open
 
 from flowbp_ray import prompts
 from flowbp_ray.artifacts import report
-from flowbp_ray.artifacts.card import PROMPT, base_name
+from flowbp_ray.artifacts.card_use import PROMPT, base_name
 from flowbp_ray.backbones.registry import backbone_named
 from flowbp_ray.config import loading
 from flowbp_ray.local import draw
@@ -104,12 +104,16 @@ def test_the_command_pushes_what_it_has_written(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     with hub.running() as server:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.address)
-        assert call("export", str(adapters.folder), "--to", str(tmp_path / "out"), "--ema", "--push", "me/mine") == 0
+        more = ["--ema", "--base", "org/base", "--push", "me/mine"]
+        assert call("export", str(adapters.folder), "--to", str(tmp_path / "out"), *more) == 0
         printed = capsys.readouterr()
         assert f"pushed: {server.address}/me/mine" in printed.out and token not in printed.out + printed.err
         written = {str(p.relative_to(tmp_path / "out")): p.read_bytes() for p in (tmp_path / "out").rglob("*.*")}
         assert server.files == {"me/mine": written} and server.commits == ["adapters, step 4"]
-    front = yaml.safe_load(written["README.md"].decode().split("---\n")[1])
+    card = written["README.md"].decode()
+    assert "base = 'org/base'  # what was trained from" in card
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert front["base_model"] == "org/base"
     assert len(front["widget"]) == 6 and front["model-index"] and "images/5.png" in written
 
 
