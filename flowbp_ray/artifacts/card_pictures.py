@@ -47,9 +47,10 @@ def save_pictures(run: Run, step: int, average: bool, folder: Path) -> list[Show
     They are of the first guidance of `evaluation.guidance`, from all over the prompts and not chosen, bit for bit.
     """
     config, known = run.config, known_prompts(run)
-    if known is None or not known[1] or evaluates_other_weights(config, average):
+    guidance = next(iter(config.evaluation.guidance), None)
+    if known is None or not known[1] or guidance is None or evaluates_other_weights(config, average):
         return []
-    guidance, held_out = config.evaluation.guidance[0], known[1]
+    held_out = known[1]
     sheet = run.images / f"step_{step:06d}_guidance_{guidance:g}.png"
     try:
         pictures = read_grid(sheet, config.backbone.height, config.backbone.width)

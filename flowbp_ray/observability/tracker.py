@@ -43,7 +43,7 @@ class Tracker:
         self.export, self.say = export, say
         self.path = folder / "metrics.jsonl"
         self.file = self.path.open("a", buffering=1)
-        self.pictures, self.guidance = config.tracking.pictures, config.evaluation.guidance[0]
+        self.pictures, self.guidance = config.tracking.pictures, next(iter(config.evaluation.guidance), None)
         self.destinations = start(folder, config, say)
 
     def log(self, step: int, kind: str, values: dict[str, Any]) -> None:
