@@ -19,6 +19,7 @@ from flowbp_ray.cli_help import app as helping
 from flowbp_ray.cli_help import end_with_examples
 from flowbp_ray.cli_measuring import ConfigArgument, OverridesArgument, console
 from flowbp_ray.cli_measuring import app as measuring
+from flowbp_ray.cli_sharing import app as sharing
 from flowbp_ray.config import loading
 from flowbp_ray.planning.show import methods_table
 from flowbp_ray.utils.addresses import expand
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 app.add_typer(measuring)
 app.add_typer(helping)
+app.add_typer(sharing)
 
 
 @app.command()
@@ -112,52 +114,6 @@ def encode(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
             task = bar.add_task("encoding", total=None)
             encoded = fill_cache(loaded, texts, lambda done, total: bar.update(task, completed=done, total=total))
         console.print(escape(encoded.describe()))
-
-
-@app.command()
-def sample(
-    run: Annotated[str, typer.Argument(help="The folder of a run.")],
-    prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="A prompt; may be given several times.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where the picture goes.")] = Path("sample.png"),
-    step: Annotated[int | None, typer.Option(help="Which checkpoint (default: the newest).")] = None,
-    guidance: Annotated[float | None, typer.Option(help="From 1, which is none. Default: the run's.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the noise.", min=0)] = 0,
-) -> None:
-    """Draw prompts with a run's checkpoint, in this process.
-
-    Example: flowbp-ray sample runs/shapes_demo -p "a red circle" -o circle.png
-    """
-    from flowbp_ray.local import draw
-    from flowbp_ray.run.folder import Run
-    from flowbp_ray.run.pictures import check_picture_file, save_grid
-
-    opened, output = Run.open(run), Path(expand(str(output)))
-    check_picture_file(output)
-    used, images = draw(opened, prompt, step, guidance, seed)
-    save_grid(images, prompt, output, columns=min(6, len(prompt)))
-    console.print(f"step {used}: {output}")
-
-
-@app.command()
-def export(
-    run: Annotated[str, typer.Argument(help="The folder of a run.")],
-    to: Annotated[Path, typer.Option(help="A new folder.")],
-    step: Annotated[int | None, typer.Option(help="Which checkpoint (default: the newest).")] = None,
-    ema: Annotated[bool, typer.Option("--ema", help="The average of the weights instead of the weights.")] = False,
-    merge: Annotated[bool, typer.Option("--merge", help="Merge adapters into a whole transformer.")] = False,
-) -> None:
-    """Write a checkpoint as diffusers loads it, with a model card.
-
-    Example: flowbp-ray export runs/shapes_demo --to my_model --ema
-    """
-    from flowbp_ray.artifacts.export import export as write
-    from flowbp_ray.run.folder import Run
-
-    opened, to = Run.open(run), Path(expand(str(to)))
-    done = write(opened, to, step, ema, merge)
-    console.print(f"step {done.step}, {done.kind}: {to}; {to / 'README.md'} says how to load it")
-    if opened.config.learners.ema is not None and not ema:
-        console.print("evaluations and `sample` use the average of the weights, which --ema exports; this is not it")
 
 
 @app.command()

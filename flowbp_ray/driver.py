@@ -267,8 +267,7 @@ class Loop:
         if published.version != version:
             published = self.fleet.learners.publish(version)
         results = self.evaluator.evaluate(published.version, lambda items: self.fleet.pipeline.draw(items, published))
-        for guidance, result in results.items():
-            self.tracker.log(step, "evaluation", {"guidance": guidance, **result.means()})
+        self.tracker.evaluated(step, results, self.evaluator.shown)
         self.judges.watch(step)
         self.progress.evaluation(step, results)
         return self.evaluator.faults

@@ -10,8 +10,10 @@ import torch
 
 from flowbp_ray import prompts
 from flowbp_ray.backbones.base import uint8_images
-from flowbp_ray.backbones.embeddings import Embeddings, Encoded, build_encoder, distinct_texts, encode_all
+from flowbp_ray.backbones.embeddings import EMPTY, Embeddings, Encoded, build_encoder, distinct_texts, encode_all
 from flowbp_ray.backbones.frozen import shared_base
+from flowbp_ray.backbones.guidance import one_branch
+from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.control.selection import select
 from flowbp_ray.learning.learner import build_learner
@@ -22,6 +24,7 @@ from flowbp_ray.rollout.items import build_items
 from flowbp_ray.rollout.sampler import Sampler, build_sampler
 from flowbp_ray.run.folder import Run
 from flowbp_ray.utils import accelerator
+from flowbp_ray.utils.digest import digest
 from flowbp_ray.utils.text_files import check_unicode
 from flowbp_ray.weights import trainable
 from flowbp_ray.weights.packing import PackedTensors
@@ -110,36 +113,58 @@ def draw(
 
     Raises ValueError for a guidance below 1, or a text that is not Unicode.
     """
+    used, _, pictures = draw_seeds(run, texts, step, guidance, [seed])
+    return used, pictures[0]
+
+
+def draw_seeds(
+    run: Run, texts: Sequence[str], step: int | None, guidance: float | None, seeds: Sequence[int], negative: str = ""
+) -> tuple[int, str, list[list[np.ndarray]]]:
+    """Sample pictures [H, W, 3] uint8 of `texts` from the noise of each seed, with a run's checkpoint.
+
+    step: None for the newest. guidance: None for the run's. negative: the text of the negative branch. Returns the
+    checkpoint's step, the sha256 of its weights, and for each seed the pictures. Raises ValueError for a guidance below
+    1, a negative text without a negative branch, or a text that is not Unicode.
+    """
     if guidance is not None and not (math.isfinite(guidance) and guidance >= 1):
         raise ValueError(f"--guidance must be a finite number from 1 (no guidance), got {guidance:g}; write 1 or more")
     check_unicode(list(texts), "--prompt")
+    check_unicode([negative], "--negative")
     config = without_gpus(run.config)
+    guidance = config.backbone.guidance if guidance is None else guidance
+    if negative and one_branch(build_backbone(config.backbone), guidance):
+        why = f"{config.backbone.name} has no negative branch" if guidance > 1 else "guidance 1 has no negative branch"
+        raise ValueError(f"--negative: {why}; leave it out" + ("" if guidance > 1 else ", or write --guidance 3"))
     used, tensors = run.checkpoints.weights(step, average=True)
+    encoded = encode(config, [*texts, negative])
+    embeddings = Embeddings({**encoded.prompts, EMPTY: encoded.prompts[len(texts)]})
     sampler = Sampler(
         config.backbone,
         lora=config.learners.lora,
         seed=config.seed,
         device=config.samplers.device,
-        embeddings=encode(config, texts),
+        embeddings=embeddings,
     )
     trainable.install(sampler.transformer, tensors)
     sampler.version = Version(0, used)
-    item = Item(
-        purpose="sample",
-        step=0,
-        index=0,
-        prompt_ids=tuple(range(len(texts))),
-        samples=tuple(range(len(texts))),
-        plans=(),
-        seed=seed,
-        num_steps=config.backbone.num_steps,
-        guidance=config.backbone.guidance if guidance is None else guidance,
-        version=Version(0, used),
-    )
-    latents = sampler.sample(item, _no_fetch)
-    with torch.no_grad():
-        images = sampler.backbone.load_decoder(config.rewards.device)(unpack(latents).to(config.rewards.device))
-    return used, list(uint8_images(images))
+    decoder, pictures = sampler.backbone.load_decoder(config.rewards.device), []
+    for seed in seeds:
+        item = Item(
+            purpose="sample",
+            step=0,
+            index=0,
+            prompt_ids=tuple(range(len(texts))),
+            samples=tuple(range(len(texts))),
+            plans=(),
+            seed=seed,
+            num_steps=config.backbone.num_steps,
+            guidance=guidance,
+            version=Version(0, used),
+        )
+        latents = sampler.sample(item, _no_fetch)
+        with torch.no_grad():
+            pictures.append(list(uint8_images(decoder(unpack(latents).to(config.rewards.device)))))
+    return used, digest(tensors), pictures
 
 
 def _no_fetch() -> list[PackedTensors]:

@@ -12,6 +12,7 @@ from flowbp_ray.backbones.quantised import check_library
 from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.backbones.stored import check_stored
 from flowbp_ray.config.schema import RunConfig
+from flowbp_ray.config.sections import TrackingConfig
 from flowbp_ray.judges import preflight as judges
 from flowbp_ray.learning.optim import check_moments
 from flowbp_ray.planning.encoding import check_time
@@ -20,6 +21,7 @@ from flowbp_ray.rewards.base import factory
 from flowbp_ray.rewards.remote import handshake
 from flowbp_ray.rewards.scorer import check_rewards
 from flowbp_ray.run.folder import Run
+from flowbp_ray.utils.errors import need_package
 from flowbp_ray.utils.files import cache_folder
 from flowbp_ray.utils.secrets import check_no_secrets
 from flowbp_ray.weights import trainable
@@ -63,6 +65,7 @@ def check(config: RunConfig) -> Checked:
     check_attention(model.attention)
     prepared = trainable.prepare(backbone.skeleton(), lora, config.seed, backbone.lora_targets)
     check_moments(config.learners.optimizer)
+    check_trackers(config.tracking)
     train, held_out = read_prompts(config)
     about = tuple(about_prompts(config, train, held_out))
     check_time(config, _to_encode(config, train, held_out))
@@ -82,6 +85,13 @@ def check(config: RunConfig) -> Checked:
     toward = "" if held is None else f"; distilling guidance {held:g} of the base, beside what the rewards ask for"
     count = sum(p.numel() for p in trainable.trained(prepared).values())
     return Checked(train, held_out, trainable.describe(prepared, lora) + toward, agreed, about, count)
+
+
+def check_trackers(tracking: TrackingConfig) -> None:
+    """Raise ValueError where a tracker that is turned on is not installed."""
+    for name in ("tensorboard", "mlflow"):
+        if getattr(tracking, name):
+            need_package(f"tracking.{name}", name, name)
 
 
 def drawn_texts(config: RunConfig, train: list[PromptRecord], held_out: list[PromptRecord]) -> list[str]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import isfinite
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
@@ -18,58 +18,82 @@ from flowbp_ray.artifacts.card_phrases import (
     measured_only,
     ways_of_learning,
 )
+from flowbp_ray.artifacts.card_pictures import Prompts, Shown, evaluates_other_weights, gallery, known_prompts
+from flowbp_ray.artifacts.card_use import Kind, base_name, use_elsewhere, use_in_diffusers
 from flowbp_ray.artifacts.report import compare, table_rows
 from flowbp_ray.backbones import Backbone
 from flowbp_ray.backbones.guidance import one_branch
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.evaluation.evaluator import Evaluator
-from flowbp_ray.prompts import PromptRecord, read_prompts, weights_of
-from flowbp_ray.run.folder import Run, prompts_digest
+from flowbp_ray.run.folder import Run
 
-Kind = Literal["lora", "full", "merged"]
-Prompts = tuple[list[PromptRecord], list[PromptRecord]]  # for training, and held-out
 RELATION = {"lora": "adapter", "full": "finetune", "merged": "finetune"}
-PROMPT = "a red circle"  # any base can draw it, the embedded one too
 
 
-def model_card(run: Run, backbone: Backbone, kind: Kind, step: int, average: bool, digest: str) -> str:
-    """Markdown with YAML front matter. digest: of the trained weights that were exported (`utils.digest.digest`)."""
+def model_card(
+    run: Run,
+    backbone: Backbone,
+    kind: Kind,
+    step: int,
+    average: bool,
+    digest: str,
+    form: str = "diffusers",
+    shown: Sequence[Shown] = (),
+    base_model: str | None = None,
+) -> str:
+    """Markdown with YAML front matter. digest: of the trained weights that were exported (`utils.digest.digest`).
+
+    form: see `formats.Format`. shown: pictures that lie beside the card. base_model: the base's name at the Hub, where
+    the card is not to name the folder that it was read from.
+    """
     config, known = run.config, known_prompts(run)
-    base, name = base_name(backbone), run.folder.resolve().name
+    base, name = base_model or base_name(backbone), run.folder.resolve().name
     evaluator = Evaluator(config, run, known[1] if known else [], offset=0)
     evaluator.load(run.checkpoints.evaluations(step))
-    front = _front_matter(config, name, base, kind, _eval_results(evaluator, step, average))
+    front = _front_matter(config, name, base, kind, _eval_results(evaluator, step, average), form, shown)
     what = {
         "lora": f"Low-rank adapters for the transformer of {base}",
         "full": f"The transformer of {base} with all weights trained",
         "merged": f"The transformer of {base} with low-rank adapters merged into it",
     }[kind]
+    use = f"In this folder, with diffusers:\n\n```python\n{use_in_diffusers(config, backbone, kind, base_model)}\n```"
     sections = {
-        "Use": f"In this folder, with diffusers:\n\n```python\n{_code(config, backbone, kind)}\n```",
+        "Use": use if form == "diffusers" else use_elsewhere(config, form, f"{name}.safetensors", base),
+        "Pictures": gallery(shown),
         "Scores": _scores(evaluator, step, average),
         "Training": _table(
-            training_rows(run, backbone, step, average) | {"sha256 of the trained weights": f"`{digest}`"}
+            training_rows(run, backbone, step, average, form) | {"sha256 of the trained weights": f"`{digest}`"}
         ),
         "Data": _data(config, run, known),
         "Limits": _limits(config) + _quantised(config, kind),
     }
     intro = f"{what}, post-trained by {' and '.join(ways_of_learning(config))} with flowbp_ray {__version__}."
     head = f"---\n{front.to_yaml()}\n---\n# {name}\n\n{intro}\n"
-    return head + "".join(f"\n## {title}\n{text}\n" for title, text in sections.items())
+    return head + "".join(f"\n## {title}\n{text}\n" for title, text in sections.items() if text)
 
 
-def _front_matter(config: RunConfig, name: str, base: str, kind: Kind, results: list[EvalResult]) -> ModelCardData:
-    """What the Hub reads of a card; with results it shows a table of them."""
+def _front_matter(
+    config: RunConfig,
+    name: str,
+    base: str,
+    kind: Kind,
+    results: list[EvalResult],
+    form: str,
+    shown: Sequence[Shown],
+) -> ModelCardData:
+    """What the Hub reads of a card; with results it shows a table of them, with pictures a gallery."""
     ways = [way.lower().replace(" ", "-") for way in ways_of_learning(config)]
     tags = ["flowbp_ray", "text-to-image", "flow-matching", *ways]
     # without results the key `model_name` would stand in the card by itself
     measured: dict[str, Any] = {"model_name": name, "eval_results": results} if results else {}
+    if shown:
+        measured["widget"] = [{"text": one.prompt, "output": {"url": one.file}} for one in shown]
     return ModelCardData(
         library_name="diffusers",
         pipeline_tag="text-to-image",
         base_model=base,
         base_model_relation=RELATION[kind],
-        tags=tags + (["lora"] if kind == "lora" else []),
+        tags=tags + (["lora"] if kind == "lora" else []) + ([form] if form != "diffusers" else []),
         **measured,
     )
 
@@ -77,7 +101,7 @@ def _front_matter(config: RunConfig, name: str, base: str, kind: Kind, results: 
 def _eval_results(evaluator: Evaluator, step: int, average: bool) -> list[EvalResult]:
     """What was measured of the exported weights, by guidance and metric; nothing where it was of other weights."""
     config = evaluator.config
-    if step == 0 or step not in evaluator.results or _evaluates_other_weights(config, average):
+    if step == 0 or step not in evaluator.results or evaluates_other_weights(config, average):
         return []
     prompts, trained = str(config.evaluation.prompts), config.trained_on
     return [
@@ -96,61 +120,6 @@ def _eval_results(evaluator: Evaluator, step: int, average: bool) -> list[EvalRe
     ]
 
 
-def _evaluates_other_weights(config: RunConfig, average: bool) -> bool:
-    """Whether the run evaluates the average of its weights, and the weights themselves are exported."""
-    return config.learners.ema is not None and not average
-
-
-def base_name(backbone: Backbone) -> str:
-    """The name of the base's folder; organisation/model where it lies in the Hub's cache."""
-    if backbone.path is None:
-        return f"flowbp_ray-{backbone.name}"
-    folder = backbone.base_folder.resolve()
-    return _hub_name(folder) or folder.name
-
-
-def _hub_name(folder: Path) -> str | None:
-    """organisation/model of a folder in the Hub's cache; None for any other folder."""
-    if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
-        return folder.parent.parent.name.removeprefix("models--").replace("--", "/")
-    return None
-
-
-def _code(config: RunConfig, backbone: Backbone, kind: Kind) -> str:
-    """Python code that loads the export and draws a picture as the run sampled."""
-    model, pipeline, transformer = config.backbone, backbone.pipeline_class, backbone.transformer_class
-    dtype = f"torch_dtype={model.torch_dtype}"
-    parts = "".join(f"{name}=None, " for name in backbone.absent) + dtype
-    folder = backbone.base_folder.resolve()
-    name = _hub_name(folder)
-    base = f"base = {name or folder.as_posix()!r}  # what was trained from"
-    if name is not None:
-        parts = f"revision={folder.name!r}, {parts}"
-    drawing = backbone.example(PROMPT, model.num_steps, model.height, model.width, model.guidance)
-    if kind == "lora":
-        imported = pipeline
-        loading = f'pipe = {pipeline}.from_pretrained(base, {parts})\npipe.load_lora_weights(".")'
-    else:
-        imported = f"{pipeline}, {transformer}"
-        loading = (
-            f'transformer = {transformer}.from_pretrained(".", subfolder="transformer", {dtype})\n'
-            f"pipe = {pipeline}.from_pretrained(base, transformer=transformer, {parts})"
-        )
-    return f"import torch\nfrom diffusers import {imported}\n\n{base}\n{loading}\n{drawing}"
-
-
-def known_prompts(run: Run) -> Prompts | None:
-    """The training and the held-out prompts that the run began with; None where the files are gone or have changed."""
-    config, file = run.config, run.folder / "prompts.sha256"
-    try:
-        train, held_out = read_prompts(config)
-    except (ValueError, OSError):
-        return None
-    digest = prompts_digest([record.text for record in (*train, *held_out)], weights_of(train))
-    same = file.is_file() and file.read_text().strip() == digest
-    return (train, held_out) if same else None
-
-
 def _scores(evaluator: Evaluator, step: int, average: bool) -> str:
     """Before → after by guidance, from the evaluations that the checkpoint holds."""
     config = evaluator.config
@@ -164,7 +133,7 @@ def _scores(evaluator: Evaluator, step: int, average: bool) -> str:
     ]
     if last != step:
         notes.append(f"**They are of step {last}, not of the exported weights: step {step} was not evaluated.**")
-    if _evaluates_other_weights(config, average):
+    if evaluates_other_weights(config, average):
         notes.append("**The run evaluates the average of its weights; exported are the weights themselves.**")
     if caution := caution_of_distillation(config):
         notes.append(f"**{caution}**")
@@ -178,7 +147,9 @@ def _scores(evaluator: Evaluator, step: int, average: bool) -> str:
     return "\n\n".join([" ".join(notes), *tables])
 
 
-def training_rows(run: Run, backbone: Backbone | None, step: int, average: bool) -> dict[str, str]:
+def training_rows(
+    run: Run, backbone: Backbone | None, step: int, average: bool, form: str = "diffusers"
+) -> dict[str, str]:
     """The rows of a table of the configuration, by name, for weights after `step` steps or their average.
 
     backbone: None where the folder of the base is not on this machine; then what only it knows is left out.
@@ -199,6 +170,9 @@ def training_rows(run: Run, backbone: Backbone | None, step: int, average: bool)
         used = backpropagated and not one_branch(backbone, model.guidance)
         negative = {"negative branch": branch if used else "none"}
     base = str(model.path) if backbone is None else base_name(backbone)
+    scaled = ""
+    if lora is not None and form == "diffusers":
+        scaled = f" (the file has alpha {lora.rank}, with the scale {lora.alpha / lora.rank:g} in lora_B)"
     targets = backbone.lora_targets if backbone is not None else ["the layers that the family names"]
     return {
         "base": f"{base}, family `{model.name}`{_held(config)}",
@@ -206,8 +180,7 @@ def training_rows(run: Run, backbone: Backbone | None, step: int, average: bool)
         "weights": f"{averaged}, {model.dtype}",
         "trained": "all weights of the transformer"
         if lora is None
-        else f"adapters of rank {lora.rank}, alpha {lora.alpha} (the file has alpha {lora.rank}, with the scale "
-        f"{lora.alpha / lora.rank:g} in lora_B), on {', '.join(lora.targets or targets)}",
+        else f"adapters of rank {lora.rank}, alpha {lora.alpha}{scaled}, on {', '.join(lora.targets or targets)}",
         "method": describe_method(config.method),
         "method as a value": f"`{config.surrogate()}`",
         "rewards": "; ".join(describe_term(config, term) for term in config.rewards.terms),

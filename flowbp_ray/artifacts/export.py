@@ -2,7 +2,9 @@
 
 README.md                            the model card
 flowbp_ray.yaml                      the run's configuration, which `train` takes again
+images/                              pictures of held-out prompts, where the run has drawn them with these weights
 pytorch_lora_weights.safetensors     of a LoRA run: what `load_lora_weights` takes
+<name of the run>.safetensors        instead of that, in the form of another tool (`formats`)
 transformer/                         of any other run, or with `merge`: what `from_pretrained` takes
 """
 
@@ -15,7 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowbp_ray.artifacts.card import Kind, model_card
+from flowbp_ray.artifacts import formats
+from flowbp_ray.artifacts.card import model_card
+from flowbp_ray.artifacts.card_pictures import save_pictures
+from flowbp_ray.artifacts.card_use import Kind
 from flowbp_ray.backbones import Backbone
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.rollout.sampler import Sampler
@@ -34,15 +39,25 @@ class Exported:
     kind: Kind
 
 
-def export(run: Run, to: Path, step: int | None = None, average: bool = False, merge: bool = False) -> Exported:
+def export(
+    run: Run,
+    to: Path,
+    step: int | None = None,
+    average: bool = False,
+    merge: bool = False,
+    form: str = "diffusers",
+    base_model: str | None = None,
+) -> Exported:
     """Write a checkpoint of `run` (the newest by default) to the new folder `to`, in the dtype that it computes in.
 
     average: the average of the weights instead of the weights. merge: adapters added into the base's weights, those of
-    the folder also where the run held them quantised, which the card says.
+    the folder also where the run held them quantised, which the card says. form: see `formats.Format`.
+    base_model: see `model_card`.
     The folder gets its name when it is complete. Raises ConfigError for what the user must change.
     """
     config, target = run.config, to.resolve()
     kind = _kind(config, merge)
+    formats.check_format(form, config.backbone.name, kind == "lora")
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise ConfigError(f"{to} is there already and is not an empty folder; write another --to")
     used, tensors = run.checkpoints.weights(step, average)
@@ -56,9 +71,13 @@ def export(run: Run, to: Path, step: int | None = None, average: bool = False, m
     partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     partial.mkdir()
     try:
-        _save(sampler.transformer, sampler.backbone, kind, partial)
+        if form == "diffusers":
+            _save(sampler.transformer, sampler.backbone, kind, partial)
+        else:
+            _save_as(form, config, sampler.transformer, partial / f"{run.folder.resolve().name}.safetensors")
         shutil.copyfile(run.folder / "config.yaml", partial / "flowbp_ray.yaml")
-        text = model_card(run, sampler.backbone, kind, used, average, digest(tensors))
+        shown = save_pictures(run, used, average, partial)
+        text = model_card(run, sampler.backbone, kind, used, average, digest(tensors), form, shown, base_model)
         (partial / "README.md").write_text(text, encoding="utf-8")
         partial.rename(target)
     finally:
@@ -82,6 +101,17 @@ def _save(transformer: Any, backbone: Backbone, kind: Kind, folder: Path) -> Non
     if kind == "merged":
         _merge(transformer)
     transformer.save_pretrained(folder / "transformer")
+
+
+def _save_as(form: str, config: RunConfig, transformer: Any, file: Path) -> None:
+    """The adapters in the form of another tool, as they were trained: the scale is in the file's alpha."""
+    from peft.utils import get_peft_model_state_dict
+
+    assert config.learners.lora is not None
+    layers = get_peft_model_state_dict(transformer)
+    alpha = float(config.learners.lora.alpha)
+    alone = dict(transformer.named_modules())
+    formats.write(form, config.backbone.name, layers, alpha, lambda layer: alone[layer].out_features, file, file.stem)
 
 
 def _merge(transformer: Any) -> None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowbp_ray.artifacts.card import known_prompts
 from flowbp_ray.artifacts.card_phrases import measured_only
+from flowbp_ray.artifacts.card_pictures import known_prompts
 from flowbp_ray.artifacts.held_out import UNREADABLE, HeldOut, Part, read_held_out
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.control import guard

@@ -69,7 +69,7 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="flowbp_ray_bench_") as temporary:
         folder = Path(temporary)
         fixed = [f"output={folder}", f"steps={STEPS}", "evaluation.prompts=null", "guard=null", "judges=[]"]
-        fixed += ["checkpoint.every=0", "tracking.wandb=false", "resume=never"]
+        fixed += ["checkpoint.every=0", "tracking={wandb: false, tensorboard: false, mlflow: false}", "resume=never"]
         fixed += [] if profile is None else _emulated(profile, folder, given)
         configs = [loading.load(name, [*overrides, *fixed, *ratio]) for ratio in wanted]
         configs = [c.model_copy(update={"name": f"{c.name}-{i}"}) for i, c in enumerate(configs)]

@@ -183,8 +183,14 @@ class TrackingConfig(Strict):
     wandb: bool = False
     """true: log to Weights & Biases too: online where WANDB_API_KEY or ~/.netrc has a key and the server answers,
     otherwise offline. WANDB_MODE decides where it is set."""
+    tensorboard: bool = False
+    """true: write event files for TensorBoard too, to tensorboard/ in the run's folder."""
+    mlflow: bool = False
+    """true: log to MLflow too: to the server of MLFLOW_TRACKING_URI, otherwise to mlflow.db beside the run's folder."""
     project: str = "flowbp_ray"
-    """Project at Weights & Biases."""
+    """Project at Weights & Biases, experiment at MLflow."""
+    pictures: int = Field(8, ge=0)
+    """Pictures of an evaluation that trackers get, with their prompts. 0: none."""
 
 
 class ClusterConfig(Strict):

@@ -31,6 +31,7 @@ class Evaluator:
         self.faults: list[str] = []
         self.pictures: dict[float, tuple[np.ndarray, np.ndarray]] = {}  # of the last: images, and which are drawn
         self.first_pictures: dict[float, np.ndarray] = {}  # [n, H, W, 3] uint8
+        self.shown: dict[float, tuple[np.ndarray, list[str]]] = {}  # on the last sheets: [n, H, W, 3] uint8, prompts
 
     def evaluate(self, version: Version, draw: Draw) -> dict[float, Evaluation]:
         """Evaluate the weights of `version` at each guidance, before and after the run also at `guidance_ends`.
@@ -39,7 +40,7 @@ class Evaluator:
         """
         settings, step = self.config.evaluation, version.step
         ends = settings.guidance_ends if step in (0, self.config.steps) else []
-        results, self.faults, self.pictures = {}, list[str](), {}
+        results, self.faults, self.pictures, self.shown = {}, list[str](), {}, {}
         for guidance in dict.fromkeys([*settings.guidance, *ends]):
             parts = draw(self._items(version, guidance))
             images = np.concatenate([part.images for part in parts])
@@ -108,6 +109,7 @@ class Evaluator:
         count = min(self.config.evaluation.pictures, len(images))
         chosen = [i * len(images) // count for i in range(count)]
         shown, captions = images[chosen], [self.held_out[i].text for i in chosen]
+        self.shown[guidance] = shown, captions
         save_grid(list(shown), captions, self.run.images / f"step_{step:06d}_guidance_{guidance:g}.png")
         before = self.first_pictures.setdefault(guidance, shown)
         if step > 0:

@@ -1,7 +1,7 @@
 """The catalog of a run's metrics: each one's key, group, unit and meaning.
 
-From it follow wandb's groups, the names for Prometheus, Grafana's dashboard and the table of docs/observing.md. All are
-gauges: a counter of Ray's is not exported while it is 0, where what is cumulative here (`retries`) begins.
+From it follow the trackers' groups, the names for Prometheus, Grafana's dashboard and the table of docs/observing.md.
+All are gauges: a counter of Ray's is not exported while it is 0, where what is cumulative here (`retries`) begins.
 """
 
 from __future__ import annotations
@@ -134,9 +134,14 @@ def readings(kind: str, values: Mapping[str, Any]) -> Iterator[Reading]:
             yield Reading(metric, {tag: key.partition("/")[2] for tag in metric.tags}, value)
 
 
-def grouped(kind: str, values: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a line by their names in wandb: time/wait_s, idle/samplers, evaluation/verifier."""
+def grouped(kind: str, values: Mapping[str, Any], main: float | None = None) -> dict[str, float]:
+    """The numbers of a line by their names in trackers: time/wait_s, idle/samplers, evaluation/verifier.
+
+    main: the first guidance of evaluations. Those at another one are a group of their own, evaluation_guidance_3.
+    """
     found = {}
+    if kind != "train" and main is not None and values.get("guidance", main) != main:
+        kind = f"{kind}_guidance_{values['guidance']:g}"
     for key, value in values.items():
         if isinstance(value, int | float):
             metric = find(key) if kind == "train" else None
@@ -147,13 +152,13 @@ def grouped(kind: str, values: Mapping[str, Any]) -> dict[str, float]:
 
 def markdown() -> str:
     """The table of docs/observing.md: `python -m flowbp_ray.observability.catalog`."""
-    lines = ["| Prometheus | tags besides `run` | in metrics.jsonl | wandb | what |", "|---|---|---|---|---|"]
+    lines = ["| Prometheus | tags besides `run` | in metrics.jsonl | in trackers | what |", "|---|---|---|---|---|"]
     for metric in TABLE:
-        wandb = (
+        tracked = (
             next(iter(grouped("train", {metric.key: 0.0}))) if metric is not EVALUATED else "evaluation/*`, `judge/*"
         )
         where = "lines of evaluations and judges" if metric is EVALUATED else f"`{metric.key}`"
-        lines.append(f"| `{metric.scraped}` | {', '.join(metric.tags)} | {where} | `{wandb}` | {metric.meaning} |")
+        lines.append(f"| `{metric.scraped}` | {', '.join(metric.tags)} | {where} | `{tracked}` | {metric.meaning} |")
     return "\n".join(lines)
 
 

@@ -16,10 +16,46 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from flowbp_ray.observability.destinations import Shown
+
 SERVER = "https://api.wandb.ai"
 PATIENCE = 5.0  # seconds within which the server must answer
 MODES = ("online", "offline", "disabled", "shared")
 TRUE = ("1", "true", "yes", "on")
+
+
+class WandbRun:
+    """Numbers and pictures for a run of wandb's, which sends them from a process of its own."""
+
+    name = "wandb"
+
+    def __init__(self, run: Any) -> None:
+        """run: of `start`."""
+        self.run = run
+
+    @classmethod
+    def open(
+        cls, folder: Path, project: str, run_id: str, config: Mapping[str, Any], say: Callable[[str], object]
+    ) -> list[WandbRun]:
+        """One that `start` has started; none where the user has disabled it."""
+        run = start(folder, project, run_id, config, say)
+        return [] if run is None else [cls(run)]
+
+    def log(self, step: int, kind: str, numbers: Mapping[str, float]) -> None:
+        late = kind == "judge"  # wandb drops a step that is not the newest
+        self.run.log({**numbers, "judge/step": step} if late else dict(numbers), step=None if late else step)
+
+    def show(self, step: int, shown: Shown) -> None:
+        import wandb
+
+        both = zip(shown.pictures, shown.prompts, strict=True)
+        self.run.log({shown.name: [wandb.Image(picture, caption=prompt) for picture, prompt in both]}, step=step)
+
+    def rewind(self, step: int) -> None:
+        """Nothing: the run has the same id, and wandb keeps the first values of a step."""
+
+    def close(self) -> None:
+        self.run.finish()
 
 
 def start(folder: Path, project: str, run_id: str, config: Mapping[str, Any], say: Callable[[str], object]) -> Any:

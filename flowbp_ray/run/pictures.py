@@ -4,19 +4,54 @@ from __future__ import annotations
 
 import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from flowbp_ray.utils.files import naming
 
 MARGIN, CAPTION = 8, 36  # pixels between cells, and below a picture for its caption
 
 
-def save_grid(images: Sequence[np.ndarray], captions: Sequence[str], path: Path, columns: int = 6) -> None:
-    """Save a sheet of pictures [H, W, 3] uint8, `columns` in a row, each above its caption. Small ones are enlarged."""
+def save_grid(
+    images: Sequence[np.ndarray],
+    captions: Sequence[str],
+    path: Path,
+    columns: int = 6,
+    about: Mapping[str, str] | None = None,
+) -> None:
+    """Save a sheet of pictures [H, W, 3] uint8, `columns` in a row, each above its caption. Small ones are enlarged.
+
+    about: texts by name that a PNG holds.
+    """
+    sheet = grid(images, captions, columns)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with naming(path):
+        sheet.save(path, **_info(path, about))
+
+
+def save_picture(image: np.ndarray, path: Path, about: Mapping[str, str] | None = None) -> None:
+    """Save a picture [H, W, 3] uint8. about: texts by name that a PNG holds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with naming(path):
+        Image.fromarray(image).save(path, **_info(path, about))
+
+
+def _info(path: Path, about: Mapping[str, str] | None) -> dict[str, Any]:
+    if not about or path.suffix.lower() != ".png":
+        return {}
+    info = PngInfo()
+    for name, text in about.items():
+        info.add_itxt(name, text)
+    return {"pnginfo": info}
+
+
+def grid(images: Sequence[np.ndarray], captions: Sequence[str], columns: int = 6) -> Image.Image:
+    """The sheet that `save_grid` saves."""
     height, width = images[0].shape[:2]
     scale = _scale(width)
     cell_w, cell_h = width * scale, height * scale
@@ -31,9 +66,7 @@ def save_grid(images: Sequence[np.ndarray], captions: Sequence[str], path: Path,
         sheet.paste(Image.fromarray(pixels).resize((cell_w, cell_h), Image.Resampling.NEAREST), (x, y))
         text = "\n".join(textwrap.wrap(caption, max(10, cell_w // 6))[:3])
         draw.multiline_text((x, y + cell_h + 1), text, fill="black", font=font, spacing=1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with naming(path):
-        sheet.save(path)
+    return sheet
 
 
 def check_picture_file(path: Path) -> None:

@@ -30,6 +30,8 @@ EXTRAS = {
     "quant": ("bitsandbytes", "quantised bases and moments in 8 bits"),
     "ocr": ("rapidocr", "the reward for text in pictures"),
     "serve": ("uvicorn", "flowbp-ray serve-reward"),
+    "tensorboard": ("tensorboard", "tracking.tensorboard"),
+    "mlflow": ("mlflow", "tracking.mlflow"),
     "judge": ("vllm", "judges; usually in an environment of its own"),
 }
 SECRETS = ("WANDB_API_KEY", "HF_TOKEN")

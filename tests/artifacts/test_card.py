@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from flowbp_ray.artifacts.card_pictures import Shown, gallery
 from flowbp_ray.artifacts.export import export
 from flowbp_ray.run.folder import Run
 from tests.artifacts.exporting import trained_run
@@ -75,6 +77,8 @@ def test_the_keys_of_the_front_matter(scored: Run, tmp_path: Path) -> None:
     export(scored, tmp_path / "out", average=True)
     known = front(tmp_path / "out")
     del known["model-index"]
+    shown = known.pop("widget")
+    assert len(shown) == 6 and all((tmp_path / "out" / one["output"]["url"]).is_file() for one in shown)
     assert known == {
         "library_name": "diffusers",
         "pipeline_tag": "text-to-image",
@@ -100,3 +104,13 @@ def test_an_earlier_checkpoint_has_its_own_scores(scored: Run, tmp_path: Path) -
     [result] = index["results"]
     found = {(m["type"], m["args"]["guidance"]): m["value"] for m in result["metrics"] if "/" not in m["type"]}
     assert found == pytest.approx(measured(scored, 2)) and found != pytest.approx(measured(scored, 3))
+
+
+def test_a_prompt_stays_text_in_the_table_of_pictures() -> None:
+    """Whatever it contains: the table has its rows and columns, and no other picture or link."""
+    prompts = ["a | b", "two\nlines", "![x](http://y)", "<img src=x>", "*bold* `code`"]
+    table = gallery([Shown(f"images/{i}.png", prompt, 3.0) for i, prompt in enumerate(prompts)]).split("\n\n")[1]
+    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in table.splitlines()]
+    assert [len(row) for row in rows] == [3] * 5 and rows[1] == [" --- "] * 3
+    assert re.findall(r"(?<!\\)!\[.*?\]\((.*?)\)", table) == [f"images/{i}.png" for i in range(5)]
+    assert r"a \| b" in table and "two lines" in table and r"\<img src=x\>" in table and r"\*bold\* \`code\`" in table

@@ -12,19 +12,22 @@ import numpy as np
 import pytest
 import yaml
 from diffusers import SD3Transformer2DModel
+from PIL import Image
 from safetensors import safe_open
 
 from flowbp_ray import prompts
 from flowbp_ray.artifacts import report
-from flowbp_ray.artifacts.card import PROMPT, base_name
+from flowbp_ray.artifacts.card_use import PROMPT, base_name
 from flowbp_ray.backbones.registry import backbone_named
 from flowbp_ray.config import loading
 from flowbp_ray.local import draw
 from flowbp_ray.observability.tracker import Tracker
 from flowbp_ray.rollout.items import noise_of
 from flowbp_ray.run.folder import Run
+from flowbp_ray.run.pictures import read_grid
 from flowbp_ray.surrogate import METHODS
 from flowbp_ray.utils.digest import digest
+from tests.artifacts import hub
 from tests.artifacts.exporting import drawn, picture_item, trained_run
 from tests.small import small_config
 from tests.test_cli import call
@@ -71,7 +74,7 @@ def test_the_command_exports_what_sample_draws(
     printed = capsys.readouterr().out
     assert "step 4" in printed and str(to) in printed and "which --ema exports" not in printed
     held = "transformer" if "--merge" in options else "pytorch_lora_weights.safetensors"
-    assert sorted(p.name for p in to.iterdir()) == ["README.md", "flowbp_ray.yaml", held]
+    assert sorted(p.name for p in to.iterdir()) == ["README.md", "flowbp_ray.yaml", "images", held]
     assert [p.name for p in to.parent.iterdir()] == ["out.v1"]
     assert loading.load(to / "flowbp_ray.yaml") == adapters.config
     assert drawn(to).size == (64, 64)
@@ -81,7 +84,37 @@ def test_the_command_exports_what_sample_draws(
     relation = "finetune" if "--merge" in options else "adapter"
     front = yaml.safe_load(card_of(to).split("---\n")[1])
     assert (front["library_name"], front["base_model_relation"]) == ("diffusers", relation)
+    shown = read_grid(adapters.images / "step_000004_guidance_1.png", 64, 64)
+    assert [one["output"]["url"] for one in front["widget"]] == [f"images/{i}.png" for i in range(len(shown))]
+    texts = [record.text for record in prompts.load("shapes:heldout")[: len(shown)]]
+    assert [one["text"] for one in front["widget"]] == texts and len(shown) == 6
+    for i, (picture, text) in enumerate(zip(shown, texts, strict=True)):
+        with Image.open(to / "images" / f"{i}.png") as opened:
+            assert np.array_equal(np.asarray(opened), picture)
+        assert f"![](images/{i}.png)" in section(card_of(to), "Pictures") and text in section(card_of(to), "Pictures")
     assert front["base_model"] == "flowbp_ray-shapes" and ("lora" in front["tags"]) == (relation == "adapter")
+
+
+def test_the_command_pushes_what_it_has_written(
+    adapters: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All files, to a stand-in for the Hub; the card has a gallery and scores there as well."""
+    token = "hf_" + "z9" * 15
+    monkeypatch.setenv("HF_TOKEN", token)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    with hub.running() as server:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.address)
+        more = ["--ema", "--base", "org/base", "--push", "me/mine"]
+        assert call("export", str(adapters.folder), "--to", str(tmp_path / "out"), *more) == 0
+        printed = capsys.readouterr()
+        assert f"pushed: {server.address}/me/mine" in printed.out and token not in printed.out + printed.err
+        written = {str(p.relative_to(tmp_path / "out")): p.read_bytes() for p in (tmp_path / "out").rglob("*.*")}
+        assert server.files == {"me/mine": written} and server.commits == ["adapters, step 4"]
+    card = written["README.md"].decode()
+    assert "base = 'org/base'  # what was trained from" in card
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert front["base_model"] == "org/base"
+    assert len(front["widget"]) == 6 and front["model-index"] and "images/5.png" in written
 
 
 def test_all_weights_are_a_folder_that_from_pretrained_takes(
@@ -204,6 +237,9 @@ def test_what_cannot_be_exported_is_one_line(
         "no checkpoint of step 9": [str(whole.folder), "--to", new, "--step", "9"],
         "leave out --ema": [str(whole.folder), "--to", new, "--ema"],
         "leave out --merge": [str(whole.folder), "--to", new, "--merge"],
+        "no tool reads adapters of shapes as kohya": [str(adapters.folder), "--to", new, "--format", "kohya"],
+        "write one of diffusers, comfyui, kohya": [str(adapters.folder), "--to", new, "--format", "comfy"],
+        "write name, or organisation/name": [str(adapters.folder), "--to", new, "--push", "a//b"],
         "write another --to": [str(adapters.folder), "--to", str(tmp_path / "full")],
         "file is there already": [str(adapters.folder), "--to", str(tmp_path / "full" / "file")],
     }

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from flowbp_ray.artifacts.card import PROMPT
+from flowbp_ray.artifacts.card_use import PROMPT
 from flowbp_ray.artifacts.export import export
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.local import draw, encode

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import os
 import signal
@@ -91,13 +92,22 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
 ) -> None:
     shared = ["steps=4", "checkpoint.every=2", *settings]
     want, digest = undisturbed(*shared)
-    config = small_config(tmp_path, "flowbp_bridge", *shared, "resume=auto", "name=stopped")
+    reads = importlib.util.find_spec("tensorboard") is not None
+    tracked = f"tracking.tensorboard={str(reads).lower()}"
+    config = small_config(tmp_path, "flowbp_bridge", *shared, "resume=auto", "name=stopped", tracked)
     with before_step(stop, crash), pytest.raises(Crash):
         driver.train(config)
     run, summary = driver.train(config)
     assert run.folder.name == "stopped" and summary["weights_sha256"] == digest
     assert facts(run) == want
     assert [line["step"] for line in want if line["kind"] == "train"] == [0, 1, 2, 3]
+    if reads:  # one curve, that of metrics.jsonl
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        read = EventAccumulator(str(run.folder / "tensorboard" / "train")).Reload()
+        losses = {line["step"]: line["loss"] for line in run.metrics() if line["kind"] == "train"}
+        assert {event.step: event.value for event in read.Scalars("loss/loss")} == pytest.approx(losses)
+        assert len(read.Scalars("loss/loss")) == 4
 
 
 def test_another_configuration_does_not_go_on(tmp_path: Path) -> None:

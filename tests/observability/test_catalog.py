@@ -1,4 +1,4 @@
-"""One table: names, wandb's groups, and the dashboard that is generated from it."""
+"""One table: names, trackers' groups, and the dashboard that is generated from it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_family_is_a_tag_and_an_evaluation_its_metric_and_guidance() -> None:
     assert find("reward") is None and find("unheard_of") is None
 
 
-def test_wandb_groups_the_same_numbers() -> None:
+def test_trackers_group_the_same_numbers() -> None:
     line = {
         "wait_s": 1.0,
         "idle/samplers": 0.5,
@@ -56,6 +56,8 @@ def test_wandb_groups_the_same_numbers() -> None:
         "evaluation/guidance": 1.0,
         "evaluation/verifier": 0.5,
     }
+    assert grouped("judge", {"guidance": 1.0, "j": 0.5}, 1.0) == {"judge/guidance": 1.0, "judge/j": 0.5}
+    assert "evaluation_guidance_2.5/verifier" in grouped("evaluation", {"guidance": 2.5, "verifier": 0.5}, 1.0)
 
 
 def test_the_dashboard_is_the_generated_one_and_asks_for_what_is_exported() -> None:
