@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-gpu test-hosts test-judge test-long bad-input chaos soak audit lint types clean-venv
+.PHONY: demo docs docs-serve dist test test-gpu test-hosts test-judge test-long bad-input chaos soak audit lint types clean-venv
 
 $(STAMP): pyproject.toml constraints/cpu.txt constraints/beside.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed")'
@@ -57,6 +57,14 @@ soak: $(STAMP)
 # Some 70 faults in real runs, at most 45 minutes; as root all of them. The figures go to docs/reliability.md.
 chaos: $(STAMP)
 	$(BIN)/python -m tests.chaos
+
+# The documentation site, into build/site. A broken link, or a page without a place in the nav, fails.
+docs: $(STAMP)
+	$(BIN)/python -c 'import material' 2>/dev/null || $(BIN)/pip install -q --disable-pip-version-check -c constraints/cpu.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+
+docs-serve: docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -65,7 +65,9 @@ def overview() -> str:
     bottom = 116 + len(METHODS) * 38
     elements.append(d.text(left, bottom, "noise", d.GREY, 12, "middle"))
     elements.append(d.text(left + 15 * gap, bottom, "last step", d.GREY, 12, "middle"))
-    return d.document(WIDTH, bottom + 20, "How often each node is active", "One row per method, one column per node", elements)
+    return d.document(
+        WIDTH, bottom + 20, "How often each node is active", "One row per method, one column per node", elements
+    )
 
 
 def shares(name: str, draws: int = DRAWS) -> list[float]:
@@ -167,7 +169,10 @@ def _renoised(branch: Branch, terms: list[Term], scale: float) -> list[str]:
     x, y = _fresh(branch.target.index)
     end = END + 4
     elements = [d.line(END, LINE, x, y, d.PALE, 1.5, " stroke-dasharray='2 4'"), d.circle(x, y, 8, d.LAST, "#ffffff")]
-    elements += [d.line(x + 10, y - 5, end - 8, y - 5, d.LAST, 2, d.arrow(d.LAST)), d.circle(end, y, 6, d.INK, "#ffffff")]
+    elements += [
+        d.line(x + 10, y - 5, end - 8, y - 5, d.LAST, 2, d.arrow(d.LAST)),
+        d.circle(end, y, 6, d.INK, "#ffffff"),
+    ]
     elements.append(d.text(x - 14, y + 4, f"noised again, y[{branch.target.index}]", d.INK, 12, "end"))
     for term in terms:
         size = abs(term.c_last)

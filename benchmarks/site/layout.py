@@ -39,7 +39,7 @@ def with_demo(markdown: str) -> str:
 
 
 def relinked(markdown: str, folder: str) -> str:
-    """Markdown of a page in `folder` of docs/: a link out of docs/ leads to that file's page, or is its name as code."""
+    """Markdown of a page in `folder` of docs/, in which a link out of docs/ leads to a page, or is a file's name."""
 
     def instead(match: re.Match[str]) -> str:
         label, target = match.groups()
@@ -58,4 +58,6 @@ def relinked(markdown: str, folder: str) -> str:
 
 def _from_root(markdown: str) -> str:
     """Links of a file in the root, as they are from docs/."""
-    return LINK.sub(lambda m: f"[{m[1]}]({posixpath.relpath(m[2], 'docs')})" if not m[2].startswith("#") else m[0], markdown)
+    return LINK.sub(
+        lambda m: f"[{m[1]}]({posixpath.relpath(m[2], 'docs')})" if not m[2].startswith("#") else m[0], markdown
+    )

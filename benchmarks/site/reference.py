@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import typer
@@ -58,8 +57,9 @@ def command_line() -> str:
     """One section per command: what it does, how it is called, its arguments and options."""
     lines = [
         "# Command line",
-        "`flowbp-ray COMMAND --help` prints the same on a terminal. What you can mend ends with one line and exit code 2,",
-        "a run that failed with 1.",
+        "",
+        "`flowbp-ray COMMAND --help` prints the same on a terminal. What you can mend ends with one line and exit code",
+        "2, a run that failed with 1.",
     ]
     for name, command in commands().items():
         lines += ["", f"## {name}", "", *_help(command.help or ""), "", "```text", _usage(name, command), "```"]
@@ -101,7 +101,12 @@ def _row(parameter: Any) -> str:
 
 def configs() -> str:
     """The shipped runs, each with the comment at its head."""
-    lines = ["# Shipped configurations", "", "`flowbp-ray train NAME` takes any; `extends: NAME.yaml` builds on one.", ""]
+    lines = [
+        "# Shipped configurations",
+        "",
+        "`flowbp-ray train NAME` takes any; `extends: NAME.yaml` builds on one.",
+        "",
+    ]
     lines += ["| name | model | method | what |", "|---|---|---|---|"]
     for file in sorted((loading.shipped() / "runs").glob("*.yaml")):
         about = _cell(" ".join(_comment(file.read_text())))
@@ -178,8 +183,8 @@ def metrics() -> str:
     lines = [
         "# Metrics",
         "",
-        "What a run writes to `metrics.jsonl` and sends to trackers, and what Ray exports; [watching a run](../observing.md)",
-        "says how to look at them. In a key, `*` stands for the value of the tag.",
+        "What a run writes to `metrics.jsonl` and sends to trackers, and what Ray exports;",
+        "[watching a run](../observing.md) says how to look at them. In a key, `*` stands for the value of the tag.",
     ]
     for group in dict.fromkeys(metric.group for metric in catalog.TABLE):
         lines += ["", f"## {HEADS.get(group, group.capitalize())}", ""]
