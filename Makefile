@@ -66,6 +66,12 @@ docs: $(STAMP)
 docs-serve: docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
 
+# The sdist and the wheel, into dist/: built twice and compared, checked by twine and for completeness. Needs the network once.
+dist: $(STAMP)
+	test -x $(VENV)/dist/bin/twine || { $(PYTHON) -m venv $(VENV)/dist && \
+	  $(VENV)/dist/bin/pip install -q --disable-pip-version-check build==1.6.1 twine==7.0.0 setuptools==84.2.1; }
+	$(VENV)/dist/bin/python .ci/dist.py
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-logo
