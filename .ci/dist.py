@@ -89,6 +89,7 @@ def check_contents(wheel: Path, names: list[str]) -> None:
 
 def main() -> None:
     """Build, compare, check, and leave the files with their digests in dist/."""
+    os.umask(0o022)  # the wheel's own metadata has the modes that they are written with
     stamp = ["git", "log", "-1", "--format=%ct"]
     epoch = os.environ.get("SOURCE_DATE_EPOCH") or subprocess.check_output(stamp, cwd=ROOT, text=True).strip()
     os.environ["SOURCE_DATE_EPOCH"] = epoch
