@@ -1,23 +1,24 @@
-"""Write constraints/cuda-hashes.txt: the packages of constraints/cuda.txt with the sha256 of each file that pip may take.
+"""Write constraints/cuda-hashes.txt: the packages of constraints/cuda.txt with the sha256 of what pip may take.
 
     uv pip compile pyproject.toml --extra serve --extra hps --extra quant --extra ocr -c constraints/cuda.txt \\
         --python-version 3.11 --python-platform x86_64-manylinux_2_28 --format pylock.toml --no-header -q -o pylock.toml
     python .ci/hashes.py pylock.toml
 
-Wheels for Linux x86-64 and CPython 3.11, or the sdist where a package has no such wheel. deploy/Dockerfile installs from
-it with --require-hashes.
+Wheels for Linux x86-64 and CPython 3.11, or the sdist where a package has no such wheel. deploy/Dockerfile installs
+from it with --require-hashes.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-import tomllib
 from pathlib import Path
 from typing import Any
 
+import tomllib
+
 ROOT = Path(__file__).resolve().parents[1]
-HEAD = """# The packages of cuda.txt, with the sha256 of what pip may take on Linux x86-64 with Python 3.11. Made by .ci/hashes.py.
+HEAD = """# The packages of cuda.txt with the sha256 of what pip may take on Linux x86-64, Python 3.11. Made by .ci/hashes.py.
 # pip install --require-hashes -r constraints/cuda-hashes.txt && pip install --no-deps -e .
 """
 
@@ -43,7 +44,9 @@ def fits(name: str) -> bool:
 def main() -> None:
     """Read the lock file, compare its versions with cuda.txt, and write the hashes."""
     packages = tomllib.loads(Path(sys.argv[1]).read_text())["packages"]
-    pinned = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints" / "cuda.txt").read_text(), flags=re.MULTILINE))
+    pinned = dict(
+        re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints" / "cuda.txt").read_text(), flags=re.MULTILINE)
+    )
     locked = {package["name"]: package["version"] for package in packages}
     if locked != pinned:
         sys.exit(f"cuda.txt and the lock file differ: {sorted(set(locked.items()) ^ set(pinned.items()))}")

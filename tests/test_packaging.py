@@ -91,5 +91,7 @@ def test_an_unpacked_wheel_finds_all_it_needs_from_an_empty_folder(wheels: tuple
     empty.mkdir()
     names = [file.stem for file in (loading.shipped() / "runs").glob("*.yaml") if not file.stem.endswith("_base")]
     command = [sys.executable, "-P" if sys.version_info >= (3, 11) else "-B", "-c", CHECK, str(home), *sorted(names)]
-    done = subprocess.run(command, cwd=empty, env=os.environ | {"PYTHONPATH": str(home)}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=empty, env=os.environ | {"PYTHONPATH": str(home)}, capture_output=True, text=True
+    )
     assert done.returncode == 0 and done.stdout.strip() == "found", done.stdout + done.stderr

@@ -68,12 +68,15 @@ def test_python_compiles(block: Block) -> None:
     compile(block.text, block.where, "exec")
 
 
+COMMAND = re.compile(
+    r"(\$ )?([A-Z_]+=\S+ )*(\S*flowbp-ray|ray job submit .* -- python -m flowbp_ray|python -m flowbp_ray) [a-z]"
+)
+
+
 def lines_of(block: Block) -> list[str]:
     """The command lines of a block: continued ones joined, prompts taken off, output left out."""
-    joined = re.sub(r"\\\n\s*", " ", block.text).splitlines()
-    return [
-        line.removeprefix("$ ") for line in joined if re.match(r"(\$ )?([A-Z_]+=\S+ )*\S*flowbp[-_]ray [a-z]", line)
-    ]
+    joined = re.sub(r"\s*\\\n\s*", " ", block.text).splitlines()
+    return [line.removeprefix("$ ") for line in joined if COMMAND.match(line)]
 
 
 def words_of(line: str) -> list[str]:
