@@ -18,7 +18,7 @@ from typing import Any
 import tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
-HEAD = """# The packages of cuda.txt with the sha256 of what pip may take on Linux x86-64, Python 3.11. Made by .ci/hashes.py.
+HEAD = """# The packages of cuda.txt with the sha256 of what pip may take, Linux x86-64, Python 3.11. By .ci/hashes.py.
 # pip install --require-hashes -r constraints/cuda-hashes.txt && pip install --no-deps -e .
 """
 
