@@ -61,7 +61,7 @@ def test_the_wheel_has_every_tracked_file_of_the_packages(wheels: tuple[Path, Pa
 
 
 CHECK = """
-import pathlib, sys
+import pathlib, sys, torch
 import actors.sampler, benchmarks.demo, configs, flowbp_ray
 from flowbp_ray.backbones.registry import build_backbone
 from flowbp_ray.config import loading
@@ -76,7 +76,7 @@ for name in sys.argv[2:]:
     loading.load(name)
 demo = loading.load("shapes_demo", ["steps=1"])
 assert len(load(demo.data.prompts)) > 2000
-build_backbone(demo.backbone).load_transformer("float32")
+build_backbone(demo.backbone).load_transformer(torch.float32)
 for term in demo.rewards.all:
     check(term.factory, term.options)
     build(term.factory, **term.options)
@@ -84,6 +84,7 @@ print("found")
 """
 
 
+@pytest.mark.slow
 def test_an_unpacked_wheel_finds_all_it_needs_from_an_empty_folder(wheels: tuple[Path, Path], tmp_path: Path) -> None:
     """As installed it would: none of the repository is on the path, and every shipped run loads by its name."""
     home, empty = tmp_path / "site-packages", tmp_path / "empty"

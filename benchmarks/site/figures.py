@@ -14,7 +14,7 @@ from flowbp_ray.surrogate import METHODS, Plan
 from flowbp_ray.surrogate.plan import Branch, PosteriorMean, Renoised, Term
 from flowbp_ray.utils.random import stream
 
-STEPS, SEED, STEP, DRAWS = 16, 114, 3, 1000
+STEPS, SEED, STEP, DRAWS = 16, 114, 3, 500
 WIDTH, HEIGHT = 860, 396
 LEFT, GAP, LINE, BUS = 56, 42, 220, 306
 END = LEFT + STEPS * GAP
@@ -50,7 +50,7 @@ def figure(name: str, plan: Plan) -> str:
 
 
 def overview() -> str:
-    """How often each node is active, over the plans of 1000 steps, of every method at its defaults."""
+    """How often each node is active, over the plans of 500 steps, of every method at its defaults."""
     elements = [d.text(24, 34, "How often each node is active", size=18, more=" font-weight='600'")]
     elements.append(d.text(24, 56, f"a circle's area is the share of {DRAWS} plans; 16 sampling steps", d.GREY))
     left, gap = 190, 41
