@@ -21,15 +21,17 @@ import ray
 from actors.daemons import daemons
 from actors.process import record
 
+EVENTS = "RAY_task_events_report_interval_ms"
 PRIVATE = {
     "RAY_enable_metrics_collection": "0",
     "RAY_event_stats": "0",
     "REPORTER_UPDATE_INTERVAL_MS": "600000",
     "RAY_prestart_worker_first_driver": "0",
     "RAY_num_workers_soft_limit": "0",
+    EVENTS: "0",
 }
-"""Set in a private Ray, where the environment does not say otherwise. Without a dashboard nobody reads metrics, event
-statistics, or what the agent learns of all processes every 5 s; and prestarted workers would not fit our actors."""
+"""Set in a private Ray, unless the environment says otherwise. Without a dashboard nobody reads metrics, statistics,
+what processes take, or the list of all calls (RAY_PROFILING's timeline does); prestarted workers fit no actor."""
 PATIENCE = 10.0  # seconds within which a cluster must accept a connection
 GRACE = 5.0  # seconds in which the workers of a private Ray end after it
 SOCKET = 107  # bytes of a Unix socket's path (sockaddr_un)
@@ -120,7 +122,8 @@ def start_ray(address: str, **private: Any) -> None:
     if ray.is_initialized():
         return
     if address == "local":
-        for name, value in PRIVATE.items():
+        own = {EVENTS: "1000"} if "RAY_PROFILING" in os.environ else {}
+        for name, value in (PRIVATE | own).items():
             os.environ.setdefault(name, value)
         quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
         with own_session(), on_loopback(), own_handler():

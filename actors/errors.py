@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ObjectLostError, RayError, RayTaskError
 
 from flowbp_ray.utils.errors import RunFailed
 
@@ -42,6 +42,12 @@ def is_not_cached(error: Exception) -> bool:
 def lacks_weights(error: Exception) -> bool:
     """Whether a call failed because the sampler lacks the version and was given no references to it."""
     return isinstance(error, RayTaskError) and isinstance(error.cause, WeightsMissing)
+
+
+def object_lost(error: Exception) -> bool:
+    """Whether a call failed because an object that it needs is gone, with the node that held it."""
+    found = error.cause if isinstance(error, RayTaskError) else error
+    return isinstance(found, ObjectLostError)
 
 
 def is_permanent(error: Exception) -> bool:

@@ -136,6 +136,7 @@ class Fleet:
     def log_start(self, log: logging.Logger) -> None:
         """Log the encoder's report and the hosts of all roles. It is also where broadcasts of weights are logged."""
         self.encoding.log_to(log)
+        self.pipeline.note = log.warning
         if self.learns and self.learners.broadcasts is not None:
             self.learners.broadcasts.log = log
         elif self.learns and self.config.cluster.transport != "object_store":

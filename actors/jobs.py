@@ -11,6 +11,7 @@ import ray
 from ray.exceptions import RayError
 
 from actors.errors import Ref
+from actors.pool import Pool
 from actors.transport import Published
 from flowbp_ray.messages import Evaluated, Item, RolloutReport, Scored, ScoredItem
 
@@ -46,6 +47,8 @@ class Job:
     result: Scored | Evaluated | None = None
     cotangent: Ref | None = None
     pictures: Ref | None = None  # [rows, H, W, 3] uint8, in a run with a gate
+    called: float = 0.0  # when the pending call was made (time.monotonic)
+    overdue: bool = False  # whether a worker of it was ended because it did not answer
     dropped: bool = False  # belongs to an earlier incarnation; its worker is still busy with it
     sent: Sent | None = None  # the item, from its first call on
 
@@ -76,3 +79,38 @@ def _answer(ref: Ref) -> Any:
         return ray.get(ref)
     except RayError as error:
         return error
+
+
+def end_overdue(jobs: Sequence[Job], pools: Sequence[Pool], since: float) -> list[str]:
+    """End the workers whose calls were made before `since` and are still not answered; return their names.
+
+    Ray starts them anew, and their calls fail and are made again elsewhere. A job for which that was done already is
+    left alone: then it is not the worker.
+    """
+    late = [job for job in jobs if job.called <= since and not job.overdue]
+    workers = {(pools[job.stage == "scoring"], job.worker) for job in late}
+    for job in late:
+        job.overdue = True
+    for pool, worker in workers:
+        if worker is not None:
+            ray.kill(pool.handles[worker], no_restart=False)
+    return sorted(f"{pool.name} {worker}" for pool, worker in workers)
+
+
+def state_of(jobs: Sequence[Job], pools: Sequence[Pool]) -> dict[str, Any]:
+    """The state of all items and actors, for `Stalled`; `summary` is one line."""
+    counts: dict[str, int] = {}
+    for job in jobs:
+        counts[job.stage] = counts.get(job.stage, 0) + 1
+    down = {pool.name: pool.silent for pool in pools if pool.silent}
+    busy = {pool.name: [i for i, load in enumerate(pool.load.tolist()) if load] for pool in pools if pool.load.any()}
+    return {
+        "summary": f"items {counts}, busy {busy or 'none'}, being started {down or 'none'}",
+        "items": [
+            {"purpose": j.item.purpose, "step": j.item.step, "index": j.item.index, "stage": j.stage}
+            | {"worker": j.worker, "tries": j.tries, "dropped": j.dropped}
+            for j in jobs
+        ],
+        "calls in flight": {pool.name: pool.load.tolist() for pool in pools},
+        "do not answer": down,
+    }

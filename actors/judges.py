@@ -8,7 +8,6 @@ again from the checkpoint's evaluations, so no line appears twice.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,24 +17,17 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from actors.errors import Ref, cause
-from actors.judge import RemoteJudge
-from actors.judge_logs import Logs
-from actors.placement import Group, free, place
-from actors.process import actor_options
+from actors.judge_actors import JudgeActors
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.control.selection import Selection
 from flowbp_ray.evaluation.evaluator import Evaluator
 from flowbp_ray.judges.client import Answers
 from flowbp_ray.judges.config import JudgeConfig
-from flowbp_ray.judges.preflight import api_key
 from flowbp_ray.messages import ScoredItem
 from flowbp_ray.observability.tracker import Tracker
 from flowbp_ray.run.folder import Run
 from flowbp_ray.utils.errors import RunFailed
-from flowbp_ray.utils.settings import PoolConfig, ProcessConfig
 
-RESTARTS = -1  # unlimited: the state of a judge can always be rebuilt
-LOOK = 2.0  # seconds between two copies of the servers' logs while waiting for an answer
 Key = tuple[int, float]  # step and guidance of an evaluation
 
 
@@ -49,7 +41,7 @@ class Pictures:
     tries: dict[str, int]
 
 
-class Judges:
+class Judges(JudgeActors):
     """The judges of a run: starts their actors, sends pictures, collects answers. Use it as a context manager."""
 
     def __init__(
@@ -61,52 +53,14 @@ class Judges:
         notify: Callable[[str], None] = lambda line: None,
     ) -> None:
         """notify: takes a line on what the driver waits for."""
-        self.config, self.run, self.evaluator, self.tracker = config, run, evaluator, tracker
+        self.run, self.evaluator, self.tracker = run, evaluator, tracker
         self.log = run.logger()
         self.monitors = {j.name: j for j in config.judges if j.role == "monitor"}
         self.gates = {j.name: j for j in config.judges if j.role == "gate"}
         self.rewards = {j.name: j for j in config.judges if j.role == "reward"}
         self.waiting: dict[Key, Pictures] = {}
         self.weighed: dict[str, float] = {}
-        self.notify = notify
-        self.handles: dict[str, Any] = {}
-        self.keys: dict[str, str | None] = {}  # of the APIs
-        self.groups: list[Group] = []
-        self.logs = Logs(run.folder)
-        try:
-            for i, judge in enumerate(config.judges):
-                self._start(judge, f"judges[{i}]")
-        except BaseException:
-            self.stop()
-            raise
-
-    def _start(self, judge: JudgeConfig, key: str) -> None:
-        pool = PoolConfig(count=1, **{field: getattr(judge, field) for field in ProcessConfig.model_fields})
-        group = place(pool, f"judge {judge.name!r}", key, self.config.cluster.placement_timeout)
-        self.groups.append(group)
-        log, token = str(self.logs.path(judge.name)), uuid.uuid4().hex
-        options = actor_options(pool, RESTARTS, group)
-        self.handles[judge.name] = RemoteJudge.options(**options).remote(judge, token, log)
-        self.keys[judge.name] = api_key(judge)
-        if judge.model is not None:
-            self.logs.follow(judge.name, self.handles[judge.name])
-
-    def stop(self) -> None:
-        """Copy the last logs; end the actors, and with them the servers that they started."""
-        try:
-            self.logs.finish()
-        finally:
-            for handle in self.handles.values():
-                ray.kill(handle)
-            for group in self.groups:
-                free(group)
-            self.handles, self.groups = {}, []
-
-    def __enter__(self) -> Judges:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
+        super().__init__(config, run.folder, notify)
 
     # monitors
 
@@ -155,7 +109,7 @@ class Judges:
         """Read an answer. If the process died, ask again; after a final failure all its scores are NaN."""
         judge, rows = self.monitors[name], self._rows(name, pictures.drawn)
         try:
-            answers: Answers = self._get(pictures.calls.pop(name))
+            answers: Answers = self.answer(pictures.calls.pop(name))
         except RayError as error:
             if isinstance(error, RayActorError) and pictures.tries[name] < self.config.cluster.tries:
                 self.log.warning("judge %s: %s; asking again", name, cause(error))
@@ -218,13 +172,6 @@ class Judges:
         known = self.evaluator.results[step][guidance].values.keys()
         return [judge for judge in self.monitors.values() if set(judge.metrics.values()) <= known]
 
-    def _get(self, call: Ref) -> Any:
-        """Wait for an answer, and copy the servers' logs while waiting."""
-        while not ray.wait([call], timeout=LOOK)[0]:
-            self.notify("waiting for a judge")
-            self.logs.take()
-        return ray.get(call)
-
     # gates, and judges whose scores are trained on
 
     def weigh(self, step: int, items: Sequence[ScoredItem], chosen: Selection, prompts: Sequence[str]) -> Selection:
@@ -285,7 +232,7 @@ class Judges:
         """Return the answer. If the judge's process died, ask again, at most `cluster.tries` times in all."""
         for left in reversed(range(self.config.cluster.tries)):
             try:
-                return self._get(call)
+                return self.answer(call)
             except RayError as error:
                 if not isinstance(error, RayActorError) or not left:
                     what = "a gate" if name in self.gates else "a judge to learn from"

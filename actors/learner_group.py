@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -21,6 +22,7 @@ from flowbp_ray.control.selection import Selection
 from flowbp_ray.messages import ScoredItem, StepReport, Version
 from flowbp_ray.utils.checksums import combine
 from flowbp_ray.utils.errors import RunFailed
+from flowbp_ray.utils.files import size_of
 from flowbp_ray.utils.settings import PoolConfig
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 PROBE = 5.0
 """Seconds in which a process that is asked for its id answers, unless it is busy or hangs."""
 POLL = 0.2  # seconds
+SLOWEST = 20e6  # bytes per second that a checkpoint is read with at least
 NAMED = 8  # ranks in a line of text
 
 
@@ -69,6 +72,7 @@ class LearnerGroup:
         self.buckets: list[int] = []  # number per rank
         self.broadcasts: Broadcasts | None = None  # with cluster.transport=nccl, once there are samplers
         self.timeout = config.cluster.stall_timeout
+        self.saves_to = Path()
         self.host: Any = None
         self.host_pid: int | None = None  # of the process in which the rank was built last
         self.group: Group = None
@@ -150,19 +154,28 @@ class LearnerGroup:
 
     def save(self, folder: str, background: bool) -> None:
         """Begin to write the engine's state, each rank its part. background: return once the ranks have copied it."""
-        self._get([rank.save.remote(folder, background) for rank in self.ranks], "saving")
+        self.saves_to = Path(folder)
+        self._get([rank.save.remote(folder, background) for rank in self.ranks], "saving", moves=self._written)
 
     def saved(self, wait: bool) -> dict[str, str] | None:
         """The sha256 of all files by name; None while a rank is still writing, unless that is waited for."""
-        parts = self._get([rank.saved.remote(wait) for rank in self.ranks], "saving")
+        parts = self._get([rank.saved.remote(wait) for rank in self.ranks], "saving", moves=self._written)
         return None if None in parts else {name: digest for part in parts for name, digest in part.items()}
 
+    def _written(self) -> int:
+        """Bytes of what is being saved. Writing a large state takes longer than any other call, but its files grow."""
+        with suppress(OSError):  # a file that was there is gone
+            return size_of(self.saves_to)
+        return 0
+
     def await_saves(self) -> None:
-        """Wait until no rank writes any more, whatever became of it."""
+        """Wait until no rank writes any more, whatever became of it, but at most for a timeout."""
         ray.wait([rank.saved.remote(True) for rank in self.ranks], num_returns=len(self.ranks), timeout=self.timeout)
 
     def load(self, folder: str) -> None:
-        self._get([rank.load.remote(folder) for rank in self.ranks], f"loading {folder}")
+        """Read the engine's state. A large one may take longer than another call, as far as a slow disk explains it."""
+        reading = size_of(Path(folder)) / SLOWEST
+        self._get([rank.load.remote(folder) for rank in self.ranks], f"loading {folder}", more=reading)
 
     def digest(self) -> str:
         """sha256 of the weights."""
@@ -208,20 +221,32 @@ class LearnerGroup:
         free(self.group)
         self.group = None
 
-    def _get(self, refs: Sequence[Ref], doing: str, first_rank: int = 0) -> list[Any]:
+    def _get(
+        self,
+        refs: Sequence[Ref],
+        doing: str,
+        first_rank: int = 0,
+        more: float = 0.0,
+        moves: Callable[[], int] = lambda: 0,
+    ) -> list[Any]:
         """Wait for all answers. Raises LearnersLost on the first failure or after a stall.
 
-        Raises RunFailed instead if a rank raised ValueError: the user must correct something, and a retry would fail.
+        more: seconds that it may take beyond the timeout. moves: a number that changes while the ranks get on; as long
+        as it does, they do not stall. Raises RunFailed instead if a rank raised ValueError: the user must correct
+        something, and a retry would fail.
         """
-        left, until = list(refs), time.monotonic() + self.timeout
+        patience = self.timeout + more
+        left, until, moved = list(refs), time.monotonic() + patience, moves()
         numbers = {ref: first_rank + index for index, ref in enumerate(refs)}
         values: dict[Ref, Any] = {}
         while left:
             silent = named([numbers[ref] for ref in left])
             self.notify(f"waiting for learner{'s' * (len(left) > 1)} {silent} ({doing})")
             ready, left = self.wait(left, max(0.0, until - time.monotonic()))
-            if not ready:
-                raise LearnersLost(f"learner {silent} did not answer within {self.timeout:.0f} s while {doing}")
+            if not ready and moved != (moved := moves()):
+                until = time.monotonic() + patience
+            elif not ready:
+                raise LearnersLost(f"learner {silent} did not answer within {patience:.0f} s while {doing}")
             for ref in ready:
                 try:
                     values[ref] = ray.get(ref, timeout=self.timeout)

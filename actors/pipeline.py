@@ -14,8 +14,17 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from actors.encoding import Encoding
-from actors.errors import Ref, arguments_arrived, cause, is_permanent, lacks_embeddings, lacks_weights
-from actors.jobs import Job, answers
+from actors.errors import (
+    LearnersLost,
+    Ref,
+    arguments_arrived,
+    cause,
+    is_permanent,
+    lacks_embeddings,
+    lacks_weights,
+    object_lost,
+)
+from actors.jobs import Job, answers, end_overdue, state_of
 from actors.pool import Pool
 from actors.transport import Published
 from flowbp_ray.messages import Evaluated, Item, ScoredItem
@@ -36,8 +45,9 @@ class Pipeline:
         stall_timeout: float,
         pictures: bool = False,
         on_wait: Callable[[Pipeline, Sequence[Job]], None] = lambda pipeline, wanted: None,
+        note: Callable[[str], object] = lambda line: None,
     ) -> None:
-        """pictures: whether the reward servers return the targets' pictures too.
+        """pictures: whether the reward servers return the targets' pictures too. note: takes a line for the log.
 
         on_wait: called repeatedly while the driver waits, with the items that it waits for (see `queue_stats`).
         """
@@ -50,7 +60,7 @@ class Pipeline:
         self.rolled: list[Job] = []  # for a reward server
         self.running: dict[Ref, Job] = {}  # the items with a call in flight, by what is waited for
         self.retries = 0
-        self.on_wait = on_wait
+        self.on_wait, self.note = on_wait, note
         self.looks = self.looked_at = 0  # looks for answers, and the references that all of them looked at
         self.rest = 0.0  # seconds until the next look
 
@@ -73,7 +83,8 @@ class Pipeline:
     def _collect(self, purpose: str, step: int) -> list[Job]:
         """Wait until every submitted item of (purpose, step) is done; return them in the order of their index.
 
-        Raises Stalled if no call ends for `stall_timeout` seconds.
+        A worker whose call lasts for `stall_timeout` seconds while no other ends is ended, and the call made again.
+        Raises Stalled if that does not help.
         """
         wanted = [j for j in self.jobs if (j.item.purpose, j.item.step) == (purpose, step) and not j.dropped]
         moved = time.monotonic()
@@ -83,11 +94,21 @@ class Pipeline:
                 if self._pump():
                     moved = time.monotonic()
                 elif time.monotonic() - moved > self.stall_timeout:
-                    state = self.state()
-                    raise Stalled(f"nothing moved for {self.stall_timeout:.0f} s: {state['summary']}", state)
+                    self._unblock()
+                    moved = time.monotonic()
         taken = set(map(id, wanted))  # a search in a list of thousands would take seconds
         self.jobs = [job for job in self.jobs if id(job) not in taken]
         return sorted(wanted, key=lambda job: job.item.index)
+
+    def _unblock(self) -> None:
+        """End the workers that do not answer, once for each item. Raises Stalled where that has not helped."""
+        pools, waited = (self.samplers, self.scorers), f"{self.stall_timeout:.0f} s"
+        running = list(self.running.values())
+        if all(job.overdue for job in running):
+            state = state_of(self.jobs, pools)
+            raise Stalled(f"nothing moved for {waited}: {state['summary']}", state)
+        if ended := end_overdue(running, pools, time.monotonic() - self.stall_timeout):
+            self.note(f"{', '.join(ended)} did not answer within {waited}, so Ray starts what stood still again")
 
     def draw(self, items: Sequence[Item], weights: Published) -> list[Evaluated]:
         """Sample and score the items of an evaluation; return the results in order."""
@@ -216,7 +237,7 @@ class Pipeline:
         self._called(job, worker, "scoring", scored)
 
     def _called(self, job: Job, worker: int, stage: str, pending: Ref) -> None:
-        job.stage, job.worker, job.pending = stage, worker, pending
+        job.stage, job.worker, job.pending, job.called = stage, worker, pending, time.monotonic()
         self.running[pending] = job
 
     def _waits(self, job: Job, stage: str) -> None:
@@ -244,9 +265,9 @@ class Pipeline:
         elif job.dropped:
             pass
         elif job.stage == "rolling":
-            job.failed_on = None
+            job.failed_on, job.overdue = None, False
             job.report = answer if job.item.plans else None
-            self._check_weights(job, worker, answer.fingerprint if job.item.plans else answer)
+            job.weights.confirm(answer.fingerprint if job.item.plans else answer, worker)
             self._waits(job, "rolled")
         else:
             job.failed_on, job.result, job.stage = None, answer, "done"
@@ -260,6 +281,8 @@ class Pipeline:
         if job.dropped:
             return
         job.weights.check()
+        if job.stage == "rolling" and object_lost(error):  # embeddings that are gone are another error
+            raise LearnersLost(f"version {job.item.version.step} of the weights is gone with a node: {cause(error)}")
         job.tries += 1
         self.retries += 1
         job.failed_on = worker
@@ -271,30 +294,3 @@ class Pipeline:
         if lost_rollout:
             job.failed_on = None  # this index is of a reward server, and the next stage is a sampler's
         self._waits(job, "queued" if job.stage == "rolling" or lost_rollout else "rolled")
-
-    def _check_weights(self, job: Job, worker: int, held: str) -> None:
-        """Raises RunFailed unless the sampler's weights have the fingerprint of the learners' masters."""
-        stated, version = job.weights.fingerprint, job.item.version
-        if held != stated:
-            raise RunFailed(
-                f"sampler {worker} held weights {held} as version {version.step}{' of the average' * version.ema}, but "
-                f"the learners' masters are {stated}: what was published is not what was trained"
-            )
-
-    def state(self) -> dict[str, Any]:
-        """The state of all items and actors, for `Stalled`; `summary` is one line."""
-        counts: dict[str, int] = {}
-        for job in self.jobs:
-            counts[job.stage] = counts.get(job.stage, 0) + 1
-        pools = (self.samplers, self.scorers)
-        down = {pool.name: pool.silent for pool in pools if pool.silent}
-        return {
-            "summary": f"items {counts}, actors that do not answer {down or 'none'}",
-            "items": [
-                {"purpose": j.item.purpose, "step": j.item.step, "index": j.item.index, "stage": j.stage}
-                | {"worker": j.worker, "tries": j.tries, "dropped": j.dropped}
-                for j in self.jobs
-            ],
-            "calls in flight": {pool.name: pool.load.tolist() for pool in pools},
-            "do not answer": down,
-        }

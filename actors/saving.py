@@ -81,6 +81,7 @@ class Saver:
                 return
             self.run.check_lock()
             digests = written | pending.ours.result()
+            self.run.sync_log()  # a checkpoint that is there after a power cut has its steps in the log
             self.run.checkpoints.commit(pending.step, self.config.keep, pending.spare, digests)
         except (RunFailed, OSError) as error:
             self.pending = None

@@ -24,6 +24,7 @@ from actors.broadcasts import Broadcasts
 from actors.errors import LearnersLost, Ref, WeightsMissing, cause
 from flowbp_ray.messages import Version
 from flowbp_ray.utils.checksums import combine
+from flowbp_ray.utils.errors import RunFailed
 from flowbp_ray.weights.buckets import assign_buckets
 from flowbp_ray.weights.fingerprint import fingerprint
 from flowbp_ray.weights.packing import PackedTensors, merge_tensors
@@ -88,6 +89,15 @@ class Published:
     def fingerprint(self) -> str:
         """The fingerprint that a sampler with this version must report."""
         return self.known or combine(ray.get(list(self.checks)))
+
+    def confirm(self, held: str, sampler: int) -> None:
+        """Raises RunFailed unless the weights that a sampler held have the fingerprint of the learners' masters."""
+        if held != self.fingerprint:
+            raise RunFailed(
+                f"sampler {sampler} held weights {held} as version {self.version.step}"
+                f"{' of the average' * self.version.ema}, but the learners' masters are {self.fingerprint}: what was "
+                "published is not what was trained"
+            )
 
 
 def publish(

@@ -30,6 +30,7 @@ def evaluate(
     step: Annotated[int | None, typer.Option(help="Which checkpoint (default: the newest).")] = None,
     against: Annotated[Path | None, typer.Option(help="The folder of another evaluation, to subtract.")] = None,
     out: Annotated[Path | None, typer.Option(help="Default: evaluations/ in the folder of the run.")] = None,
+    judges: Annotated[bool, typer.Option("--judges", help="Ask the configuration's judges too.")] = False,
 ) -> None:
     """Measure a checkpoint or a model on a file of prompts; the same command goes on after a stop.
 
@@ -39,7 +40,7 @@ def evaluate(
 
     with lasting_output("stopped; the same command goes on from the parts that are written"):
         asked = (prompts, guidance, pictures, weights, step, tuple(overrides or ()))
-        command(console, target, *asked, against=against, out=out)
+        command(console, target, *asked, against=against, out=out, judges=judges)
 
 
 @app.command()

@@ -284,7 +284,7 @@ class Loop:
         held = {v: transport.tensors(published.weights) for v, published in self.published.items()}
         known, both = {self.published[step].version: held.pop(step)}, [self.version(step, ema) for ema in (False, True)]
         weights = [known.get(v) or self.fleet.learners.weights(v) for v in both[: 1 + self.averages]]
-        among = [*self.run.checkpoints.steps(), step] if self.config.rolls_back else []
+        among = [*self.run.steps_like_now(), step] if self.config.rolls_back else []
         spare = self.guard.best(self.evaluator.results, among) if self.guard else None
         state, unjudged = self.judges.state()
         return Snapshot(step, weights[0], held, state, weights[1] if self.averages else None, unjudged), spare

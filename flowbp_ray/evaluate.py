@@ -5,10 +5,12 @@ The values are those of an evaluation in the course of a run, from the same prom
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
+import numpy as np
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -19,11 +21,12 @@ from torch import Tensor
 from actors import transport
 from actors.cluster import connected, start_ray
 from actors.fleet import Fleet
+from actors.judge_actors import Panel
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.evaluation.estimates import Estimate
 from flowbp_ray.evaluation.results import SUMMARY, TABLE, Difference, Results, bootstrap, check_alike, compare
 from flowbp_ray.evaluation.standalone import Request, Standalone, Weights, scales
-from flowbp_ray.messages import Item, Version
+from flowbp_ray.messages import Evaluated, Item, Version
 from flowbp_ray.planning.colocation import with_parts
 from flowbp_ray.preflight import check
 from flowbp_ray.prompt_files import load
@@ -34,6 +37,9 @@ from flowbp_ray.utils.digest import digest
 from flowbp_ray.utils.settings import MAX_CALLS_IN_FLIGHT
 
 Tensors = Mapping[str, Tensor]
+
+Drawn = tuple[Item, Evaluated]
+LAG = 2  # items whose pictures judges have not answered about
 
 Advance = Callable[[int, int], None]
 """Takes the items that are done and their number."""
@@ -69,12 +75,33 @@ def evaluate(
             start_ray(config.cluster.address)
             with Fleet(alone, texts, checked.agreed, notify=notify, needs=work.needs, learns=False) as fleet:
                 weights = fleet.built_with(version) if tensors is None else transport.restore(version, tensors)
-                for place, (item, coming) in enumerate(in_time(missing, alone.encoder.ahead)):
-                    fleet.encoding.advance(place)
-                    fleet.pipeline.submit(coming, weights)
-                    work.add(item, fleet.pipeline.result(item))
-                    advance(done + place + 1, len(work.items))
+                with Panel(config, checked.held_out, folder, notify) as panel:
+                    results = drawn(fleet, missing, alone.encoder.ahead, weights)
+                    for place, (item, result, scores) in enumerate(judged(results, panel)):
+                        work.add(item, result, scores)
+                        advance(done + place + 1, len(work.items))
     return work, work.finish()
+
+
+def drawn(fleet: Fleet, items: Sequence[Item], ahead: int, weights: transport.Published) -> Iterator[Drawn]:
+    """Each item with what was drawn and scored, in order."""
+    for place, (item, coming) in enumerate(in_time(items, ahead)):
+        fleet.encoding.advance(place)
+        fleet.pipeline.submit(coming, weights)
+        yield item, fleet.pipeline.result(item)
+
+
+def judged(results: Iterator[Drawn], panel: Panel) -> Iterator[tuple[Item, Evaluated, dict[str, np.ndarray]]]:
+    """Each result with the scores of judges, which are asked about up to LAG more items meanwhile."""
+    waiting: deque[Drawn] = deque()
+    for pair in results:
+        panel.ask(*pair)
+        waiting.append(pair)
+        if len(waiting) > LAG * bool(panel.handles):
+            first = waiting.popleft()
+            yield *first, panel.scores(*first)
+    for pair in waiting:
+        yield *pair, panel.scores(*pair)
 
 
 def processes(config: RunConfig, items: int) -> RunConfig:
@@ -136,11 +163,14 @@ def command(
     *,
     against: Path | None,
     out: Path | None,
+    judges: bool,
 ) -> None:
     """`flowbp-ray eval`: evaluate with a progress bar, print the table and where everything is."""
     if weights not in get_args(Weights):
         raise ValueError(f"--weights must be one of {', '.join(get_args(Weights))}, got {shown(weights)}")
-    request = Request(target, prompts, scales(guidance or ""), pictures, cast(Weights, weights), step, overrides)
+    request = Request(
+        target, prompts, scales(guidance or ""), pictures, cast(Weights, weights), step, overrides, judges
+    )
     other = None if against is None else Results.read(Path(expand(str(against))))
     with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console) as bar:
         task = bar.add_task("starting", total=None)

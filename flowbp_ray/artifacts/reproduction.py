@@ -100,7 +100,7 @@ def _numbers(run: Run, last: int) -> dict[Key, dict[str, Any]]:
         step, kind = int(line["step"]), str(line["kind"])
         if step > last or (kind == "train" and step >= last):
             continue
-        key = (step, kind, json.dumps(line.get("guidance")))
+        key = (step, kind, json.dumps([line.get("guidance"), line.get("judge")]))
         found[key] = {name: v for name, v in line.items() if _computed(name, kind)}
     return found
 

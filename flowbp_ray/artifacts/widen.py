@@ -15,7 +15,8 @@ from flowbp_ray.config.learners import LoraConfig
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.run.checkpoint import Snapshot
 from flowbp_ray.run.engine_state import ADAPTER, AVERAGE, MASTER, EngineState, Fragment, write_state
-from flowbp_ray.run.folder import Run
+from flowbp_ray.run.folder import FORMER, Run
+from flowbp_ray.utils.errors import RunFailed
 from flowbp_ray.weights import trainable
 
 
@@ -38,9 +39,9 @@ def widen(run: Run, config: RunConfig, note: Callable[[str], object]) -> None:
             if state.adapters:  # otherwise it was merged already
                 merge(run, config, lora, state, step)
         line = f"the adapters of step {step} are merged into them, and AdamW's moments start anew"
-    shutil.copyfile(run.folder / "config.yaml", run.folder / "config.adapters.yaml")
+    shutil.copyfile(run.folder / "config.yaml", run.folder / FORMER)
     run.take(config)
-    line = f"from now on all weights are trained: {line}; the former configuration is config.adapters.yaml"
+    line = f"from now on all weights are trained: {line}; the former configuration is {FORMER}"
     run.logger().info("%s", line)
     note(line)
 
@@ -64,9 +65,13 @@ def merge(run: Run, config: RunConfig, lora: LoraConfig, state: EngineState, ste
     versions = {version: cast(merged(model, held)) for version, held in checkpoints.versions(step).items()}
     evaluations, unjudged = checkpoints.evaluations(step), checkpoints.unjudged(step)
     average = cast(whole[AVERAGE]) if AVERAGE in whole else None
-    written = write_state(checkpoints.begin(step), own, 0, 1, config.learners.moves)
     snapshot = Snapshot(step, cast(whole[MASTER]), versions, evaluations, average, unjudged)
-    checkpoints.finish(snapshot, config.checkpoint.keep, written=written)
+    try:
+        written = write_state(checkpoints.begin(step), own, 0, 1, config.learners.moves)
+        checkpoints.finish(snapshot, len(checkpoints.steps()), written=written)
+    except (RunFailed, OSError):
+        checkpoints.abandon(step)
+        raise
     checkpoints.settle()
 
 

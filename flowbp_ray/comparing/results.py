@@ -86,8 +86,18 @@ def collect(suite: Suite, cells: Sequence[Cell]) -> Comparison:
     if not ended:
         raise ValueError(f"no run of {suite.name} has ended, so there is nothing to show; run it first")
     missing = [f"{cell.row}, seed {cell.seed}" for cell in cells if cell not in ended]
-    scale = f"{suite.guidance if suite.guidance is not None else ended[0].load().evaluation.guidance[0]:g}"
-    raw = [_read(cell, scale) for cell in ended]
+    evaluation = ended[0].load().evaluation
+    scale = f"{suite.guidance or [*evaluation.guidance, *evaluation.guidance_ends][0]:g}"
+    found = {id(cell): _read(cell, scale) for cell in ended}
+    missing += [
+        f"{c.row}, seed {c.seed} (ended before guidance {scale} was measured)" for c in ended if not found[id(c)]
+    ]
+    ended = [cell for cell in ended if found[id(cell)]]
+    if not ended:
+        raise ValueError(
+            f"no run of {suite.name} was measured at guidance {scale}; write another guidance: in the suite"
+        )
+    raw = [line for cell in ended if (line := found[id(cell)])]
     measured = list(dict.fromkeys(name for line in raw for name in line["after"]))
     for key, names in (("columns", suite.columns), ("lower", suite.lower)):
         if unknown := [name for name in names if name not in measured]:
@@ -103,11 +113,11 @@ def collect(suite: Suite, cells: Sequence[Cell]) -> Comparison:
     return Comparison(suite, columns, values, curves, missing, scale, raw)
 
 
-def _read(cell: Cell, scale: str) -> dict[str, Any]:
-    """A run's means before and after, and what it cost."""
+def _read(cell: Cell, scale: str) -> dict[str, Any] | None:
+    """A run's means before and after, and what it cost; None for one that a guard ended before it was measured."""
     summary = json.loads((cell.folder / "summary.json").read_text())
     if scale not in summary.get("guidance", {}):
-        raise ValueError(f"{cell.folder} was not measured at guidance {scale}; write guidance: in the suite")
+        return None
     part = summary["guidance"][scale]
     means = {end: {n: mean_of(v) for n, v in part[end].items()} for end in ("before", "after")}
     shape, steps = Run.open(cell.folder).config.data.shape, summary["steps"]

@@ -218,7 +218,7 @@ class ClusterConfig(Strict):
     """How often an item is tried before the run stops, and how often in a row the learners are built again without
     completing a step."""
     stall_timeout: float = Field(600.0, gt=0)
-    """Seconds without an answer after which a process counts as lost, or the run as stalled."""
+    """Seconds without an answer after which a process counts as lost and is started again, or the run as stalled."""
     placement_timeout: float = Field(30.0, gt=0)
     """Seconds to find room for a pool. Where the cluster must start nodes first, write the minutes that this takes."""
     deterministic: bool = False

@@ -128,9 +128,10 @@ class Guard:
     def reachable(self, verdict: HackingVerdict, results: Results, run: Run) -> HackingVerdict:
         """Return the verdict with the best step that has a checkpoint.
 
-        A run that was started with another action did not keep a checkpoint of every evaluation.
+        A run that was started with another action did not keep a checkpoint of every evaluation, and one that trained
+        adapters before cannot go back to them.
         """
-        found = self.best(results, run.checkpoints.steps())
+        found = self.best(results, run.steps_like_now())
         if found is None or found == verdict.best:
             return verdict
         run.logger().warning("guard: step %d has no checkpoint; going back to step %d", verdict.best, found)

@@ -46,6 +46,7 @@ class Request:
 
     weights: of a run: the average where one is kept, the weights themselves, or the model that it began with. step:
     None is the newest checkpoint. pictures: per prompt, each from its own noise. overrides: `key=value`.
+    judges: ask the configuration's judges too, whatever their role is in training.
     """
 
     target: str
@@ -55,6 +56,7 @@ class Request:
     weights: Weights = "average"
     step: int | None = None
     overrides: tuple[str, ...] = ()
+    judges: bool = False
 
     def run(self) -> Run | None:
         """The run that `target` is the folder of, if it is one."""
@@ -85,11 +87,14 @@ class Request:
             raise ValueError("evaluation.prompts is null, so there is nothing to draw; write --prompts FILE")
         if not config.evaluation.guidance:
             raise ValueError("evaluation.guidance is empty, so there is nothing to draw; write --guidance 1")
+        if self.judges and not config.judges:
+            raise ValueError("--judges: the configuration names none; write judges=[...], as docs/judges.md has it")
         learners = config.learners.model_copy(update={"base_penalty": None})
         cluster = config.cluster.model_copy(update={"share_base": False, "transport": "object_store"})
         drift = config.drift.model_copy(update={"max": None, "meter": False})
         data = config.data.model_copy(update={"prompts": config.evaluation.prompts})  # the run's own may be elsewhere
-        alone = {"learners": learners, "cluster": cluster, "drift": drift, "data": data, "judges": [], "guard": None}
+        alone = {"learners": learners, "cluster": cluster, "drift": drift, "data": data, "guard": None}
+        alone["judges"] = config.judges if self.judges else []
         return config.model_copy(update=alone | {"staleness": 0, "steps": 1, "resume": "never"})
 
 
@@ -164,7 +169,7 @@ class Standalone:
             "size": [model.height, model.width],
             "backbone": model.model_dump(mode="json"),
             "rewards": {key: scored[key] for key in ("terms", "monitors", "decoder", "precision")},
-        }
+        } | ({"judges": comparable(self.config)["judges"]} if self.config.judges else {})
 
     def _kept(self) -> set[int]:
         """The rows whose pictures are kept for the sheet: the first of prompts from all over the file."""
@@ -184,12 +189,12 @@ class Standalone:
     def _part(self, item: Item) -> Path:
         return self.folder / "parts" / f"{item.index:06d}.npz"
 
-    def add(self, item: Item, result: Evaluated) -> None:
-        """Measure an item's pictures, and write its part."""
+    def add(self, item: Item, result: Evaluated, scores: Mapping[str, np.ndarray]) -> None:
+        """Measure an item's pictures, and write its part. scores: those of judges [rows], by metric."""
         records = [self.records[i] for i in item.prompt_ids]
         measured = measure(result.images, records, result.scores, np.array(result.drawn))
         rows = [n for n, sample in enumerate(item.samples) if sample in self.kept]
-        arrays = {f"value|{name}": values for name, values in measured.values.items()}
+        arrays = {f"value|{name}": values for name, values in {**measured.values, **scores}.items()}
         arrays |= {"kept": np.array([item.samples[n] for n in rows], int), "images": result.images[rows]}
 
         def write(path: Path) -> None:

@@ -14,6 +14,7 @@ from flowbp_ray.judges.config import JudgeConfig
 from flowbp_ray.judges.server import check_python
 from flowbp_ray.utils.addresses import bearer
 from flowbp_ray.utils.http import ask
+from flowbp_ray.utils.secrets import register
 
 PATIENCE = 10.0  # seconds for a running server to answer
 
@@ -37,7 +38,7 @@ def api_key(judge: JudgeConfig) -> str | None:
         raise ValueError(f"api_key_env names {name}, which is not set here; set it, or name another one")
     if not (key.isascii() and key.isprintable()):  # which an HTTP library would refuse, and print
         raise ValueError(f"api_key_env names {name}, which has characters that no key has; set it to the key alone")
-    return key
+    return register(key)
 
 
 def _check_url(url: str, key: str | None) -> None:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import re
 import shutil
 import threading
 from collections.abc import Mapping, Sequence
@@ -29,7 +30,14 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from flowbp_ray.run.manifest import MANIFEST, checkpoint_damages, damages, read_manifest, write_manifest
+from flowbp_ray.run.manifest import (
+    MANIFEST,
+    checkpoint_damages,
+    damages,
+    file_damages,
+    read_manifest,
+    write_manifest,
+)
 from flowbp_ray.run.snapshot import (
     AVERAGE,
     EVALUATIONS,
@@ -47,6 +55,7 @@ from flowbp_ray.utils.files import locked, size_of, sync, write_atomically
 from flowbp_ray.utils.tensor_file import check_room
 
 PARTIAL, REPLACED, DAMAGED = ".partial", ".replaced", ".damaged"
+NAME = re.compile(r"step_\d{6,}")
 
 
 class Checkpoints:
@@ -67,7 +76,7 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """Steps of the finished checkpoints, oldest first."""
         found = {path.parent.name for name in (WEIGHTS, MANIFEST) for path in self.folder.glob(f"step_*/{name}")}
-        return sorted(int(name.removeprefix("step_")) for name in found if "." not in name)
+        return sorted(int(name.removeprefix("step_")) for name in found if NAME.fullmatch(name))
 
     def begin(self, step: int) -> Path:
         """Make an empty folder for the engine's state. What a killed run left half-written is removed.
@@ -216,7 +225,7 @@ class Checkpoints:
         return f"the checkpoint of step {step} is damaged ({wrong[0]}{more}); set aside as {aside.name}"
 
     def drop_after(self, step: int) -> None:
-        """Remove the checkpoints that are newer than `step`."""
+        """Remove the checkpoints that are newer than `step`, also one that someone reads: the run has gone back."""
         self.settle()
         for newer in [s for s in self.steps() if s > step]:
             self._remove_at_once(newer)
@@ -233,10 +242,8 @@ class Checkpoints:
         step = steps[-1] if step is None else step
         name = AVERAGE if average and self.has_average(step) else WEIGHTS
         with self.reading(step):
-            with contextlib.suppress(FileNotFoundError):  # of an earlier version, which wrote no manifest
-                right = {name: read_manifest(self.path(step)).get(name, [])}
-                if wrong := damages(self.path(step), right):
-                    raise ConfigError(f"{self.path(step)}: {wrong[0]}; write the step of another checkpoint")
+            if wrong := file_damages(self.path(step), name):
+                raise ConfigError(f"{self.path(step)}: {wrong[0]}; write the step of another checkpoint")
             return step, read_tensors(self.path(step) / name)
 
     def has_average(self, step: int) -> bool:

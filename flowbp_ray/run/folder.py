@@ -22,11 +22,12 @@ from flowbp_ray.config.loading import dump, load
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.run import environment
 from flowbp_ray.run.checkpoint import Checkpoints
+from flowbp_ray.run.engine_state import EngineState
 from flowbp_ray.run.lock import RunLock
 from flowbp_ray.utils.addresses import expand
 from flowbp_ray.utils.diff import differing, shown
 from flowbp_ray.utils.errors import ConfigError, RunFailed, Stalled
-from flowbp_ray.utils.files import write_atomically
+from flowbp_ray.utils.files import sync, write_atomically
 from flowbp_ray.utils.secrets import HidingFormatter, hidden
 from flowbp_ray.utils.tensor_file import FULL
 
@@ -41,6 +42,8 @@ FREE_IN = {
     "learners": {"interconnect", *MOVES} | WHERE,
 }
 
+FORMER = "config.adapters.yaml"
+"""Of a run that trained adapters before it trained all weights: its configuration then."""
 UNWRITABLE = (*FULL, errno.EROFS, errno.EIO, errno.ESTALE)
 FREE_IN_JUDGES = {"url", "server", "concurrency", "timeout", "tries", "backoff", "api_key_env"} | WHERE
 
@@ -56,7 +59,9 @@ class Run:
         self.lock: RunLock | None = None
         self.made = False
         """Whether this object made the folder, and its run has not begun."""
-        self.damaged: list[str] = []  # a line on each checkpoint that `resume` set aside
+        self.resumed = False
+        """Whether it began before; what its driver left behind is looked at once the lock is held."""
+        self.damaged: list[str] = []  # a line on each checkpoint that was set aside then
 
     @classmethod
     def create(cls, config: RunConfig) -> Run:
@@ -103,10 +108,9 @@ class Run:
 
     @classmethod
     def resume(cls, config: RunConfig) -> Run:
-        """Open the run in the folder output/name, or begin one there. Damaged checkpoints are set aside (`damaged`).
+        """Open the run in the folder output/name, or begin one there. `locked` changes what is in it, this does not.
 
-        Raises ConfigError where the folder holds a run of another configuration, or the newest checkpoint is one of
-        another version.
+        Raises ConfigError where the folder holds a run of another configuration.
         """
         if not (config.run_dir / "config.yaml").is_file():
             run = cls(config.run_dir)
@@ -126,13 +130,20 @@ class Run:
                 f"{run.folder} is a run of another configuration; write the old values, another name=, or "
                 f"resume=never:{lines}"
             )
-        run.images.mkdir(exist_ok=True)
-        run.checkpoints.folder.mkdir(exist_ok=True)
-        run.damaged = run.checkpoints.set_damaged_aside()
-        environment.record(run.folder)
-        for line in run.damaged:
-            run.logger().warning("%s", line)
+        run.resumed = True
         return run
+
+    def _take_up(self) -> None:
+        """Set damaged checkpoints of a run that goes on aside (`damaged`), and record where it goes on.
+
+        Raises ConfigError where the newest checkpoint is one of another version.
+        """
+        self.images.mkdir(exist_ok=True)
+        self.checkpoints.folder.mkdir(exist_ok=True)
+        self.damaged = self.checkpoints.set_damaged_aside()
+        environment.record(self.folder)
+        for line in self.damaged:
+            self.logger().warning("%s", line)
 
     @classmethod
     def open(cls, folder: str | Path) -> Run:
@@ -162,11 +173,13 @@ class Run:
     def locked(self, say: Callable[[str], object]) -> Iterator[None]:
         """The frame of a driver: hold the folder's lock, record why the run fails, and remove one that never began.
 
-        Raises ConfigError where another driver holds the lock, RunFailed where the disk does not take a file of the
-        run. say: see `RunLock`.
+        A run that goes on is taken up first: checkpoints that are damaged are set aside. Raises ConfigError where
+        another driver holds the lock, RunFailed where the disk does not take a file of the run. say: see `RunLock`.
         """
         with RunLock(self.folder, say) as self.lock:
             try:
+                if self.resumed:
+                    self._take_up()
                 yield
             except (RunFailed, ValueError) as error:
                 self._record_failure(error)
@@ -189,6 +202,18 @@ class Run:
         self._record_failure(error)
         if self.lock is not None:
             self.lock.release()
+
+    def steps_like_now(self) -> list[int]:
+        """Steps of the checkpoints that its learners can load: after `artifacts.widen` not those of adapters."""
+        steps, lora = self.checkpoints.steps(), self.config.learners.lora is not None
+        if lora or not (self.folder / FORMER).is_file():
+            return steps
+        return [step for step in steps if not EngineState(self.checkpoints.path(step)).adapters]
+
+    def sync_log(self) -> None:
+        """Put the lines of metrics.jsonl onto the disk."""
+        if (file := self.folder / "metrics.jsonl").is_file():
+            sync(file)
 
     def check_lock(self) -> None:
         """Raises RunFailed where this process held the folder's lock and another driver has taken it over."""

@@ -75,7 +75,12 @@ class RunLock:
                 self.file.unlink(missing_ok=True)
 
     def check(self) -> None:
-        """Raises RunFailed where another driver has taken the folder over, so that nothing more may be written."""
+        """Raises RunFailed where another driver has taken the folder over, so that nothing more may be written.
+
+        One that has ended since has removed the lock, and the folder is not this driver's any more either.
+        """
+        found = self._read()
+        self.lost = self.lost or found is None or found.get("token") != self.ours["token"]
         if self.lost:
             raise RunFailed(f"another driver has taken {self.file.parent} over; this one stood still for too long")
 

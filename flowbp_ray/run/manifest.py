@@ -6,10 +6,11 @@ import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from flowbp_ray.run.engine_state import ENGINE
+from flowbp_ray.utils.background import started
 from flowbp_ray.utils.digest import sha256_of_file
 from flowbp_ray.utils.errors import ConfigError
 from flowbp_ray.utils.files import write_atomically
@@ -51,8 +52,26 @@ def damages(folder: Path, files: Mapping[str, Sequence[str]]) -> list[str]:
         except OSError as error:
             return f"{name} cannot be read ({error.strerror or error})"
 
-    with ThreadPoolExecutor(READERS) as readers:
-        return [phrase for phrase in readers.map(damage, sorted(files)) if phrase]
+    def read(part: Sequence[str]) -> dict[str, str | None]:
+        return {name: damage(name) for name in part}
+
+    names = sorted(files)
+    # not an executor, whose threads Python waits for: a process that is asked to end at once does not read to the end
+    readers = [started(partial(read, names[i::READERS])) for i in range(READERS)]
+    found = {name: phrase for reader in readers for name, phrase in reader.result().items()}
+    return [phrase for name in names if (phrase := found[name])]
+
+
+def file_damages(folder: Path, name: str) -> list[str]:
+    """Read one file of a checkpoint and return what is wrong with it. Of an earlier version's nothing is known."""
+    try:
+        return damages(folder, {name: read_manifest(folder).get(name, [])})
+    except FileNotFoundError:
+        return [f"{MANIFEST} is missing"] if any((folder / ENGINE).glob("rank_*.json")) else []
+    except ConfigError:
+        raise
+    except ValueError as error:
+        return [f"{MANIFEST} cannot be read ({error})"]
 
 
 def checkpoint_damages(folder: Path) -> list[str]:

@@ -32,6 +32,16 @@ FORMS = (
 )
 
 
+registered: set[str] = set()
+"""Secrets that this process has read from a place whose name does not say so."""
+
+
+def register(value: str) -> str:
+    """Hide this value from now on, too; return it."""
+    registered.add(value)
+    return value
+
+
 def variables(environ: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment variables that hold secrets, by name; a value that is the path of a file is none."""
     environ = os.environ if environ is None else environ
@@ -41,7 +51,7 @@ def variables(environ: Mapping[str, str] | None = None) -> dict[str, str]:
 
 def hidden(text: str) -> str:
     """The text with `***` in the place of each secret."""
-    for value in sorted(variables().values(), key=len, reverse=True):
+    for value in sorted({*variables().values(), *registered}, key=len, reverse=True):
         text = text.replace(value, HIDDEN)
     for form in FORMS:
         text = form.sub(HIDDEN, text)
@@ -60,7 +70,7 @@ def check_no_secrets(plain: Mapping[str, Any]) -> None:
 
     config.yaml, reports, exports, wandb and every actor get the configuration, so a secret in it is one no longer.
     """
-    held = variables()
+    held = variables() | _keys_of_judges(plain)
     for key, value in _texts(plain, ""):
         name = next((name for name, secret in held.items() if _holds(value, secret)), None)
         if name is not None or any(form.search(value) for form in FORMS):
@@ -69,6 +79,14 @@ def check_no_secrets(plain: Mapping[str, Any]) -> None:
     for key, names in _named(plain, ""):
         raise ValueError(f"{key} names a secret ({names}), and a configuration is written down with the run; "
                          f"{advice(key)}")  # fmt: skip
+
+
+def _keys_of_judges(plain: Mapping[str, Any]) -> dict[str, str]:
+    """The variables that `api_key_env` of a judge names, whatever they are called, and their values."""
+    judges = plain.get("judges")
+    named = [judge.get("api_key_env") for judge in judges if isinstance(judge, Mapping)] if judges else []
+    held = {name: os.environ.get(name, "").strip() for name in named if isinstance(name, str)}
+    return {name: value for name, value in held.items() if len(value) >= SHORTEST}
 
 
 def _holds(value: str, secret: str) -> bool:

@@ -25,6 +25,7 @@ def run_of(folder: Path, change: Callable[[Line], None] = lambda line: None, wei
     lines: list[Line] = [{"step": 0, "kind": "evaluation", "guidance": 1.0, "shapes_clip": 0.5}]
     lines += [{"step": i, "kind": "train", "loss": 0.25 * i, "reward/a": float("nan"), "step_s": i} for i in range(2)]
     lines += [{"step": 2, "kind": "evaluation", "guidance": 1.0, "shapes_clip": 0.75}]
+    lines += [{"step": 2, "kind": "judge", "guidance": 1.0, "judge": name, f"judge/{name}": 3.0} for name in "ab"]
     for line in lines:
         change(line)
     (run.folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -41,8 +42,8 @@ def at(step: int, name: str, value: Any) -> Callable[[Line], None]:
 def test_the_same_numbers_at_other_times_are_bit_identical(tmp_path: Path) -> None:
     first = run_of(tmp_path / "a")
     found = compare_runs(first, run_of(tmp_path / "b", at(1, "step_s", 99.0)))
-    assert found.identical and found.numbers == 2 + 2 * 2 + 2  # guidance counts, times do not
-    assert found.lines() == [f"bit-identical: 8 numbers and the weights (sha256 {found.weights[0][:16]}…)"]
+    assert found.identical and found.numbers == 2 + 2 * 2 + 2 + 2 * 3  # guidance counts, times do not
+    assert found.lines() == [f"bit-identical: 14 numbers and the weights (sha256 {found.weights[0][:16]}…)"]
 
 
 @pytest.mark.parametrize(
@@ -51,6 +52,7 @@ def test_the_same_numbers_at_other_times_are_bit_identical(tmp_path: Path) -> No
         (at(1, "loss", 0.25 + 2**-53), "training step 1: loss was 0.25, is 0.2500000000000001"),
         (at(0, "shapes_clip", 0.25), "evaluation after step 0: shapes_clip was 0.5, is 0.25"),
         (at(0, "reward/a", 1.0), "training step 0: reward/a was NaN, is 1.0"),
+        (at(2, "judge/a", 9.0), "judge after step 2: judge/a was 3.0, is 9.0"),
     ],
 )
 def test_the_first_number_that_differs_is_named(tmp_path: Path, change: Callable[[Line], None], line: str) -> None:

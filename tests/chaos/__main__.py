@@ -33,7 +33,11 @@ def main() -> int:
     if whole:
         publish("chaos", figures, section(figures))
     print(section(figures))
-    return 1 if faults([Record(**record) for record in figures["records"]]) else 0
+    records = [Record(**record) for record in figures["records"]]
+    never = {kind.name for kind in kinds if not kind.impossible()} - {r.kind for r in records if r.injected}
+    if whole and never:
+        print(f"never injected: {', '.join(sorted(never))}", file=sys.stderr)
+    return 1 if faults(records) or (whole and never) else 0
 
 
 def arguments() -> argparse.Namespace:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.chaos.configurations import overrides
+from tests.chaos.configurations import STALL, overrides
 from tests.chaos.disk import Disk
 from tests.chaos.faults import BY_NAME, FOREVER, Kind, Missed, Scene, stop_filling
 from tests.chaos.hosts import SPREAD, cluster
@@ -24,12 +24,13 @@ HANGS = 300.0  # seconds without a step and without an end
 HELD = 60.0  # seconds for which a fault is held at most, where it is to last until the run has stopped
 STARTS = 3  # of the same command after a fault, until there is a step
 BURIED = 120.0  # seconds after a run's end within which its processes are gone: Ray's agents look for their GCS for 60
+REBUILT = 75.0  # seconds in which a run goes on once it has noticed what stood still, on this machine's two cores
 WAIT = 0.02  # seconds
 
 
 @dataclass
 class Record:
-    """What became of a fault. outcome: SURVIVED, RESUMED, or what is wrong. hit: who it was done to.
+    """What became of a fault. outcome: SURVIVED, RESUMED, or what is wrong. hit: who it was done to; "" if nobody was.
 
     line: what the run said as it stopped. seconds: from the fault to the next step that was finished. differs: how the
     run's result is not that of the undisturbed one. left: processes of the run that outlived it.
@@ -52,7 +53,7 @@ class Record:
 
     @property
     def injected(self) -> bool:
-        return not self.outcome.startswith(MISSED)
+        return bool(self.hit)
 
 
 @dataclass
@@ -144,7 +145,7 @@ class Campaign:
         with self.scene(f"{plan.number:02}", plan.config, plan.stalls) as scene:
             try:
                 for planned, record in zip(plan.faults, records, strict=True):
-                    self.inject(scene, planned, record)
+                    self.inject(scene, planned, record, next((r for r in reversed(records) if r.hit), None))
                     self.say(told(record))
                 self.to_the_end(scene)
                 differs = want.differs(scene.running.result())
@@ -157,19 +158,31 @@ class Campaign:
         self.say(f"run {plan.number} ({plan.config}): {differs or 'as the undisturbed one, bit for bit'}")
         return records
 
-    def inject(self, scene: Scene, planned: Planned, record: Record) -> None:
-        """Wait for the moment, strike, and follow the run until its next step is done."""
+    def inject(self, scene: Scene, planned: Planned, record: Record, before: Record | None) -> None:
+        """Wait for the moment, strike, and follow the run until it goes on.
+
+        before: the last fault that was injected, to which belongs what happens before this one. Raises RuntimeError
+        where the run stops and no fault was injected, or stops each time.
+        """
         kind, steps = BY_NAME[planned.kind], scene.running.steps
-        try:
-            scene.until(lambda: steps.done >= planned.step)
-            record.hit = kind.strike(scene)
-        except Missed as error:
-            record.outcome = f"{MISSED}: {error}"
-            if scene.running.code() not in (0, None):  # it stopped without a fault
-                self.stopped(scene, kind, record)
+        for _ in range(STARTS):
+            try:
+                scene.until(lambda: steps.done >= planned.step)
+                record.hit = kind.strike(scene)
+            except Missed as error:
+                if scene.running.code() in (0, None):
+                    record.outcome = f"{MISSED}: {error}"
+                    return
+                if before is None:
+                    raise RuntimeError(f"it stopped by itself: {' | '.join(scene.running.said()[-3:])}") from error
+                before.seconds = None  # it had not recovered
+                self.stopped(scene, BY_NAME[before.kind], before)
+                self.say(f"and then {told(before)}")
+                continue
+            record.step = steps.done
+            self.recover(scene, kind, record)
             return
-        record.step = steps.done
-        self.recover(scene, kind, record)
+        raise RuntimeError(f"it stopped {STARTS} times after one fault")
 
     def recover(self, scene: Scene, kind: Kind, record: Record) -> None:
         """Until a step is done and the fault is taken back; where the run has stopped, start it again.
@@ -192,13 +205,15 @@ class Campaign:
                 if stops == STARTS:
                     record.outcome = "did not go on"
                     raise RuntimeError(f"it stopped {stops} times after one fault")
-            elif record.seconds is None and (code == 0 or running.steps.look() > seen):
+            elif record.seconds is None and (code == 0 or running.steps.look() >= seen + kind.steps):
                 record.seconds = round(now - began, 1)
             elif now - moved > HANGS:
                 record.outcome, record.line = "hung", f"no step in {HANGS:.0f} s"
                 raise RuntimeError(record.line)
             running.family.look()
             time.sleep(WAIT)
+        if kind.stalls and record.seconds > STALL + REBUILT + kind.lasts:
+            record.outcome = f"noticed after more than {STALL} s"
 
     def stopped(self, scene: Scene, kind: Kind, record: Record, by_us: bool = False) -> None:
         """Note how the run stopped, and give the same command again."""
@@ -206,8 +221,8 @@ class Campaign:
         assert code is not None
         wrong, line = ("", "") if by_us and code == -9 else fault_of_stop(code, running.said(), kind.names)
         record.line = record.line or line
-        if record.outcome in (SURVIVED, RESUMED) or not record.injected:
-            record.outcome = wrong or (RESUMED if record.injected else f"stopped by itself: {line}")
+        if record.outcome in (SURVIVED, RESUMED):
+            record.outcome = wrong or RESUMED
         running.family.look(at_once=True)
         self.graves.append(Grave(running.family, time.monotonic(), record))
         if wrong:

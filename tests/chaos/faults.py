@@ -70,7 +70,8 @@ class Kind:
     """A kind of fault. names: what the line must match that a run says which stops because of it.
 
     times: in the whole campaign. configs: in which it is tried. heal: takes it back, `lasts` seconds later or when the
-    run has stopped. ends: it ends the driver, which then cannot say a line. stalls: it is noticed by `stall_timeout`.
+    run has stopped. ends: it ends the driver, which then cannot say a line. stalls: it is noticed by `stall_timeout`,
+    and not in the next step already, which may have all that it needs.
     """
 
     name: str
@@ -82,6 +83,11 @@ class Kind:
     lasts: float = 0.0
     ends: bool = False
     stalls: bool = False
+
+    @property
+    def steps(self) -> int:
+        """How many steps show that the run goes on: what stood still is waited for a step later at staleness 1."""
+        return 3 if self.stalls else 1
 
     def impossible(self) -> str:
         """Why it cannot be tried here; nothing where it can."""
@@ -288,8 +294,11 @@ KINDS = [
     Kind("the object store is full", fill_store, 3, "object store", heal=stop_filling, lasts=5.0),
     Kind("the judge's engine is killed", engine, 5, "judge", configs=("judged",)),
     Kind("the judge's process is killed", at_work("ray::JudgeActor.weights"), 2, "judge", configs=("judged",)),
-    Kind("a node is lost", node_lost, 1, LOST, configs=("hosts",), heal=mend_hosts, lasts=30.0),
-    Kind("the network to a sampler's node is cut", cut(2), 1, LOST, configs=("hosts",), heal=mend_hosts, lasts=30.0),
-    Kind("the network to a learner's node is cut", cut(1), 1, LOST, configs=("hosts",), heal=mend_hosts, lasts=30.0),
+    Kind("a node is lost", node_lost, 1, LOST, configs=("hosts",), heal=mend_hosts, lasts=40.0,
+         stalls=True),
+    Kind("the network to a sampler's node is cut", cut(2), 1, LOST, configs=("hosts",), heal=mend_hosts, lasts=40.0,
+         stalls=True),
+    Kind("the network to a learner's node is cut", cut(1), 1, LOST, configs=("hosts",), heal=mend_hosts, lasts=40.0,
+         stalls=True),
 ]  # fmt: skip
 BY_NAME = {kind.name: kind for kind in KINDS}

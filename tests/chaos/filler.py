@@ -9,7 +9,8 @@ import logging
 import os
 import sys
 
-os.environ["RAY_AUTH_MODE"] = "token"  # which a private Ray wants, and which is read as Ray is imported
+os.environ["RAY_AUTH_MODE"] = "token"  # which a private Ray wants; both are read as Ray is imported
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # else 127.0.0.1 becomes the machine's address: nobody listens
 
 import numpy as np
 import ray
@@ -19,8 +20,7 @@ TIMES = 1.5  # what the store holds
 
 
 def main(address: str) -> None:
-    here = address.rpartition(":")[0]  # a private Ray's node is at loopback, which a driver does not look for by itself
-    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, _node_ip_address=here)
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     room = sum(node["Resources"].get("object_store_memory", 0.0) for node in ray.nodes())
     held = []
     while len(held) * PIECE < TIMES * room:

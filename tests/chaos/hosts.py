@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,9 @@ from tests.paths import ROOT
 
 SPREAD = ["learners.cpus=2.25", "samplers.cpus=1.25", "rewards.cpus=0.25"]
 """On hosts with 4, 4 and 2 CPUs: none has room for two learners, the last one for none."""
+
+
+TOLD = 10.0  # seconds within which a raylet learns that it was given up, and ends
 
 
 class Hosts(Cluster):
@@ -34,6 +38,7 @@ class Hosts(Cluster):
         """The network is whole, and hosts whose Ray has ended or was given up by the others start it anew."""
         for host in self.network.hosts[1:]:
             self._link(host, "up")
+        time.sleep(TOLD)
         alive = {node["node_ip"] for node in self.list("nodes") if node["state"] == "ALIVE"}
         for host in self.network.hosts[1:]:
             if host.process is None or host.process.poll() is not None or host.address not in alive:
@@ -53,7 +58,8 @@ def cluster(folder: Path, wanted: bool) -> Iterator[Hosts | None]:
         return
     folder.mkdir(parents=True)
     env = clients.environment(clients.new_token(folder / "token")) | PRIVATE
-    env |= {"RAY_health_check_period_ms": "1000", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    env |= {"RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "2000"}
+    env |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     env["RAY_worker_niceness"] = "0"
     with network(folder / "hosts", list(CPUS)) as made:
         head = made.hosts[0].address

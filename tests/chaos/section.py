@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 from tests.chaos.campaign import RESUMED, SURVIVED, Record
-from tests.chaos.configurations import CONFIGURATIONS, MEANING
+from tests.chaos.configurations import CONFIGURATIONS, MEANING, STALL
 from tests.chaos.faults import KINDS
 from tests.chaos.planner import STEPS
 
@@ -15,7 +15,7 @@ from tests.chaos.planner import STEPS
 def section(figures: Mapping[str, Any]) -> str:
     records = [Record(**record) for record in figures["records"]]
     injected = [record for record in records if record.injected]
-    rows = [row(kind.name, [r for r in injected if r.kind == kind.name]) for kind in KINDS]
+    rows = [row(kind.name, [r for r in records if r.kind == kind.name]) for kind in KINDS]
     wrong = [record for record in injected if not record.good]
     used = {record.config for record in records}
     return "\n".join(
@@ -24,18 +24,21 @@ def section(figures: Mapping[str, Any]) -> str:
             "Faults are injected into real runs of the embedded model, each a process as a user starts it, at moments",
             "that are seen from outside. After a fault the run goes on by itself, or it stops with one line that names",
             "the cause and the same command is given again. In the end the digest of the weights and every line of",
-            "metrics.jsonl but its times are those of a run that nothing was done to: no sample was trained twice or",
-            f"left out. `make chaos` ({figures['minutes']:.0f} minutes on two cores, {figures['date']}, seed "
-            f"{figures['seed']}): {len(injected)} faults",
-            f"in {figures['runs']} runs of {STEPS} steps, which were started {figures['starts']} times.",
+            "metrics.jsonl, but for its times, its judges' lines and what counts restarts, are those of a run that",
+            "nothing was done to: no sample was trained twice or left out.",
+            f"`make chaos` ({figures['minutes']:.0f} minutes on two cores, {figures['date']}, seed {figures['seed']}): "
+            f"{len(injected)} of {len(records)} planned faults were injected",
+            f"into {len({r.run for r in injected})} runs of {STEPS} steps; with those that nothing was done to, "
+            f"{figures['starts']} starts.",
             "",
             "| fault | injected | survived without a hand | stopped, resumed to the same bits | otherwise | seconds to "
             "recover: median | worst |",
             "| --- | --- | --- | --- | --- | --- | --- |",
             *(line for line in rows if line),
-            row("all", injected),
+            row("all", records),
             "",
-            "Seconds are from the fault to the end of the next step, a new start included where it took one. A driver",
+            "Seconds are from the fault to the end of the next step (of the third one where something stands still or",
+            f"a host is away; stall_timeout is {STALL} s there), a new start included where it took one. A driver",
             "that is killed says no line; all others that stopped did. The configurations: "
             + "; ".join(f"`{name}`: {MEANING[name]}" for name in CONFIGURATIONS if name in used)
             + ".",
@@ -45,16 +48,18 @@ def section(figures: Mapping[str, Any]) -> str:
     )
 
 
-def row(name: str, records: Sequence[Record]) -> str:
-    """A line of the table; nothing for a fault that was not injected."""
-    if not records:
+def row(name: str, planned: Sequence[Record]) -> str:
+    """A line of the table; nothing for a fault that was not planned."""
+    if not planned:
         return ""
+    records = [record for record in planned if record.injected]
     good = [record for record in records if record.good]
     survived = sum(record.outcome == SURVIVED for record in good)
     resumed = sum(record.outcome == RESUMED for record in good)
     seconds = [record.seconds for record in good if record.seconds is not None]
     times = f"{median(seconds):.1f} | {max(seconds):.1f}" if seconds else "– | –"
-    return f"| {name} | {len(records)} | {survived} | {resumed} | {len(records) - len(good)} | {times} |"
+    count = f"{len(records)}" if len(records) == len(planned) else f"{len(records)} of {len(planned)}"
+    return f"| {name} | {count} | {survived} | {resumed} | {len(records) - len(good)} | {times} |"
 
 
 def explained(wrong: Sequence[Record]) -> list[str]:

@@ -121,16 +121,21 @@ def test_a_disk_becomes_full_and_read_only_and_is_taken_away(tmp_path: Path) -> 
 def test_the_table_says_what_the_records_say(tmp_path: Path) -> None:
     name, page = KINDS[0].name, tmp_path / "page.md"
     records = [
-        Record(name, "one", 1, 3, outcome=SURVIVED, seconds=2.0),
-        Record(name, "one", 1, 5, outcome=RESUMED, line="the line", seconds=10.0),
-        Record(name, "two", 2, 7, outcome=SURVIVED, seconds=99.0, differs="step 9 differs in loss"),
+        Record(name, "one", 1, 3, "x", outcome=SURVIVED, seconds=2.0),
+        Record(name, "one", 1, 5, "x", outcome=RESUMED, line="the line", seconds=10.0),
+        Record(name, "two", 2, 7, "x", outcome=SURVIVED, seconds=99.0, differs="step 9 differs in loss"),
         Record(name, "two", 2, 9, outcome="not injected: the run had ended"),
     ]
     assert faults(records) == [records[2]]
     figures = {"date": "2026-01-01", "seed": 17, "minutes": 3.2, "runs": 4, "starts": 5}
     text = section({**figures, "records": [asdict(record) for record in records]})
-    assert f"| {name} | 3 | 1 | 1 | 1 | 6.0 | 10.0 |" in text and "| all | 3 | 1 | 1 | 1 | 6.0 | 10.0 |" in text
-    assert "3 faults\nin 4 runs" in text and "after step 7: survived; step 9 differs in loss" in text
+    assert (
+        f"| {name} | 3 of 4 | 1 | 1 | 1 | 6.0 | 10.0 |" in text and "| all | 3 of 4 | 1 | 1 | 1 | 6.0 | 10.0 |" in text
+    )
+    assert (
+        "3 of 4 planned faults were injected\ninto 2 runs" in text
+        and "after step 7: survived; step 9 differs in loss" in text
+    )
     page.write_text("# A page\n\n<!-- chaos -->\nold\n<!-- /chaos -->\nafter it\n")
     write_section(page, "chaos", text)
     write_section(page, "more", "more\n")

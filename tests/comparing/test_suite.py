@@ -104,6 +104,17 @@ def test_the_table_is_means_over_seeds_and_marks_what_is_beyond_noise(suite: Sui
     assert curve.values["verifier"] == pytest.approx([0.25, 0.55])
 
 
+def test_a_run_that_ended_before_it_was_measured_is_missing(suite: Suite, tmp_path: Path) -> None:
+    runs = cells(suite, tmp_path / "out")
+    for cell in runs[:3]:
+        ended(cell, 0.5, 2.0)
+    summary = json.loads((runs[0].folder / "summary.json").read_text()) | {"guidance": {}}
+    (runs[0].folder / "summary.json").write_text(json.dumps(summary))
+    found = collect(suite, runs)
+    assert "one, seed 1 (ended before guidance 1 was measured)" in found.missing and len(found.missing) == 7
+    assert list(found.table) == ["base", *list(suite.rows)[1:]]
+
+
 def test_one_seed_has_no_interval_and_no_second_best(suite: Suite, tmp_path: Path) -> None:
     found, all_cells = collected(suite, tmp_path, seeds=1)
     assert half_width(np.array([1.0])) is None

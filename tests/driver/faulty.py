@@ -45,6 +45,15 @@ class SleepySampler(SamplerActor):
         return super().rollout(item, *rest)
 
 
+class HangingSampler(SamplerActor):
+    """Does not answer in step 1."""
+
+    def rollout(self, item: Item, *rest: Any) -> tuple[RolloutReport, Rollout, Packed]:
+        while item.step == 1:
+            time.sleep(1.0)
+        return super().rollout(item, *rest)
+
+
 class SleepyReward(RewardActor):
     """Answers after a random while."""
 

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import ray
@@ -19,6 +20,8 @@ import ray
 from flowbp_ray import driver
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.driver import Loop
+from flowbp_ray.evaluate import evaluate
+from flowbp_ray.evaluation.standalone import Request
 from flowbp_ray.run.folder import Run
 from flowbp_ray.utils.errors import RunFailed
 from flowbp_ray.utils.signals import Interrupted
@@ -80,6 +83,14 @@ def test_a_monitor_judges_the_pictures_of_evaluations_and_changes_no_weight(loca
 
     with Fake(answer) as fake:
         run, summary = driver.train(config(tmp_path, *evaluated(), judged(fake, "monitor", limit=2)))
+        asked = len(fake.bodies)
+        work, results = evaluate(Request(str(run.folder), judges=True, overrides=("evaluation.batch=2",)))
+        with pytest.raises(ValueError, match=r"holds another evaluation[\s\S]*judges was"):
+            evaluate(Request(str(run.folder), overrides=("evaluation.batch=2",)))
+    again = results.values[1.0]["eye"][:, 0]
+    assert again[0] == lines(run)[-1]["eye"] and np.isnan(again[1:]).all() and len(again) == 3
+    assert results.summary()["guidance"]["1"]["eye"]["count"] == 1 and work.settings["judges"][0]["name"] == "eye"
+    del fake.bodies[asked:]
     assert summary["weights_sha256"] == local_digest(config(tmp_path))
     found = lines(run)
     assert [(line["step"], line["pictures"], line["missing"]) for line in found] == [(s, 2, 1) for s in range(3)]

@@ -201,8 +201,10 @@ def test_a_run_goes_on_with_other_learners_and_from_what_is_whole(tmp_path: Path
     run.checkpoints.settle()
     truncate(run.checkpoints.path(2) / "engine" / "rank_0001.json")
     resumed = Run.resume(small_config(tmp_path, "flowbp_sparse", "name=mine", "resume=auto", *elsewhere))
-    assert resumed.checkpoints.steps() == [1]
-    [line] = resumed.damaged
+    assert resumed.checkpoints.steps() == [1, 2] and not resumed.damaged  # nothing is touched before the lock is held
+    with resumed.locked(print):
+        [line] = resumed.damaged
+        assert resumed.checkpoints.steps() == [1]
     assert "step 2 is damaged (engine/rank_0001.json is not what was written)" in line
     assert line in (run.folder / "log.txt").read_text()
     for other in ("learners.ema={decay: 0.5}", "learners.optimizer.moments=int8"):
@@ -238,3 +240,14 @@ def test_a_full_disk_is_said_where_the_result_is_asked_for(tmp_path: Path) -> No
         writing.result()
     checkpoints.abandon(2)
     assert [path.name for path in tmp_path.iterdir()] == ["step_000001"]
+
+
+def test_weights_whose_manifest_is_gone_are_not_taken_for_those_of_an_earlier_version(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 1)
+    shutil.copytree(checkpoints.path(1), checkpoints.folder / "step_000001-backup")  # not one of the run's
+    assert checkpoints.steps() == [1]
+    (checkpoints.path(1) / "manifest.json").unlink()
+    with pytest.raises(ConfigError, match=r"manifest.json is missing; write the step of another"):
+        checkpoints.weights(1)
+    shutil.rmtree(checkpoints.path(1) / "engine")
+    assert checkpoints.weights(1)[0] == 1

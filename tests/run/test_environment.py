@@ -20,10 +20,12 @@ from tests.small import small_config
 def test_each_start_is_a_line(tmp_path: Path) -> None:
     config = small_config(tmp_path, "refl", "name=one")
     run = Run.create(config)
-    Run.resume(config)
+    with Run.resume(config).locked(print):
+        pass
     with (run.folder / environment.FILE).open("a") as file:
         file.write('{"torn')
-    Run.resume(config)
+    with Run.resume(config).locked(print):
+        pass
     starts = environment.read(run.folder)
     assert len(starts) == 3 and environment.read(tmp_path) == []
     for start in starts:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from flowbp_ray.observability.tracker import Tracker
+from flowbp_ray.run import environment
 from flowbp_ray.run.folder import Run
 from flowbp_ray.run.lock import FILE, RunLock, started
 from flowbp_ray.utils.errors import ConfigError, RunFailed
@@ -73,6 +74,31 @@ def test_who_lost_the_lock_saves_nothing_more(tmp_path: Path) -> None:
         with pytest.raises(RunFailed, match="another driver has taken"):
             lock.check()
     assert json.loads((tmp_path / FILE).read_text())["token"] == "another"
+
+
+def test_who_comes_back_when_the_other_has_ended_saves_nothing_more(tmp_path: Path) -> None:
+    lock = RunLock(tmp_path, print, beat=60)
+    with lock:
+        lock.check()
+        (tmp_path / FILE).unlink()
+        with pytest.raises(RunFailed, match="another driver has taken"):
+            lock.check()
+
+
+def test_a_second_driver_changes_nothing_that_the_first_writes(tmp_path: Path) -> None:
+    config = small_config(tmp_path, "refl", "name=mine", "resume=auto")
+    first = Run.create(config)
+    with first.locked(print):
+        first.keep()
+        partial = first.checkpoints.begin(1)
+        (partial / "weights.safetensors").write_bytes(b"half")
+        starts = (first.folder / environment.FILE).read_text()
+        with pytest.raises(ConfigError, match="running already"), Run.resume(config).locked(print):
+            pass
+        assert (partial / "weights.safetensors").read_bytes() == b"half"
+        assert (first.folder / environment.FILE).read_text() == starts
+    with Run.resume(config).locked(print):
+        assert not partial.exists()
 
 
 def test_a_run_that_never_began_leaves_no_folder(tmp_path: Path) -> None:

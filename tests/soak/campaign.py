@@ -13,6 +13,7 @@ from tests.soak.raylet import Raylet, Store
 from tests.soak.run import Kill, Killer, SoakedRun
 
 EVERY = 20.0  # seconds between kills
+QUIET = 0.2  # of the time, at its end, without kills: an actor that lives longer shows what grows in it
 LONGEST = 90.0  # or as many as the run takes to recover from the last one, but at most these
 LOOK = 5.0  # seconds between samples
 POLL = 0.25
@@ -87,7 +88,8 @@ def _watch(
         run.count()
         killer.notice(now)
         late = now >= next_kill + LONGEST - every
-        if now >= next_kill and (killer.recovered() or late) and killer.strike(now):
+        striking = next_kill <= now < (1 - QUIET) * seconds
+        if striking and (killer.recovered() or late) and killer.strike(now):
             next_kill = now + every
         if now >= next_look:
             record.samples.append(_sample(run, raylet, now, len(killer.kills)))

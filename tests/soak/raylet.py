@@ -39,7 +39,8 @@ class Raylet:
         self.session = re.findall(r"--session[_-]dir=(\S+)", command)[0]
         asks = [sys.executable, "-m", "tests.soak.raylet", gcs]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.asks: Any = subprocess.Popen(asks, cwd=ROOT, env={**environment}, **pipes)  # type: ignore[call-overload]
+        own = {**environment, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # else 127.0.0.1 is taken for another address
+        self.asks: Any = subprocess.Popen(asks, cwd=ROOT, env=own, **pipes)  # type: ignore[call-overload]
 
     def ask(self) -> Store | None:
         """None where it does not answer."""

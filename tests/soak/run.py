@@ -28,7 +28,7 @@ AGAIN = 2  # steps after a kill until the run has recovered: the first may have 
 SETTINGS = [
     "name=soak",
     "steps=1000000",
-    "checkpoint.every=20",
+    "checkpoint.every=5",  # so that all that are kept are there early
     "learners.optimizer.lr=1e-6",  # so long a run of four prompts would otherwise ruin the model
     "cluster.tries=20",  # kills come as fast as learners are built again, where the machine does other work
 ]

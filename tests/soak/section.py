@@ -17,7 +17,7 @@ COLUMNS = {
     "references": "objects owned",
 }
 LOGS = BOUNDS["files of Ray's session"]
-UNITS = {"object store": ", MiB", "shared memory": ", MiB"}
+UNITS = dict.fromkeys(("object store", "shared memory", "memory of the raylet", "memory of the GCS"), ", MiB")
 
 
 def section(figures: Mapping[str, Any]) -> str:
@@ -66,8 +66,9 @@ def _what(figures: Mapping[str, Any]) -> str:
     return (
         f"`make soak` ({figures['seconds'] / 60:.0f} minutes, {figures['date']}) trains the embedded model in small "
         f"steps, {steps} of {figures['seconds'] / max(1, steps):.2f} s with all that kills cost, while every "
-        f"{EVERY:.0f} s, or once it has recovered, a random actor gets SIGKILL ({killed}).{recovered} {end} Each cell "
-        "is the level and, in brackets, the change per 1,000 steps with its 95 % interval:"
+        f"{EVERY:.0f} s, or once it has recovered, a random actor gets SIGKILL ({killed}), in the last fifth of the "
+        f"time none.{recovered} {end} "
+        "Each cell is the level and, in brackets, the change per 1,000 steps with its 95 % interval:"
     )
 
 
@@ -82,7 +83,8 @@ def _how(figures: Mapping[str, Any]) -> str:
         "objects per 1,000 steps and in all. Memory is what no other process shares, in RAM or swapped out. Slopes "
         f"are least squares over means of {BLOCK:.0f} s, after the first quarter. An actor is a new process after a "
         f"kill, so actors are fitted within each process from its step {SETTLED} on, over means of {2 * LOOK:.0f} s. "
-        f"Ray keeps the logs of processes that have ended: the files of its session may grow by {LOGS:g} per kill."
+        f"Ray keeps the logs of processes that have ended: the files of its session may grow by {LOGS:g} per kill, and "
+        f"its daemons by {BOUNDS['memory of the GCS']:g} MiB: their slopes per step are what is left beside the kills."
     )
 
 

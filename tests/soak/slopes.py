@@ -44,20 +44,26 @@ def means(series: Series, block: int) -> tuple[np.ndarray, np.ndarray]:
     return x.mean(axis=1), y.mean(axis=1)
 
 
-def slope(groups: Sequence[Series], block: int = 1) -> Slope | None:
+def slope(groups: Sequence[Series], block: int = 1, beside: Sequence[float] = ()) -> Slope | None:
     """Fit one slope to all groups, each with a level of its own. None where there are fewer than FEWEST means.
 
     With x', y' the deviations from the group's mean: b = Σ x'y' / Σ x'²; the residual variance has n − groups − 1
-    degrees of freedom, and the interval is Student's t.
+    degrees of freedom, and the interval is Student's t. beside: another quantity that y may grow with, of the only
+    group: x and y are taken as they deviate from their own fits to it (theorem of Frisch, Waugh and Lovell), which
+    takes one degree more.
     """
     parts = [means(series, block) for series in groups]
     parts = [(x, y) for x, y in parts if len(x) > 1 and np.ptp(x) > 0]
-    if not parts or sum(len(x) for x, _ in parts) < max(FEWEST, len(parts) + 2):
+    if not parts or sum(len(x) for x, _ in parts) < max(FEWEST, len(parts) + 2 + bool(len(beside))):
         return None
     x = np.concatenate([x - x.mean() for x, _ in parts])
     y = np.concatenate([y - y.mean() for _, y in parts])
-    value, free = float(x @ y / (x @ x)), len(x) - len(parts) - 1
-    error = np.sqrt(float(((y - value * x) ** 2).sum()) / free / float(x @ x))
+    if len(beside):
+        z = means((beside, beside), block)[0]
+        z = z - z.mean()
+        x, y = (part - z * float(part @ z) / max(1e-12, float(z @ z)) for part in (x, y))
+    value, free = float(x @ y / max(1e-12, float(x @ x))), len(x) - len(parts) - 1 - bool(len(beside))
+    error = np.sqrt(float(((y - value * x) ** 2).sum()) / free / max(1e-12, float(x @ x)))
     half = float(stats.t.ppf(0.975, free)) * float(error)
     span = max(float(np.ptp(series[0])) for series in groups if len(series[0]))
     ends = [np.asarray(series[1], np.float64) for series in groups if len(series[1])]

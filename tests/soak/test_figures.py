@@ -44,7 +44,7 @@ def test_what_is_flat_and_what_grows() -> None:
     assert found["kills"] == {"sampler": 1, "reward server": 1, "learner": 1} and found["steps"] == 1190
     assert found["recovered"] == {"median": 4.5, "worst": 5.0}
     shared = next(row for row in found["rows"] if row["quantity"] == "shared memory")
-    logs = next(row for row in found["rows"] if row["per"] == "kill")
+    logs = next(row for row in found["rows"] if row["quantity"] == "files of Ray's session")
     assert (logs["slope"], logs["verdict"]) == (5.0, "flat")
     assert shared["level"] == 2.0  # the same file, open in two processes
     grown = figures(record(leak=0.02))

@@ -30,6 +30,19 @@ def test_processes_have_levels_of_their_own() -> None:
     assert fit.value == pytest.approx(solved[0])
 
 
+def test_what_grows_with_something_else_is_told_apart() -> None:
+    """As a regression on both, by least squares; with noise the interval is that of the two regressors."""
+    rng = np.random.default_rng(5)
+    x, z = np.arange(30.0), np.minimum(np.arange(30.0) // 3, 7.0)
+    y = 2 + 0.5 * x + 3 * z + 0.1 * rng.normal(size=30)
+    fit = slope([(x.tolist(), y.tolist())], beside=z.tolist())
+    design = np.stack([np.ones(30), x, z], axis=1)
+    solved, residual = np.linalg.lstsq(design, y)[:2]
+    error = np.sqrt(residual[0] / 27 * np.linalg.inv(design.T @ design)[1, 1])
+    assert fit is not None and fit.value == pytest.approx(solved[1])
+    assert fit.half == pytest.approx(stats.t.ppf(0.975, 27) * error)
+
+
 def test_means_widen_the_interval_of_samples_that_are_alike() -> None:
     """A walk that goes nowhere has samples that follow each other: fitted singly, they seem to show a slope."""
     rng, found = np.random.default_rng(0), {1: 0, 25: 0}

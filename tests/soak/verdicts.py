@@ -15,6 +15,7 @@ WARM = 0.25  # of the time, after which memory that is taken once has been taken
 SETTLED = 5  # steps that an actor needs to take what it takes once
 BLOCK = 40.0  # seconds of samples whose mean is one point of a fit: two kills
 FEWEST_BLOCKS = 8
+KEEPERS = ("raylet", "GCS")  # Ray's daemons, which keep something of each process that has ended
 LONGER = 30.0  # seconds in which a process that has ended is gone
 
 BOUNDS = {
@@ -30,9 +31,11 @@ BOUNDS = {
     "processes": 1.0,
     "files of the run": 2.0,
     "files of Ray's session": 6.0,
+    "memory of the raylet": 1.0,
+    "memory of the GCS": 1.0,
 }
-"""What is flat whatever its interval: MiB or a number, per 1,000 steps (per kill for the logs that Ray keeps), and as
-much in all where the soak has fewer steps."""
+"""What is flat whatever its interval: MiB or a number, per 1,000 steps (per kill for what Ray keeps of each process),
+and as much in all where the soak has fewer steps."""
 
 OF_PROCESS: dict[str, Callable[[Process], float]] = {
     "memory": lambda process: process.memory,
@@ -63,7 +66,7 @@ def figures(record: Record) -> dict[str, Any]:
     steps = record.samples[-1].steps if record.samples else 0
     killed = Counter(kill.role for kill in record.kills)
     missed = [f"no {role} was killed" for role in ACTORS if not killed[role]]
-    short = sorted({str(row["of"]) for row in rows if row["verdict"] == "too short" and row["of"] not in ACTORS})
+    short = sorted({str(row["of"]) for row in rows if row["verdict"] == "too short"})
     missed += [f"too few steps to tell whether anything of {', '.join(short)} grows"] if short else []
     return {
         "seconds": round(record.seconds),
@@ -107,9 +110,10 @@ def _process_rows(record: Record) -> list[dict[str, Any]]:
     warm, rows = WARM * record.seconds, []
     for role in _roles(record.samples):
         lives = _lives(record.samples, role, warm)
+        kills = [s.kills for life in lives for s, _ in life] if role in KEEPERS and len(lives) == 1 else []
         for quantity, of in OF_PROCESS.items():
             series = [([s.steps / 1000 for s, _ in life], [of(p) for _, p in life]) for life in lives]
-            rows.append(_row(role, quantity, _fit(series, role in ACTORS), "1,000 steps"))
+            rows.append(_row(role, quantity, _fit(series, role in ACTORS, kills), "1,000 steps"))
         owned = [
             (
                 [s.steps / 1000 for s, p in life if s.store],
@@ -148,16 +152,22 @@ def _run_rows(record: Record) -> list[dict[str, Any]]:
         pairs = [(s.steps / 1000, y) for s in samples if (y := of(s)) == y]
         series = [([x for x, _ in pairs], [y for _, y in pairs])]
         rows.append(_row("the run", quantity, _fit(series), "1,000 steps"))
+    for role in KEEPERS:
+        life = [(s.kills, p.memory) for s in samples for p in s.processes if p.role == role]
+        if not life:
+            continue
+        series = [([float(kills) for kills, _ in life], [memory for _, memory in life])]
+        rows.append(_row("the run", f"memory of the {role}", _fit(series), "kill"))
     logs = [([float(s.kills) for s in samples], [float(s.session_files) for s in samples])]
     rows.append(_row("the run", "files of Ray's session", _fit(logs), "kill"))
     return rows
 
 
-def _fit(series: Sequence[Series], actor: bool = False) -> Slope | None:
-    """Means of up to BLOCK seconds; of actors, which live less long, of two samples."""
+def _fit(series: Sequence[Series], actor: bool = False, kills: Sequence[float] = ()) -> Slope | None:
+    """Means of up to BLOCK seconds; of actors, which live less long, of two samples. kills: see `slope`, `beside`."""
     longest = max((len(x) for x, _ in series), default=0)
     block = 2 if actor else max(1, min(round(BLOCK / LOOK), longest // FEWEST_BLOCKS))
-    return slope(series, block)
+    return slope(series, block, kills)
 
 
 def _row(of: str, quantity: str, fit: Slope | None, per: str) -> dict[str, Any]:

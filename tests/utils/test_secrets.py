@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 
 from flowbp_ray.config import loading
+from flowbp_ray.judges.config import JudgeConfig
+from flowbp_ray.judges.preflight import api_key
 from flowbp_ray.observability.progress import Progress
 from flowbp_ray.observability.status import Status, StatusFile
 from flowbp_ray.preflight import check
+from flowbp_ray.rewards.remote import token
 from flowbp_ray.run import environment
 from flowbp_ray.run.folder import Run
 from flowbp_ray.utils.console import guarded
@@ -90,6 +93,17 @@ def test_a_judge_with_a_secret_is_refused(entry: dict[str, Any], where: str) -> 
     with pytest.raises(ValueError, match=where) as refused:
         check_no_secrets({"judges": [JUDGE | entry]})
     assert "abc" not in str(refused.value) and "api_key_env=NAME" in str(refused.value)
+
+
+def test_a_key_is_hidden_whatever_its_variable_is_called(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MYJUDGE", "a-key-of-a-gateway")
+    plain = JUDGE | {"api_key_env": "MYJUDGE"}
+    with pytest.raises(ValueError, match=r"name holds what \$MYJUDGE holds"):
+        check_no_secrets({"name": "a-key-of-a-gateway", "judges": [plain]})
+    assert api_key(JudgeConfig.model_validate(plain)) == "a-key-of-a-gateway"
+    (tmp_path / "token").write_text("the-token-of-a-file\n")
+    assert token.read(tmp_path / "token", "rewards.token_file") == "the-token-of-a-file"
+    assert hidden("401: a-key-of-a-gateway, the-token-of-a-file") == "401: ***, ***"
 
 
 def test_what_is_called_like_a_secret_and_is_none() -> None:

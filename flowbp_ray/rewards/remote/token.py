@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from flowbp_ray.utils.addresses import expand
+from flowbp_ray.utils.secrets import register
 from flowbp_ray.utils.text_files import read_text
 
 VARIABLE = "FLOWBP_RAY_REWARD_TOKEN"
@@ -33,7 +34,7 @@ def read(file: str | Path | None, option: str) -> str:
             f"the token in {where} must be {SHORTEST} or more printable ASCII characters without spaces; make one with "
             "`openssl rand -hex 32`"
         )
-    return found
+    return register(found)
 
 
 def allowed(header: str | None, token: str) -> bool:
