@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-gpu test-hosts test-judge test-long bad-input chaos soak audit lint types clean-venv
+.PHONY: demo docs docs-serve dist resolve test test-gpu test-hosts test-judge test-long bad-input chaos soak audit lint types clean-venv
 
 $(STAMP): pyproject.toml constraints/cpu.txt constraints/beside.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed")'
@@ -57,6 +57,27 @@ soak: $(STAMP)
 # Some 70 faults in real runs, at most 45 minutes; as root all of them. The figures go to docs/reliability.md.
 chaos: $(STAMP)
 	$(BIN)/python -m tests.chaos
+
+# The documentation site, into build/site. A broken link, or a page without a place in the nav, fails.
+docs: $(STAMP)
+	$(BIN)/python -c 'import material' 2>/dev/null || $(BIN)/pip install -q --disable-pip-version-check -c constraints/cpu.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+
+docs-serve: docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
+
+# The sdist and the wheel, into dist/: built twice and compared, checked by twine and for completeness. Needs the network once.
+dist: $(STAMP)
+	test -x $(VENV)/dist/bin/twine || { $(PYTHON) -m venv $(VENV)/dist && \
+	  $(VENV)/dist/bin/pip install -q --disable-pip-version-check build==1.6.1 twine==7.0.0 setuptools==84.2.1 uv==0.13.9; }
+	$(VENV)/dist/bin/python .ci/dist.py
+
+# Do the dependencies and each extra resolve for every Python that we name? Nothing is installed. Needs the network.
+resolve: dist
+	for python in 3.10 3.11 3.12 3.13; do for extra in $$(sed -nE '/optional-dependencies/,/^\[/s/^([a-z]+) = .*/\1/p' pyproject.toml); do \
+	  $(VENV)/dist/bin/uv pip compile -q --extra $$extra --python-version $$python --python-platform x86_64-manylinux_2_28 \
+	    pyproject.toml -o $(VENV)/dist/resolved.txt && echo "Python $$python, $$extra: $$(grep -c == $(VENV)/dist/resolved.txt) packages" || exit 1; \
+	done; done
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
