@@ -29,7 +29,12 @@ def main() -> int:
         print("no such fault; there are:", *(kind.name for kind in KINDS), sep="\n  ", file=sys.stderr)
         return 2
     whole = not given.only and given.faults is None
-    figures = json.loads(JSON.read_text(encoding="utf-8")) if given.section else measured(kinds, given)
+    figures = json.loads(JSON.read_text(encoding="utf-8")) if given.section or given.again else measured(kinds, given)
+    if given.again:
+        again = measured(kinds, given)
+        kept = [record for record in figures["records"] if record["run"] not in given.again]
+        figures |= {"records": sorted([*kept, *again["records"]], key=lambda record: record["run"])}
+        figures |= {"again": sorted({*figures.get("again", []), *given.again})}
     if whole:
         publish("chaos", figures, section(figures))
     print(section(figures))
@@ -46,6 +51,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--faults", type=int, help="so many, of all kinds alike; the page is not written")
     parser.add_argument("--seed", type=int, default=17, help="of what is injected when")
     parser.add_argument("--minutes", type=float, default=60.0, help="after which no further run is begun")
+    parser.add_argument("--again", nargs="+", type=int, default=[], metavar="RUN", help="these; the others are kept")
     parser.add_argument("--section", action="store_true", help="write the page from the figures that are there")
     return parser.parse_args()
 
@@ -57,7 +63,7 @@ def measured(kinds: list[Kind], given: argparse.Namespace) -> dict[str, Any]:
     for kind in kinds:
         if kind not in possible:
             print(f"not tried: {kind.name}: {kind.impossible()}", flush=True)
-    planned = plans(possible, given.seed, given.faults)
+    planned = [p for p in plans(possible, given.seed, given.faults) if not given.again or p.number in given.again]
 
     def say(text: str) -> None:
         print(f"{time.monotonic() - began:5.0f} s  {text}", flush=True)

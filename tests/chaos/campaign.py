@@ -145,18 +145,35 @@ class Campaign:
         with self.scene(f"{plan.number:02}", plan.config, plan.stalls) as scene:
             try:
                 for planned, record in zip(plan.faults, records, strict=True):
-                    self.inject(scene, planned, record, next((r for r in reversed(records) if r.hit), None))
+                    self.inject(scene, planned, record, last(records))
                     self.say(told(record))
-                self.to_the_end(scene)
+                self.end(scene, last(records))
                 differs = want.differs(scene.running.result())
             except RuntimeError as error:
                 differs = f"did not come to its end: {error}"
         for record in records:
             record.outcome = record.outcome or f"{MISSED}: the run had not come so far"
             record.differs = differs if record.injected else ""
-        self.graves[-1].record = next((r for r in reversed(records) if r.injected), None)
+        self.graves[-1].record = last(records)
         self.say(f"run {plan.number} ({plan.config}): {differs or 'as the undisturbed one, bit for bit'}")
         return records
+
+    def end(self, scene: Scene, before: Record | None) -> None:
+        """Follow a run to its end. before: the last fault, to which belongs a stop. Raises RuntimeError as `inject`."""
+        for _ in range(STARTS):
+            try:
+                return self.to_the_end(scene)
+            except RuntimeError:
+                if before is None or scene.running.code() in (0, None):
+                    raise
+            self.late(scene, before)
+        raise RuntimeError(f"it stopped {STARTS} times after one fault")
+
+    def late(self, scene: Scene, before: Record) -> None:
+        """A run has stopped of a fault after it seemed to have recovered: note that, and start it again."""
+        before.seconds = None
+        self.stopped(scene, BY_NAME[before.kind], before)
+        self.say(f"and then {told(before)}")
 
     def inject(self, scene: Scene, planned: Planned, record: Record, before: Record | None) -> None:
         """Wait for the moment, strike, and follow the run until it goes on.
@@ -175,9 +192,7 @@ class Campaign:
                     return
                 if before is None:
                     raise RuntimeError(f"it stopped by itself: {' | '.join(scene.running.said()[-3:])}") from error
-                before.seconds = None  # it had not recovered
-                self.stopped(scene, BY_NAME[before.kind], before)
-                self.say(f"and then {told(before)}")
+                self.late(scene, before)
                 continue
             record.step = steps.done
             self.recover(scene, kind, record)
@@ -234,6 +249,11 @@ class Campaign:
         for grave in self.graves:
             grave.look()
         self.graves = []
+
+
+def last(records: Sequence[Record]) -> Record | None:
+    """The last fault that was injected."""
+    return next((record for record in reversed(records) if record.injected), None)
 
 
 def told(record: Record) -> str:

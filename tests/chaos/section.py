@@ -29,7 +29,8 @@ def section(figures: Mapping[str, Any]) -> str:
             f"`make chaos` ({figures['minutes']:.0f} minutes on two cores, {figures['date']}, seed {figures['seed']}): "
             f"{len(injected)} of {len(records)} planned faults were injected",
             f"into {len({r.run for r in injected})} runs of {STEPS} steps; with those that nothing was done to, "
-            f"{figures['starts']} starts.",
+            f"{figures['starts']} starts."
+            + (f" Runs {figures['again']} were done again, later." if figures.get("again") else ""),
             "",
             "| fault | injected | survived without a hand | stopped, resumed to the same bits | otherwise | seconds to "
             "recover: median | worst |",
