@@ -54,7 +54,8 @@ def check_room(path: Path, needed: int, what: str = "") -> None:
     free = shutil.disk_usage(path.parent).free
     if free < needed:
         raise _no_space(
-            path, f"{what or path.name} takes {format_bytes(needed)}, of which {format_bytes(free)} are free"
+            path,
+            f"{what or path.name} takes {format_bytes(needed)}, of which all but {format_bytes(needed - free)} are free",
         )
 
 
