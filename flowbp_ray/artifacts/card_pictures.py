@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +68,7 @@ def save_pictures(run: Run, step: int, average: bool, folder: Path) -> list[Show
     return shown
 
 
-def gallery(shown: list[Shown]) -> str:
+def gallery(shown: Sequence[Shown]) -> str:
     """The card's section of pictures, three in a row above their prompts; "" for none."""
     if not shown:
         return ""

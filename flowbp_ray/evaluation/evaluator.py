@@ -31,7 +31,7 @@ class Evaluator:
         self.faults: list[str] = []
         self.pictures: dict[float, tuple[np.ndarray, np.ndarray]] = {}  # of the last: images, and which are drawn
         self.first_pictures: dict[float, np.ndarray] = {}  # [n, H, W, 3] uint8
-        self.shown: dict[float, tuple[np.ndarray, list[str]]] = {}  # on the last sheets: [n, H, W, 3] uint8, prompts
+        self.shown: dict[float, tuple[list[np.ndarray], list[str]]] = {}  # on the last sheets, and their prompts
 
     def evaluate(self, version: Version, draw: Draw) -> dict[float, Evaluation]:
         """Evaluate the weights of `version` at each guidance, before and after the run also at `guidance_ends`.
@@ -109,7 +109,7 @@ class Evaluator:
         count = min(self.config.evaluation.pictures, len(images))
         chosen = [i * len(images) // count for i in range(count)]
         shown, captions = images[chosen], [self.held_out[i].text for i in chosen]
-        self.shown[guidance] = shown, captions
+        self.shown[guidance] = list(shown), captions
         save_grid(list(shown), captions, self.run.images / f"step_{step:06d}_guidance_{guidance:g}.png")
         before = self.first_pictures.setdefault(guidance, shown)
         if step > 0:

@@ -53,9 +53,8 @@ def check_room(path: Path, needed: int, what: str = "") -> None:
     """Raises NoSpace unless the disk of `path`, in an existing folder, has `needed` bytes free. what: needs them."""
     free = shutil.disk_usage(path.parent).free
     if free < needed:
-        raise _no_space(
-            path, f"{what or path.name} takes {format_bytes(needed)}, of which {format_bytes(free)} are free"
-        )
+        lacks = format_bytes(needed - free)
+        raise _no_space(path, f"{what or path.name} takes {format_bytes(needed)}, of which all but {lacks} are free")
 
 
 def _no_space(path: Path, why: str) -> NoSpace:
