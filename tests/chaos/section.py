@@ -30,7 +30,7 @@ def section(figures: Mapping[str, Any]) -> str:
             f"{len(injected)} of {len(records)} planned faults were injected",
             f"into {len({r.run for r in injected})} runs of {STEPS} steps; with those that nothing was done to, "
             f"{figures['starts']} starts."
-            + (f" Runs {figures['again']} were done again, later." if figures.get("again") else ""),
+            + "".join(f" Run {number} was done again by itself." for number in figures.get("again", [])),
             "",
             "| fault | injected | survived without a hand | stopped, resumed to the same bits | otherwise | seconds to "
             "recover: median | worst |",
