@@ -195,12 +195,12 @@ class Standalone:
     def _part(self, item: Item) -> Path:
         return self.folder / "parts" / f"{item.index:06d}.npz"
 
-    def add(self, item: Item, result: Evaluated, scores: Mapping[str, np.ndarray]) -> None:
+    def add(self, item: Item, result: Evaluated, scores: Mapping[str, np.ndarray] | None = None) -> None:
         """Measure an item's pictures, and write its part. scores: those of judges [rows], by metric."""
         records = [self.records[i] for i in item.prompt_ids]
         measured = measure(result.images, records, result.scores, np.array(result.drawn))
         rows = [n for n, sample in enumerate(item.samples) if sample in self.kept]
-        arrays = {f"value|{name}": values for name, values in {**measured.values, **scores}.items()}
+        arrays = {f"value|{name}": values for name, values in {**measured.values, **(scores or {})}.items()}
         arrays |= {"kept": np.array([item.samples[n] for n in rows], int), "images": result.images[rows]}
 
         def write(path: Path) -> None:
