@@ -6,6 +6,7 @@ TensorBoard and MLflow are extras; without them their tests are skipped.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -147,8 +148,10 @@ def test_wandb_gets_the_pictures_with_their_prompts(tmp_path: Path, monkeypatch:
         with Image.open(file) as opened:
             kept.append(np.asarray(opened.convert("RGB")).tobytes())
     assert sorted(kept) == sorted(picture.tobytes() for picture in [*PICTURES, *PICTURES])  # of two guidances
-    text = logged.read_bytes()
-    assert PROMPTS[0].encode() in text and b"evaluation_guidance_3/verifier" in text
+    until, wanted = time.monotonic() + 60, (PROMPTS[0].encode(), b"evaluation_guidance_3/verifier")
+    while not all(part in logged.read_bytes() for part in wanted):  # wandb's own process writes it
+        assert time.monotonic() < until, logged.read_bytes()
+        time.sleep(0.1)
 
 
 class Breaks:
