@@ -122,8 +122,8 @@ def start_ray(address: str, **private: Any) -> None:
     if ray.is_initialized():
         return
     if address == "local":
-        own = {EVENTS: "1000"} if "RAY_PROFILING" in os.environ else {}
-        for name, value in (PRIVATE | own).items():
+        os.environ.update({EVENTS: "1000"} if "RAY_PROFILING" in os.environ else {})  # a parent may have set 0
+        for name, value in PRIVATE.items():
             os.environ.setdefault(name, value)
         quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
         with own_session(), on_loopback(), own_handler():

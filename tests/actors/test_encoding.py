@@ -193,7 +193,7 @@ class Large(EncoderActor):
 @pytest.mark.ray
 @pytest.mark.parametrize(
     ("cache", "beside"),
-    [(True, False), (False, True), *(pytest.param(same, same, marks=pytest.mark.long) for same in (True, False))],
+    [(True, False), *(pytest.param(*p, marks=pytest.mark.long) for p in ((False, True), (True, True), (False, False)))],
 )
 def test_a_window_of_steps_is_held_and_the_bits_are_the_same(
     local_ray: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: bool, beside: bool

@@ -78,7 +78,8 @@ def test_a_mixed_run_is_one_process_s(local_ray: Any, tmp_path: Path, samplers: 
     assert all(named <= line.keys() for line in trained(run))
 
 
-@pytest.mark.parametrize("more", [AVERAGE, pytest.param([], marks=long)], ids=["average", "current"])
+@long
+@pytest.mark.parametrize("more", [AVERAGE, []], ids=["average", "current"])
 def test_a_stale_run_that_is_stopped_goes_on_as_if_it_had_not_been(
     local_ray: Any, tmp_path: Path, more: list[str]
 ) -> None:

@@ -68,6 +68,7 @@ def test_the_loop_goes_on_while_a_checkpoint_is_written(local_ray: Any, tmp_path
         ).read_text()
 
 
+@pytest.mark.long
 def test_a_failure_in_the_thread_ends_the_run_at_the_next_step(local_ray: Any, tmp_path: Path) -> None:
     """As a full disk does; nothing is left of the checkpoint, and the one before is whole and gone on from."""
 
