@@ -15,6 +15,7 @@ from pathlib import Path
 
 os.environ |= {
     "RAY_PROFILING": "1",
+    "RAY_task_events_report_interval_ms": "1000",  # a Ray before it in the parent's process may have set 0
     "RAY_metrics_report_interval_ms": "1000",
     "RAY_enable_metrics_collection": "1",
     "RAY_prestart_worker_first_driver": "0",
