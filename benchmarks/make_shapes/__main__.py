@@ -1,10 +1,11 @@
 """Make the embedded domain's package data: `python -m benchmarks.make_shapes STAGE`.
 
 Stages, in order: `prompts` (seconds), `vae` (about 10 CPU minutes), `decoder` (its decoder further, 10 CPU minutes),
-`base` (encodes the scenes, then trains transformer and text model; about 130 CPU minutes), `rewards` (65 CPU minutes),
-`detector` (7 CPU minutes), `card` (scores everything and writes the model card). `all` runs the six. Every stage has a
-fixed seed and runs on one thread, so it can be repeated; intermediate fp32 weights and the facts that the card reports
-go to --work.
+`base` (encodes the scenes, then trains transformer and text model; about 130 CPU minutes), `looks` (decoder) and
+`mixture` (base) on scenes of differing quality, `rewards` (65 CPU minutes), `preference`, `detector` (7 CPU minutes),
+`card` (scores everything and writes the model card). `all` runs the ten, and goes on where it was stopped: after the
+last stage that ended, `base` and `mixture` from their last saved step. Every stage has a fixed seed and runs on one
+thread, so it can be repeated; intermediate fp32 weights and the facts that the card reports go to --work.
 """
 
 from __future__ import annotations
@@ -29,7 +30,12 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
     for stage in STAGES if args.stage == "all" else [args.stage]:
+        ended = args.work / f"{stage}.ended"  # with how many steps
+        if args.stage == "all" and ended.exists() and ended.read_text() == str(args.steps):
+            print(f"{stage}: ended before", flush=True)
+            continue
         importlib.import_module(f"{__package__}.{STAGES[stage]}").main(args)
+        ended.write_text(str(args.steps))
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ def run(
     Raises ConfigError, before a run starts, for a suite or a configuration that is wrong.
     """
     suite = read(file)
-    folder = (out if address is None else out.absolute()) / suite.name  # a job starts elsewhere
-    found = cells(suite, folder)
+    out = out if address is None else out.absolute()  # a job starts elsewhere
+    folder, found = out / suite.name, cells(suite, out / (suite.runs or suite.name))
     failed = [] if show else run_all(found, at_once, address, say)
     if failed and not any(map(done, found)):
         return failed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from flowbp_ray.artifacts import charts
 from flowbp_ray.artifacts.markup import code, data_url, details, note, section, table, text
-from flowbp_ray.comparing.results import Comparison, percent
+from flowbp_ray.comparing.results import Comparison, Value, percent
 from flowbp_ray.comparing.suite import BASE, Cell
 from flowbp_ray.config import yaml_text
 from flowbp_ray.run.folder import Run
@@ -41,21 +41,29 @@ def write_page(found: Comparison, cells: Sequence[Cell], path: Path) -> Path:
 
 
 def _table(found: Comparison) -> str:
-    rows = []
-    for row, values in found.table.items():
-        cells = [text(row)]
-        for column in found.columns:
-            value = values[column]
-            shown = text(value.shown(percent(column)))
-            cells.append(f"<b>{shown}</b>" if value.mark == "best" else shown + " ≈" * (value.mark == "close"))
-        rows.append([*cells, str(max(v.seeds for v in values.values()))])
     about = (
         f"Held-out prompts after training, at guidance {found.guidance}: mean over seeds ± its 95 % interval. "
         "Bold: the best of its column. ≈: its difference from the best, seed by seed, may be zero by its interval."
     )
-    left = note(f"Without a result yet: {'; '.join(found.missing)}.") if found.missing else ""
-    head = ["", *(text(column) for column in found.columns), "seeds"]
-    return section("table", "Table", note(about), table(head, rows, "measured"), left)
+    minus = f"Minus {found.suite.reference}, seed by seed. Bold: the interval is without zero."
+    parts = [note(about), _rows(found, found.table, "")]
+    parts += [note(minus), _rows(found, found.differences, "+")] if found.differences else []
+    parts += [note(f"Without a result yet: {'; '.join(found.missing)}.")] if found.missing else []
+    return section("table", "Table", *parts)
+
+
+def _rows(found: Comparison, values: Mapping[str, Mapping[str, Value]], sign: str) -> str:
+    rows = []
+    for row, each in values.items():
+        cells = [text(row)]
+        for column in found.columns:
+            value = each[column]
+            shown = text(value.shown(percent(column), sign))
+            cells.append(
+                f"<b>{shown}</b>" if value.mark in ("best", "clear") else shown + " ≈" * (value.mark == "close")
+            )
+        rows.append([*cells, str(max(v.seeds for v in each.values()))])
+    return table(["", *(text(column) for column in found.columns), "seeds"], rows, "measured")
 
 
 def _curves(found: Comparison) -> str:

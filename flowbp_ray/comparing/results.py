@@ -20,7 +20,7 @@ class Value:
     """A cell of the table. half: of the 95 % interval over seeds (Student's t); None for fewer than two seeds.
 
     mark: "best" of its column; "close" where the difference from the best, seed by seed, has an interval that holds
-    zero; "" elsewhere, and where seeds are too few to say.
+    zero; "" elsewhere, and where seeds are too few to say. Of a difference: "clear" where its interval is without zero.
     """
 
     mean: float
@@ -28,11 +28,11 @@ class Value:
     seeds: int
     mark: str = ""
 
-    def shown(self, percent: bool) -> str:
-        """`62.1 ± 1.4 %`, or `0.512 ± 0.010`."""
+    def shown(self, percent: bool, sign: str = "") -> str:
+        """`62.1 ± 1.4 %`, or `0.512 ± 0.010`; sign="+" for a difference."""
         factor, digits = (100, 1) if percent else (1, 3)
         half = "" if self.half is None else f" ± {factor * self.half:.{digits}f}"
-        return f"{factor * self.mean:.{digits}f}{half}{' %' if percent else ''}"
+        return f"{factor * self.mean:{sign}.{digits}f}{half}{' %' if percent else ''}"
 
 
 @dataclass(frozen=True)
@@ -47,24 +47,36 @@ class Curve:
 
 @dataclass(frozen=True)
 class Comparison:
-    """table: row -> column -> value, the base first. curves: by row. missing: runs without a result, as lines."""
+    """What a suite found so far.
+
+    table: row -> column -> value, the base first. differences: the same of each row minus the suite's reference.
+    curves: by row. missing: runs without a result, as lines.
+    """
 
     suite: Suite
     columns: Sequence[str]
     table: Mapping[str, Mapping[str, Value]]
+    differences: Mapping[str, Mapping[str, Value]]
     curves: Mapping[str, Curve]
     missing: Sequence[str]
     guidance: str
     raw: Sequence[Mapping[str, Any]] = field(default=())
 
     def markdown(self) -> str:
-        """The table; the best of a column is bold, and what cannot be told from it has a ≈."""
+        """The table; the best of a column is bold, and what cannot be told from it has a ≈. Then the differences."""
+        lines = self._rows(self.table, "")
+        if self.differences:
+            lines += ["", f"Minus {self.suite.reference}, seed by seed; bold where the interval is without zero:", ""]
+            lines += self._rows(self.differences, "+")
+        return "\n".join(lines)
+
+    def _rows(self, rows: Mapping[str, Mapping[str, Value]], sign: str) -> list[str]:
         lines = ["| | " + " | ".join(self.columns) + " | seeds |", "|" + "---|" * (len(self.columns) + 2)]
-        for row, values in self.table.items():
-            cells = [marked(values[c].shown(percent(c)), values[c].mark) if c in values else "" for c in self.columns]
+        for row, values in rows.items():
+            cells = [marked(values[c].shown(percent(c), sign), values[c].mark) for c in self.columns]
             name = row.replace("|", "\\|")
             lines.append(f"| {name} | " + " | ".join(cells) + f" | {max(v.seeds for v in values.values())} |")
-        return "\n".join(lines)
+        return lines
 
     def as_json(self) -> dict[str, Any]:
         """Each run's values, for whoever computes something else from them."""
@@ -72,7 +84,7 @@ class Comparison:
 
 
 def marked(shown: str, mark: str) -> str:
-    return f"**{shown}**" if mark == "best" else f"{shown} ≈" if mark == "close" else shown
+    return f"**{shown}**" if mark in ("best", "clear") else f"{shown} ≈" if mark == "close" else shown
 
 
 def percent(metric: str) -> bool:
@@ -110,7 +122,7 @@ def collect(suite: Suite, cells: Sequence[Cell]) -> Comparison:
     for column in columns:
         _mark(values, seeds, column, column in suite.lower)
     curves = {row: _curve([cell for cell in ended if cell.row == row], scale) for row in seeds if row != BASE}
-    return Comparison(suite, columns, values, curves, missing, scale, raw)
+    return Comparison(suite, columns, values, _differences(suite, seeds, columns), curves, missing, scale, raw)
 
 
 def _read(cell: Cell, scale: str) -> dict[str, Any] | None:
@@ -139,6 +151,27 @@ def half_width(values: np.ndarray) -> float | None:
     return None if n < 2 else float(t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n))
 
 
+def _differences(
+    suite: Suite, seeds: Mapping[str, Mapping[int, Mapping[str, float]]], columns: Sequence[str]
+) -> dict[str, dict[str, Value]]:
+    """Row -> column -> the mean of the differences from the reference in the seeds that both have."""
+    found: dict[str, dict[str, Value]] = {}
+    for row in seeds if suite.reference in seeds else ():
+        if row not in (BASE, suite.reference):
+            found[row] = {c: _difference(seeds[row], seeds[str(suite.reference)], c) for c in columns}
+    return found
+
+
+def _difference(
+    row: Mapping[int, Mapping[str, float]], reference: Mapping[int, Mapping[str, float]], column: str
+) -> Value:
+    """The row minus the reference in the seeds that both have."""
+    common = [s for s in row if s in reference and column in row[s] and column in reference[s]]
+    delta = np.array([row[s][column] - reference[s][column] for s in common])
+    mean, half = float(delta.mean()) if common else float("nan"), half_width(delta)
+    return Value(mean, half, len(common), "clear" if half is not None and abs(mean) > half else "")
+
+
 def _mark(
     values: dict[str, dict[str, Value]],
     seeds: Mapping[str, Mapping[int, Mapping[str, float]]],
@@ -151,10 +184,8 @@ def _mark(
         return
     best = (min if lower else max)(rows, key=lambda row: values[row][column].mean)
     for row in rows:
-        common = [s for s in seeds[row] if s in seeds[best] and column in seeds[row][s] and column in seeds[best][s]]
-        delta = np.array([seeds[best][s][column] - seeds[row][s][column] for s in common])
-        half = half_width(delta)
-        close = half is not None and abs(float(delta.mean())) <= half
+        away = _difference(seeds[row], seeds[best], column)
+        close = away.half is not None and not away.mark
         mark = "best" if row == best else "close" if close else ""
         old = values[row][column]
         values[row][column] = Value(old.mean, old.half, old.seeds, mark)

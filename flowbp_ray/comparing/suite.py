@@ -9,6 +9,7 @@ rows:
   FlowBP-Sparse: {config: shapes_flowbp_sparse}
   FlowBP-Sparse, K = 2: {config: shapes_flowbp_sparse, overrides: [method.k=2]}
 columns: [verifier, quality, shapes_clip_heldout]
+reference: FlowBP-Sparse       # a second table: the others minus this row, seed by seed
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from flowbp_ray.config import loading, yaml_text
 from flowbp_ray.config.schema import RunConfig
@@ -48,6 +49,9 @@ class Suite(Strict):
 
     name: str = Field(pattern=r"^[\w.+-]*\w[\w.+-]*$")
     """Of the suite, and of its folder."""
+    runs: str | None = Field(None, pattern=r"^[\w.+-]*\w[\w.+-]*$")
+    """The folder of the runs, beside the suite's own. Suites that name the same one share the runs of rows that they
+    have in common. null: the suite's."""
     config: str | None = None
     """Of rows that name none."""
     overrides: list[str] = Field([])
@@ -60,6 +64,8 @@ class Suite(Strict):
     """Metrics of the evaluation, in order. Empty: all that are over all prompts."""
     lower: list[str] = Field([])
     """Metrics of which less is better."""
+    reference: str | None = None
+    """A row, or `base`: a second table has the difference of every other row from it, seed by seed."""
     guidance: float | None = Field(None, ge=1)
     """Guidance of the evaluation that is shown. null: the first of `evaluation.guidance`."""
 
@@ -76,6 +82,12 @@ class Suite(Strict):
         if BASE in value:
             raise ValueError(f"{BASE} is the row of what the runs began with; write another name")
         return value
+
+    @model_validator(mode="after")
+    def _reference_is_a_row(self) -> Suite:
+        if self.reference not in (None, BASE, *self.rows):
+            raise ValueError(f"reference: there is no row {self.reference!r}; write one of {', '.join(self.rows)}")
+        return self
 
 
 @dataclass(frozen=True)

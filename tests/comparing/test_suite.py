@@ -104,6 +104,25 @@ def test_the_table_is_means_over_seeds_and_marks_what_is_beyond_noise(suite: Sui
     assert curve.values["verifier"] == pytest.approx([0.25, 0.55])
 
 
+def test_the_second_table_is_the_others_minus_the_reference_seed_by_seed(suite: Suite, tmp_path: Path) -> None:
+    named = Suite.model_validate(suite.model_dump() | {"reference": "one"})
+    found, all_cells = collected(named, tmp_path)
+    assert list(found.differences) == ["K = 2, late", "other"]
+    late = found.differences["other"]["verifier"]
+    low, high = stats.ttest_rel([0.52, 0.58, 0.56], [0.50, 0.60, 0.55]).confidence_interval(0.95)
+    assert (late.mean - (late.half or 0), late.mean + (late.half or 0)) == pytest.approx((low, high))
+    marks = {row: [v.mark for v in values.values()] for row, values in found.differences.items()}
+    assert marks == {"K = 2, late": ["clear", "clear"], "other": ["", "clear"]}
+    shown = [
+        "| K = 2, late | **-10.0 ± 0.0 %** | **+0.100 ± 0.000** | 3 |",
+        "| other | +0.3 ± 5.2 % | **-3.100 ± 0.657** | 3 |",
+    ]
+    assert found.markdown().splitlines()[-2:] == shown
+    tables = Page(write_page(found, all_cells, tmp_path / "page.html").read_text()).tables
+    assert ["other", "+0.3 ± 5.2 %", "-3.100 ± 0.657", "3"] in [row for table in tables for row in table]
+    assert collected(suite, tmp_path)[0].differences == {}
+
+
 def test_a_run_that_ended_before_it_was_measured_is_missing(suite: Suite, tmp_path: Path) -> None:
     runs = cells(suite, tmp_path / "out")
     for cell in runs[:3]:
@@ -162,6 +181,7 @@ def test_a_suite_goes_on_with_what_has_not_ended_and_names_what_failed(
         (("one: {}", "base: {}"), "base is the row of what the runs began with"),
         (("method.k=2", "evaluation.limit=3"), r"row 'K = 2, late': evaluation.limit is 3, in 'one' 4"),
         (("method.k=2", "backbone.path=/other"), r"backbone.path is ./other., in 'one'"),
+        (("columns:", "reference: two\ncolumns:"), "reference: there is no row 'two'; write one of one, "),
         (("columns:", "guidance: 5\ncolumns:"), "row 'one': nothing is evaluated at guidance 5"),
     ],
 )
@@ -194,6 +214,19 @@ def test_a_jobs_command_is_the_same_for_every_shell(suite: Suite, tmp_path: Path
     own = words[words.index("--") + 1 :]
     assert all(shlex.quote(word) == word for word in own)
     assert loading.load(own[-1]) == cell.load() and own[-1].endswith("clip_0.5_seed1.yaml")
+
+
+def test_suites_share_the_runs_of_common_rows(suite: Suite, tmp_path: Path) -> None:
+    lines, out = list[str](), tmp_path / "out"
+    for name, rows in (("first", ["one", "other"]), ("second", ["one", "K = 2, late"])):
+        change = {"name": name, "runs": "shared", "seeds": [1], "rows": {row: suite.rows[row] for row in rows}}
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(yaml_text.dump(suite.model_copy(update=change).model_dump(mode="json")))
+        if name == "first":
+            ended(cells(read(str(file)), out / "shared")[0], 0.5, 2.0)
+        command.run(str(file), out, 1, None, True, lines.append)
+        assert "| one | **50.0 %** | **2.000** | 1 |" in (out / name / "table.md").read_text()
+    assert "no result yet: K = 2, late, seed 1" in lines and not list((out / "shared").glob("*.md"))
 
 
 def test_a_run_that_ends_without_a_summary_has_failed(
