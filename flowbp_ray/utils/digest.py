@@ -29,11 +29,14 @@ def digest_of_parts(parts: Iterable[Mapping[str, Tensor]]) -> str:
 
 
 def sha256_of_file(file: Path) -> str:
-    """Hex sha256 of a file's contents, read 4 MiB at a time."""
-    with file.open("rb") as stream:
-        found = hashlib.sha256()
-        while chunk := stream.read(1 << 22):
-            found.update(chunk)
+    """Hex sha256 of a file's contents, read 256 KiB at a time into one buffer.
+
+    Not in larger parts: checkpoints are read back in threads, and glibc keeps in an arena per thread what was freed.
+    """
+    found, part = hashlib.sha256(), memoryview(bytearray(1 << 18))
+    with file.open("rb", buffering=0) as stream:
+        while count := stream.readinto(part):
+            found.update(part[:count])
     return found.hexdigest()
 
 
