@@ -80,8 +80,9 @@ def _how(figures: Mapping[str, Any]) -> str:
     return (
         f"{verdict} Growing means that the interval lies above 0 and the slope above {BOUNDS['memory']:g} MiB, "
         f"{BOUNDS['listening ports']:g} port, {BOUNDS['files']:g} threads, files or sockets, or "
-        f"{BOUNDS['references']:g} objects per 1,000 steps and in all. Memory is what no other process shares, in RAM or swapped out. Slopes "
-        f"are least squares over means of {BLOCK:.0f} s, after the first quarter. An actor is a new process after a "
+        f"{BOUNDS['references']:g} objects per 1,000 steps and in all. Memory is what no other process shares, in RAM "
+        f"or swapped out. Slopes are least squares over means of {BLOCK:.0f} s, after the first quarter. An actor is a "
+        "new process after a "
         f"kill, so actors are fitted within each process from its step {SETTLED} on, over means of {2 * LOOK:.0f} s. "
         f"Ray keeps the logs of processes that have ended: the files of its session may grow by {LOGS:g} per kill, and "
         f"its daemons by {BOUNDS['memory of the GCS']:g} MiB: their slopes per step are what is left beside the kills."
