@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from flowbp_ray.comparing.figure import draw
 from flowbp_ray.comparing.page import write_page
 from flowbp_ray.comparing.results import collect
 from flowbp_ray.comparing.runs import Failed, done, run_all
@@ -15,7 +16,7 @@ from flowbp_ray.comparing.suite import cells, read
 def run(
     file: str, out: Path, at_once: int, address: str | None, show: bool, say: Callable[[str], None]
 ) -> list[Failed]:
-    """Run what has not ended, unless `show`, and write table.md, results.json and report.html; return what failed.
+    """Run what has not ended, unless `show`, and write its table, values, figure and page; return what failed.
 
     Raises ConfigError, before a run starts, for a suite or a configuration that is wrong.
     """
@@ -32,6 +33,7 @@ def run(
     say(comparison.markdown())
     for line in comparison.missing:
         say(f"no result yet: {line}")
+    draw(comparison).savefig(folder / "figure.png", dpi=110)
     page = write_page(comparison, found, folder / "report.html")
-    say(f"{folder}: table.md, results.json with each run's values, and {page.name} (open it in a browser)")
+    say(f"{folder}: table.md, figure.png, results.json with each run's values, and {page.name} (open it in a browser)")
     return failed

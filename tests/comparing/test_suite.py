@@ -17,6 +17,7 @@ import pytest
 from scipy import stats
 
 from flowbp_ray.comparing import command, runs
+from flowbp_ray.comparing.figure import draw
 from flowbp_ray.comparing.page import write_page
 from flowbp_ray.comparing.results import Comparison, collect, half_width
 from flowbp_ray.comparing.suite import Cell, Suite, cells, read
@@ -214,6 +215,21 @@ def test_a_jobs_command_is_the_same_for_every_shell(suite: Suite, tmp_path: Path
     own = words[words.index("--") + 1 :]
     assert all(shlex.quote(word) == word for word in own)
     assert loading.load(own[-1]) == cell.load() and own[-1].endswith("clip_0.5_seed1.yaml")
+
+
+def test_the_figure_has_each_seed_and_the_mean_with_its_interval(suite: Suite, tmp_path: Path) -> None:
+    figure = draw(collected(suite, tmp_path)[0])
+    verifier, score = figure.axes
+    assert [label.get_text() for label in verifier.get_yticklabels()] == list(suite.rows)
+    seeds = [line for line in verifier.get_lines() if line.get_label() == "a seed"]
+    for at, (row, line) in enumerate(zip(suite.rows, seeds, strict=True)):
+        assert list(line.get_xdata()) == pytest.approx([100 * verdict for verdict, _ in VALUES[row]])
+        assert set(line.get_ydata()) == {at}
+    half = stats.sem([3.0, 3.5, 3.1]) * stats.t.ppf(0.975, 2)
+    [[low, high]] = [bars.get_segments()[0][:, 0] for bars in score.collections[:1]]
+    assert (low, high) == pytest.approx((3.2 - half, 3.2 + half))
+    base = [line for line in verifier.get_lines() if line.get_label() == "base"]
+    assert list(base[0].get_xdata()) == [25.0, 25.0]
 
 
 def test_suites_share_the_runs_of_common_rows(suite: Suite, tmp_path: Path) -> None:

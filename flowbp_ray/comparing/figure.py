@@ -1,0 +1,39 @@
+"""A suite as a picture: a panel per column, a line per row, each seed a point, the mean with its interval."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from flowbp_ray.comparing.results import Comparison, percent
+from flowbp_ray.comparing.suite import BASE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+HEIGHT = 0.34  # inches of a row
+
+
+def draw(found: Comparison) -> Figure:
+    """Panels in the order of the columns, rows from above in that of the suite; the base's mean is a dashed line."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = [row for row in found.table if row != BASE]
+    size = (2.6 + 2.7 * len(found.columns), 0.9 + HEIGHT * len(rows))
+    figure, panels = plt.subplots(1, len(found.columns), figsize=size, sharey=True, layout="constrained", squeeze=False)
+    for panel, column in zip(panels[0], found.columns, strict=True):
+        factor = 100 if percent(column) else 1
+        for at, row in enumerate(rows):
+            seeds = [factor * run["after"][column] for run in found.raw if run["row"] == row and column in run["after"]]
+            panel.plot(seeds, [at] * len(seeds), "o", color="0.7", ms=4, label="a seed")
+            value = found.table[row][column]
+            half = factor * value.half if value.half is not None else None
+            panel.errorbar([factor * value.mean], [at], xerr=half, fmt="D", color="C0", ms=5, capsize=3, label="mean")
+        panel.axvline(factor * found.table[BASE][column].mean, color="0.5", ls="--", lw=1, label="base")
+        panel.set_title(f"{column}, %" if factor == 100 else column, fontsize=10)
+        panel.grid(axis="x", color="0.92")
+    panels[0][0].set_yticks(range(len(rows)), rows)
+    panels[0][0].invert_yaxis()
+    return figure
