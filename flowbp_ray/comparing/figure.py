@@ -14,14 +14,14 @@ HEIGHT = 0.34  # inches of a row
 
 
 def draw(found: Comparison) -> Figure:
-    """Panels in the order of the columns, rows from above in that of the suite; the base's mean is a dashed line."""
+    """Panels in the order of the columns, rows from above in that of the suite; the base is a number, since it is far away."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     rows = [row for row in found.table if row != BASE]
-    size = (2.6 + 2.7 * len(found.columns), 0.9 + HEIGHT * len(rows))
+    size = (2.6 + 2.7 * len(found.columns), 1.1 + HEIGHT * len(rows))
     figure, panels = plt.subplots(1, len(found.columns), figsize=size, sharey=True, layout="constrained", squeeze=False)
     for panel, column in zip(panels[0], found.columns, strict=True):
         factor = 100 if percent(column) else 1
@@ -31,8 +31,8 @@ def draw(found: Comparison) -> Figure:
             value = found.table[row][column]
             half = factor * value.half if value.half is not None else None
             panel.errorbar([factor * value.mean], [at], xerr=half, fmt="D", color="C0", ms=5, capsize=3, label="mean")
-        panel.axvline(factor * found.table[BASE][column].mean, color="0.5", ls="--", lw=1, label="base")
-        panel.set_title(f"{column}, %" if factor == 100 else column, fontsize=10)
+        title, base = f"{column}, %" if factor == 100 else column, factor * found.table[BASE][column].mean
+        panel.set_title(f"{title}\nbase: {base:.{1 if factor == 100 else 3}f}", fontsize=10)
         panel.grid(axis="x", color="0.92")
     panels[0][0].set_yticks(range(len(rows)), rows)
     panels[0][0].invert_yaxis()

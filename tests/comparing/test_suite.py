@@ -228,8 +228,7 @@ def test_the_figure_has_each_seed_and_the_mean_with_its_interval(suite: Suite, t
     half = stats.sem([3.0, 3.5, 3.1]) * stats.t.ppf(0.975, 2)
     [[low, high]] = [bars.get_segments()[0][:, 0] for bars in score.collections[:1]]
     assert (low, high) == pytest.approx((3.2 - half, 3.2 + half))
-    base = [line for line in verifier.get_lines() if line.get_label() == "base"]
-    assert list(base[0].get_xdata()) == [25.0, 25.0]
+    assert [panel.get_title() for panel in figure.axes] == ["verifier, %\nbase: 25.0", "score\nbase: 1.000"]
 
 
 def test_suites_share_the_runs_of_common_rows(suite: Suite, tmp_path: Path) -> None:
