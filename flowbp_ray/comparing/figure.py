@@ -14,7 +14,7 @@ HEIGHT = 0.34  # inches of a row
 
 
 def draw(found: Comparison) -> Figure:
-    """Panels in the order of the columns, rows from above in that of the suite; the base is a number, since it is far away."""
+    """Panels in the order of the columns, rows in that of the suite; the base, which is far away, is a number."""
     import matplotlib
 
     matplotlib.use("Agg")
