@@ -17,7 +17,7 @@ WIDTH, HEIGHT = 360, 214  # of a chart, in its own units; the page scales it
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 34
 POINTS = 300  # of a line at most; longer ones are drawn by the means of as many parts
 FEW = 24  # points that get a dot each, with its value
-COLOURS = 6  # that the style sheet has
+COLOURS = 8  # that the style sheet has
 
 
 @dataclass(frozen=True)

@@ -63,12 +63,12 @@ def section(name: str, title: str, *parts: str) -> str:
     return f'<section id="{name}"><h2>{text(title)}</h2>{inner}</section>' if inner else ""
 
 
-def data_url(picture: np.ndarray) -> str:
-    """A picture [H, W, 3] uint8 as a data URL of WebP: bit for bit where it is small, otherwise reduced."""
+def data_url(picture: np.ndarray, largest: int = LARGEST) -> str:
+    """A picture [H, W, 3] uint8 as a data URL of WebP: bit for bit where it is small, else at most `largest` wide."""
     image, file = Image.fromarray(picture), io.BytesIO()
     if image.width <= SMALL:
         image.save(file, "WEBP", lossless=True, method=6)
     else:
-        image.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
+        image.thumbnail((largest, largest), Image.Resampling.LANCZOS)
         image.save(file, "WEBP", quality=QUALITY)
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()

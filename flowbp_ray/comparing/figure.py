@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from flowbp_ray.comparing.results import Comparison, percent
 from flowbp_ray.comparing.suite import BASE
 
@@ -37,3 +39,10 @@ def draw(found: Comparison) -> Figure:
     panels[0][0].set_yticks(range(len(rows)), rows)
     panels[0][0].invert_yaxis()
     return figure
+
+
+def pixels(figure: Figure) -> np.ndarray:
+    """The figure as [H, W, 3] uint8."""
+    figure.set_dpi(110)
+    figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba())[..., :3]  # type: ignore[attr-defined]

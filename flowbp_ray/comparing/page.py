@@ -11,6 +11,7 @@ import numpy as np
 
 from flowbp_ray.artifacts import charts
 from flowbp_ray.artifacts.markup import code, data_url, details, note, section, table, text
+from flowbp_ray.comparing.figure import draw, pixels
 from flowbp_ray.comparing.results import Comparison, Value, percent
 from flowbp_ray.comparing.suite import BASE, Cell
 from flowbp_ray.config import yaml_text
@@ -48,6 +49,9 @@ def _table(found: Comparison) -> str:
     minus = f"Minus {found.suite.reference}, seed by seed. Bold: the interval is without zero."
     parts = [note(about), _rows(found, found.table, "")]
     parts += [note(minus), _rows(found, found.differences, "+")] if found.differences else []
+    image = data_url(pixels(draw(found)), 2000)
+    alt = "Each row: seeds, mean and interval of every column"
+    parts.append(f'<div class="scroll"><img class="figure" alt="{alt}" src="{image}"></div>')
     parts += [note(f"Without a result yet: {'; '.join(found.missing)}.")] if found.missing else []
     return section("table", "Table", *parts)
 
@@ -63,7 +67,7 @@ def _rows(found: Comparison, values: Mapping[str, Mapping[str, Value]], sign: st
                 f"<b>{shown}</b>" if value.mark in ("best", "clear") else shown + " ≈" * (value.mark == "close")
             )
         rows.append([*cells, str(max(v.seeds for v in each.values()))])
-    return table(["", *(text(column) for column in found.columns), "seeds"], rows, "measured")
+    return table(["", *(text(column) for column in found.columns), "seeds"], rows, "suite")
 
 
 def _curves(found: Comparison) -> str:
