@@ -21,6 +21,7 @@ from actors.errors import cause
 from flowbp_ray.observability.progress import Progress
 from flowbp_ray.run.folder import Run
 from flowbp_ray.utils.errors import RunFailed
+from flowbp_ray.utils.secrets import hidden
 
 NAMES = {"raylet": "raylet", "gcs_server": "GCS"}
 
@@ -40,7 +41,7 @@ def watched(run: Run, progress: Progress) -> Iterator[None]:
         error = RunFailed(f"the {name} of this run's Ray (process {pid}) has ended; see {logs()}; {on}")
         run.end(error)
         progress.__exit__(RunFailed, error, None)
-        print(f"flowbp-ray: {error}", file=sys.stderr)
+        print(f"flowbp-ray: {hidden(str(error))}", file=sys.stderr)
         sys.stderr.flush()
         os._exit(1)
 

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import ray
 
+from actors.process import hiding_errors
 from flowbp_ray.judges.client import Answers
 from flowbp_ray.judges.config import JudgeConfig
 from flowbp_ray.judges.judge import Judge
 from flowbp_ray.judges.tail import ReadOffset, read_on
+from flowbp_ray.utils.tracebacks import hide_in_tracebacks
 
 
 class JudgeActor:
@@ -25,12 +27,14 @@ class JudgeActor:
     A server of our own writes its log on this node. `said` returns the log's new part, also while another call runs.
     """
 
+    @hiding_errors
     def __init__(self, config: JudgeConfig, token: str, shown: str) -> None:
         """token: unique to this judge in this run, so that a restarted process on this node continues the same log.
 
         shown: the log's path in the run's folder, for messages.
         The API key comes with each call: Ray keeps a constructor's arguments, in Redis where its control store has one.
         """
+        hide_in_tracebacks()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's
         self.log = Path(tempfile.gettempdir()) / f"flowbp-ray-judge-{token}" / "server.log"
         self.judge = Judge(config, self.log, shown=Path(shown))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -17,16 +19,19 @@ from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.utils import accelerator, tracing
 from flowbp_ray.utils.device_memory import allocator_settings, release_cached
 from flowbp_ray.utils.files import cache_path
+from flowbp_ray.utils.secrets import hidden
 from flowbp_ray.utils.settings import ProcessConfig
+from flowbp_ray.utils.tracebacks import hide_in_tracebacks
 
 FOLDER = "FLOWBP_RAY_DRIVER_FOLDER"
 
 
 def prepare(config: RunConfig, threads: int) -> None:
-    """Set up an actor's process: working directory, tracing, torch's threads, GPU and kernels.
+    """Set up an actor's process: tracebacks without secrets, working directory, tracing, torch's threads, GPU, kernels.
 
     The driver handles Ctrl-C.
     """
+    hide_in_tracebacks()
     import torch
 
     from flowbp_ray.backbones.finite import remember_in
@@ -41,6 +46,25 @@ def prepare(config: RunConfig, threads: int) -> None:
     remember_in(None if cache is None else cache / "files")
     if config.cluster.deterministic:
         use_deterministic_kernels()
+
+
+def hiding_errors(constructor: Callable[..., None]) -> Callable[..., None]:
+    """Decorate an actor's constructor: Ray writes what it raises into logs of every node, in full.
+
+    An error whose traceback holds a secret becomes one without: a ValueError where it was one, else a RuntimeError.
+    """
+
+    @functools.wraps(constructor)  # Ray reads its arguments
+    def hiding(self: Any, *args: Any, **named: Any) -> None:
+        try:
+            constructor(self, *args, **named)
+        except Exception as error:
+            if (whole := "".join(traceback.format_exception(error))) == hidden(whole):
+                raise
+            kind = ValueError if isinstance(error, ValueError) else RuntimeError
+            raise kind(f"{type(error).__name__}: {hidden(str(error))}") from None
+
+    return hiding
 
 
 def change_folder() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from actors.process import prepare, turn
+from actors.process import hiding_errors, prepare, turn
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.messages import Evaluated, Item, Packed, RolloutReport, Scored
 from flowbp_ray.rewards.scores import Scores, open_scorer
@@ -20,6 +20,7 @@ from flowbp_ray.utils.tracing import span
 class RewardActor:
     """Scores latents. It holds the decoder and the rewards, or a remote server's address; never the transformer."""
 
+    @hiding_errors
     def __init__(self, config: RunConfig, agreed: Mapping[str, str] | None = None) -> None:
         """agreed: the result of `handshake.check`, for remote reward servers."""
         prepare(config, config.rewards.threads)

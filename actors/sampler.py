@@ -11,7 +11,7 @@ from ray.exceptions import RayError
 
 from actors import transport
 from actors.errors import EmbeddingsLost, Ref, cause
-from actors.process import prepare, turn
+from actors.process import hiding_errors, prepare, turn
 from flowbp_ray.backbones.embeddings import PackedEmbeddings
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.messages import Item, Packed, Rollout, RolloutReport
@@ -25,6 +25,7 @@ class SamplerActor:
     Results are return values, not `ray.put`, so that the driver owns them and they outlive this process.
     """
 
+    @hiding_errors
     def __init__(self, config: RunConfig) -> None:
         prepare(config, config.samplers.threads)
         self.config = config

@@ -7,7 +7,7 @@ from typing import Any
 import ray
 
 from actors.learner import LearnerActor, learner_threads
-from actors.process import prepare
+from actors.process import hiding_errors, prepare
 from actors.sampler import SamplerActor
 from flowbp_ray.backbones.frozen import shared_base
 from flowbp_ray.config.schema import RunConfig
@@ -22,6 +22,7 @@ class SharedActor(LearnerActor, SamplerActor):
     process of its own. Ray gives an actor one call at a time, so the roles take turns, at any staleness.
     """
 
+    @hiding_errors
     def __init__(self, config: RunConfig) -> None:
         self.config, learners = config, config.learners
         prepare(config, learner_threads(learners))

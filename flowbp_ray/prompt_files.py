@@ -16,10 +16,11 @@ from typing import Any
 from flowbp_ray.prompt_sources import folders, hub
 from flowbp_ray.prompt_sources.readers import KINDS, READERS
 from flowbp_ray.utils.addresses import expand
-from flowbp_ray.utils.text_files import check_unicode, shown
+from flowbp_ray.utils.text_files import check_unicode, plain, shown
 
 LONGEST = 100_000  # characters of a prompt; no text encoder reads a hundredth of it
 SHOWN = 8  # values of a column in a message
+LONGEST_PATH = 300  # characters of a path in a message
 MISSING = object()
 ALIKE = ("prompt", "prompts", "text", "caption", "captions", "query", "instruction")
 
@@ -38,7 +39,8 @@ class PromptRecord:
     @property
     def skill(self) -> str:
         """The prompt's `skill`, `tag` (GenEval) or `category` (PartiPrompts), or "": what evaluations are split by."""
-        return str(next((self.extra[key] for key in ("skill", "tag", "category") if key in self.extra), ""))
+        named = (self.extra.get(key) for key in ("skill", "tag", "category"))
+        return str(next((value for value in named if value is not None), ""))
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def load(source: str, key: str = "", reading: Reading | None = None) -> list[Pro
     or entry, where a prompt is missing or cannot be read; with the key, where a column or a split is not there.
     """
     how, named = reading or Reading(), f"{key}: " if key else ""
-    what, records = f"{named}prompts file {source}", list[PromptRecord]()
+    what, records = f"{named}prompts file {plain(source, LONGEST_PATH)}", list[PromptRecord]()
     for path, its in _files(source, named, how):
         if path.suffix == ".txt" and how.columns:
             raise ValueError(f"{its} has no columns; write {how.section}.columns=null")
@@ -86,15 +88,16 @@ def load(source: str, key: str = "", reading: Reading | None = None) -> list[Pro
 
 def _files(source: str, named: str, how: Reading) -> Iterator[tuple[Path, str]]:
     """The files of a source, each with what to call it. named: the source's key, for messages."""
-    key, what, several = f"{how.section}.split", f"{named}prompts file {source}", f"{named}prompts {source}"
+    key, called = f"{how.section}.split", plain(source, LONGEST_PATH)
+    what, several = f"{named}prompts file {called}", f"{named}prompts {called}"
     path = hub.fetched(source, READERS, several) if source.startswith(hub.PREFIX) else _resolve(source)
     if path.is_dir():
         for file in folders.within(path, tuple(READERS), several, how.split, key):
-            yield file, f"{several}: {file.relative_to(path)}"
+            yield file, f"{several}: {plain(str(file.relative_to(path)), LONGEST_PATH)}"
         return
     if folders.is_pattern(str(path)):
         for file in folders.matching(str(path), tuple(READERS), several, how.split, key):
-            yield file, f"{several}: {file.name}"
+            yield file, f"{several}: {plain(file.name, LONGEST_PATH)}"
         return
     if path.suffix not in READERS:
         there = "does not exist" if not (path.suffix or path.exists()) else f"ends in {path.suffix!r}"
@@ -102,7 +105,7 @@ def _files(source: str, named: str, how: Reading) -> Iterator[tuple[Path, str]]:
     if not path.is_file():
         raise ValueError(f"{what} does not exist; write the path of a {KINDS} file")
     if how.split is not None:
-        raise ValueError(f"{key}={how.split}: {what} has no splits; write {key}=null")
+        raise ValueError(f"{key}={plain(how.split)}: {what} has no splits; write {key}=null")
     yield path, what
 
 
@@ -111,9 +114,11 @@ def _record(row: dict[str, Any], what: str, column: str, names: Mapping[str, str
     if not isinstance(row.get(column), str):
         if column in row:
             raise ValueError(
-                f"{what}: {column!r} must be a text, got {shown(row[column])}; write one, or leave the entry out"
+                f"{what}: {shown(column)} must be a text, got {shown(row[column])}; write one, or leave the entry out"
             )
-        raise ValueError(f"{what}: no text under {column!r}, only {shown(sorted(map(str, row)))}; {_advice(row, how)}")
+        raise ValueError(
+            f"{what}: no text under {shown(column)}, only {shown(sorted(map(str, row)))}; {_advice(row, how)}"
+        )
     check_unicode(row, what)
     text = row[column].strip()
     if len(text) > LONGEST:
@@ -130,8 +135,8 @@ def _advice(columns: Any, how: Reading) -> str:
     """What to write where no column has the prompts' name: the name of one that looks like it."""
     similar = next((str(name) for name in columns if str(name).strip().lower() in ALIKE), None)
     if similar is None:
-        return f"write the text under {how.prompt!r}, or {how.section}.columns={{prompt: NAME}}"
-    return f"write {how.section}.columns={{prompt: {similar}}}, or rename {similar!r} to 'prompt'"
+        return f"write the text under {shown(how.prompt)}, or {how.section}.columns={{prompt: NAME}}"
+    return f"write {how.section}.columns={{prompt: {plain(similar)}}}, or rename {similar!r} to 'prompt'"
 
 
 def _weight(extra: Mapping[str, Any], what: str, how: Reading) -> float:
@@ -143,11 +148,11 @@ def _weight(extra: Mapping[str, Any], what: str, how: Reading) -> float:
         return math.nan
     try:
         weight = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         weight = math.nan
     if not (math.isfinite(weight) and weight >= 0):
         raise ValueError(
-            f"{what}: {how.section}.weights: {how.weight!r} holds {shown(value)}; write a number from 0, or "
+            f"{what}: {how.section}.weights: {shown(how.weight)} holds {shown(value)}; write a number from 0, or "
             f"{how.section}.weights=null"
         )
     return weight
@@ -164,14 +169,19 @@ def select(records: list[PromptRecord], what: str, how: Reading) -> list[PromptR
     wanted |= {"weights": how.weight} if how.weight else {}
     wanted |= {f"where.{name}": name for name in how.where}
     for key, name in wanted.items():
+        if name == how.prompt:
+            raise ValueError(
+                f"{what}: the column of the prompts, {shown(name)} ({plain(f'{how.section}.{key}')}), is for their "
+                "text alone; write another column"
+            )
         if _field(dict.fromkeys(there), name) is MISSING:
             raise ValueError(
-                f"{what} has no column {name!r} ({how.section}.{key}), only "
+                f"{what} has no column {shown(name)} ({plain(f'{how.section}.{key}')}), only "
                 f"{shown(sorted(there - set(how.columns) | {how.prompt}))}; write another of these"
             )
     if bare := sum(math.isnan(record.weight) for record in records):
         raise ValueError(
-            f"{what}: {bare} of {len(records)} entries have nothing under {how.weight!r} ({how.section}.weights); "
+            f"{what}: {bare} of {len(records)} entries have nothing under {shown(how.weight)} ({how.section}.weights); "
             "write a number from 0 there"
         )
     for name, values in how.where.items():
@@ -179,14 +189,23 @@ def select(records: list[PromptRecord], what: str, how: Reading) -> list[PromptR
         records = [record for record in records if set(_values(record, name)) & set(values)]
         if not records:
             has = ", ".join(f"{shown(value)} ({count})" for value, count in found.most_common(SHOWN))
-            more = ", …" * (len(found) > SHOWN)
+            holds = f"it holds {has}{', …' * (len(found) > SHOWN)}: write one of these"
             raise ValueError(
-                f"{what}: {how.section}.where takes no prompt by {name}={shown(values)}; it holds {has}{more}: "
-                "write one of these"
+                f"{what}: {how.section}.where takes no prompt by {plain(name)}={shown(values)}; "
+                f"{holds if found else 'it holds nothing: write another column'}"
             )
-    if how.weight is not None and not any(record.weight for record in records):
-        raise ValueError(f"{what}: all weights under {how.weight!r} ({how.section}.weights) are 0; write one above 0")
+    if how.weight is not None:
+        _check_sum(records, what, how)
     return records
+
+
+def _check_sum(records: list[PromptRecord], what: str, how: Reading) -> None:
+    """Raises ValueError where nothing could be drawn in proportion: all weights are 0, or no float holds their sum."""
+    total, named = sum(record.weight for record in records), f"{shown(how.weight)} ({how.section}.weights)"
+    if total == 0:
+        raise ValueError(f"{what}: all weights under {named} are 0; write one above 0")
+    if math.isinf(total):
+        raise ValueError(f"{what}: the weights under {named} are too large to be added; write smaller ones")
 
 
 def _values(record: PromptRecord, column: str) -> list[str]:

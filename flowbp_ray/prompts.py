@@ -19,6 +19,7 @@ from flowbp_ray.config.data import HELD_OUT, HeldOutConfig
 from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.prompt_files import PromptRecord, Reading, load, select
 from flowbp_ray.utils.random import stream
+from flowbp_ray.utils.text_files import shown
 
 __all__ = [
     "Needs",
@@ -174,13 +175,13 @@ def _split(config: RunConfig, records: list[PromptRecord]) -> tuple[list[PromptR
     for side, what, change in zip(sides, ("leaves none", "holds out none"), ("smaller", "larger"), strict=True):
         if not side:
             raise ValueError(
-                f"data.heldout.fraction={config.data.heldout.fraction:g} {what} of the {len(records)} prompts of "
+                f"data.heldout.fraction={config.data.heldout.fraction} {what} of the {len(records)} prompts of "
                 f"{config.data.prompts}; write a {change} fraction, or another data.heldout.seed"
             )
     if config.data.weights is not None and not any(record.weight for record in sides[0]):
         raise ValueError(
-            f"data.weights: {config.data.weights!r} is 0 for all prompts of {config.data.prompts} that data.heldout "
-            "leaves; write another data.heldout.seed"
+            f"data.weights: {shown(config.data.weights)} is 0 for all prompts of {config.data.prompts} that "
+            "data.heldout leaves; write another data.heldout.seed"
         )
     return sides
 

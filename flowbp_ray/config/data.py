@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field
 
 from flowbp_ray.utils.addresses import UserPath
 from flowbp_ray.utils.settings import Strict
+from flowbp_ray.utils.text_files import plain
 
 HELD_OUT: Literal["data:heldout"] = "data:heldout"
 """What `evaluation.prompts` says for the prompts that `data.heldout` keeps from training."""
@@ -91,6 +92,10 @@ def check_held_out(data: DataConfig, prompts: str | None, columns: object, split
 
     prompts, columns, split: those of the section `evaluation`.
     """
+    if data.prompts == HELD_OUT:
+        raise ValueError(f"data.prompts={HELD_OUT} is for evaluation.prompts alone; write a file, or shapes:train")
+    if prompts is not None and prompts.startswith("data:") and "." not in prompts and prompts != HELD_OUT:
+        raise ValueError(f"evaluation.prompts={plain(prompts)} is no share of data; did you mean {HELD_OUT}?")
     if prompts != HELD_OUT:
         return
     if data.heldout is None:

@@ -200,6 +200,9 @@ def _line(error: Any) -> str:
     given = "" if error["type"] == "value_error" else f", got {shown(error['input'])}"
     if error["type"] == "string_type" and isinstance(error["input"], bool | int | float):
         given += f'; put it into quotes: "{error["input"]}"'
+    if error["type"] in ("dict_type", "model_type"):
+        message = "must be a mapping"
+        given += "; write {name: value}"
     return f"{'.'.join(where)}: {message}{given}" if where else message
 
 

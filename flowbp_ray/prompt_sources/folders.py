@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-from flowbp_ray.utils.text_files import read_json, shown
+from flowbp_ray.utils.text_files import plain, read_json, shown
 
 SPLITS = {
     "train": ("train", "training"),
@@ -49,7 +49,9 @@ def within(folder: Path, kinds: Collection[str], what: str, split: str | None, k
     """
     if (folder / "dataset_dict.json").is_file():
         there = read_json(folder / "dataset_dict.json", f"{what}: dataset_dict.json").get("splits")
-        names = [str(name) for name in there if Path(str(name)).name == name] if isinstance(there, list) else []
+        names = [str(name) for name in _list(there) if Path(str(name)).name == name]
+        if not names:
+            raise ValueError(f"{what} names no split in dataset_dict.json; save the dataset again")
         return _saved(folder / _chosen(names, split, what, key), what)
     if (folder / "state.json").is_file():
         _no_split(split, what, key)
@@ -91,9 +93,7 @@ def _chosen(names: list[str], split: str | None, what: str, key: str) -> str:
     if split is None:
         if len(names) == 1:
             return names[0]
-        if names:
-            raise ValueError(f"{what} has the splits {listed}; write {key}={sorted(names)[-1]}, or another of them")
-        raise ValueError(f"{what} names no split in dataset_dict.json; save the dataset again")
+        raise ValueError(f"{what} has the splits {listed}; write {key}={sorted(names)[-1]}, or another of them")
     if split not in names:
         has = f"it has {listed}" if names else "it has none"
         raise ValueError(
@@ -106,16 +106,27 @@ def _saved(folder: Path, what: str) -> list[Path]:
     """The files of a dataset that `save_to_disk` wrote, in the order of its rows, as state.json has them."""
     if not (folder / "state.json").is_file():
         raise ValueError(f"{what} has no {folder.name}/state.json: it is not whole; save the dataset again")
-    listed = read_json(folder / "state.json", f"{what}: state.json").get("_data_files")
-    names = [entry.get("filename") if isinstance(entry, dict) else None for entry in listed or ()]
-    if not isinstance(listed, list) or not all(isinstance(name, str) and Path(name).name == name for name in names):
+    state = read_json(folder / "state.json", f"{what}: state.json")
+    listed = state.get("_data_files")
+    names = [entry.get("filename") if isinstance(entry, dict) else None for entry in _list(listed)]
+    if not isinstance(listed, list) or not all(isinstance(name, str) and _is_shard(name) for name in names):
         raise ValueError(f"{what}: state.json does not name its files under _data_files; save the dataset again")
+    if state.get("_indices_data_files"):  # of an early version of `datasets`
+        raise ValueError(f"{what} is a selection whose rows are listed apart; load it, and save its flatten_indices()")
     files = [folder / str(name) for name in names]
     if missing := next((path for path in files if not path.is_file()), None):
         raise ValueError(
             f"{what} misses {missing.name}, which state.json names; copy it too, or save the dataset again"
         )
     return files
+
+
+def _list(value: object) -> list[object]:
+    return value if isinstance(value, list) else []
+
+
+def _is_shard(name: str) -> bool:
+    return Path(name).name == name and name.endswith(".arrow")
 
 
 def _of_one_kind(files: list[Path], kinds: Collection[str], what: str) -> list[Path]:
@@ -130,7 +141,7 @@ def _of_one_kind(files: list[Path], kinds: Collection[str], what: str) -> list[P
 
 def _no_split(split: str | None, what: str, key: str) -> None:
     if split is not None:
-        raise ValueError(f"{key}={split}: {what} has no splits; write {key}=null")
+        raise ValueError(f"{key}={plain(split)}: {what} has no splits; write {key}=null")
 
 
 def _listed(kinds: Collection[str]) -> str:

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from flowbp_ray.utils.text_files import read_lines, read_text, shown
+from flowbp_ray.utils.text_files import plain, read_lines, read_text, shown
 
 CSV_FIELD = 1 << 30  # characters; csv's own limit would end in a message without a line
+CONTINUES = b"\xff\xff\xff\xff"  # how a message of Arrow's stream format begins, but in its first version
 EXAMPLE = '{"prompt": "a cat"}'
 KINDS = ".txt, .jsonl, .csv, .tsv, .parquet or .arrow"
 
@@ -62,7 +63,7 @@ def _csv(path: Path, what: str, column: str) -> Iterator[Row]:
         names = reader.fieldnames or []
         if names and column not in names:
             raise ValueError(
-                f"no column is called {column}, only {shown(list(names))}; write the columns' names first, or "
+                f"no column is called {plain(column)}, only {shown(list(names))}; write the columns' names first, or "
                 "columns={prompt: NAME} beside the file"
             )
         if len(set(names)) < len(names):
@@ -84,8 +85,8 @@ def _tsv(path: Path, what: str, column: str) -> Iterator[Row]:
     names = [name.strip().lower() for name in lines[0].split("\t")] if lines else []
     if lines and column not in names:
         raise ValueError(
-            f"{what}, line 1: no column is called {column}, only {shown(names)}; write the columns' names first, or "
-            "columns={prompt: NAME} beside the file"
+            f"{what}, line 1: no column is called {plain(column)}, only {shown(names)}; write the columns' names "
+            "first, or columns={prompt: NAME} beside the file"
         )
     if names.count(column) > 1:
         raise ValueError(f"{what}, line 1: two columns have one name: {shown(names)}; rename one")
@@ -103,30 +104,48 @@ def _parquet(path: Path, what: str, column: str) -> Iterator[Row]:
     import pyarrow.parquet as parquet
 
     try:
-        table = parquet.read_table(path, columns=_readable(parquet.read_schema(path), column))
+        table = parquet.read_table(path, columns=_readable(parquet.read_schema(path), what, column))
     except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
         raise _unreadable(what, "parquet", error) from error
     yield from _rows(table, what, "parquet")
 
 
 def _arrow(path: Path, what: str, column: str) -> Iterator[Row]:
-    """Arrow's stream format, which `datasets` writes, or its file format. The file is mapped, not copied."""
+    """Arrow's stream format, which `datasets` writes, or its file format. The file is mapped, not copied.
+
+    A stream that lacks the mark of its end is refused: it was cut between two batches, or is still being written.
+    """
     import pyarrow
     from pyarrow import ipc
 
     try:
         mapped = pyarrow.memory_map(str(path))
         with mapped:
-            stream = mapped.read(6) != b"ARROW1"
+            first = mapped.read(6)
+            stream = first != b"ARROW1"
             mapped.seek(0)
             table = (ipc.open_stream(mapped) if stream else ipc.open_file(mapped)).read_all()
-            yield from _rows(table.select(_readable(table.schema, column)), what, "arrow")
+            if stream and not _ended(mapped, first):
+                raise ValueError(f"{what} is not whole, for it lacks the mark of its end; save or copy it again")
+            table = table.select(_readable(table.schema, what, column))
+            table.validate(full=True)  # an offset that points beyond the file would be followed
+            yield from _rows(table, what, "arrow")
     except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
         raise _unreadable(what, "arrow", error) from error
 
 
-def _readable(schema: Any, column: str) -> list[str]:
-    """The columns that are read: the prompts', and all that hold no bytes, such as pictures."""
+def _ended(stream: Any, first: bytes) -> bool:
+    """Whether a stream ends in the mark of its end: a message of no bytes, begun as the first one is."""
+    mark = (CONTINUES if first.startswith(CONTINUES) else b"") + bytes(4)
+    stream.seek(stream.size() - len(mark))
+    return bool(stream.read(len(mark)) == mark)
+
+
+def _readable(schema: Any, what: str, column: str) -> list[str]:
+    """The columns that are read: the prompts', and all that hold no bytes, such as pictures.
+
+    Raises ValueError where two of them have one name.
+    """
     from pyarrow import types
 
     def holds_bytes(kind: Any) -> bool:
@@ -134,17 +153,25 @@ def _readable(schema: Any, column: str) -> list[str]:
             return True
         return any(holds_bytes(kind.field(i).type) for i in range(kind.num_fields))
 
-    return [field.name for field in schema if field.name == column or not holds_bytes(field.type)]
+    names = [field.name for field in schema if field.name == column or not holds_bytes(field.type)]
+    if twice := next((name for name in names if schema.names.count(name) > 1), None):
+        raise ValueError(f"{what}: two columns have one name: {shown(twice)}; rename one")
+    return names
 
 
 def _rows(table: Any, what: str, kind: str) -> Iterator[Row]:
     """The rows of a table; where it has none of the columns, an entry without fields says so."""
+    names = table.column_names
+    columns = [_column(table[name], f"{what}, column {shown(name)}", kind) for name in names]
+    for number in range(table.num_rows):
+        yield f"entry {number + 1}", {name: column[number] for name, column in zip(names, columns, strict=True)}
+
+
+def _column(column: Any, what: str, kind: str) -> list[Any]:
     try:
-        rows = table.to_pylist()
-    except (UnicodeDecodeError, ValueError) as error:
+        return list(column.to_pylist())
+    except (ValueError, OverflowError, LookupError) as error:  # no UTF-8; dates of no year; time zones of no place
         raise _unreadable(what, kind, error) from error
-    for number, row in enumerate(rows, 1):
-        yield f"entry {number}", row
 
 
 def _unreadable(what: str, kind: str, error: Exception) -> ValueError:

@@ -2,10 +2,14 @@
 
 `driver.json` names the driver's host, machine and process, and counts up every few seconds. On the same machine the
 process itself tells whether it lives; from another one only the count does, which no two clocks need to agree on.
+
+The lock appears whole, by a hard link. A file system that knows none (FAT, some of FUSE and of the network) takes a new
+file in its place, which others may see before it is filled; who made it then looks whether it is still there.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -23,6 +27,8 @@ from flowbp_ray.utils.files import write_atomically
 FILE = "driver.json"
 BEAT = 5.0  # seconds between two counts
 PATIENCE = 4 * BEAT  # seconds without a count after which a driver on another machine is gone
+NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV}
+"""What link(2) says where the file system knows no hard links, or has no room for one more."""
 
 
 class RunLock:
@@ -53,6 +59,7 @@ class RunLock:
             if found is None:
                 continue
             if self._lives(found):
+                found = self._read() or found  # one that was being written is whole by now
                 raise ConfigError(
                     f"{self.file.parent} is running already, in process {found.get('pid')} on {found.get('host')}; "
                     "wait for it, end it, or write another name="
@@ -69,8 +76,7 @@ class RunLock:
 
     def release(self) -> None:
         """Remove the lock if it is ours. One on a disk that became read-only stays, and is taken over."""
-        found = self._read()
-        if found is not None and found.get("token") == self.ours["token"]:
+        if self._is_ours():
             with suppress(OSError):
                 self.file.unlink(missing_ok=True)
 
@@ -79,22 +85,38 @@ class RunLock:
 
         One that has ended since has removed the lock, and the folder is not this driver's any more either.
         """
-        found = self._read()
-        self.lost = self.lost or found is None or found.get("token") != self.ours["token"]
+        self.lost = self.lost or not self._is_ours()
         if self.lost:
             raise RunFailed(f"another driver has taken {self.file.parent} over; this one stood still for too long")
 
     def _create(self) -> bool:
-        """Write the lock, whole, where there is none."""
+        """Write the lock where there is none; return whether it is ours."""
         partial = self.file.with_name(f".{FILE}.{self.ours['token']}")
         try:
             partial.write_text(json.dumps(self.ours))
-            os.link(partial, self.file)
-        except FileExistsError:
-            return False
+            return self._place(partial)
         finally:
             partial.unlink(missing_ok=True)
-        return True
+
+    def _place(self, whole: Path) -> bool:
+        """Give a file the lock's name where none has it; return whether the lock is ours.
+
+        Raises OSError where the file system takes neither a link nor a file that must be new.
+        """
+        try:
+            os.link(whole, self.file)
+        except FileExistsError:
+            return self._is_ours()
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            with suppress(FileExistsError), open(self.file, "x") as new:
+                new.write(whole.read_text())
+        return self._is_ours()
+
+    def _is_ours(self) -> bool:
+        found = self._read()
+        return found is not None and found.get("token") == self.ours["token"]
 
     def _read(self) -> dict[str, Any] | None:
         """The lock; None where there is none (any more)."""
@@ -125,8 +147,7 @@ class RunLock:
             with suppress(ValueError):
                 now = json.loads(aside.read_text())
                 if isinstance(now, dict) and now.get("token") != found.get("token"):
-                    with suppress(FileExistsError):
-                        os.link(aside, self.file)
+                    self._place(aside)
             aside.unlink()
 
     def _beat(self) -> None:

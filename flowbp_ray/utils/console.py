@@ -13,14 +13,16 @@ from flowbp_ray.utils.errors import RunFailed
 from flowbp_ray.utils.pages import with_page
 from flowbp_ray.utils.secrets import hidden
 from flowbp_ray.utils.signals import Interrupted
+from flowbp_ray.utils.tracebacks import hide_in_tracebacks, print_hidden
 
 
 def guarded(command: Callable[[], object]) -> None:
-    """Run a command and print errors as lines.
+    """Run a command and print errors as lines, and others as tracebacks; neither holds a secret.
 
-    Exit codes: 2 for ValueError and OSError, 1 for RunFailed, 130 after an interrupt.
+    Exit codes: 2 for ValueError and OSError, 1 for RunFailed and what is unexpected, 130 after an interrupt.
     """
     quieten()
+    hide_in_tracebacks()
     try:
         command()
     except KeyboardInterrupt:
@@ -29,6 +31,9 @@ def guarded(command: Callable[[], object]) -> None:
     except (ValueError, OSError, Interrupted, RunFailed) as error:
         print(f"flowbp-ray: {hidden(with_page(error))}", file=sys.stderr)
         sys.exit(130 if isinstance(error, Interrupted) else 1 if isinstance(error, RunFailed) else 2)
+    except Exception as error:  # not left to sys.excepthook: Ray and typer put their own there
+        print_hidden(type(error), error, error.__traceback__)
+        sys.exit(1)
 
 
 def quieten() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -49,11 +50,22 @@ def write_atomically(path: Path, write: Callable[[Path], Any], fsync: bool = Fal
             write(partial)
             if fsync:
                 sync(partial)
-            os.replace(partial, path)
+            _rename(partial, path)
             if fsync:
                 sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _rename(partial: Path, path: Path) -> None:
+    """os.replace. Raises OSError, which says what to do, where the file system has no such thing."""
+    try:
+        os.replace(partial, path)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        why = "its file system cannot rename files; name a folder on a disk, or on NFS, instead of an object store's"
+        raise OSError(error.errno, why, str(path)) from error
 
 
 @contextlib.contextmanager

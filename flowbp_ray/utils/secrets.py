@@ -1,21 +1,26 @@
 """Secrets: what a configuration must not hold, since it is written down, and what is hidden in logs and messages.
 
-A secret is the value of an environment variable such as WANDB_API_KEY or HF_TOKEN, a token whose form is known, and
-what an address or an Authorization header holds of that kind.
+A secret is the value of an environment variable such as WANDB_API_KEY or HF_TOKEN, Ray's token wherever Ray finds it, a
+token whose form is known, and what an address or an Authorization header holds of that kind.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
+from urllib.parse import quote
 
 from flowbp_ray.utils.addresses import existing_path
 
 HIDDEN = "***"
 SHORTEST = 8  # characters from which the value of a variable counts; shorter ones are words such as "token" and "true"
+LARGEST = 4096  # bytes of a file with a token; a larger one holds something else
 LONG = 12  # characters from which a value that has it inside holds it
 VARIABLE = re.compile(r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|PASS|CREDENTIALS?|API_?KEY|ACCESS_KEY(?:_ID)?|KEY)$")
 FLAG = re.compile(r"--?[\w-]*(?:token|secret|password|passwd|api[-_]?key)$", re.IGNORECASE)
@@ -29,6 +34,10 @@ FORMS = (
     re.compile(r"(?<=://)[^/\s:@\"']*:[^/\s@\"']+(?=@)"),  # user:password@host
     re.compile(r"(?<=[?&])(?:access_)?token=[^&\s\"']+|(?<=[?&])(?:api_?)?key=[^&\s\"']+", re.IGNORECASE),
     re.compile(r"(?<=Bearer )[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE),
+    # What an address signs, as those of the Hub's and of object stores' files do; and other headers of a request.
+    re.compile(r"(?<=[?&])(?:X-Amz-(?:Signature|Credential|Security-Token)|Signature|sig)=[^&\s\"']+", re.IGNORECASE),
+    re.compile(r"\bAuthorization['\"]?\s*[:=]\s*['\"]?Basic [A-Za-z0-9+/=]+", re.IGNORECASE),
+    re.compile(r"\b(?:x-)?api-?key['\"]?\s*[:=]\s*['\"]?[A-Za-z0-9._~+/=-]{16,}", re.IGNORECASE),
 )
 
 
@@ -49,13 +58,51 @@ def variables(environ: Mapping[str, str] | None = None) -> dict[str, str]:
     return {name: value for name, value in held.items() if len(value) >= SHORTEST and existing_path(value) is None}
 
 
+def ray_tokens(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The tokens in the files from which Ray takes its own, by path; a file that cannot be read holds none."""
+    environ = os.environ if environ is None else environ
+    home = environ.get("HOME") or os.path.expanduser("~")
+    paths = {os.path.expanduser(environ.get("RAY_AUTH_TOKEN_PATH", "")), os.path.join(home, ".ray", "auth_token")} - {
+        ""
+    }
+    held = {path: _token_in(path) for path in sorted(paths)}
+    return {path: value for path, value in held.items() if len(value) >= SHORTEST}
+
+
+def _token_in(path: str) -> str:
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return ""
+    if not stat.S_ISREG(found.st_mode) or found.st_size > LARGEST:  # a pipe would be waited for
+        return ""
+    return _read_token(path, found.st_ino, found.st_mtime_ns, found.st_size)
+
+
+@lru_cache(maxsize=8)
+def _read_token(path: str, *_: int) -> str:
+    """The token in a file, read once for each state of the file."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(LARGEST).decode("utf-8", "ignore").strip()
+    except OSError:
+        return ""
+
+
 def hidden(text: str) -> str:
     """The text with `***` in the place of each secret."""
-    for value in sorted({*variables().values(), *registered}, key=len, reverse=True):
-        text = text.replace(value, HIDDEN)
+    known = {*variables().values(), *ray_tokens().values(), *registered}
+    spelled = {spelling for value in known for spelling in _spellings(value)}
+    for spelling in sorted(spelled, key=len, reverse=True):
+        text = text.replace(spelling, HIDDEN)
     for form in FORMS:
         text = form.sub(HIDDEN, text)
     return text
+
+
+def _spellings(value: str) -> tuple[str, ...]:
+    """A secret as it is, in an address, in a Python literal and in JSON."""
+    return value, quote(value, safe=""), repr(value)[1:-1], json.dumps(value)[1:-1]
 
 
 class HidingFormatter(logging.Formatter):
@@ -70,11 +117,11 @@ def check_no_secrets(plain: Mapping[str, Any]) -> None:
 
     config.yaml, reports, exports, wandb and every actor get the configuration, so a secret in it is one no longer.
     """
-    held = variables() | _keys_of_judges(plain)
+    held = {f"${name}": value for name, value in (variables() | _keys_of_judges(plain)).items()} | ray_tokens()
     for key, value in _texts(plain, ""):
         name = next((name for name, secret in held.items() if _holds(value, secret)), None)
         if name is not None or any(form.search(value) for form in FORMS):
-            what = f"what ${name} holds" if name is not None else "a token or a password"
+            what = f"what {name} holds" if name is not None else "a token or a password"
             raise ValueError(f"{key} holds {what}, and a configuration is written down with the run; {advice(key)}")
     for key, names in _named(plain, ""):
         raise ValueError(f"{key} names a secret ({names}), and a configuration is written down with the run; "

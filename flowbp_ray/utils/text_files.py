@@ -69,6 +69,11 @@ def check_unicode(value: Any, what: str) -> None:
             check_unicode(inner, what)
 
 
+def plain(name: str, most: int = MOST_SHOWN) -> str:
+    """A name as it is, or as `shown` writes it where it would break a message's line or is longer than `most`."""
+    return name if len(name) <= most and name.isprintable() else shown(name)
+
+
 def shown(value: Any) -> str:
     """A value as Python writes it, on one line, cut after MOST_SHOWN characters."""
     text = repr(value[: 2 * MOST_SHOWN] if isinstance(value, str) else value)

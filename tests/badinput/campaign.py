@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 
 from flowbp_ray.config.yaml_text import parse
 from tests.badinput.configs import base, keys, mutated, says, with_value, words
+from tests.badinput.data_cases import data_cases
 from tests.badinput.outcome import Case, Outcome, outcome
 from tests.badinput.prompt_cases import prompt_cases
+from tests.badinput.saved_cases import saved_cases
 from tests.badinput.weight_cases import weight_cases
 
 MUTATED, DRAWN = 500, 300  # YAML files, and values that hypothesis draws
@@ -87,6 +89,8 @@ def campaign(folder: Path, mutations: int = MUTATED, draws: int = DRAWN, every: 
     makers: dict[str, Callable[[Path], Iterable[Case]]] = {
         "configs": lambda place: mutated(place, mutations),
         "prompts": lambda place: islice(prompt_cases(place), 0, None, every),
+        "data": lambda place: islice(data_cases(place), 0, None, every),
+        "saved": lambda place: islice(saved_cases(place), 0, None, every),
         "weights": lambda place: islice(weight_cases(place), 0, None, every),
     }
     found: list[Outcome] = []

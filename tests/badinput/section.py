@@ -9,6 +9,8 @@ WHAT = {
     "YAML file, mutated": "a whole configuration with one to three mutations: values, keys, bytes, indents, encodings",
     "value of the schema": "hypothesis draws a key of the schema and a value of any type",
     "prompt file": "encodings, ends of lines, keys, quotes, nulls, torn files, very long and non-Latin prompts",
+    "key of the data": "columns, splits, selections, weights and held-out shares that do not fit their files",
+    "saved dataset": "folders of `datasets`: shards missing or cut, splits, columns of other types and of nulls",
     "model folder": "truncated, mis-shaped, missing and pickled weights, shards, variants, configurations",
 }
 

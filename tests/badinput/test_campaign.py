@@ -18,7 +18,7 @@ def faults(found: list[Outcome]) -> list[Outcome]:
 def test_a_sample_is_refused_in_one_line_or_read_as_it_says(tmp_path: Path) -> None:
     found, _ = campaign(tmp_path, mutations=60, draws=40, every=9)
     assert not faults(found)
-    assert {row["refused"] > 0 for row in summary(found).values()} == {True} and len(summary(found)) == 4
+    assert {row["refused"] > 0 for row in summary(found).values()} == {True} and len(summary(found)) == 6
 
 
 @pytest.mark.parametrize("name", ["a pickle that runs a command", "a shard missing", "8-bit floats", "only a variant"])
@@ -31,4 +31,4 @@ def test_models_as_downloads_leave_them(tmp_path: Path, name: str) -> None:
 @pytest.mark.long
 def test_the_whole_campaign(tmp_path: Path) -> None:
     found, _ = campaign(tmp_path)
-    assert not faults(found) and len(found) > 850
+    assert not faults(found) and len(found) > 1000

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -20,7 +25,7 @@ from flowbp_ray.run import environment
 from flowbp_ray.run.folder import Run
 from flowbp_ray.utils.console import guarded
 from flowbp_ray.utils.errors import Stalled
-from flowbp_ray.utils.secrets import HidingFormatter, check_no_secrets, hidden, variables
+from flowbp_ray.utils.secrets import HidingFormatter, check_no_secrets, hidden, ray_tokens, variables
 from tests.small import small_config, small_overrides
 
 VALUE = "a1b2c3d4e5f6-not-to-be-seen"
@@ -54,6 +59,14 @@ def test_which_variables_hold_secrets(tmp_path: Path) -> None:
         ("sk-proj-" + "a" * 40, "***"),
         ("ghp_" + "a" * 36, "***"),
         ("AKIA" + "A" * 16, "***"),
+        (
+            "403: https://cdn.host/f?Expires=1&Signature=aB~c-d_&Key-Pair-Id=K",
+            "403: https://cdn.host/f?Expires=1&***&Key-Pair-Id=K",
+        ),
+        ("https://s3/f?X-Amz-Date=1&X-Amz-Signature=0af3", "https://s3/f?X-Amz-Date=1&***"),
+        ("{'Authorization': 'Basic dXNlcjpwYXNz', 'A': 1}", "{'***', 'A': 1}"),
+        ("x-api-key: 0123456789abcdef0123, a: b", "***, a: b"),
+        ("Basic information; api_key=NAME, api_key_env: JUDGE_KEY; api key: none", None),
         ("a token, tasks-and-more, http://host:80/a@b, key=3, half_finished", None),
     ],
 )
@@ -106,6 +119,54 @@ def test_a_key_is_hidden_whatever_its_variable_is_called(monkeypatch: pytest.Mon
     assert hidden("401: a-key-of-a-gateway, the-token-of-a-file") == "401: ***, ***"
 
 
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home with Ray's folder, and none of Ray's variables."""
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".ray").mkdir()
+    return tmp_path
+
+
+def test_the_token_that_ray_makes_is_hidden(home: Path) -> None:
+    """By Ray's own command, in the file that it chooses."""
+    ray = Path(sys.executable).parent / "ray"
+    subprocess.run([ray, "get-auth-token", "--generate"], check=True, capture_output=True, env={**os.environ})
+    file = home / ".ray" / "auth_token"
+    made = file.read_text().strip()
+    assert len(made) > 20 and ray_tokens() == {str(file): made}
+    assert hidden(f"refused: {made}") == "refused: ***"
+    with pytest.raises(ValueError, match=r"name holds what .*/\.ray/auth_token holds") as refused:
+        check_no_secrets({"name": f"run-{made}"})
+    assert made not in str(refused.value)
+
+
+def test_rays_token_is_hidden_wherever_ray_finds_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / ".ray" / "auth_token").write_text("the-token-at-home\n")
+    (home / "other").write_text("  the-token-of-the-path")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(home / "other"))
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "the-token-itself")
+    assert hidden("the-token-at-home, the-token-of-the-path, the-token-itself") == "***, ***, ***"
+    (home / "other").write_text("another-token-by-now")
+    assert hidden("the-token-of-the-path, another-token-by-now") == "the-token-of-the-path, ***"
+
+
+def test_a_file_that_holds_no_token_of_ray_is_no_error(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Missing, a folder, a pipe that nobody writes to, a device, a large file, bytes, a short word, no name at all."""
+    file, large, short, bytes_, pipe = (home / name for name in ("none", "large", "short", "bytes", "pipe"))
+    large.write_text("x" * 5000)
+    short.write_text("true")
+    bytes_.write_bytes(b"\xff" * 100)
+    os.mkfifo(pipe)
+    for path in (file, home, large, short, bytes_, pipe, Path("/dev/zero"), Path("/proc/self/mem"), Path("~nobody/x")):
+        monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(path))
+        assert ray_tokens() == {} and hidden("true, x") == "true, x"
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "x" * 5000)
+    assert ray_tokens() == {} and ray_tokens({"RAY_AUTH_TOKEN_PATH": "a\0b", "HOME": str(home)}) == {}
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
 def test_what_is_called_like_a_secret_and_is_none() -> None:
     plain = {"rewards": {"token_file": "/a/file"}, "judges": [JUDGE | {
         "api_key_env": "JUDGE_KEY", "request": {"max_tokens": 5, "chat_template_kwargs": {"eos_token": "<end>"}},
@@ -150,6 +211,13 @@ def test_what_is_printed_holds_no_secret(key: str, capsys: pytest.CaptureFixture
         guarded(fails)
     said = capsys.readouterr()
     assert said.out == "wandb: no answer with ***\n" and said.err == "flowbp-ray: no answer with ***\n"
+
+
+def test_a_secret_is_hidden_however_it_is_spelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    value = "a/b+c='\"\\é0123"
+    monkeypatch.setenv("A_PASSWORD", value)
+    for text in (value, quote(value, safe=""), repr(value), json.dumps(value), json.dumps({"a": value})):
+        assert hidden(f"in {text}").strip("\"'").replace('{"a": "***"}', "***") in ("in ***", "in '***", 'in "***')
 
 
 def test_a_traceback_in_the_log_holds_no_secret(key: str) -> None:

@@ -27,6 +27,7 @@ from starlette.exceptions import HTTPException
 from flowbp_ray.rewards.remote import codec, token
 from flowbp_ray.rewards.remote.service import RequestRefused, Service
 from flowbp_ray.rewards.remote.wire import DIGEST
+from flowbp_ray.utils.secrets import HidingFormatter, hidden
 
 BODY, SLOWEST = 30.0, 1 << 20  # seconds for a whole body, and one more for each so many bytes of the largest
 ANSWERS = 30.0  # seconds for which a server that has done its work waits until its answers have been read
@@ -34,6 +35,13 @@ LINGER = 1.0  # seconds for which a draining server still answers, so that a loa
 DISCARD = 5.0  # seconds for which the rest of a refused body is read, so that the sender reads the answer
 
 ENDING = "this server is shutting down"
+LOGGING: dict[str, Any] = {  # uvicorn's own formatter hides nothing
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"hiding": {"()": HidingFormatter, "fmt": "%(levelname)s: %(message)s"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "hiding"}},
+    "loggers": {"uvicorn": {"handlers": ["stderr"], "level": "WARNING", "propagate": False}},
+}
 
 log = logging.getLogger(__name__)
 
@@ -161,7 +169,7 @@ def _error(status: int, reason: str, retry_after: int | None = None) -> Response
 
 
 def _broken(error: Exception) -> Response:
-    return _error(500, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+    return _error(500, f"{type(error).__name__}: {hidden(' '.join(str(error).split()))[:300]}")
 
 
 def application(handler: RequestHandler) -> FastAPI:
@@ -234,6 +242,7 @@ def configured(handler: RequestHandler) -> uvicorn.Config:
     """uvicorn's settings. Without the last one somebody who never reads an answer would hold the end for ever."""
     settings: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False, "http": "h11"}
     settings |= {"loop": "asyncio", "ws": "none", "lifespan": "off", "timeout_graceful_shutdown": ANSWERS}
+    settings["log_config"] = LOGGING
     return uvicorn.Config(application(handler), **settings)
 
 
