@@ -1,4 +1,4 @@
-"""Prompts from files: .txt, .jsonl, .csv, .tsv, .parquet and .arrow read alike; what cannot be read is named by entry.
+"""Prompts from files of text, tables and JSON, read alike; what cannot be read is named by entry.
 
 All kinds are UTF-8, blanks around a prompt are cut off, and an entry with nothing else is left out. Several files are
 read one after the other: see `prompt_sources.folders` for how a pattern, a folder or a saved dataset names them.
@@ -15,6 +15,7 @@ from typing import Any
 
 from flowbp_ray.prompt_sources import folders, hub
 from flowbp_ray.prompt_sources.readers import KINDS, READERS
+from flowbp_ray.prompt_sources.text import kind_of
 from flowbp_ray.utils.addresses import expand
 from flowbp_ray.utils.text_files import check_unicode, plain, shown
 
@@ -64,8 +65,8 @@ class Reading:
 
 
 def load(source: str, key: str = "", reading: Reading | None = None) -> list[PromptRecord]:
-    """Read prompts from a .txt (one a line), .jsonl, .csv, .tsv, .parquet or .arrow file (`prompt`), several of them by
-    a pattern, a folder or a dataset of the Hub, or "shapes:<split>".
+    """Read prompts from a .txt (one a line), .jsonl, .json, .csv, .tsv, .parquet or .arrow file (`prompt`), several of
+    them by a pattern, a folder or a dataset of the Hub, or "shapes:<split>".
 
     key: of the configuration that names the file, for messages. Raises ValueError, with the file's name and the line
     or entry, where a prompt is missing or cannot be read; with the key, where a column or a split is not there.
@@ -73,12 +74,13 @@ def load(source: str, key: str = "", reading: Reading | None = None) -> list[Pro
     how, named = reading or Reading(), f"{key}: " if key else ""
     what, records = f"{named}prompts file {plain(source, LONGEST_PATH)}", list[PromptRecord]()
     for path, its in _files(source, named, how):
-        if path.suffix == ".txt" and how.columns:
+        kind = kind_of(path)
+        if kind.startswith(".txt") and how.columns:
             raise ValueError(f"{its} has no columns; write {how.section}.columns=null")
-        lower = path.suffix == ".tsv"  # whose columns are read in lower case
+        lower = kind.startswith(".tsv")  # whose columns are read in lower case
         names = {ours: theirs.lower() if lower else theirs for ours, theirs in how.columns.items()}
         column = names.get("prompt", "prompt")
-        for where, row in READERS[path.suffix](path, its, column):
+        for where, row in READERS[kind](path, its, column):
             if record := _record(row, f"{its}, {where}", column, names, how):
                 records.append(record)
     if not records:
@@ -99,8 +101,8 @@ def _files(source: str, named: str, how: Reading) -> Iterator[tuple[Path, str]]:
         for file in folders.matching(str(path), tuple(READERS), several, how.split, key):
             yield file, f"{several}: {plain(file.name, LONGEST_PATH)}"
         return
-    if path.suffix not in READERS:
-        there = "does not exist" if not (path.suffix or path.exists()) else f"ends in {path.suffix!r}"
+    if (kind := kind_of(path)) not in READERS:
+        there = "does not exist" if not (kind or path.exists()) else f"ends in {kind!r}"
         raise ValueError(f"{what} {there}; write a {KINDS} file")
     if not path.is_file():
         raise ValueError(f"{what} does not exist; write the path of a {KINDS} file")

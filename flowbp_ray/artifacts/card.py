@@ -14,6 +14,7 @@ from flowbp_ray.artifacts.card_phrases import (
     describe_judge,
     describe_method,
     describe_penalty,
+    describe_reading,
     describe_term,
     measured_only,
     ways_of_learning,
@@ -238,6 +239,7 @@ def _data(config: RunConfig, run: Run, known: Prompts | None) -> str:
     }
     if config.evaluation.prompts:
         entries["number evaluated on"] = str(len(known[1])) if known else gone
+    entries |= describe_reading(config)
     entries["sha256 of all prompts"] = f"`{file.read_text().strip()}`" if file.is_file() else "not recorded"
     return "There are no training pictures: the model is trained on its own samples.\n\n" + _table(entries)
 

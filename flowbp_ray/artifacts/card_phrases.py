@@ -1,4 +1,4 @@
-"""How a model card words what a run learned from: its method, its terms, and its judges."""
+"""How a model card words what a run learned from: its prompts, its method, its terms, and its judges."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from flowbp_ray.backbones.guidance import distilled_guidance, held_guidance
+from flowbp_ray.config.data import HELD_OUT, DataConfig
 from flowbp_ray.config.rewards import TermConfig
 from flowbp_ray.config.schema import RunConfig
+from flowbp_ray.config.sections import EvaluationConfig
 from flowbp_ray.judges.config import JudgeConfig
 from flowbp_ray.surrogate.methods import METHODS
 
@@ -57,6 +59,39 @@ def describe_method(spec: dict[str, Any] | None) -> str:
     defaults = {p.name: p.default for p in inspect.signature(METHODS[name]).parameters.values()}
     arguments = defaults | {key: value for key, value in spec.items() if key != "name"}
     return f"`{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})`"
+
+
+def describe_reading(config: RunConfig) -> dict[str, str]:
+    """Rows on how prompts were read from their files and chosen, to train on and to evaluate on; what is not set is
+    left out."""
+    data, evaluation = config.data, config.evaluation
+    rows = _reading(data)
+    rows["drawn"] = f"in proportion to {_code(data.weights)}" if data.weights else ""
+    if data.heldout is not None:
+        rows["held out of training"] = f"{100 * data.heldout.fraction:g} % of the prompts, seed {data.heldout.seed}"
+    if evaluation.prompts:
+        of = "of those held out: " if evaluation.prompts == HELD_OUT else ""
+        rows |= {f"evaluation {name}": of + text for name, text in _reading(evaluation).items() if text}
+        rows["evaluation limit"] = f"the first {evaluation.limit}" if evaluation.limit else ""
+    return {name: text for name, text in rows.items() if text}
+
+
+def _reading(how: DataConfig | EvaluationConfig) -> dict[str, str]:
+    chosen = how.where or {}
+    return {
+        "columns": ", ".join(f"{_code(ours)} from {_code(theirs)}" for ours, theirs in (how.columns or {}).items()),
+        "split": _code(how.split) if how.split else "",
+        "only where": " and ".join(f"{_code(name)} is {_any_of(values)}" for name, values in chosen.items()),
+    }
+
+
+def _any_of(values: list[str]) -> str:
+    return " or ".join(_code(value) for value in values)
+
+
+def _code(value: str) -> str:
+    """A name of the user's as code of Markdown, in which no line and no code ends."""
+    return f"`{' '.join(value.split()).replace('`', chr(39))}`"
 
 
 def describe_term(config: RunConfig, term: TermConfig) -> str:

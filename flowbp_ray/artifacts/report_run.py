@@ -11,6 +11,7 @@ import numpy as np
 
 from flowbp_ray.artifacts import charts
 from flowbp_ray.artifacts.card import training_rows
+from flowbp_ray.artifacts.card_phrases import describe_reading
 from flowbp_ray.artifacts.curves import held_out_panels
 from flowbp_ray.artifacts.findings import Findings, percent
 from flowbp_ray.artifacts.markup import code, details, listing, note, section, table, text
@@ -184,6 +185,7 @@ def configuration(found: Findings) -> str:
     rows.pop("everything else", None)
     prompts = f"`{config.data.prompts}`"
     rows["prompts"] = prompts + (f", {found.training_prompts}" if found.training_prompts is not None else "")
+    rows |= {f"prompts, {name}": value for name, value in describe_reading(config).items()}
     whole = details("config.yaml, which train takes again", code((run.folder / "config.yaml").read_text()))
     missing = [] if backbone else [note("The base's folder is not on this machine; what only it knows is left out.")]
     return section("training", "How it was trained", listing(rows), *missing, whole)

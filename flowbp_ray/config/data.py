@@ -49,9 +49,10 @@ class DataConfig(Strict):
     """The training prompts, and how many images a step draws."""
 
     prompts: UserPath
-    """The training prompts: a file .txt (one per line), .jsonl, .csv, .tsv, .parquet or .arrow (column `prompt`); a
-    pattern for several such as `data/train-*.parquet`; a folder of them, or one that `datasets` saved; a dataset of the
-    Hub, `hf://datasets/OWNER/NAME` (docs/prompts.md); or `shapes:<split>` for those of the embedded world."""
+    """The training prompts: a file .txt (one per line), .jsonl, .json, .csv, .tsv, .parquet or .arrow (column
+    `prompt`), those of text also as .gz; a pattern for several such as `data/train-*.parquet`; a folder of them, or one
+    that `datasets` saved; a dataset of the Hub, `hf://datasets/OWNER/NAME` (docs/prompts.md); or `shapes:<split>` for
+    those of the embedded world."""
     columns: Columns = None
     """Names here -> names of columns, where they differ: {prompt: caption}, and others such as {skill: category},
     which evaluations are reported by, or {claim: truth}. null: they do not differ."""

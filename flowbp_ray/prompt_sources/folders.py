@@ -11,6 +11,7 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
+from flowbp_ray.prompt_sources.text import GZIP, kind_of
 from flowbp_ray.utils.text_files import plain, read_json, shown
 
 SPLITS = {
@@ -19,8 +20,12 @@ SPLITS = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 """Split -> the words that stand for it in the name of a file or of a folder above it."""
-BESIDE = re.compile(r"(readme|license|licence|requirements|notice|changelog)\b", re.IGNORECASE)
+BESIDE = re.compile(
+    r"(readme|license|licence|requirements|notice|changelog)\b|(config|state|dataset_infos?)\.json$", re.IGNORECASE
+)
 """How files begin that lie beside data and hold none."""
+BESIDE_OTHERS = ".json"
+"""Beside files of another kind these describe them, as a file for each picture does; alone they are the data."""
 SHOWN = 8  # names in a message
 
 
@@ -56,8 +61,9 @@ def within(folder: Path, kinds: Collection[str], what: str, split: str | None, k
     if (folder / "state.json").is_file():
         _no_split(split, what, key)
         return _saved(folder, what)
-    files = [path for path in sorted(folder.rglob("*")) if _holds_data(path.relative_to(folder), kinds)]
+    files = [path for path in sorted(folder.rglob("*")) if holds_data(path.relative_to(folder), kinds)]
     files = [path for path in files if path.is_file()]
+    files = [path for path in files if path.suffix != BESIDE_OTHERS] or files
     if not files:
         raise ValueError(f"{what} is a folder without a file of prompts; write one with {_listed(kinds)}, or a file")
     by_split: dict[str, list[Path]] = {}
@@ -72,9 +78,10 @@ def within(folder: Path, kinds: Collection[str], what: str, split: str | None, k
     return _of_one_kind(by_split[_chosen([name for name in by_split if name], split, what, key)], kinds, what)
 
 
-def _holds_data(path: Path, kinds: Collection[str]) -> bool:
+def holds_data(path: Path, kinds: Collection[str]) -> bool:
+    """Whether a file of a folder, by its name below it, is one of prompts."""
     hidden = any(part.startswith((".", "_")) for part in path.parts)
-    return path.suffix in kinds and not hidden and not BESIDE.match(path.name)
+    return kind_of(path) in kinds and not hidden and not BESIDE.match(path.name)
 
 
 def _split_of(path: Path) -> str:
@@ -130,12 +137,12 @@ def _is_shard(name: str) -> bool:
 
 
 def _of_one_kind(files: list[Path], kinds: Collection[str], what: str) -> list[Path]:
-    found = sorted({path.suffix for path in files})
+    found = sorted({kind_of(path) for path in files})
     if len(found) > 1:
-        raise ValueError(f"{what} has files {_listed(found)}; write a pattern for those of one kind, such as "
+        raise ValueError(f"{what} has files {' or '.join(found)}; write a pattern for those of one kind, such as "
                          f"{files[0].parent}/*{found[0]}")  # fmt: skip
     if found[0] not in kinds:
-        raise ValueError(f"{what} matches files {found[0] or 'without an ending'}; write {_listed(kinds)} files")
+        raise ValueError(f"{what} matches files {found[0] or 'without an ending'}; write files {_listed(kinds)}")
     return files
 
 
@@ -145,5 +152,6 @@ def _no_split(split: str | None, what: str, key: str) -> None:
 
 
 def _listed(kinds: Collection[str]) -> str:
-    *most, last = kinds
+    """The kinds for a message; those of packed files where there are no others."""
+    *most, last = [kind for kind in kinds if not kind.endswith(GZIP)] or kinds
     return f"{', '.join(most)} or {last}" if most else last

@@ -10,6 +10,8 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
+from flowbp_ray.prompt_sources import folders
+
 PREFIX = "hf://"
 ADDRESS = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@([^/@]+))?(?:/(.+?)/?)?")
 SAVED = ("*dataset_dict.json", "*state.json")
@@ -29,11 +31,15 @@ def fetched(source: str, kinds: Collection[str], what: str) -> Path:
         raise ValueError(f"{what} is no dataset of the Hub; write hf://datasets/OWNER/NAME, with @REVISION and /PATH "
                          "if need be")  # fmt: skip
     repository, revision, below = found.groups()
-    wanted = [below, f"{below}/*"] if below else [*(f"*{kind}" for kind in kinds), *SAVED]
+    most = [kind for kind in kinds if kind != folders.BESIDE_OTHERS]
+    wanted = [below, f"{below}/*"] if below else [*(f"*{kind}" for kind in most), *SAVED]
     try:
-        folder = snapshot_download(repository, repo_type="dataset", revision=revision, allow_patterns=wanted)
+        folder = Path(snapshot_download(repository, repo_type="dataset", revision=revision, allow_patterns=wanted))
+        if not below and not any(folders.holds_data(path.relative_to(folder), most) for path in folder.rglob("*")):
+            wanted = [f"*{folders.BESIDE_OTHERS}"]
+            snapshot_download(repository, repo_type="dataset", revision=revision, allow_patterns=wanted)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{what} cannot be fetched ({reason}); write a name and revision that are there, set HF_TOKEN "
                          "for one that is private or gated, or name a folder") from error  # fmt: skip
-    return Path(folder) / (below or "")
+    return folder / (below or "")

@@ -1,64 +1,35 @@
-"""The entries of a file of prompts: .txt, .jsonl, .csv, .tsv, .parquet or .arrow, each with where it stands.
+"""The entries of a file of prompts: .txt, .jsonl, .json, .csv, .tsv, .parquet or .arrow, each with where it stands.
 
-All kinds are UTF-8. A reader takes the path, what to call the file in messages, and the column of the prompts. It
-raises ValueError, with the line or entry, for what cannot be read.
+All kinds are UTF-8, and those of text may be packed by gzip. A reader takes the path, what to call the file in
+messages, and the column of the prompts. It raises ValueError, with the line or entry, for what cannot be read.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from flowbp_ray.utils.text_files import plain, read_lines, read_text, shown
+from flowbp_ray.prompt_sources.json_entries import Row, json_entries, jsonl_entries
+from flowbp_ray.prompt_sources.text import GZIP, lines_in, text_in
+from flowbp_ray.utils.text_files import plain, shown
 
 CSV_FIELD = 1 << 30  # characters; csv's own limit would end in a message without a line
 CONTINUES = b"\xff\xff\xff\xff"  # how a message of Arrow's stream format begins, but in its first version
-EXAMPLE = '{"prompt": "a cat"}'
-KINDS = ".txt, .jsonl, .csv, .tsv, .parquet or .arrow"
-
-Row = tuple[str, dict[str, Any]]
-"""Where an entry is ("entry 3"), and its fields."""
+KINDS = ".txt, .jsonl, .json, .csv, .tsv (each as .gz too), .parquet or .arrow"
 
 
 def _txt(path: Path, what: str, column: str) -> Iterator[Row]:
-    for number, line in enumerate(read_lines(path, what), 1):
+    for number, line in enumerate(lines_in(path, what), 1):
         yield f"line {number}", {"prompt": line}
-
-
-def _jsonl(path: Path, what: str, column: str) -> Iterator[Row]:
-    entry = 0
-    for number, line in enumerate(read_lines(path, what), 1):
-        if not line.strip():
-            continue
-        entry += 1
-        try:
-            row = json.loads(line, object_pairs_hook=_once)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(
-                f"{what}, line {number} is not JSON ({error}); write an object such as {EXAMPLE} on each line"
-            ) from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{what}, line {number} holds {shown(row)}; write an object such as {EXAMPLE}")
-        yield f"entry {entry}" + (f" (line {number})" if number != entry else ""), row
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; of two values under one key Python would silently take the second."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"key {next(shown(k) for k in keys if keys.count(k) > 1)} is there twice")
-    return found
 
 
 def _csv(path: Path, what: str, column: str) -> Iterator[Row]:
     """Comma-separated, quoted as spreadsheets do, with the names of the columns in the first line."""
     csv.field_size_limit(CSV_FIELD)
-    reader = csv.DictReader(io.StringIO(read_text(path, what), newline=""), strict=True)
+    reader = csv.DictReader(io.StringIO(text_in(path, what), newline=""), strict=True)
     try:
         names = reader.fieldnames or []
         if names and column not in names:
@@ -81,7 +52,7 @@ def _csv(path: Path, what: str, column: str) -> Iterator[Row]:
 
 def _tsv(path: Path, what: str, column: str) -> Iterator[Row]:
     """Separated by tabs and without quoting, as PartiPrompts is; upper case in the columns' names does not count."""
-    lines = read_lines(path, what)
+    lines = lines_in(path, what)
     names = [name.strip().lower() for name in lines[0].split("\t")] if lines else []
     if lines and column not in names:
         raise ValueError(
@@ -179,11 +150,18 @@ def _unreadable(what: str, kind: str, error: Exception) -> ValueError:
     return ValueError(f"{what} cannot be read as {kind} ({reason}); write it again, or as .jsonl")
 
 
-READERS: dict[str, Callable[[Path, str, str], Iterator[Row]]] = {
+Reader = Callable[[Path, str, str], Iterator[Row]]
+OF_TEXT: dict[str, Reader] = {
     ".txt": _txt,
-    ".jsonl": _jsonl,
+    ".jsonl": jsonl_entries,
+    ".json": json_entries,
     ".csv": _csv,
     ".tsv": _tsv,
+}
+READERS: dict[str, Reader] = {
+    **OF_TEXT,
+    **{kind + GZIP: reader for kind, reader in OF_TEXT.items()},
     ".parquet": _parquet,
     ".arrow": _arrow,
 }
+"""What `kind_of` a file says -> its reader."""

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    FlowMatchEulerDiscreteScheduler,
-    SD3Transformer2DModel,
-    StableDiffusion3Pipeline,
-)
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from torch import Tensor
 from transformers import CLIPTextModelWithProjection, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from .captions import MAX_WORDS
 from .prompts import model_dir
+
+if TYPE_CHECKING:  # importing a pipeline takes seconds, and transformers warns of what it lacks for pictures as input
+    from diffusers import StableDiffusion3Pipeline
 
 TOKENS = MAX_WORDS + 2  # the words, a start and an end
 
@@ -94,5 +93,7 @@ def load_models(folder: Path | None = None, dtype: torch.dtype = torch.float32) 
 
 def load_pipeline(folder: Path | None = None, dtype: torch.dtype = torch.float32) -> StableDiffusion3Pipeline:
     """Load the diffusers pipeline of a model folder, without text encoders: call it with `prompt_embeds=`."""
+    from diffusers import StableDiffusion3Pipeline
+
     absent = dict.fromkeys(f"{kind}{i}" for kind in ("text_encoder", "tokenizer") for i in ("", "_2", "_3"))
     return StableDiffusion3Pipeline.from_pretrained(folder or model_dir(), torch_dtype=dtype, **absent)

@@ -17,7 +17,12 @@ def read_text(path: Path, what: str) -> str:
     what: says which file it is, for messages: "prompts file p.txt". Raises ValueError, with the line's number, where a
     byte is not UTF-8; OSError where the file cannot be read.
     """
-    raw = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    return decoded(path.read_bytes(), what)
+
+
+def decoded(raw: bytes, what: str) -> str:
+    """The text that a file's bytes are, as `read_text` says."""
+    raw = raw.removeprefix(codecs.BOM_UTF8)
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -30,7 +35,12 @@ def read_text(path: Path, what: str) -> str:
 
 def read_lines(path: Path, what: str) -> list[str]:
     """The lines of a file as `read_text` reads it, without their ends. Other separators of Unicode end no line."""
-    lines = read_text(path, what).split("\n")
+    return lines_of(read_text(path, what))
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a text, as `read_lines` says."""
+    lines = text.split("\n")
     if not lines[-1]:
         lines.pop()
     return [line.removesuffix("\r") for line in lines]

@@ -48,9 +48,8 @@ def made_run(
 ) -> Run:
     """A run after `done` of four steps: finished with all done or a verdict, else as a killed one."""
     run = Run.create(config)
-    training = prompts.load(config.data.prompts)
-    held_out = prompts.load(config.evaluation.prompts) if config.evaluation.prompts else []
-    run.bind_prompts([record.text for record in (*training, *held_out)])
+    training, held_out = prompts.read_prompts(config)
+    run.bind_prompts([record.text for record in (*training, *held_out)], prompts.weights_of(training))
     evaluator, tracker = Evaluator(config, run, held_out, len(training)), Tracker(run.folder, config)
     for step in range(done + 1):
         if evaluated and step in (0, 2, 4):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,7 +70,20 @@ TEXTS: dict[str, tuple[str, bytes, list[str] | None]] = {
     "two columns of prompts": ("tsv", b"Prompt\tprompt\na red circle\ta square\n", None),
     "more tabs than columns": ("tsv", b"prompt\na red\tcircle\n", None),
     "tabs, no column of prompts": ("tsv", b"Image\tNote\na\tb\n", None),
-    "JSON, not lines": ("json", b'[{"prompt": "a red circle"}]', None),
+    "JSON, not lines": ("json", b'[{"prompt": "a red circle"}, {"prompt": "two blue squares"}]', GOOD),
+    "JSON, a list of texts": ("json", b'\xef\xbb\xbf["a red circle", "two blue squares"]', GOOD),
+    "JSON, lines": ("json", b'{"prompt": "a red circle"}\n{"prompt": "two blue squares"}\n', GOOD),
+    "JSON, one object": ("json", b'{"images": [], "annotations": [{"caption": "a red circle"}]}', None),
+    "JSON, a text of 10 MB": ("json", json.dumps(["red " * 2_500_000]).encode(), None),
+    "JSON, invalid UTF-8": ("json", b'["a \xff"]', None),
+    "JSON, a key twice": ("json", b'[{"prompt": "a red circle", "prompt": "two blue squares"}]', None),
+    "JSON, torn": ("json", b'[{"prompt": "a red circle"}, {"prompt": "two bl', None),
+    "JSON, half an emoji": ("json", b'["a red \\ud83d"]', None),
+    "packed": ("txt.gz", gzip.compress(b"a red circle\ntwo blue squares\n"), GOOD),
+    "packed, a line of 10 MB": ("jsonl.gz", gzip.compress(json.dumps({"prompt": "red " * 2_500_000}).encode()), None),
+    "packed, under another name": ("txt", gzip.compress(b"a red circle\n"), None),
+    "not packed": ("csv.gz", b"prompt\na red circle\n", None),
+    "packed, torn": ("csv.gz", gzip.compress(b"prompt\na red circle\n")[:-6], None),
     "words that the family lacks": ("txt", b"a photo of a dog\n", None),
     "non-Latin": ("txt", "一个红色的圆圈\n".encode(), None),
     "too long for the family": ("txt", b"a red circle " * 30 + b"\n", None),

@@ -24,11 +24,14 @@ FILES = {
     "data/train-00001-of-00002.jsonl": b'{"prompt": "a dog"}\n',
     "data/test.jsonl": b'{"prompt": "a bird"}\n',
     "pictures.zip": b"PK not fetched",
+    "data/objects.json": b'{"beside": "other kinds"}',
 } | {f"saved/{p.name}": p.read_bytes() for p in sorted((DATA / "prompts" / "saved").iterdir())}
+LISTS = {"README.md": b"# A card", "config.json": b"{}", "captions.json": b'["a cat", "a dog"]'}
+DATASETS = {"me/cats": FILES, "me/lists": LISTS}
 
 
 class Answers(BaseHTTPRequestHandler):
-    """repo_info, the tree, and the files of one dataset, me/cats. asked: the files that were fetched."""
+    """repo_info, the tree, and the files of DATASETS. asked: the files that were fetched."""
 
     asked: list[str]
 
@@ -49,18 +52,20 @@ class Answers(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
-        if path in (f"/api/datasets/me/cats/revision/{name}" for name in ("main", "v1", SHA)):
-            siblings = [{"rfilename": name} for name in FILES]
-            return self.answer(200, json.dumps({"id": "me/cats", "sha": SHA, "siblings": siblings}).encode())
-        if path == f"/api/datasets/me/cats/tree/{SHA}":
+        name = "/".join(path.removeprefix("/api").split("/")[2:4])
+        files = DATASETS.get(name, {})
+        if files and path in (f"/api/datasets/{name}/revision/{revision}" for revision in ("main", "v1", SHA)):
+            siblings = [{"rfilename": file} for file in files]
+            return self.answer(200, json.dumps({"id": name, "sha": SHA, "siblings": siblings}).encode())
+        if files and path == f"/api/datasets/{name}/tree/{SHA}":
             tree = [{"type": "file", "path": n, "size": len(raw), "oid": hashlib.sha1(raw).hexdigest()}
-                    for n, raw in FILES.items()]  # fmt: skip
+                    for n, raw in files.items()]  # fmt: skip
             return self.answer(200, json.dumps(tree).encode(), Content_Type="application/json")
-        name = path.removeprefix(f"/datasets/me/cats/resolve/{SHA}/")
-        if name in FILES:
-            self.asked.append(name)
-            etag = f'"{hashlib.sha1(FILES[name]).hexdigest()}"'
-            return self.answer(200, FILES[name], ETag=etag, X_Repo_Commit=SHA)
+        file = path.removeprefix(f"/datasets/{name}/resolve/{SHA}/")
+        if file in files:
+            self.asked.append(file)
+            etag = f'"{hashlib.sha1(files[file]).hexdigest()}"'
+            return self.answer(200, files[file], ETag=etag, X_Repo_Commit=SHA)
         code = "RevisionNotFound" if "/me/cats/" in path else "RepoNotFound"
         self.answer(404, b"{}", X_Error_Code=code, X_Error_Message="not there")
 
@@ -114,6 +119,8 @@ def test_a_dataset_of_the_hub_is_fetched_and_read(tmp_path: Path, stand_in: str)
         assert "\n" not in refused and f"data.prompts: prompts hf://datasets/{name} cannot be fetched" in refused
         assert "HF_TOKEN" in refused and len(refused) < 500
     assert {"README.md", "pictures.zip"}.isdisjoint(Answers.asked)
+    [captions] = loaded(tmp_path, stand_in, ("hf://datasets/me/lists", {}, None))
+    assert captions == ["a cat", "a dog"] and "captions.json" in Answers.asked
     fetched = len(Answers.asked)
     offline = loaded(tmp_path, stand_in, (f"{cats}/data", {}, "test"), (f"{cats}2", {}, None), HF_HUB_OFFLINE="1")
     assert offline[0] == ["a bird"] and "cannot be fetched" in offline[1] and len(Answers.asked) == fetched
