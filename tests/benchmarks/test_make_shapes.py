@@ -1,0 +1,48 @@
+"""`make_shapes all`: the order of its stages, and where it goes on. A stage is replaced by a note of its name."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks.make_shapes import __main__ as command
+
+
+def test_all_goes_on_after_the_last_stage_that_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called, fails = list[str](), {"looks"}
+
+    def stage(name: str) -> SimpleNamespace:
+        short = name.removeprefix("benchmarks.make_shapes.")
+
+        def main(args: object) -> None:
+            called.append(short)
+            if short in fails:
+                raise OSError("disk full")
+
+        return SimpleNamespace(main=main)
+
+    monkeypatch.setattr(command.importlib, "import_module", stage)
+
+    def run(stage: str, *more: str) -> list[str]:
+        called.clear()
+        monkeypatch.setattr(sys, "argv", ["make_shapes", stage, "--work", str(tmp_path), *more])
+        command.main()
+        return list(called)
+
+    with pytest.raises(OSError, match="disk full"):
+        run("all")
+    assert called == ["world", "vae", "decoder", "base", "looks"]
+    fails.clear()
+    assert run("all") == ["looks", "mixture", "rewards", "preference", "detector", "card"]
+    assert run("all") == []
+    assert run("vae") == ["vae"]  # a stage that is asked for by name is made again
+    assert len(run("all", "--steps", "2")) == 10  # another length is another run
+
+
+def test_each_stage_is_a_module_with_a_main() -> None:
+    for module in command.STAGES.values():
+        assert callable(importlib.import_module(f"benchmarks.make_shapes.{module}").main)
