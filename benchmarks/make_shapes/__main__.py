@@ -29,13 +29,18 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
+    ended = {stage: args.work / f"{stage}.ended" for stage in STAGES}  # files that say with how many steps
     for stage in STAGES if args.stage == "all" else [args.stage]:
-        ended = args.work / f"{stage}.ended"  # with how many steps
-        if args.stage == "all" and ended.exists() and ended.read_text() == str(args.steps):
-            print(f"{stage}: ended before", flush=True)
+        if args.stage == "all" and ended[stage].exists() and ended[stage].read_text() == str(args.steps):
+            print(f"{stage}: ended before; to make it again, remove {ended[stage]}", flush=True)
             continue
+        for later in ORDER[ORDER.index(stage) :]:  # what is made from it is made again
+            ended[later].unlink(missing_ok=True)
         importlib.import_module(f"{__package__}.{STAGES[stage]}").main(args)
-        ended.write_text(str(args.steps))
+        ended[stage].write_text(str(args.steps))
+    if args.stage == "all":
+        for file in ended.values():
+            file.unlink()
 
 
 if __name__ == "__main__":

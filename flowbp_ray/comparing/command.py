@@ -33,7 +33,7 @@ def run(
     say(comparison.markdown())
     for line in comparison.missing:
         say(f"no result yet: {line}")
-    draw(comparison).savefig(folder / "figure.png", dpi=110)
+    draw(comparison).savefig(folder / "figure.png")
     page = write_page(comparison, found, folder / "report.html")
     say(f"{folder}: table.md, figure.png, results.json with each run's values, and {page.name} (open it in a browser)")
     return failed

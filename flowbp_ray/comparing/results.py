@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,9 @@ class Value:
     mark: str = ""
 
     def shown(self, percent: bool, sign: str = "") -> str:
-        """`62.1 ± 1.4 %`, or `0.512 ± 0.010`; sign="+" for a difference."""
+        """`62.1 ± 1.4 %`, or `0.512 ± 0.010`; sign="+" for a difference. `–` where nothing was measured."""
+        if not np.isfinite(self.mean):
+            return "–"
         factor, digits = (100, 1) if percent else (1, 3)
         half = "" if self.half is None else f" ± {factor * self.half:.{digits}f}"
         return f"{factor * self.mean:{sign}.{digits}f}{half}{' %' if percent else ''}"
@@ -115,10 +117,14 @@ def collect(suite: Suite, cells: Sequence[Cell]) -> Comparison:
         if unknown := [name for name in names if name not in measured]:
             raise ValueError(f"{key}: {unknown[0]!r} was not measured; write one of {', '.join(measured)}")
     columns = suite.columns or [name for name in measured if "/" not in name]
-    seeds: dict[str, dict[int, Mapping[str, float]]] = {BASE: {line["seed"]: line["before"] for line in raw}}
+    seeds: dict[str, dict[int, dict[str, float]]] = {BASE: {}}
     for line in raw:
+        seeds[BASE].setdefault(line["seed"], {}).update(line["before"])  # rows may measure different things
         seeds.setdefault(line["row"], {})[line["seed"]] = line["after"]
+    if suite.reference not in (None, *seeds):
+        missing.append(f"{suite.reference}, the reference, so there are no differences from it")
     values = {row: {c: _value(found, c) for c in columns} for row, found in seeds.items()}
+    values[BASE] = {c: _once(value) for c, value in values[BASE].items()}
     for column in columns:
         _mark(values, seeds, column, column in suite.lower)
     curves = {row: _curve([cell for cell in ended if cell.row == row], scale) for row in seeds if row != BASE}
@@ -141,6 +147,11 @@ def _read(cell: Cell, scale: str) -> dict[str, Any] | None:
 def _value(found: Mapping[int, Mapping[str, float]], column: str) -> Value:
     values = np.array([line[column] for line in found.values() if column in line])
     return Value(float(values.mean()) if len(values) else float("nan"), half_width(values), len(values))
+
+
+def _once(value: Value) -> Value:
+    """The base's value: where it is the same in every seed it was measured once, and has no interval over seeds."""
+    return replace(value, half=None) if value.half == 0 else value
 
 
 def half_width(values: np.ndarray) -> float | None:
@@ -187,8 +198,7 @@ def _mark(
         away = _difference(seeds[row], seeds[best], column)
         close = away.half is not None and not away.mark
         mark = "best" if row == best else "close" if close else ""
-        old = values[row][column]
-        values[row][column] = Value(old.mean, old.half, old.seeds, mark)
+        values[row][column] = replace(values[row][column], mark=mark)
 
 
 def _curve(cells: Sequence[Cell], scale: str) -> Curve:

@@ -149,19 +149,19 @@ def cells(suite: Suite, out: Path) -> list[Cell]:
             found.append(Cell(name, seed, config, (*suite.overrides, *row.overrides, *own), out / run))
     _check_rows(suite, found[: len(suite.rows)])
     for cell in found:
-        _check_folder(cell)
+        _check_folder(suite, cell)
     return found
 
 
-def _check_folder(cell: Cell) -> None:
+def _check_folder(suite: Suite, cell: Cell) -> None:
     """Raises ConfigError where the folder holds a run of another configuration than the suite says now."""
     if not (cell.folder / "config.yaml").is_file():
         return
     if lines := differences(comparable(Run.open(cell.folder).config), comparable(cell.load())):
-        raise ConfigError(
-            f"{cell.folder} is a run of another configuration ({lines[0]}), so the suite has changed since; write "
-            "another name: for it, or remove that folder"
-        )
+        what = f"{cell.folder} is a run of another configuration ({lines[0]}), so"
+        if suite.runs is not None:
+            raise ConfigError(f"{what} it is not that of row {cell.row!r}; write another runs:, or rename the row")
+        raise ConfigError(f"{what} the suite has changed since; write another name: for it, or remove that folder")
 
 
 def _check_rows(suite: Suite, rows: Sequence[Cell]) -> None:

@@ -94,11 +94,10 @@ def test_the_table_is_means_over_seeds_and_marks_what_is_beyond_noise(suite: Sui
     marks = {row: [v.mark for v in values.values()] for row, values in found.table.items()}
     # one is 0.02, −0.02 and 0.01 from the best verifier; of the scores it is 0.1 below the best with every seed
     assert marks == {"base": ["", ""], "one": ["close", ""], "K = 2, late": ["", "best"], "other": ["best", ""]}
-    assert found.table["base"]["verifier"].mean == 0.25 and found.table["base"]["verifier"].half == 0.0
+    assert found.table["base"]["verifier"].mean == 0.25 and found.table["base"]["verifier"].half is None
     lines = found.markdown().splitlines()
-    assert lines[0] == "| | verifier | score | seeds |" and lines[2].startswith(
-        "| base | 25.0 ± 0.0 % | 1.000 ± 0.000 |"
-    )
+    assert lines[0] == "| | verifier | score | seeds |"
+    assert lines[2] == "| base | 25.0 % | 1.000 | 3 |"  # the same in every seed: measured once
     assert not found.missing and [run["seed"] for run in found.as_json()["runs"]] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
     curve = found.curves["one"]
     assert curve.steps == [0, 2] and curve.images == [0.0, 8.0] and curve.hours == [0.0, 1.0]
@@ -215,6 +214,22 @@ def test_a_jobs_command_is_the_same_for_every_shell(suite: Suite, tmp_path: Path
     own = words[words.index("--") + 1 :]
     assert all(shlex.quote(word) == word for word in own)
     assert loading.load(own[-1]) == cell.load() and own[-1].endswith("clip_0.5_seed1.yaml")
+
+
+def test_a_table_is_made_of_what_there_is(suite: Suite, tmp_path: Path) -> None:
+    """The base has what any row measured; without a common seed, or without the reference, nothing is claimed."""
+    named = Suite.model_validate(suite.model_dump() | {"reference": "one"})
+    runs = cells(named, tmp_path / "out")
+    for cell in (runs[0], runs[4], runs[5]):  # one with seed 1, the others with seed 2
+        ended(cell, 0.5, 2.0)
+    summary = json.loads((runs[5].folder / "summary.json").read_text())
+    del summary["guidance"]["1"]["before"]["score"]
+    (runs[5].folder / "summary.json").write_text(json.dumps(summary))
+    found = collect(named, runs)
+    assert found.table["base"]["score"].mean == 1.0 and "| other | – | – | 0 |" in found.markdown()
+    (runs[0].folder / "summary.json").unlink()
+    alone = collect(named, runs)
+    assert alone.differences == {} and alone.missing[-1].startswith("one, the reference, so there are no differences")
 
 
 def test_the_figure_has_each_seed_and_the_mean_with_its_interval(suite: Suite, tmp_path: Path) -> None:
