@@ -151,7 +151,7 @@ def _value(found: Mapping[int, Mapping[str, float]], column: str) -> Value:
 
 def _once(value: Value) -> Value:
     """The base's value: where it is the same in every seed it was measured once, and has no interval over seeds."""
-    return replace(value, half=None) if value.half == 0 else value
+    return value if value.half is None or value.half > 1e-9 else replace(value, half=None)
 
 
 def half_width(values: np.ndarray) -> float | None:
