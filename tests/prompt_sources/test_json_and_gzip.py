@@ -60,7 +60,7 @@ def test_packed_lines_and_several_parts(tmp_path: Path) -> None:
     assert texts(tmp_path / "all.txt.gz") == both
     assert "has no columns; write data.columns=null" in refused(tmp_path / "all.txt.gz", CAPTIONS)
     (tmp_path / "more.txt").write_text("a fish\n")
-    assert "has files .txt or .txt.gz; write a pattern" in refused(tmp_path)
+    assert "has files .txt and .txt.gz; write a pattern" in refused(tmp_path)
 
 
 def test_a_list_of_texts_reads_as_lines_do(tmp_path: Path) -> None:
@@ -129,6 +129,16 @@ def test_json_beside_other_files_describes_them(tmp_path: Path) -> None:
     assert texts(tmp_path) == ["a picture of a", "a picture of b"]
     (tmp_path / "a.txt").write_text("a cat")
     assert texts(tmp_path) == ["a cat"]
+
+
+def test_packed_json_beside_other_files_describes_them_too(tmp_path: Path) -> None:
+    (tmp_path / "a.json.gz").write_bytes(gzip.compress(b'["a picture of a"]'))
+    assert texts(tmp_path) == ["a picture of a"]
+    (tmp_path / "a.txt").write_text("a cat")
+    assert texts(tmp_path) == ["a cat"]
+    (tmp_path / "a.txt").unlink()
+    (tmp_path / "b.json").write_text('["a picture of b"]')
+    assert "has files .json and .json.gz; write a pattern" in refused(tmp_path)
 
 
 def test_what_cannot_be_unpacked_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

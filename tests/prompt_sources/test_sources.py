@@ -56,7 +56,7 @@ def test_what_lies_beside_data_is_no_data(tmp_path: Path) -> None:
         (tmp_path / name).write_text("no prompt\n")
     assert texts(tmp_path) == ["a cat"]
     (tmp_path / "data" / "more.txt").write_text("a dog\n")
-    assert ".jsonl or .txt; write a pattern" in refused(tmp_path)
+    assert "has files .jsonl and .txt; write a pattern" in refused(tmp_path)
 
 
 def test_captions_beside_pictures(tmp_path: Path) -> None:
