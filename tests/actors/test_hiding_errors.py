@@ -59,7 +59,7 @@ def actor_classes() -> dict[str, type]:
     for module in pkgutil.iter_modules(actors.__path__, "actors."):
         for value in vars(importlib.import_module(module.name)).values():
             if isinstance(value, ActorClass) and module.name != "actors.emulated":
-                made = value.__ray_metadata__.modified_class.__mro__[1]
+                made = vars(value)["__ray_metadata__"].modified_class.__mro__[1]
                 found[f"{made.__module__}.{made.__name__}"] = made
     return found
 
