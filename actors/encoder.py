@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from actors.errors import NotCached
-from actors.process import prepare
+from actors.process import hiding_errors, prepare
 from flowbp_ray.backbones.base import Conditioning
 from flowbp_ray.backbones.embedding_cache import CachedEmbeddings
 from flowbp_ray.backbones.embeddings import Encoder, PackedEmbeddings, build_encoder
@@ -21,6 +21,7 @@ from flowbp_ray.messages import Encoded, EncodedPart, pack_all
 class EncoderActor:
     """Encodes prompts and keeps none. It loads the text encoders only if the cache lacks a prompt."""
 
+    @hiding_errors
     def __init__(self, config: RunConfig) -> None:
         prepare(config, config.encoder.threads)
         self.config = config
@@ -50,6 +51,7 @@ class EncoderActor:
 class ReaderActor:
     """Reads prompts from the folder that an encoder has filled, on whatever device it computed, and loads no model."""
 
+    @hiding_errors
     def __init__(self, config: RunConfig, folder: Path) -> None:
         prepare(config, 1)
         self.cache, self.found, self.nbytes = CachedEmbeddings(folder), 0, 0

@@ -21,10 +21,11 @@ SPLITS = {
 }
 """Split -> the words that stand for it in the name of a file or of a folder above it."""
 BESIDE = re.compile(
-    r"(readme|license|licence|requirements|notice|changelog)\b|(config|state|dataset_infos?)\.json$", re.IGNORECASE
+    r"(readme|license|licence|requirements|notice|changelog)\b|(config|state|dataset_infos?)\.json(\.gz)?$",
+    re.IGNORECASE,
 )
 """How files begin that lie beside data and hold none."""
-BESIDE_OTHERS = ".json"
+BESIDE_OTHERS = (".json", f".json{GZIP}")
 """Beside files of another kind these describe them, as a file for each picture does; alone they are the data."""
 SHOWN = 8  # names in a message
 
@@ -63,7 +64,7 @@ def within(folder: Path, kinds: Collection[str], what: str, split: str | None, k
         return _saved(folder, what)
     files = [path for path in sorted(folder.rglob("*")) if holds_data(path.relative_to(folder), kinds)]
     files = [path for path in files if path.is_file()]
-    files = [path for path in files if path.suffix != BESIDE_OTHERS] or files
+    files = [path for path in files if kind_of(path) not in BESIDE_OTHERS] or files
     if not files:
         raise ValueError(f"{what} is a folder without a file of prompts; write one with {_listed(kinds)}, or a file")
     by_split: dict[str, list[Path]] = {}
@@ -139,7 +140,7 @@ def _is_shard(name: str) -> bool:
 def _of_one_kind(files: list[Path], kinds: Collection[str], what: str) -> list[Path]:
     found = sorted({kind_of(path) for path in files})
     if len(found) > 1:
-        raise ValueError(f"{what} has files {' or '.join(found)}; write a pattern for those of one kind, such as "
+        raise ValueError(f"{what} has files {' and '.join(found)}; write a pattern for those of one kind, such as "
                          f"{files[0].parent}/*{found[0]}")  # fmt: skip
     if found[0] not in kinds:
         raise ValueError(f"{what} matches files {found[0] or 'without an ending'}; write files {_listed(kinds)}")

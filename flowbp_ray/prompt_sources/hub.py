@@ -31,12 +31,12 @@ def fetched(source: str, kinds: Collection[str], what: str) -> Path:
         raise ValueError(f"{what} is no dataset of the Hub; write hf://datasets/OWNER/NAME, with @REVISION and /PATH "
                          "if need be")  # fmt: skip
     repository, revision, below = found.groups()
-    most = [kind for kind in kinds if kind != folders.BESIDE_OTHERS]
+    most = [kind for kind in kinds if kind not in folders.BESIDE_OTHERS]
     wanted = [below, f"{below}/*"] if below else [*(f"*{kind}" for kind in most), *SAVED]
     try:
         folder = Path(snapshot_download(repository, repo_type="dataset", revision=revision, allow_patterns=wanted))
         if not below and not any(folders.holds_data(path.relative_to(folder), most) for path in folder.rglob("*")):
-            wanted = [f"*{folders.BESIDE_OTHERS}"]
+            wanted = [f"*{kind}" for kind in folders.BESIDE_OTHERS]
             snapshot_download(repository, repo_type="dataset", revision=revision, allow_patterns=wanted)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = " ".join(str(error).split())[:200]

@@ -1,6 +1,7 @@
 """The entries of JSON: an object a line (.jsonl), or a list of objects or of texts (.json).
 
-`datasets` writes JSON Lines to files that it calls .json, which are read as such.
+`datasets` writes JSON Lines to files that it calls .json, which are read as such. One object alone, on however many
+lines, is one entry unless it holds its entries deeper.
 """
 
 from __future__ import annotations
@@ -25,16 +26,22 @@ def jsonl_entries(path: Path, what: str, column: str) -> Iterator[Row]:
 
 
 def json_entries(path: Path, what: str, column: str) -> Iterator[Row]:
-    """The objects or texts of one list, or an object on each line. A text has no more columns than a line of .txt."""
+    """The objects or texts of one list, one object, or an object on each line.
+
+    A text has no more columns than a line of .txt.
+    """
     text = text_in(path, what)
     first, _, rest = text.strip().partition("\n")
-    if _is_object(first, column, alone=not rest):
+    if rest and _is_object(first):
         yield from _of_lines(lines_of(text), what)
         return
     try:
         entries = json.loads(text, object_pairs_hook=_once) if first else []
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{what} is not JSON ({error}); write a list such as [{EXAMPLE}]") from error
+    if isinstance(entries, dict) and _is_entry(entries, column):
+        yield "entry 1", entries
+        return
     if not isinstance(entries, list):
         raise ValueError(f"{what} holds {_top(entries)}; write a list such as [{EXAMPLE}]{_within(entries)}")
     for number, entry in enumerate(entries, 1):
@@ -75,16 +82,28 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _is_object(line: str, column: str, alone: bool) -> bool:
-    """Whether a file's first line is an object as .jsonl has them. One that is alone must hold a prompt: otherwise it
-    is a whole file that holds its entries deeper."""
+def _is_object(line: str) -> bool:
+    """Whether a file's first line is an object as .jsonl has them."""
     if not line.startswith("{"):
         return False
     try:
-        row = json.loads(line)
+        return isinstance(json.loads(line), dict)
     except (ValueError, RecursionError):
         return False
-    return isinstance(row, dict) and (not alone or isinstance(row.get(column), str))
+
+
+def _is_entry(found: dict[str, Any], column: str) -> bool:
+    """Whether a file's one object is an entry, maybe one without the prompts' column, and holds none deeper."""
+    if _lists(found, dict):
+        return False
+    if column in found:
+        return isinstance(found[column], str)
+    return not _lists(found, str) or any(isinstance(value, str) for value in found.values())
+
+
+def _lists(found: dict[str, Any], kind: type) -> list[str]:
+    """The keys of an object under which there are lists of objects (dict) or of texts (str)."""
+    return [name for name, value in found.items() if isinstance(value, list) and value and isinstance(value[0], kind)]
 
 
 def _top(found: Any) -> str:
@@ -93,7 +112,6 @@ def _top(found: Any) -> str:
 
 def _within(found: Any) -> str:
     """Advice for an object with a list of objects, as the captions of COCO are: that list alone."""
-    inner = found.items() if isinstance(found, dict) else ()
-    lists = [name for name, value in inner if isinstance(value, list) and value and isinstance(value[0], dict | str)]
+    lists = _lists(found, dict) or _lists(found, str) if isinstance(found, dict) else []
     name = "annotations" if "annotations" in lists else lists[0] if lists else ""
     return f": that under {shown(name)} alone" if name else ""

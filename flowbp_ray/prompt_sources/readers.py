@@ -84,7 +84,8 @@ def _parquet(path: Path, what: str, column: str) -> Iterator[Row]:
 def _arrow(path: Path, what: str, column: str) -> Iterator[Row]:
     """Arrow's stream format, which `datasets` writes, or its file format. The file is mapped, not copied.
 
-    A stream that lacks the mark of its end is refused: it was cut between two batches, or is still being written.
+    A stream that lacks the mark of its end is refused: the format allows that, but it is also what is left of one that
+    was cut between two batches, or is still being written.
     """
     import pyarrow
     from pyarrow import ipc
@@ -97,7 +98,8 @@ def _arrow(path: Path, what: str, column: str) -> Iterator[Row]:
             mapped.seek(0)
             table = (ipc.open_stream(mapped) if stream else ipc.open_file(mapped)).read_all()
             if stream and not _ended(mapped, first):
-                raise ValueError(f"{what} is not whole, for it lacks the mark of its end; save or copy it again")
+                raise ValueError(f"{what} lacks the mark of its end, so it may not be whole; save or copy it again, "
+                                 "or if the writer was closed on purpose without it, write it as parquet")  # fmt: skip
             table = table.select(_readable(table.schema, what, column))
             table.validate(full=True)  # an offset that points beyond the file would be followed
             yield from _rows(table, what, "arrow")
@@ -106,10 +108,16 @@ def _arrow(path: Path, what: str, column: str) -> Iterator[Row]:
 
 
 def _ended(stream: Any, first: bytes) -> bool:
-    """Whether a stream ends in the mark of its end: a message of no bytes, begun as the first one is."""
+    """Whether a stream that has been read ended in a mark, a message of no bytes, begun as the first one is.
+
+    Messages fill eights of bytes, which tells a mark from a column that ends in the same bytes. Only zeros may follow,
+    with which some writers fill their files.
+    """
     mark = (CONTINUES if first.startswith(CONTINUES) else b"") + bytes(4)
-    stream.seek(stream.size() - len(mark))
-    return bool(stream.read(len(mark)) == mark)
+    if stream.tell() % 8 != len(mark) % 8:
+        return False
+    stream.seek(stream.tell() - len(mark))
+    return bool(stream.read(len(mark)) == mark) and not stream.read().strip(b"\0")
 
 
 def _readable(schema: Any, what: str, column: str) -> list[str]:

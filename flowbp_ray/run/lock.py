@@ -4,7 +4,8 @@
 process itself tells whether it lives; from another one only the count does, which no two clocks need to agree on.
 
 The lock appears whole, by a hard link. A file system that knows none (FAT, some of FUSE and of the network) takes a new
-file in its place, which others may see before it is filled; who made it then looks whether it is still there.
+file in its place, which others may see before it is filled; who made it then looks whether it is still there. So a lock
+that cannot be read is nobody's yet, and no proof that another driver holds it.
 """
 
 from __future__ import annotations
@@ -85,7 +86,8 @@ class RunLock:
 
         One that has ended since has removed the lock, and the folder is not this driver's any more either.
         """
-        self.lost = self.lost or not self._is_ours()
+        found = self._read()
+        self.lost = self.lost or found is None or self._is_anothers(found)
         if self.lost:
             raise RunFailed(f"another driver has taken {self.file.parent} over; this one stood still for too long")
 
@@ -103,6 +105,7 @@ class RunLock:
 
         Raises OSError where the file system takes neither a link nor a file that must be new.
         """
+        text = whole.read_text()
         try:
             os.link(whole, self.file)
         except FileExistsError:
@@ -111,12 +114,16 @@ class RunLock:
             if error.errno not in NO_LINKS:
                 raise
             with suppress(FileExistsError), open(self.file, "x") as new:
-                new.write(whole.read_text())
+                new.write(text)  # small enough for one write, when it is closed
         return self._is_ours()
 
     def _is_ours(self) -> bool:
         found = self._read()
         return found is not None and found.get("token") == self.ours["token"]
+
+    def _is_anothers(self, found: dict[str, Any]) -> bool:
+        """Whether a lock is whole and names another driver; one that is not may be ours, which somebody puts back."""
+        return isinstance(found.get("token"), str) and found["token"] != self.ours["token"]
 
     def _read(self) -> dict[str, Any] | None:
         """The lock; None where there is none (any more)."""
@@ -154,7 +161,7 @@ class RunLock:
         """In a thread: count up, and notice where the lock is no longer ours."""
         while not self.ended.wait(self.beat):
             found = self._read()
-            self.lost = self.lost or (found is not None and found.get("token") != self.ours["token"])
+            self.lost = self.lost or (found is not None and self._is_anothers(found))
             if found is not None and not self.lost:
                 self.ours["beat"] = int(str(self.ours["beat"])) + 1
                 with suppress(OSError):  # a full disk, or a server that does not answer: the next count may succeed

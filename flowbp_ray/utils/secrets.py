@@ -11,10 +11,10 @@ import logging
 import os
 import re
 import stat
+import string
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
-from urllib.parse import quote
 
 from flowbp_ray.utils.addresses import existing_path
 
@@ -25,6 +25,8 @@ LONG = 12  # characters from which a value that has it inside holds it
 VARIABLE = re.compile(r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|PASS|CREDENTIALS?|API_?KEY|ACCESS_KEY(?:_ID)?|KEY)$")
 FLAG = re.compile(r"--?[\w-]*(?:token|secret|password|passwd|api[-_]?key)$", re.IGNORECASE)
 KEY = re.compile(r"(?:^|_)(?:password|passwd|secret|api_?key|authorization|(?:access|auth|hf|bearer)_?token)$|^token$")
+ASKED = r"(?:(?<=[?&])|(?<=&amp;)|(?<=\\u0026))"  # before a parameter of an address: as it is, in HTML, in JSON
+GIVEN = r"=[^&\s\"'\\]+"
 FORMS = (
     re.compile(r"\bhf_[A-Za-z0-9]{20,}"),  # Hugging Face
     re.compile(r"\bsk-[A-Za-z0-9_-]{20,}"),  # OpenAI and those that took over its form
@@ -32,13 +34,24 @@ FORMS = (
     re.compile(r"\bwandb_v\d_\w{20,}"),
     re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"),  # AWS
     re.compile(r"(?<=://)[^/\s:@\"']*:[^/\s@\"']+(?=@)"),  # user:password@host
-    re.compile(r"(?<=[?&])(?:access_)?token=[^&\s\"']+|(?<=[?&])(?:api_?)?key=[^&\s\"']+", re.IGNORECASE),
+    re.compile(rf"{ASKED}(?:(?:access_)?token|(?:api_?)?key){GIVEN}", re.IGNORECASE),
     re.compile(r"(?<=Bearer )[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE),
     # What an address signs, as those of the Hub's and of object stores' files do; and other headers of a request.
-    re.compile(r"(?<=[?&])(?:X-Amz-(?:Signature|Credential|Security-Token)|Signature|sig)=[^&\s\"']+", re.IGNORECASE),
-    re.compile(r"\bAuthorization['\"]?\s*[:=]\s*['\"]?Basic [A-Za-z0-9+/=]+", re.IGNORECASE),
-    re.compile(r"\b(?:x-)?api-?key['\"]?\s*[:=]\s*['\"]?[A-Za-z0-9._~+/=-]{16,}", re.IGNORECASE),
+    re.compile(
+        rf"{ASKED}(?:X-(?:Amz|Goog)-(?:Signature|Credential|Security-Token)|Signature|sig){GIVEN}", re.IGNORECASE
+    ),
+    # Base64 of at least 12 characters, and no word: with a digit, with = at its end, or with a capital inside.
+    re.compile(
+        r"\b(?i:Authorization\\?['\"]?\s*[:=]\s*\\?['\"]?Basic )"
+        r"(?=[A-Za-z+/]*[0-9=]|[A-Za-z+/]+[A-Z])[A-Za-z0-9+/=]{12,}"
+    ),
+    re.compile(  # a path is none
+        r"\b(?:x-)?api[-_]?key\\?['\"]?\s*[:=]\s*\\?['\"]?[A-Za-z0-9._~+=-]{16,}(?![A-Za-z0-9._~+/=-])",
+        re.IGNORECASE,
+    ),
 )
+UNRESERVED = frozenset(string.ascii_letters + string.digits + "-._~")
+"""What an address holds as it is (RFC 3986, 2.3); of the others each library leaves some."""
 
 
 registered: set[str] = set()
@@ -92,17 +105,47 @@ def _read_token(path: str, *_: int) -> str:
 def hidden(text: str) -> str:
     """The text with `***` in the place of each secret."""
     known = {*variables().values(), *ray_tokens().values(), *registered}
-    spelled = {spelling for value in known for spelling in _spellings(value)}
-    for spelling in sorted(spelled, key=len, reverse=True):
-        text = text.replace(spelling, HIDDEN)
+    for value in sorted(known, key=len, reverse=True):
+        text = _spelled(value).sub(HIDDEN, text)
     for form in FORMS:
         text = form.sub(HIDDEN, text)
     return text
 
 
-def _spellings(value: str) -> tuple[str, ...]:
-    """A secret as it is, in an address, in a Python literal and in JSON."""
-    return value, quote(value, safe=""), repr(value)[1:-1], json.dumps(value)[1:-1]
+@lru_cache(maxsize=256)
+def _spelled(value: str) -> re.Pattern[str]:
+    """A secret as it is, in JSON, in a literal of Python's texts or bytes within either quotes, and in an address.
+
+    The environment holds bytes that are no UTF-8 as surrogates, which neither repr nor JSON minds.
+    """
+    raw = _bytes(value)
+    literals = {
+        value,
+        json.dumps(value)[1:-1],
+        json.dumps(value, ensure_ascii=False)[1:-1],
+        repr(value)[1:-1],
+        repr("'\"" + value)[4:-1],  # beside both quotes ' is escaped
+        repr(raw)[2:-1],
+        repr(b"'\"" + raw)[5:-1],
+    }
+    address = "".join(map(_in_address, value))
+    return re.compile("|".join([address, *map(re.escape, sorted(literals - {value}, key=len, reverse=True))]))
+
+
+def _in_address(letter: str) -> str:
+    """A pattern for a character as it is or percent-encoded, and for a space as + too."""
+    if letter in UNRESERVED:
+        return re.escape(letter)
+    encoded = "".join(f"%{byte:02X}" for byte in _bytes(letter))
+    return f"(?:(?i:{encoded})|{'[ +]' if letter == ' ' else re.escape(letter)})"
+
+
+def _bytes(value: str) -> bytes:
+    """A text as the environment holds it; a surrogate that stands for no byte becomes three."""
+    try:
+        return value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return value.encode("utf-8", "surrogatepass")
 
 
 class HidingFormatter(logging.Formatter):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import pkgutil
 import traceback
 
 import pytest
+from ray.actor import ActorClass
 
+import actors
 from actors.process import hiding_errors
 from actors.reward import RewardActor
 
@@ -43,6 +47,33 @@ def test_other_errors_are_raised_as_they_are() -> None:
     with pytest.raises(TypeError) as caught:
         Fails(error)
     assert caught.value is error
+
+
+def actor_classes() -> dict[str, type]:
+    """Every class of actors/ that is given to ray.remote, by the names of its module and its own.
+
+    Not the emulated ones: they are given times and sizes alone, and import neither torch nor what the others are set
+    up with.
+    """
+    found = {}
+    for module in pkgutil.iter_modules(actors.__path__, "actors."):
+        for value in vars(importlib.import_module(module.name)).values():
+            if isinstance(value, ActorClass) and module.name != "actors.emulated":
+                made = vars(value)["__ray_metadata__"].modified_class.__mro__[1]
+                found[f"{made.__module__}.{made.__name__}"] = made
+    return found
+
+
+def test_the_constructor_of_every_actor_hides() -> None:
+    """Or it is Python's own, as a learner's, which is built by a method."""
+    found = actor_classes()
+    assert {"actors.encoder.EncoderActor", "actors.encoder.ReaderActor", "actors.judge.JudgeActor",
+            "actors.learner.LearnerActor", "actors.reward.RewardActor", "actors.sampler.SamplerActor",
+            "actors.shared.SharedActor"} <= set(found)  # fmt: skip
+    for name, made in found.items():
+        constructor = made.__init__  # type: ignore[misc]
+        hides = getattr(constructor, "__code__", None) is Fails.__init__.__code__
+        assert hides or constructor is object.__init__, f"{name}.__init__ lacks @hiding_errors"
 
 
 def test_ray_sees_the_constructors_arguments() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -25,9 +26,11 @@ FILES = {
     "data/test.jsonl": b'{"prompt": "a bird"}\n',
     "pictures.zip": b"PK not fetched",
     "data/objects.json": b'{"beside": "other kinds"}',
+    "data/more.json.gz": b"packed, beside other kinds",
 } | {f"saved/{p.name}": p.read_bytes() for p in sorted((DATA / "prompts" / "saved").iterdir())}
 LISTS = {"README.md": b"# A card", "config.json": b"{}", "captions.json": b'["a cat", "a dog"]'}
-DATASETS = {"me/cats": FILES, "me/lists": LISTS}
+PACKED = {"README.md": b"# A card", "captions.json.gz": gzip.compress(b'["a fish"]')}
+DATASETS = {"me/cats": FILES, "me/lists": LISTS, "me/packed": PACKED}
 
 
 class Answers(BaseHTTPRequestHandler):
@@ -119,8 +122,9 @@ def test_a_dataset_of_the_hub_is_fetched_and_read(tmp_path: Path, stand_in: str)
         assert "\n" not in refused and f"data.prompts: prompts hf://datasets/{name} cannot be fetched" in refused
         assert "HF_TOKEN" in refused and len(refused) < 500
     assert {"README.md", "pictures.zip"}.isdisjoint(Answers.asked)
-    [captions] = loaded(tmp_path, stand_in, ("hf://datasets/me/lists", {}, None))
-    assert captions == ["a cat", "a dog"] and "captions.json" in Answers.asked
+    names = ("hf://datasets/me/lists", "hf://datasets/me/packed")
+    captions, packed = loaded(tmp_path, stand_in, *((name, {}, None) for name in names))
+    assert packed == ["a fish"] and captions == ["a cat", "a dog"] and "captions.json" in Answers.asked
     fetched = len(Answers.asked)
     offline = loaded(tmp_path, stand_in, (f"{cats}/data", {}, "test"), (f"{cats}2", {}, None), HF_HUB_OFFLINE="1")
     assert offline[0] == ["a bird"] and "cannot be fetched" in offline[1] and len(Answers.asked) == fetched

@@ -60,7 +60,7 @@ def test_packed_lines_and_several_parts(tmp_path: Path) -> None:
     assert texts(tmp_path / "all.txt.gz") == both
     assert "has no columns; write data.columns=null" in refused(tmp_path / "all.txt.gz", CAPTIONS)
     (tmp_path / "more.txt").write_text("a fish\n")
-    assert "has files .txt or .txt.gz; write a pattern" in refused(tmp_path)
+    assert "has files .txt and .txt.gz; write a pattern" in refused(tmp_path)
 
 
 def test_a_list_of_texts_reads_as_lines_do(tmp_path: Path) -> None:
@@ -122,6 +122,35 @@ def test_what_is_no_list_of_prompts_is_refused(tmp_path: Path, raw: str, words: 
     assert all(word in message for word in words), message
 
 
+ONE = {"prompt": "a cat", "skill": "color", "tags": ["red", "cat"], "size": {"w": 1}}
+
+
+@pytest.mark.parametrize("name", ["p.json", "p.json.gz"])
+@pytest.mark.parametrize("indent", [None, 1])
+def test_one_object_reads_alike_on_one_line_and_on_many(tmp_path: Path, name: str, indent: int | None) -> None:
+    file = tmp_path / name
+
+    def write(found: object) -> Path:
+        raw = json.dumps(found, indent=indent).encode() + b"\n"
+        file.write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
+        return file
+
+    [record] = load(str(write(ONE)))
+    assert (record.text, record.skill, record.extra["tags"]) == ("a cat", "color", ["red", "cat"])
+    assert texts(write(ROWS[0]), CAPTIONS) == ["a cat"]
+    for found, words in (
+        (ONE | {"boxes": [{"x": 1}]}, 'write a list such as [{"prompt": "a cat"}]: that under \'boxes\' alone'),
+        (
+            {"caption": "a cat", "tags": ["red"]},
+            "entry 1: no text under 'prompt', only ['caption', 'tags']; write",
+        ),
+        ({"year": 2017}, "entry 1: no text under 'prompt', only ['year']; write"),
+        ({"tags": ["a cat", "a dog"]}, "that under 'tags' alone"),
+        ({"prompt": ["a cat", "a dog"]}, "that under 'prompt' alone"),
+    ):
+        assert words in refused(write(found)), found
+
+
 def test_json_beside_other_files_describes_them(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / f"{name}.json").write_text(json.dumps([f"a picture of {name}"]))
@@ -129,6 +158,16 @@ def test_json_beside_other_files_describes_them(tmp_path: Path) -> None:
     assert texts(tmp_path) == ["a picture of a", "a picture of b"]
     (tmp_path / "a.txt").write_text("a cat")
     assert texts(tmp_path) == ["a cat"]
+
+
+def test_packed_json_beside_other_files_describes_them_too(tmp_path: Path) -> None:
+    (tmp_path / "a.json.gz").write_bytes(gzip.compress(b'["a picture of a"]'))
+    assert texts(tmp_path) == ["a picture of a"]
+    (tmp_path / "a.txt").write_text("a cat")
+    assert texts(tmp_path) == ["a cat"]
+    (tmp_path / "a.txt").unlink()
+    (tmp_path / "b.json").write_text('["a picture of b"]')
+    assert "has files .json and .json.gz; write a pattern" in refused(tmp_path)
 
 
 def test_what_cannot_be_unpacked_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

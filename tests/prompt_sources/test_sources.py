@@ -56,7 +56,7 @@ def test_what_lies_beside_data_is_no_data(tmp_path: Path) -> None:
         (tmp_path / name).write_text("no prompt\n")
     assert texts(tmp_path) == ["a cat"]
     (tmp_path / "data" / "more.txt").write_text("a dog\n")
-    assert ".jsonl or .txt; write a pattern" in refused(tmp_path)
+    assert "has files .jsonl and .txt; write a pattern" in refused(tmp_path)
 
 
 def test_captions_beside_pictures(tmp_path: Path) -> None:
@@ -133,6 +133,25 @@ def test_arrow_files_of_both_formats(tmp_path: Path) -> None:
         (tmp_path / f"{name}.arrow").write_bytes(raw)
         message = refused(tmp_path / f"{name}.arrow")
         assert f"{name}.arrow" in message and ("cannot be read as arrow" in message or "no prompt" in message)
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["today's form", "the first form"])
+def test_how_a_stream_of_arrow_ends(tmp_path: Path, legacy: bool) -> None:
+    """With the mark, also before zeros; without it the file may be what is left of a longer one."""
+    file, words = tmp_path / "p.arrow", [f"a cat with {n} hats" for n in range(9)]
+    schema = pa.schema({"prompt": pa.string(), "n": pa.int32()})
+    with ipc.new_stream(file, schema, options=ipc.IpcWriteOptions(use_legacy_format=legacy)) as writer:
+        for word in words:  # a batch each, which ends in the bytes of -1
+            writer.write_batch(pa.record_batch([[word, word], [0, -1]], schema=schema))
+    whole, mark = file.read_bytes(), 4 if legacy else 8
+    for zeros in (0, 4, 8, 64, 4096):
+        file.write_bytes(whole + bytes(zeros))
+        assert texts(file) == [word for word in words for _ in range(2)]
+    for raw in (whole[:-mark], whole + whole, whole + b"\0more", *([] if legacy else [whole[:-mark] + bytes(64)])):
+        file.write_bytes(raw)
+        message = refused(file)
+        assert "p.arrow lacks the mark of its end" in message
+        assert message.endswith("if the writer was closed on purpose without it, write it as parquet")
 
 
 def test_pictures_in_a_table_are_not_read(tmp_path: Path) -> None:

@@ -9,13 +9,14 @@ import platform
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from flowbp_ray.run.lock import FILE, RunLock
-from flowbp_ray.utils.errors import ConfigError
+from flowbp_ray.utils.errors import ConfigError, RunFailed
 from flowbp_ray.utils.files import write_atomically
 from tests.paths import ROOT
 
@@ -144,6 +145,36 @@ def test_a_lock_that_is_being_written_is_somebodys(tmp_path: Path, monkeypatch: 
     )
     with pytest.raises(ConfigError, match=rf"running already, in process {os.getpid()} on"):
         RunLock(tmp_path, print, beat=0.02, patience=5).__enter__()
+
+
+@pytest.mark.parametrize("torn", ["", '{"host": "he', "[]", '{"token": null}'])
+def test_a_lock_that_cannot_be_read_is_no_proof_that_it_is_lost(tmp_path: Path, torn: str) -> None:
+    """As where another driver has moved it aside and is putting it back; a missing one is proof for what is saved."""
+    with RunLock(tmp_path, print, beat=0.01) as lock:
+        (tmp_path / FILE).write_text(torn)
+        lock.check()
+        lock.ended.wait(0.2)
+        assert not lock.lost
+        lock.check()
+        assert json.loads((tmp_path / FILE).read_text())["token"] == lock.ours["token"]  # written again by a count
+        (tmp_path / FILE).write_text(json.dumps(lock.ours | {"token": "another"}))
+        with pytest.raises(RunFailed, match="another driver has taken"):
+            lock.check()
+
+
+def test_the_lock_is_read_before_its_name_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe holds up whoever reads what is put back; until then nobody must see an empty lock."""
+    without_links(monkeypatch, "EPERM")
+    lock, whole = RunLock(tmp_path, print), tmp_path / "whole"
+    os.mkfifo(whole)
+    placing = threading.Thread(target=lock._place, args=(whole,), daemon=True)
+    placing.start()
+    with whole.open("w") as slow:
+        placing.join(0.2)
+        assert placing.is_alive() and not (tmp_path / FILE).exists()
+        slow.write(json.dumps(lock.ours))
+    placing.join(20)
+    assert json.loads((tmp_path / FILE).read_text()) == lock.ours
 
 
 def test_another_error_of_a_link_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

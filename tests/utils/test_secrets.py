@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import stat
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, quote_plus, urlencode
 
 import pytest
+import requests
+import yarl
 
 from flowbp_ray.config import loading
 from flowbp_ray.judges.config import JudgeConfig
@@ -23,9 +26,11 @@ from flowbp_ray.preflight import check
 from flowbp_ray.rewards.remote import token
 from flowbp_ray.run import environment
 from flowbp_ray.run.folder import Run
+from flowbp_ray.utils import secrets
 from flowbp_ray.utils.console import guarded
 from flowbp_ray.utils.errors import Stalled
 from flowbp_ray.utils.secrets import HidingFormatter, check_no_secrets, hidden, ray_tokens, variables
+from tests.paths import ROOT
 from tests.small import small_config, small_overrides
 
 VALUE = "a1b2c3d4e5f6-not-to-be-seen"
@@ -65,7 +70,16 @@ def test_which_variables_hold_secrets(tmp_path: Path) -> None:
         ),
         ("https://s3/f?X-Amz-Date=1&X-Amz-Signature=0af3", "https://s3/f?X-Amz-Date=1&***"),
         ("{'Authorization': 'Basic dXNlcjpwYXNz', 'A': 1}", "{'***', 'A': 1}"),
+        ("https://storage/f?X-Goog-Date=1&X-Goog-Signature=0af3&a=1", "https://storage/f?X-Goog-Date=1&***&a=1"),
+        ('<a href="https://h/f?a=1&amp;Signature=aB~c-d_&amp;b=2">', '<a href="https://h/f?a=1&amp;***&amp;b=2">'),
+        (r'{"url": "https://h/f?a=1\u0026Signature=aB~c\u0026b=2"}', r'{"url": "https://h/f?a=1\u0026***\u0026b=2"}'),
         ("x-api-key: 0123456789abcdef0123, a: b", "***, a: b"),
+        ('{"api_key": "0123456789abcdef0123", "a": 1}', '{"***", "a": 1}'),
+        (r"{\"api_key\": \"0123456789abcdef0123\"}", r"{\"***\"}"),
+        ("POST api_key=0123456789abcdef0123 to", "POST *** to"),
+        ("api-key: documentation/of/the/server, api-key: documentation-of-the/server", None),
+        ("--api-key=path/to/the/keys.txt, api_key=path-to-the-file-of/keys.txt", None),
+        ("Authorization: Basic authentication is off, Authorization: Basic Authentication is off", None),
         ("Basic information; api_key=NAME, api_key_env: JUDGE_KEY; api key: none", None),
         ("a token, tasks-and-more, http://host:80/a@b, key=3, half_finished", None),
     ],
@@ -213,11 +227,44 @@ def test_what_is_printed_holds_no_secret(key: str, capsys: pytest.CaptureFixture
     assert said.out == "wandb: no answer with ***\n" and said.err == "flowbp-ray: no answer with ***\n"
 
 
-def test_a_secret_is_hidden_however_it_is_spelled(monkeypatch: pytest.MonkeyPatch) -> None:
-    value = "a/b+c='\"\\é0123"
+SPELLED = ("a/b+c='\"\\é0123", "it's a (secret) & 5%", 'say "no"; 1~2!3*4', "plain-value_0.1~2")
+
+
+@pytest.mark.parametrize("value", SPELLED)
+def test_a_secret_is_hidden_however_it_is_spelled(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the libraries that are used here, and Python, write it."""
     monkeypatch.setenv("A_PASSWORD", value)
-    for text in (value, quote(value, safe=""), repr(value), json.dumps(value), json.dumps({"a": value})):
-        assert hidden(f"in {text}").strip("\"'").replace('{"a": "***"}', "***") in ("in ***", "in '***", 'in "***')
+    literals = [value, json.dumps(value), json.dumps(value, ensure_ascii=False), repr(value), repr(value.encode())]
+    beside = [repr(f"""it's "{value}"""), repr(f"""it's "{value}""".encode()), json.dumps({"a": value})]
+    addresses = [quote(value, safe=safe) for safe in ("", "/", "/+", "!*()'~")] + [quote_plus(value)]
+    addresses += [quote(value, safe="").replace("%2F", "%2f").replace("%3D", "%3d"), urlencode({"a": value})]
+    server = "http://h/x"
+    addresses += [str(yarl.URL(server).with_query(a=value)), str(yarl.URL(server) / value), f"{server}?a={value}"]
+    addresses += [str(yarl.URL(f"{server}?a={value}"))]
+    addresses += [str(requests.Request("GET", server, params={"a": value}).prepare().url)]
+    for text in (*literals, *beside, *addresses):
+        assert re.search(r"^[^*]*\*\*\*['\"}]*$", hidden(text)), (text, hidden(text))
+
+
+def test_a_value_of_bytes_that_are_no_text_is_hidden_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python keeps what is not UTF-8 in the environment as surrogates, which an address cannot hold."""
+    monkeypatch.setitem(os.environb, b"DB_PASSWORD", b"caf\xe9/secret-value")
+    value = os.environ["DB_PASSWORD"]
+    assert not value.isprintable()
+    raw = os.environb[b"DB_PASSWORD"]
+    for text in (value, json.dumps(value), repr(value), repr(raw), quote(raw), quote(raw, safe="")):
+        assert hidden(text).strip("b'\"") == "***", text
+    registered = secrets.register("\ud800 is no byte")
+    assert hidden(f"no {registered}") == "no ***"
+    secrets.registered.discard(registered)
+
+
+def test_a_command_prints_its_line_whatever_the_environment_holds() -> None:
+    env = {**os.environb, b"DB_PASSWORD": b"caf\xe9-secret-value", b"PYTHONPATH": str(ROOT).encode()}
+    command = [sys.executable, "-m", "flowbp_ray", "train", "nonexistent_config"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("flowbp-ray: unknown config 'nonexistent_config'")
 
 
 def test_a_traceback_in_the_log_holds_no_secret(key: str) -> None:

@@ -118,6 +118,59 @@ def test_without_it_the_same_process_shows_them(tmp_path: Path) -> None:
     assert done.stderr.count(VALUE) > 9 and "c2VjcmV0" in done.stderr and done.returncode == 1
 
 
+LOGS = """
+import logging, os, warnings
+from diffusers.utils import logging as of_diffusers
+from huggingface_hub.utils import logging as of_the_hub
+from transformers.utils import logging as of_transformers
+{first}
+KEY = os.environ["WANDB_API_KEY"]
+warnings.warn("a warning with " + KEY)
+for library, name in ((of_diffusers, "diffusers"), (of_the_hub, "huggingface_hub"), (of_transformers, "transformers")):
+    assert library.get_logger(name).handlers
+    library.get_logger(name + ".x").error("%s with %s", name, KEY)
+own = logging.getLogger("with.a.handler")
+own.addHandler(logging.StreamHandler())
+own.handlers[0].setFormatter(logging.Formatter("own: %(message)s"))
+own.error("a line with " + KEY)
+own.error("no place for %d", KEY)
+
+class Fails:
+    def __repr__(self):
+        raise TypeError(KEY)
+
+own.error("%s", Fails())
+"""
+HIDES = "from flowbp_ray.utils.tracebacks import hide_in_tracebacks\nhide_in_tracebacks()\n"
+
+
+@pytest.mark.parametrize("when", ["before", "after", "never"])
+def test_warnings_and_the_handlers_of_libraries_hold_no_secret(when: str, tmp_path: Path) -> None:
+    """Whether the libraries were imported before or after; without it all of them show it."""
+    said = run((HIDES if when == "before" else "") + LOGS.format(first=HIDES if when == "after" else ""), tmp_path)
+    assert said.returncode == 0, said.stderr
+    shown = VALUE if when == "never" else "***"
+    for what in ("a warning", "diffusers", "huggingface_hub", "transformers", "own: a line"):
+        assert f"{what} with {shown}" in said.stderr, (what, said.stderr)
+    assert said.stderr.count("--- Logging error ---") == 2 and f"Arguments: ('{shown}',)" in said.stderr
+    assert f"TypeError: {shown}" in said.stderr and (when == "never") == (VALUE in said.stderr)
+
+
+@pytest.mark.parametrize(
+    ("hook", "stays"),
+    [
+        ("import sys", False),
+        ("import ray, sys", False),
+        ("import sys\nsys.excepthook = lambda *_: None", True),
+        ("import sys, rich.traceback\nrich.traceback.install()", True),
+    ],
+)
+def test_only_hooks_that_print_in_full_are_replaced(hook: str, stays: bool, tmp_path: Path) -> None:
+    code = f"{hook}\nbefore = sys.excepthook\n{HIDES}assert (sys.excepthook is before) == {stays}"
+    done = run(code, tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_hook_of_a_test_runner_stays(tmp_path: Path) -> None:
     code = """
 import threading
