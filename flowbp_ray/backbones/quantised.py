@@ -68,8 +68,10 @@ def dequantise(codes: Tensor, scales: Tensor, kind: Quantization, shape: tuple[i
     scales = scales.view(torch.float32)
     if kind == "int8":  # rounded once, from fp32
         return torch.mul(codes, scales[:, None] / 127, out=torch.empty(shape, dtype=dtype, device=codes.device))
-    dense: Tensor = torch.ops.bitsandbytes.dequantize_4bit(codes, scales, BLOCK, kind, shape, dtype)
-    return dense
+    # as one row where blocks go on in the next: the kernel for AVX-512 would begin each row with a block of its own
+    one = (1, shape[0] * shape[1]) if shape[1] % BLOCK else shape
+    dense: Tensor = torch.ops.bitsandbytes.dequantize_4bit(codes, scales, BLOCK, kind, one, dtype)
+    return dense.reshape(shape)
 
 
 class _Product(torch.autograd.Function):

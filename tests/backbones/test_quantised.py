@@ -109,7 +109,9 @@ def test_nf4_is_what_diffusers_loads(saved: Saved, tmp_path: Path, name: str) ->
     assert own.keys() == found.keys() and len(own) > 10
     for key, module in found.items():
         loaded = type(module.weight)(state[f"{key}.weight"], requires_grad=False, **module.weight.__dict__).to("cpu")
-        assert torch.equal(own[key].dense(), dequantize_4bit(loaded.data, loaded.quant_state))
+        shape, loaded.quant_state.shape = loaded.quant_state.shape, (1, loaded.quant_state.shape.numel())
+        # as one row: with AVX-512 its kernel is wrong where a block goes on in the next row (rows of no multiple of 64)
+        assert torch.equal(own[key].dense(), dequantize_4bit(loaded.data, loaded.quant_state).reshape(shape))
         if own[key].bias is not None:
             assert torch.equal(own[key].bias, state[f"{key}.bias"])
 
