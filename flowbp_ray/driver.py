@@ -85,7 +85,7 @@ def session(
             Fleet(config, checked.texts, checked.agreed, roles, progress.waiting, checked.needs(run)) as fleet,
         ):
             fleet.log_start(run.logger())
-            evaluator = Evaluator(config, run, checked.held_out, len(checked.training))
+            evaluator = Evaluator(config, run, checked.held_out, len(checked.training), checked.base)
             with Judges(config, run, evaluator, tracker, progress.waiting) as judges:
                 loop = Loop(config, run, fleet, tracker, progress, judges, interrupts)
                 with loop.saver:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 
+from flowbp_ray.backbones.embedding_cache import LIBRARIES
 from flowbp_ray.backbones.finite import check_finite
 from flowbp_ray.backbones.guidance import distilled_guidance
 from flowbp_ray.backbones.kernels import check_attention
@@ -19,6 +24,7 @@ from flowbp_ray.planning.encoding import check_time
 from flowbp_ray.prompts import Needs, PromptRecord, drawn, read_prompts, weights_of
 from flowbp_ray.rewards.base import factory
 from flowbp_ray.rewards.remote import handshake
+from flowbp_ray.rewards.remote.identity import content, identity
 from flowbp_ray.rewards.scorer import check_rewards
 from flowbp_ray.run.folder import Run
 from flowbp_ray.utils.errors import need_package
@@ -39,6 +45,8 @@ class Checked:
     """Lines on the prompts: how many there are, and one for each tokenizer that cuts some of them off."""
     parameters: int = 0
     """Number of parameters that are trained."""
+    base: str | None = None
+    """What the evaluation before the first step depends on (`base_identity`), where such evaluations are kept."""
 
     @property
     def texts(self) -> list[str]:
@@ -84,7 +92,36 @@ def check(config: RunConfig) -> Checked:
     held = distilled_guidance(config)
     toward = "" if held is None else f"; distilling guidance {held:g} of the base, beside what the rewards ask for"
     count = sum(p.numel() for p in trainable.trained(prepared).values())
-    return Checked(train, held_out, trainable.describe(prepared, lora) + toward, agreed, about, count)
+    base = base_identity(config, held_out) if config.evaluation.base_cache else None
+    return Checked(train, held_out, trainable.describe(prepared, lora) + toward, agreed, about, count, base)
+
+
+def base_identity(config: RunConfig, held_out: Sequence[PromptRecord]) -> str:
+    """16 hex digits over everything that the evaluation before the first step depends on, files by their content.
+
+    That is the model, its adapters, the prompts, the noise, the rewards, and what the arithmetic runs on. The method,
+    the training prompts and the optimizer are no part of it.
+    """
+    model, evaluation = config.backbone, config.evaluation
+    cache = cache_folder(config.encoder.cache)
+    memory = None if cache is None else cache / "files"
+    scored = {key: value for key, value in identity(config).items() if key not in ("batch", "branches")}
+    lora = config.learners.lora
+    stated = {
+        "model": model.model_dump(mode="json", exclude={"path", "guidance", "detach_negative"}),
+        "files": content(build_backbone(model).base_folder, memory),
+        "adapters": None if lora is None else [lora.model_dump(mode="json"), config.seed],
+        "prompts": [[record.text, record.extra] for record in held_out],
+        "evaluation": evaluation.model_dump(mode="json", include={"batch", "seed", "num_steps"}),
+        "rewards": scored,
+        "runs on": {
+            name: getattr(config, name).model_dump(mode="json", include={"threads", "gpus"})
+            for name in ("encoder", "samplers", "rewards")
+        },
+        "deterministic": config.cluster.deterministic,
+        "versions": {library: version(library) for library in LIBRARIES},
+    }
+    return hashlib.sha256(json.dumps(stated, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def check_trackers(tracking: TrackingConfig) -> None:

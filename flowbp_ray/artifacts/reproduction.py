@@ -67,8 +67,8 @@ def again(first: Run, overrides: Sequence[str] = ()) -> RunConfig:
     """
     if not (first.folder / "summary.json").is_file() or not first.checkpoints.steps():
         raise ValueError(f"{first.folder} has not ended, or has no checkpoint to compare; go on with it first")
-    untracked = "tracking={wandb: false, tensorboard: false, mlflow: false}"
-    over = [f"name={loading.quoted(f'{first.folder.name}_again')}", "resume=never", untracked, *overrides]
+    alone = ["tracking={wandb: false, tensorboard: false, mlflow: false}", "evaluation.base_cache=null"]
+    over = [f"name={loading.quoted(f'{first.folder.name}_again')}", "resume=never", *alone, *overrides]
     config = loading.load(first.folder / "config.yaml", over)
     if different := differences(comparable(first.config), comparable(config) | {"name": first.config.name}):
         raise ValueError(f"that would be another run: {different[0]}; only where and how it runs may differ")

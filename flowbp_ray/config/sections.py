@@ -129,6 +129,9 @@ class EvaluationConfig(Strict):
     """Images in the picture sheet of an evaluation, spread over the held-out prompts."""
     seed: int = 7
     """Seed of the noise from which evaluations draw."""
+    base_cache: UserPath | None = None
+    """Folder in which the evaluation before the first step is kept for other runs that begin with the same model and
+    measure the same; `flowbp-ray compare` writes it. null: each run draws it."""
 
 
 class GuardConfig(Strict):

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from flowbp_ray.config.schema import RunConfig
+from flowbp_ray.evaluation.base_cache import Draw, remembered
 from flowbp_ray.evaluation.estimates import Evaluation, measure
-from flowbp_ray.messages import Evaluated, Fault, Item, Version
+from flowbp_ray.messages import Fault, Item, Version
 from flowbp_ray.prompts import PromptRecord
 from flowbp_ray.run.folder import Run
 from flowbp_ray.run.pictures import save_grid
-
-Draw = Callable[[list[Item]], list[Evaluated]]
-"""Sends an evaluation's items through samplers and reward servers, and returns the results in the items' order."""
 
 
 class Evaluator:
@@ -24,9 +23,16 @@ class Evaluator:
     results: evaluations by step and guidance. faults: of the last evaluation, a line for each score that is not finite.
     """
 
-    def __init__(self, config: RunConfig, run: Run, held_out: Sequence[PromptRecord], offset: int) -> None:
-        """offset: id of the first held-out prompt, which is the number of training prompts: they come first."""
+    def __init__(
+        self, config: RunConfig, run: Run, held_out: Sequence[PromptRecord], offset: int, base: str | None = None
+    ) -> None:
+        """offset: id of the first held-out prompt, which is the number of training prompts: they come first.
+
+        base: identity of what the evaluation before the first step draws, see `preflight.base_identity`.
+        """
         self.config, self.run, self.held_out, self.offset = config, run, held_out, offset
+        cache = config.evaluation.base_cache
+        self.base = Path(cache) / base if cache and base else None
         self.results: dict[int, dict[float, Evaluation]] = {}
         self.faults: list[str] = []
         self.pictures: dict[float, tuple[np.ndarray, np.ndarray]] = {}  # of the last: images, and which are drawn
@@ -41,6 +47,8 @@ class Evaluator:
         settings, step = self.config.evaluation, version.step
         ends = settings.guidance_ends if step in (0, self.config.steps) else []
         results, self.faults, self.pictures, self.shown = {}, list[str](), {}, {}
+        if step == 0 and self.base:
+            draw = remembered(draw, self.base, self.run.logger().warning)
         for guidance in dict.fromkeys([*settings.guidance, *ends]):
             parts = draw(self._items(version, guidance))
             images = np.concatenate([part.images for part in parts])

@@ -197,3 +197,34 @@ def test_a_driver_that_joins_by_address(cluster: Cluster, tmp_path: Path) -> Non
     assert [path.name for path in (folder / "runs").iterdir()] == ["relative"]
     lost = submit(cluster, "train", "shapes_flowbp_sparse", *small_overrides(tmp_path), "output=runs", "name=lost")
     assert lost.returncode != 0 and "output=runs is inside the job's working directory" in lost.stdout
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_suite_of_jobs(cluster: Cluster, tmp_path: Path) -> None:
+    """`compare --address`: the runs are jobs, two at a time; the same command again runs nothing."""
+    shared = [*small_overrides(tmp_path), "steps=1", "evaluation.prompts=shapes:dev", "evaluation.limit=4"]
+    rows = {"Sparse": "shapes_flowbp_sparse", "ReFL": "shapes_refl", "late": "shapes_flowbp_sparse"}
+    of_row = {"ReFL": ["method.last=3"], "late": ["method.late_bias=4"]}
+    plain = {name: {"config": config, "overrides": of_row.get(name, [])} for name, config in rows.items()}
+    suite = {"name": "jobs", "seeds": [1], "overrides": shared, "rows": plain, "columns": ["verifier", "shapes_clip"]}
+    (tmp_path / "suite.yaml").write_text(json.dumps(suite))
+    command = [sys.executable, "-m", "flowbp_ray", "compare", "suite.yaml", "--out", "out", "--at-once", "2"]
+    command += ["--address", cluster.dashboard]
+
+    def compare() -> str:
+        env = environment(cluster.token)
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=800)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    said = compare()
+    jobs = ray(cluster, "list").stdout
+    assert jobs.count("SUCCEEDED") == 3, jobs
+    folder = tmp_path / "out" / "jobs"
+    assert "3 of 3" in said and "| late |" in (folder / "table.md").read_text()
+    assert len(list((folder / "base").rglob("guidance_1.npz"))) == 1
+    summary = json.loads((folder / "Sparse_seed1" / "summary.json").read_text())
+    config = small_config(tmp_path, "flowbp_sparse", "steps=1", "seed=1", "plan_seed=1")
+    assert summary["weights_sha256"] == local_digest(config)
+    assert "3 of 3 runs are done" in compare() and ray(cluster, "list").stdout.count("SUCCEEDED") == 3
