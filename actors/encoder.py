@@ -18,10 +18,10 @@ from flowbp_ray.config.schema import RunConfig
 from flowbp_ray.messages import Encoded, EncodedPart, pack_all
 
 
+@hiding_errors
 class EncoderActor:
     """Encodes prompts and keeps none. It loads the text encoders only if the cache lacks a prompt."""
 
-    @hiding_errors
     def __init__(self, config: RunConfig) -> None:
         prepare(config, config.encoder.threads)
         self.config = config
@@ -48,10 +48,10 @@ class EncoderActor:
         return self.encoder
 
 
+@hiding_errors
 class ReaderActor:
     """Reads prompts from the folder that an encoder has filled, on whatever device it computed, and loads no model."""
 
-    @hiding_errors
     def __init__(self, config: RunConfig, folder: Path) -> None:
         prepare(config, 1)
         self.cache, self.found, self.nbytes = CachedEmbeddings(folder), 0, 0

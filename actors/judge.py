@@ -21,13 +21,13 @@ from flowbp_ray.judges.tail import ReadOffset, read_on
 from flowbp_ray.utils.tracebacks import hide_in_tracebacks
 
 
+@hiding_errors
 class JudgeActor:
     """The actor around a `Judge`. The GPUs that Ray assigns to this process are used by the server.
 
     A server of our own writes its log on this node. `said` returns the log's new part, also while another call runs.
     """
 
-    @hiding_errors
     def __init__(self, config: JudgeConfig, token: str, shown: str) -> None:
         """token: unique to this judge in this run, so that a restarted process on this node continues the same log.
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from actors.process import hiding_errors, prepare, turn
 from flowbp_ray.backbones.embeddings import PackedEmbeddings
 from flowbp_ray.config.learners import LearnersConfig
 from flowbp_ray.config.schema import RunConfig
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from flowbp_ray.weights.broadcast import Delivery
 
 
+@hiding_errors
 class LearnerActor:
     """One learner rank. It is built in two steps: rank 0 names the rendezvous, then all ranks join it in `build`."""
 
@@ -38,7 +40,6 @@ class LearnerActor:
 
     def build(self, config: RunConfig, rank: int, address: str, port: int) -> str:
         """Join the process group, build the learner, and return this host's name."""
-        from actors.process import prepare
         from flowbp_ray.learning.learner import build_learner
         from flowbp_ray.learning.saver import StateSaver
 
@@ -148,8 +149,6 @@ class LearnerActor:
         return sorted(sys.modules)
 
     def _turn(self) -> AbstractContextManager[None]:
-        from actors.process import turn
-
         return turn(self.config, self.config.learners)
 
     def pid(self) -> int:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import signal
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from flowbp_ray.utils.settings import ProcessConfig
 from flowbp_ray.utils.tracebacks import hide_in_tracebacks
 
 FOLDER = "FLOWBP_RAY_DRIVER_FOLDER"
+OURS = ("actors", "flowbp_ray")
 
 
 def prepare(config: RunConfig, threads: int) -> None:
@@ -48,23 +50,54 @@ def prepare(config: RunConfig, threads: int) -> None:
         use_deterministic_kernels()
 
 
-def hiding_errors(constructor: Callable[..., None]) -> Callable[..., None]:
-    """Decorate an actor's constructor: Ray writes what it raises into logs of every node, in full.
+def hiding_errors(actor: type) -> type:
+    """Decorate an actor's class: what its constructor raises Ray writes into logs of every node, and what a method
+    raises into the object store, in full.
 
-    An error whose traceback holds a secret becomes one without: a ValueError where it was one, else a RuntimeError.
+    An error whose traceback holds a secret becomes one without: one of this package's own keeps its class, another
+    becomes a ValueError where it was one, else a RuntimeError.
     """
+    for name, method in list(vars(actor).items()):
+        if inspect.isfunction(method) and (name == "__init__" or not name.startswith("_")):
+            setattr(actor, name, _hiding_generator(method) if inspect.isgeneratorfunction(method) else _hiding(method))
+    return actor
 
-    @functools.wraps(constructor)  # Ray reads its arguments
-    def hiding(self: Any, *args: Any, **named: Any) -> None:
+
+def _hiding(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)  # Ray reads its arguments
+    def hiding(self: Any, *args: Any, **named: Any) -> Any:
         try:
-            constructor(self, *args, **named)
+            return method(self, *args, **named)
         except Exception as error:
-            if (whole := "".join(traceback.format_exception(error))) == hidden(whole):
+            if (other := _without_secrets(error)) is None:
                 raise
-            kind = ValueError if isinstance(error, ValueError) else RuntimeError
-            raise kind(f"{type(error).__name__}: {hidden(str(error))}") from None
+            raise other from None
 
     return hiding
+
+
+def _hiding_generator(method: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+    @functools.wraps(method)
+    def hiding(self: Any, *args: Any, **named: Any) -> Iterator[Any]:
+        try:
+            yield from method(self, *args, **named)
+        except Exception as error:
+            if (other := _without_secrets(error)) is None:
+                raise
+            raise other from None
+
+    return hiding
+
+
+def _without_secrets(error: Exception) -> Exception | None:
+    """The error to raise in the place of one whose traceback holds a secret; None for another."""
+    if (whole := "".join(traceback.format_exception(error))) == hidden(whole):
+        return None
+    kind, text = type(error), hidden(str(error))
+    if kind.__module__.partition(".")[0] in OURS:
+        with suppress(TypeError):  # one with other arguments
+            return kind(text)
+    return (ValueError if isinstance(error, ValueError) else RuntimeError)(f"{kind.__name__}: {text}")
 
 
 def change_folder() -> None:

@@ -17,10 +17,10 @@ from flowbp_ray.rewards.scores import Scores, open_scorer
 from flowbp_ray.utils.tracing import span
 
 
+@hiding_errors
 class RewardActor:
     """Scores latents. It holds the decoder and the rewards, or a remote server's address; never the transformer."""
 
-    @hiding_errors
     def __init__(self, config: RunConfig, agreed: Mapping[str, str] | None = None) -> None:
         """agreed: the result of `handshake.check`, for remote reward servers."""
         prepare(config, config.rewards.threads)

@@ -19,13 +19,13 @@ from flowbp_ray.rollout.held import Key
 from flowbp_ray.rollout.sampler import build_sampler
 
 
+@hiding_errors
 class SamplerActor:
     """Rolls out items. It holds the transformer without optimizer state.
 
     Results are return values, not `ray.put`, so that the driver owns them and they outlive this process.
     """
 
-    @hiding_errors
     def __init__(self, config: RunConfig) -> None:
         prepare(config, config.samplers.threads)
         self.config = config

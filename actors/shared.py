@@ -15,6 +15,7 @@ from flowbp_ray.rollout.sampler import build_sampler
 from flowbp_ray.utils.settings import ElasticPoolConfig
 
 
+@hiding_errors
 class SharedActor(LearnerActor, SamplerActor):
     """Rolls out items and trains adapters over the same base tensors, as a pool's sampler and a group's only rank.
 
@@ -22,7 +23,6 @@ class SharedActor(LearnerActor, SamplerActor):
     process of its own. Ray gives an actor one call at a time, so the roles take turns, at any staleness.
     """
 
-    @hiding_errors
     def __init__(self, config: RunConfig) -> None:
         self.config, learners = config, config.learners
         prepare(config, learner_threads(learners))

@@ -1,4 +1,4 @@
-"""What an actor's constructor raises, and Ray writes down, holds no secret."""
+"""What an actor raises, and Ray writes down or keeps in the object store, holds no secret."""
 
 from __future__ import annotations
 
@@ -6,21 +6,33 @@ import importlib
 import inspect
 import pkgutil
 import traceback
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from ray.actor import ActorClass
 
 import actors
+from actors.errors import NotCached
 from actors.process import hiding_errors
 from actors.reward import RewardActor
+from flowbp_ray.rewards.remote.client import Unavailable
 
 VALUE = "a1b2c3d4e5f6-not-to-be-seen"
 
 
+@hiding_errors
 class Fails:
-    @hiding_errors
-    def __init__(self, error: Exception, cause: Exception | None = None) -> None:
-        raise error from cause
+    def __init__(self, error: Exception | None = None, cause: Exception | None = None) -> None:
+        if error:
+            raise error from cause
+
+    def method(self, error: Exception) -> None:
+        raise error
+
+    def parts(self, error: Exception) -> Iterator[int]:
+        yield 1
+        raise error
 
 
 @pytest.fixture(autouse=True)
@@ -42,11 +54,32 @@ def test_an_error_with_a_secret_becomes_one_without() -> None:
         assert VALUE not in "".join(traceback.format_exception(caught.value))
 
 
+def test_methods_hide_and_keep_what_the_driver_asks_for() -> None:
+    """Errors of our own by which the driver decides what to do keep their class."""
+    for error in (NotCached(f"of {VALUE}"), Unavailable(f"at {VALUE}"), ValueError(f"of {VALUE}")):
+        for call in (Fails().method, lambda error: list(Fails().parts(error))):
+            with pytest.raises(type(error)) as caught:
+                call(error)
+            assert type(caught.value) is type(error)
+            assert VALUE not in "".join(traceback.format_exception(caught.value))
+    assert next(Fails().parts(TypeError())) == 1
+
+
 def test_other_errors_are_raised_as_they_are() -> None:
     error = TypeError("without")
-    with pytest.raises(TypeError) as caught:
-        Fails(error)
-    assert caught.value is error
+    for call in (Fails, Fails().method, lambda error: list(Fails().parts(error))):
+        with pytest.raises(TypeError) as caught:
+            call(error)
+        assert caught.value is error
+
+
+@pytest.mark.ray
+def test_what_a_method_raises_in_an_actor(local_ray: Any) -> None:
+    """The error as Ray hands it over: its message has the remote traceback."""
+    actor = local_ray.remote(Fails).options(runtime_env={"env_vars": {"MY_API_KEY": VALUE}}).remote()
+    with pytest.raises(NotCached) as caught:
+        local_ray.get(actor.method.remote(NotCached(f"of {VALUE}")))
+    assert "of ***" in str(caught.value) and VALUE not in repr(caught.value) + str(caught.value)
 
 
 def actor_classes() -> dict[str, type]:
@@ -64,16 +97,17 @@ def actor_classes() -> dict[str, type]:
     return found
 
 
-def test_the_constructor_of_every_actor_hides() -> None:
-    """Or it is Python's own, as a learner's, which is built by a method."""
+def test_every_method_of_every_actor_hides() -> None:
+    """All that Ray can call. A constructor may be Python's own, as a learner's, which is built by a method."""
     found = actor_classes()
     assert {"actors.encoder.EncoderActor", "actors.encoder.ReaderActor", "actors.judge.JudgeActor",
             "actors.learner.LearnerActor", "actors.reward.RewardActor", "actors.sampler.SamplerActor",
             "actors.shared.SharedActor"} <= set(found)  # fmt: skip
+    hiding = {Fails.method.__code__, Fails.parts.__code__}
     for name, made in found.items():
-        constructor = made.__init__  # type: ignore[misc]
-        hides = getattr(constructor, "__code__", None) is Fails.__init__.__code__
-        assert hides or constructor is object.__init__, f"{name}.__init__ lacks @hiding_errors"
+        for method, function in inspect.getmembers(made, inspect.isfunction):
+            if method == "__init__" or not method.startswith("_"):
+                assert function.__code__ in hiding, f"{name}.{method} lacks hiding_errors"
 
 
 def test_ray_sees_the_constructors_arguments() -> None:
