@@ -20,14 +20,15 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10.0, help="After the first step.")
     parser.add_argument("--seed", type=int, default=17, help="Of the kills.")
     parser.add_argument("--samples", type=Path, help="Also write all samples to this file, a line of JSON each.")
+    parser.add_argument("--name", default="soak", help="Of the section, and of docs/data/NAME.json.")
     parser.add_argument("--dry", action="store_true", help="Write nothing into docs/.")
     asked = parser.parse_args()
     record = in_a_new_folder(asked.minutes, asked.seed, say=lambda line: print(line, file=sys.stderr, flush=True))
     if asked.samples:
         write_samples(asked.samples, record)
-    found = {"date": date.today().isoformat(), "seed": asked.seed, **figures(record)}
+    found = {"name": asked.name, "date": date.today().isoformat(), "seed": asked.seed, **figures(record)}
     if not asked.dry:
-        publish("soak", found, section(found))
+        publish(asked.name, found, section(found))
     print(section(found))
     for fault in found["faults"]:
         print(f"fault: {fault}", file=sys.stderr)

@@ -32,7 +32,7 @@ def section(figures: Mapping[str, Any]) -> str:
     ]
     return "\n".join(
         [
-            "## Soak",
+            f"## {figures['name'].capitalize()}",
             _wrapped(_what(figures)),
             "",
             f"| process | {' | '.join(COLUMNS.values())} |",
@@ -63,8 +63,10 @@ def _what(figures: Mapping[str, Any]) -> str:
             f" Two more steps were done {times['median']} s after a kill in the median, {times['worst']} s at worst."
         )
     end = "Ctrl-C then left a whole checkpoint and no process." if not faults else f"Faults: {'; '.join(faults)}."
+    minutes = f"{figures['seconds'] / 60:.0f}"
+    command = "make soak" if figures["name"] == "soak" else f"python -m tests.soak --minutes {minutes}"
     return (
-        f"`make soak` ({figures['seconds'] / 60:.0f} minutes, {figures['date']}) trains the embedded model in small "
+        f"`{command}` ({minutes} minutes, {figures['date']}) trains the embedded model in small "
         f"steps, {steps} of {figures['seconds'] / max(1, steps):.2f} s with all that kills cost, while every "
         f"{EVERY:.0f} s, or once it has recovered, a random actor gets SIGKILL ({killed}), in the last fifth of the "
         f"time none.{recovered} {end} "

@@ -69,7 +69,7 @@ def test_processes_that_stay_are_leaks() -> None:
 
 
 def test_the_section_has_every_quantity_once() -> None:
-    text = section({"date": "2026-01-02", **figures(record(leak=0.02))})
+    text = section({"name": "soak", "date": "2026-01-02", **figures(record(leak=0.02))})
     lines = text.splitlines()
     assert lines[0] == "## Soak" and text.endswith("\n") and max(map(len, lines)) <= 120
     [driver] = [line for line in lines if line.startswith("| driver |")]

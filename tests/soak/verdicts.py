@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
-from tests.soak.campaign import LOOK, Record, Sample
+from tests.soak.campaign import LOOK, QUIET, Record, Sample
 from tests.soak.processes import ACTORS, Process, shared_memory
 from tests.soak.slopes import Series, Slope, slope
 
@@ -149,9 +149,11 @@ def _run_rows(record: Record) -> list[dict[str, Any]]:
     samples = [s for s in record.samples if s.seconds >= WARM * record.seconds]
     rows = []
     for quantity, of in OF_RUN.items():
-        pairs = [(s.steps / 1000, y) for s in samples if (y := of(s)) == y]
-        series = [([x for x, _ in pairs], [y for _, y in pairs])]
-        rows.append(_row("the run", quantity, _fit(series), "1,000 steps"))
+        found = [
+            (s.steps / 1000, y, float(s.seconds >= (1 - QUIET) * record.seconds)) for s in samples if (y := of(s)) == y
+        ]
+        series, quiet = [([x for x, _, _ in found], [y for _, y, _ in found])], [q for _, _, q in found]
+        rows.append(_row("the run", quantity, _fit(series, beside=quiet if len(set(quiet)) > 1 else ()), "1,000 steps"))
     for role in KEEPERS:
         life = [(s.kills, p.memory) for s in samples for p in s.processes if p.role == role]
         if not life:
@@ -163,11 +165,14 @@ def _run_rows(record: Record) -> list[dict[str, Any]]:
     return rows
 
 
-def _fit(series: Sequence[Series], actor: bool = False, kills: Sequence[float] = ()) -> Slope | None:
-    """Means of up to BLOCK seconds; of actors, which live less long, of two samples. kills: see `slope`, `beside`."""
+def _fit(series: Sequence[Series], actor: bool = False, beside: Sequence[float] = ()) -> Slope | None:
+    """Means of up to BLOCK seconds; of actors, which live less long, of two samples. beside: see `slope`.
+
+    What a run holds at a time is beside the quiet end: without kills it is at work all the time, and holds more.
+    """
     longest = max((len(x) for x, _ in series), default=0)
     block = 2 if actor else max(1, min(round(BLOCK / LOOK), longest // FEWEST_BLOCKS))
-    return slope(series, block, kills)
+    return slope(series, block, beside)
 
 
 def _row(of: str, quantity: str, fit: Slope | None, per: str) -> dict[str, Any]:
