@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import os
 import signal
 import traceback
@@ -54,8 +55,9 @@ def hiding_errors(actor: type) -> type:
     """Decorate an actor's class: what its constructor raises Ray writes into logs of every node, and what a method
     raises into the object store, in full.
 
-    An error whose traceback holds a secret becomes one without: one of this package's own keeps its class, another
-    becomes a ValueError where it was one, else a RuntimeError.
+    An error that holds a secret, in its traceback or in what Ray pickles of it, becomes one without: one of this
+    package's own keeps its class, another becomes a ValueError where it was one, else a RuntimeError. Where it was
+    raised goes to the log.
     """
     for name, method in list(vars(actor).items()):
         if inspect.isfunction(method) and (name == "__init__" or not name.startswith("_")):
@@ -66,12 +68,8 @@ def hiding_errors(actor: type) -> type:
 def _hiding(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)  # Ray reads its arguments
     def hiding(self: Any, *args: Any, **named: Any) -> Any:
-        try:
+        with _hidden_errors():
             return method(self, *args, **named)
-        except Exception as error:
-            if (other := _without_secrets(error)) is None:
-                raise
-            raise other from None
 
     return hiding
 
@@ -79,25 +77,36 @@ def _hiding(method: Callable[..., Any]) -> Callable[..., Any]:
 def _hiding_generator(method: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
     @functools.wraps(method)
     def hiding(self: Any, *args: Any, **named: Any) -> Iterator[Any]:
-        try:
+        with _hidden_errors():
             yield from method(self, *args, **named)
-        except Exception as error:
-            if (other := _without_secrets(error)) is None:
-                raise
-            raise other from None
 
     return hiding
 
 
-def _without_secrets(error: Exception) -> Exception | None:
-    """The error to raise in the place of one whose traceback holds a secret; None for another."""
-    if (whole := "".join(traceback.format_exception(error))) == hidden(whole):
-        return None
-    kind, text = type(error), hidden(str(error))
-    if kind.__module__.partition(".")[0] in OURS:
-        with suppress(TypeError):  # one with other arguments
-            return kind(text)
-    return (ValueError if isinstance(error, ValueError) else RuntimeError)(f"{kind.__name__}: {text}")
+@contextmanager
+def _hidden_errors() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        whole = "".join(traceback.format_exception(error))
+        if whole == hidden(whole) and not _pickles_secrets(error):
+            raise
+        logging.getLogger(__name__).error("%s", hidden(whole))
+        kind, text = type(error), hidden(str(error))
+        other = (ValueError if isinstance(error, ValueError) else RuntimeError)(f"{kind.__name__}: {text}")
+        if kind.__module__.partition(".")[0] in OURS:
+            with suppress(TypeError):  # one with other arguments
+                other = kind(text)
+        raise other from None
+
+
+def _pickles_secrets(error: Exception) -> bool:
+    """Whether an attribute of an error holds one, such as the request of an HTTP library's error."""
+    try:
+        text = ray.cloudpickle.dumps(error).decode("latin-1")
+    except Exception:  # Ray then keeps the text alone
+        return False
+    return text != hidden(text)
 
 
 def change_folder() -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib import import_module as imported
+from pathlib import Path
+from typing import Any
 
-from flowbp_ray.backbones.embedding_cache import LIBRARIES
 from flowbp_ray.backbones.finite import check_finite
 from flowbp_ray.backbones.guidance import distilled_guidance
 from flowbp_ray.backbones.kernels import check_attention
@@ -26,6 +28,7 @@ from flowbp_ray.rewards.base import factory
 from flowbp_ray.rewards.remote import handshake
 from flowbp_ray.rewards.remote.identity import content, identity
 from flowbp_ray.rewards.scorer import check_rewards
+from flowbp_ray.run.environment import versions
 from flowbp_ray.run.folder import Run
 from flowbp_ray.utils.errors import need_package
 from flowbp_ray.utils.files import cache_folder
@@ -92,36 +95,51 @@ def check(config: RunConfig) -> Checked:
     held = distilled_guidance(config)
     toward = "" if held is None else f"; distilling guidance {held:g} of the base, beside what the rewards ask for"
     count = sum(p.numel() for p in trainable.trained(prepared).values())
-    base = base_identity(config, held_out) if config.evaluation.base_cache else None
+    base = base_identity(config, held_out, agreed) if config.evaluation.base_cache and held_out else None
     return Checked(train, held_out, trainable.describe(prepared, lora) + toward, agreed, about, count, base)
 
 
-def base_identity(config: RunConfig, held_out: Sequence[PromptRecord]) -> str:
+def base_identity(config: RunConfig, held_out: Sequence[PromptRecord], agreed: Mapping[str, str]) -> str:
     """16 hex digits over everything that the evaluation before the first step depends on, files by their content.
 
-    That is the model, its adapters, the prompts, the noise, the rewards, and what the arithmetic runs on. The method,
-    the training prompts and the optimizer are no part of it.
+    That is the model, its adapters, the prompts, the noise, the rewards, their servers, the code, and how it is
+    computed. The method, the training prompts and the optimizer are no part of it, nor is the kind of the machines:
+    runs that share an evaluation must be on alike ones.
     """
-    model, evaluation = config.backbone, config.evaluation
+    model, rewards, lora = config.backbone, config.rewards, config.learners.lora
     cache = cache_folder(config.encoder.cache)
-    memory = None if cache is None else cache / "files"
-    scored = {key: value for key, value in identity(config).items() if key not in ("batch", "branches")}
-    lora = config.learners.lora
+    memory, scored, pools = (
+        None if cache is None else cache / "files",
+        identity(config),
+        ("encoder", "samplers", "rewards"),
+    )
+    own = {reward.factory for reward in rewards.all if ":" in reward.factory}
     stated = {
         "model": model.model_dump(mode="json", exclude={"path", "guidance", "detach_negative"}),
         "files": content(build_backbone(model).base_folder, memory),
         "adapters": None if lora is None else [lora.model_dump(mode="json"), config.seed],
         "prompts": [[record.text, record.extra] for record in held_out],
-        "evaluation": evaluation.model_dump(mode="json", include={"batch", "seed", "num_steps"}),
-        "rewards": scored,
-        "runs on": {
-            name: getattr(config, name).model_dump(mode="json", include={"threads", "gpus"})
-            for name in ("encoder", "samplers", "rewards")
-        },
+        "evaluation": config.evaluation.model_dump(mode="json", include={"batch", "seed", "num_steps"}),
+        "rewards": {name: [plain["kind"], plain["options"]] for name, plain in scored["rewards"].items()},
+        "decoder and servers": [scored["decoder"], sorted(agreed.values())],
+        "scoring": rewards.model_dump(mode="json", include={"precision", "micro_batch", "decoder"}),
+        "own code": {name: _source(factory(name)) for name in sorted(own)},
+        "threads": {name: getattr(config, name).threads for name in pools},
+        "gpus": {name: getattr(config, name).gpus > 0 for name in pools},
+        "shared base": config.cluster.share_base and config.learners.threads,
         "deterministic": config.cluster.deterministic,
-        "versions": {library: version(library) for library in LIBRARIES},
+        "code": [content(Path(imported(name).__file__ or "").parent, None) for name in ("flowbp_ray", "actors")],
+        "versions": versions(),
     }
     return hashlib.sha256(json.dumps(stated, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _source(made: Callable[..., Any]) -> str:
+    """sha256 of the file that a reward of one's own is in; its name where there is none."""
+    try:
+        return content(Path(inspect.getfile(made)), None)
+    except (OSError, TypeError):
+        return repr(made)
 
 
 def check_trackers(tracking: TrackingConfig) -> None:

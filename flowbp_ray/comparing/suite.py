@@ -145,9 +145,9 @@ def cells(suite: Suite, out: Path) -> list[Cell]:
                 raise ConfigError(f"row {name!r} has no config, nor has the suite; write config: in one of them")
             run = f"{slugs[name]}_seed{seed}"
             where = [f"name={loading.quoted(run)}", f"output={loading.quoted(str(out))}"]
-            where += [f"evaluation.base_cache={loading.quoted(str(out / BASE))}"]
             own = [f"seed={seed}", f"plan_seed={seed}", *where, "resume=auto"]
-            found.append(Cell(name, seed, config, (*suite.overrides, *row.overrides, *own), out / run))
+            overrides = (f"evaluation.base_cache={loading.quoted(str(out / BASE))}", *suite.overrides, *row.overrides)
+            found.append(Cell(name, seed, config, (*overrides, *own), out / run))
     _check_rows(suite, found[: len(suite.rows)])
     for cell in found:
         _check_folder(suite, cell)

@@ -129,9 +129,14 @@ class EvaluationConfig(Strict):
     """Images in the picture sheet of an evaluation, spread over the held-out prompts."""
     seed: int = 7
     """Seed of the noise from which evaluations draw."""
-    base_cache: UserPath | None = None
+    base_cache: str | None = Field(None, min_length=1)
     """Folder in which the evaluation before the first step is kept for other runs that begin with the same model and
-    measure the same; `flowbp-ray compare` writes it. null: each run draws it."""
+    measure the same, on alike machines; `flowbp-ray compare` sets it. null: each run draws it."""
+
+    @field_validator("base_cache")
+    @classmethod
+    def _absolute(cls, value: str | None) -> str | None:
+        return addresses.absolute(value)
 
 
 class GuardConfig(Strict):

@@ -48,7 +48,8 @@ class Evaluator:
         ends = settings.guidance_ends if step in (0, self.config.steps) else []
         results, self.faults, self.pictures, self.shown = {}, list[str](), {}, {}
         if step == 0 and self.base:
-            draw = remembered(draw, self.base, self.run.logger().warning)
+            names = [reward.name for reward in self.config.rewards.all]
+            draw = remembered(draw, self.base, names, self.run.logger().info)
         for guidance in dict.fromkeys([*settings.guidance, *ends]):
             parts = draw(self._items(version, guidance))
             images = np.concatenate([part.images for part in parts])

@@ -19,7 +19,18 @@ from flowbp_ray import __version__
 from flowbp_ray.utils.secrets import hidden
 
 FILE = "environment.jsonl"
-PACKAGES = ("torch", "ray", "deepspeed", "diffusers", "transformers", "peft", "safetensors", "numpy")
+PACKAGES = (
+    "torch",
+    "ray",
+    "deepspeed",
+    "diffusers",
+    "transformers",
+    "peft",
+    "tokenizers",
+    "bitsandbytes",
+    "safetensors",
+    "numpy",
+)
 SECONDS = 4  # that each of three calls of git may take
 
 
@@ -46,10 +57,6 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 def of_this_process() -> dict[str, Any]:
     """When, the command, versions, machine, and the commit of the package's checkout (None where there is none)."""
-    versions = {"flowbp_ray": __version__, "python": platform.python_version()}
-    for name in PACKAGES:
-        with suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
     return {
         "began": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": command(),
@@ -57,9 +64,18 @@ def of_this_process() -> dict[str, Any]:
         "host": socket.gethostname(),
         "system": platform.platform(),
         "cpus": os.cpu_count(),
-        "versions": versions,
+        "versions": versions(),
         "git": commit_of(Path(__file__).resolve()),
     }
+
+
+def versions() -> dict[str, str]:
+    """Versions by package, of those that are installed; also `python`."""
+    found = {"flowbp_ray": __version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def command() -> str:

@@ -283,8 +283,8 @@ def comparable(config: RunConfig) -> dict[str, Any]:
     plain = config.model_dump(mode="json", exclude=FREE)
     for pool, free in FREE_IN.items():
         plain[pool] = {key: value for key, value in plain[pool].items() if key not in free}
-    plain["rewards"]["decoder"].pop("checkpointing")  # which changes no bit, nor
-    plain["evaluation"].pop("base_cache")
+    plain["rewards"]["decoder"].pop("checkpointing")  # which changes no bit
+    plain["evaluation"].pop("base_cache")  # nor does this
     plain["judges"] = [judge.model_dump(mode="json", exclude=FREE_IN_JUDGES) for judge in config.judges]
     return plain | {f"{p}.gpus": "above 0" if getattr(config, p).gpus else 0 for p in ("encoder", "samplers", *FREE_IN)}
 

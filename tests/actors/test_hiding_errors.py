@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import pickle
 import pkgutil
 import traceback
 from collections.abc import Iterator
@@ -63,6 +64,21 @@ def test_methods_hide_and_keep_what_the_driver_asks_for() -> None:
             assert type(caught.value) is type(error)
             assert VALUE not in "".join(traceback.format_exception(caught.value))
     assert next(Fails().parts(TypeError())) == 1
+
+
+def test_an_attribute_with_a_secret_is_found() -> None:
+    """As in the errors of HTTP libraries, which hold the request with its headers."""
+    error = OSError("403")
+    error.headers = {"Authorization": f"Bearer {VALUE}"}  # type: ignore[attr-defined]
+    with pytest.raises(RuntimeError, match="OSError: 403") as caught:
+        Fails().method(error)
+    assert VALUE.encode() not in pickle.dumps(caught.value)
+
+
+def test_the_log_says_where_it_was_raised(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(RuntimeError):
+        Fails().method(TypeError(f"with {VALUE}"))
+    assert "in method" in caplog.text and "with ***" in caplog.text and VALUE not in caplog.text
 
 
 def test_other_errors_are_raised_as_they_are() -> None:

@@ -73,7 +73,11 @@ def test_what_cannot_be_run_again_is_said_before_it_is(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has not ended"):
         again(first)
     first.write_summary({})
+    stored = first.folder / "config.yaml"
+    stored.write_text(stored.read_text().replace("base_cache: null", "base_cache: /kept"))
+    assert Run.open(first.folder).config.evaluation.base_cache == "/kept"
     config = again(first, ["samplers.count=2"])
+    assert config.evaluation.base_cache is None  # it draws its own
     assert (config.name, config.resume, config.samplers.count) == (f"{first.folder.name}_again", "never", 2)
     with pytest.raises(ValueError, match="another run: steps was 2, is 3"):
         again(first, ["steps=3"])

@@ -22,7 +22,7 @@ from flowbp_ray.comparing.page import write_page
 from flowbp_ray.comparing.results import Comparison, collect, half_width
 from flowbp_ray.comparing.suite import Cell, Suite, cells, read
 from flowbp_ray.config import loading, yaml_text
-from flowbp_ray.run.folder import Run
+from flowbp_ray.run.folder import Run, comparable
 from flowbp_ray.utils.errors import ConfigError
 from tests.artifacts.reported import Page
 from tests.small import small_overrides
@@ -214,6 +214,16 @@ def test_a_jobs_command_is_the_same_for_every_shell(suite: Suite, tmp_path: Path
     own = words[words.index("--") + 1 :]
     assert all(shlex.quote(word) == word for word in own)
     assert loading.load(own[-1]) == cell.load() and own[-1].endswith("clip_0.5_seed1.yaml")
+
+
+def test_the_base_is_drawn_for_all(suite: Suite, tmp_path: Path) -> None:
+    """Into a folder beside the runs, where the suite says nothing else; a run is the same with and without it."""
+    found = cells(suite, tmp_path / "out")
+    assert {cell.load().evaluation.base_cache for cell in found} == {str(tmp_path / "out" / "base")}
+    other = suite.model_copy(update={"overrides": [*suite.overrides, "evaluation.base_cache=null"]})
+    plain = cells(other, tmp_path / "out")
+    assert {cell.load().evaluation.base_cache for cell in plain} == {None}
+    assert comparable(plain[0].load()) == comparable(found[0].load())
 
 
 def test_a_table_is_made_of_what_there_is(suite: Suite, tmp_path: Path) -> None:

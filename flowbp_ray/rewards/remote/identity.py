@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +66,21 @@ def decoder(folder: Path, memory: Path | None) -> str | None:
 
 
 def content(path: Path, memory: Path | None) -> str:
-    """sha256 of a file, or of a folder's files with their names."""
+    """sha256 of a file, or of a folder's files with their names, behind links too; hidden ones are left out."""
     if path.is_file():
         return file_digest(path, memory)
-    inside = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
-    lines = [f"{p.relative_to(path).as_posix()} {content(p, memory)}" for p in inside]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    lines = [f"{file.relative_to(path).as_posix()} {file_digest(file, memory)}" for file in _inside(path)]
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+
+
+def _inside(folder: Path) -> Iterator[Path]:
+    for here, folders, names in os.walk(folder, followlinks=True):
+        real = Path(here).resolve()
+        if Path(here) != folder and Path(here).parent.resolve().is_relative_to(real):  # a link to where it lies itself
+            folders.clear()
+            continue
+        folders[:] = [name for name in folders if not name.startswith(".") and name != "__pycache__"]
+        yield from (file for name in names if not name.startswith(".") and (file := Path(here, name)).is_file())
 
 
 def _reward(reward: RewardConfig, memory: Path | None) -> dict[str, Any]:
@@ -80,6 +90,10 @@ def _reward(reward: RewardConfig, memory: Path | None) -> dict[str, Any]:
 
 
 def _option(value: Any, memory: Path | None) -> Any:
+    if isinstance(value, dict):
+        return {key: _option(each, memory) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_option(each, memory) for each in value]
     path = existing_path(value) if isinstance(value, str) and value else None
     return value if path is None else f"sha256:{content(path, memory)}"
 
