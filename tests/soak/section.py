@@ -64,7 +64,11 @@ def _what(figures: Mapping[str, Any]) -> str:
         )
     end = "Ctrl-C then left a whole checkpoint and no process." if not faults else f"Faults: {'; '.join(faults)}."
     minutes = f"{figures['seconds'] / 60:.0f}"
-    command = "make soak" if figures["name"] == "soak" else f"python -m tests.soak --minutes {minutes}"
+    command = (
+        "make soak"
+        if figures["name"] == "soak"
+        else f"python -m tests.soak --minutes {minutes} --name '{figures['name']}'"
+    )
     return (
         f"`{command}` ({minutes} minutes, {figures['date']}) trains the embedded model in small "
         f"steps, {steps} of {figures['seconds'] / max(1, steps):.2f} s with all that kills cost, while every "
@@ -87,7 +91,9 @@ def _how(figures: Mapping[str, Any]) -> str:
         "new process after a "
         f"kill, so actors are fitted within each process from its step {SETTLED} on, over means of {2 * LOOK:.0f} s. "
         f"Ray keeps the logs of processes that have ended: the files of its session may grow by {LOGS:g} per kill, and "
-        f"its daemons by {BOUNDS['memory of the GCS']:g} MiB: their slopes per step are what is left beside the kills."
+        f"its daemons by {BOUNDS['memory of the GCS']:g} MiB: their slopes per step are what is left beside the kills. "
+        "Without kills a run is at work all the time and holds more: what the whole run holds is fitted with a level "
+        "of its own for that end."
     )
 
 

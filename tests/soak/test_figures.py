@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -20,8 +21,11 @@ KILLS = [
 ]
 
 
-def record(leak: float = 0.0, zombie: bool = False) -> Record:
-    """Ten minutes of two steps a second. leak: MiB that the driver keeps of a step. The sampler is killed once."""
+def record(leak: float = 0.0, zombie: bool = False, store: tuple[float, float] = (0.0, 0.0)) -> Record:
+    """Ten minutes of two steps a second. leak: MiB that the driver keeps of a step. The sampler is killed once.
+
+    store: MiB that the object store holds more in the last fifth, and MiB that stay in it of each step.
+    """
     samples = []
     for number in range(120):
         steps, wave = 2 * LOOK * number, number % 5
@@ -33,8 +37,8 @@ def record(leak: float = 0.0, zombie: bool = False) -> Record:
             Process(sampler, float(sampler), "sampler", 300 + wave, 20, 30, shared={(1, 2): 2**21}),
             Process(20, 0.0, "sampler", 0.0, 0, 0, zombie=True) if zombie else Process(20, 0.0, "GCS", 20.0, 9, 9),
         ]
-        store = Store(8.0 + wave, 12, {10: 15})
-        samples.append(Sample(number * LOOK, int(steps), number // 4, processes, store, 3, 80 + 5 * (number // 4), 12))
+        held = Store(8.0 + wave + store[0] * (number >= 96) + store[1] * steps, 12, {10: 15})
+        samples.append(Sample(number * LOOK, int(steps), number // 4, processes, held, 3, 80 + 5 * (number // 4), 12))
     return Record(600.0, samples, [*KILLS, Kill(60.0, "reward server", "ray::RewardActor.score", 120)])
 
 
@@ -55,6 +59,18 @@ def test_what_is_flat_and_what_grows() -> None:
     brief.samples = brief.samples[-20:]  # 2 MiB in all
     assert figures(brief)["faults"] == []
     assert figures(record(leak=0.001))["faults"] == []  # 1 MiB in 1,000 steps is below what is stated
+
+
+def test_more_at_once_in_the_quiet_end_is_no_growth() -> None:
+    """What stays of each step is found beside it."""
+
+    def of_store(more: float, leak: float) -> dict[str, Any]:
+        return next(r for r in figures(record(store=(more, leak)))["rows"] if r["quantity"] == "object store")
+
+    for more in (0.0, 25.0):
+        quiet, leaking = of_store(more, 0.0), of_store(more, 0.02)
+        assert quiet["verdict"] == "flat" and abs(quiet["slope"]) < 1
+        assert leaking["verdict"] == "grows" and abs(leaking["slope"] - 20) < 1
 
 
 def test_processes_that_stay_are_leaks() -> None:

@@ -168,7 +168,7 @@ def _run_rows(record: Record) -> list[dict[str, Any]]:
 def _fit(series: Sequence[Series], actor: bool = False, beside: Sequence[float] = ()) -> Slope | None:
     """Means of up to BLOCK seconds; of actors, which live less long, of two samples. beside: see `slope`.
 
-    What a run holds at a time is beside the quiet end: without kills it is at work all the time, and holds more.
+    For what the whole run holds that says which samples are of the quiet end: without kills it is at work all the time.
     """
     longest = max((len(x) for x, _ in series), default=0)
     block = 2 if actor else max(1, min(round(BLOCK / LOOK), longest // FEWEST_BLOCKS))
