@@ -93,7 +93,7 @@ def _hidden_errors() -> Iterator[None]:
             raise
         logging.getLogger(__name__).error("%s", hidden(whole))
         kind, text = type(error), hidden(str(error))
-        other = (ValueError if isinstance(error, ValueError) else RuntimeError)(f"{kind.__name__}: {text}")
+        other: Exception = (ValueError if isinstance(error, ValueError) else RuntimeError)(f"{kind.__name__}: {text}")
         if kind.__module__.partition(".")[0] in OURS:
             with suppress(TypeError):  # one with other arguments
                 other = kind(text)
