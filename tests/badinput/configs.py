@@ -68,10 +68,10 @@ def says(raw: bytes) -> Callable[[RunConfig, Checked], bool]:
 
 
 def same(told: str, read: Any) -> bool:
-    """Whether a scalar of the file means the value that was read. ${...} stands for another key."""
+    """Whether a scalar of the file means the value that was read. ${...} stands for another key; null is `none` too."""
     if told.startswith("${"):
         return True
-    if read is None:
+    if read is None or (read == "none" and told != read):
         return told.lower() in ("", "~", "null")
     if isinstance(read, bool):
         return told.lower() in (("true", "yes", "on", "1", "1.0") if read else ("false", "no", "off", "0", "0.0"))

@@ -66,7 +66,7 @@ TEXTS: dict[str, tuple[str, bytes, list[str] | None]] = {
     "no parquet": ("parquet", b"a red circle\n", None),
     "torn parquet": ("parquet", b"PAR1 and no end", None),
     "another ending": ("xlsx", b"prompt\na red circle\n", None),
-    "tabs between columns": ("tsv", b'Prompt\tNote\na "red" circle\t\na square\tx\n', ['a "red" circle', "a square"]),
+    "tabs between columns": ("tsv", b'Prompt\tNote\na red circle\t"\na square\tx "y\n', ["a red circle", "a square"]),
     "two columns of prompts": ("tsv", b"Prompt\tprompt\na red circle\ta square\n", None),
     "more tabs than columns": ("tsv", b"prompt\na red\tcircle\n", None),
     "tabs, no column of prompts": ("tsv", b"Image\tNote\na\tb\n", None),
