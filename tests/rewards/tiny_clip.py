@@ -30,7 +30,7 @@ def open_clip() -> Any:
     """The package open_clip: the environment's, or the one that `make` put beside the CPU environment's packages.
 
     open_clip imports torchvision, whose wheel is linked to CUDA: it can be imported beside CPU torch once the operators
-    exist that it gives a shape rule to. Nothing here calls them. The folder leaves sys.path at once, so that processes
+    exist that it gives a shape rule to, which nothing here calls. Beside torch with CUDA it brings its own. The folder leaves sys.path at once, so that processes
     started from this one do not see it.
     """
     if importlib.util.find_spec("open_clip") is None:
@@ -38,7 +38,7 @@ def open_clip() -> Any:
         assert (beside / "open_clip").is_dir(), (
             f"no open_clip in {beside}; `make` installs constraints/beside.txt there"
         )
-        for name in ("nms", "qnms"):
+        for name in ("nms", "qnms") if torch.version.cuda is None else ():
             OPERATORS.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         sys.path.append(str(beside))
         try:
