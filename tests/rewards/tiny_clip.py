@@ -30,8 +30,8 @@ def open_clip() -> Any:
     """The package open_clip: the environment's, or the one that `make` put beside the CPU environment's packages.
 
     open_clip imports torchvision, whose wheel is linked to CUDA: it can be imported beside CPU torch once the operators
-    exist that it gives a shape rule to, which nothing here calls. Beside torch with CUDA it brings its own. The folder leaves sys.path at once, so that processes
-    started from this one do not see it.
+    exist that it gives a shape rule to, which nothing here calls. Beside torch with CUDA it brings its own. The folder
+    leaves sys.path at once, so that processes started from this one do not see it.
     """
     if importlib.util.find_spec("open_clip") is None:
         beside = Path(sys.prefix) / "beside"
