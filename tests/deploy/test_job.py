@@ -220,11 +220,11 @@ def test_a_suite_of_jobs(cluster: Cluster, tmp_path: Path) -> None:
 
     said = compare()
     jobs = ray(cluster, "list").stdout
-    assert jobs.count("SUCCEEDED") == 3, jobs
+    assert jobs.count("JobStatus.SUCCEEDED") == 3, jobs
     folder = tmp_path / "out" / "jobs"
     assert "3 of 3" in said and "| late |" in (folder / "table.md").read_text()
     assert len(list((folder / "base").rglob("guidance_1.0.npz"))) == 1
     summary = json.loads((folder / "Sparse_seed1" / "summary.json").read_text())
     config = small_config(tmp_path, "flowbp_sparse", "steps=1", "seed=1", "plan_seed=1")
     assert summary["weights_sha256"] == local_digest(config)
-    assert "3 of 3 runs are done" in compare() and ray(cluster, "list").stdout.count("SUCCEEDED") == 3
+    assert "3 of 3 runs are done" in compare() and ray(cluster, "list").stdout.count("JobStatus.SUCCEEDED") == 3
