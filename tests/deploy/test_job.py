@@ -47,7 +47,7 @@ def free_port() -> int:
 
 def environment(token: Path) -> dict[str, str]:
     """With this tree's code, also where a driver joins from another folder."""
-    return clients.environment(token) | {"PYTHONPATH": str(ROOT)}
+    return clients.environment(token) | {"PYTHONPATH": str(ROOT), "RAY_worker_niceness": "0"}  # not below other work
 
 
 @pytest.fixture
