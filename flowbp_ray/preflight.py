@@ -8,7 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module as imported
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,9 @@ from flowbp_ray.utils.errors import need_package
 from flowbp_ray.utils.files import cache_folder
 from flowbp_ray.utils.secrets import check_no_secrets
 from flowbp_ray.weights import trainable
+
+PROGRAM = ("flowbp_ray", "actors")
+"""The packages whose code draws and scores."""
 
 
 @dataclass(frozen=True)
@@ -108,11 +111,8 @@ def base_identity(config: RunConfig, held_out: Sequence[PromptRecord], agreed: M
     """
     model, rewards, lora = config.backbone, config.rewards, config.learners.lora
     cache = cache_folder(config.encoder.cache)
-    memory, scored, pools = (
-        None if cache is None else cache / "files",
-        identity(config),
-        ("encoder", "samplers", "rewards"),
-    )
+    memory = None if cache is None else cache / "files"
+    scored, pools = identity(config), ("encoder", "samplers", "rewards")
     own = {reward.factory for reward in rewards.all if ":" in reward.factory}
     stated = {
         "model": model.model_dump(mode="json", exclude={"path", "guidance", "detach_negative"}),
@@ -128,10 +128,16 @@ def base_identity(config: RunConfig, held_out: Sequence[PromptRecord], agreed: M
         "gpus": {name: getattr(config, name).gpus > 0 for name in pools},
         "shared base": config.cluster.share_base and config.learners.threads,
         "deterministic": config.cluster.deterministic,
-        "code": [content(Path(imported(name).__file__ or "").parent, None) for name in ("flowbp_ray", "actors")],
+        "code": [content(folder, None) for name in PROGRAM for folder in _folders(name)],
         "versions": versions(),
     }
     return hashlib.sha256(json.dumps(stated, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _folders(package: str) -> list[Path]:
+    """Where a package is, which is not imported for it: the actors' stands above this module."""
+    spec = find_spec(package)
+    return [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
 
 
 def _source(made: Callable[..., Any]) -> str:
