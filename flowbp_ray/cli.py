@@ -118,16 +118,21 @@ def encode(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
 
 @app.command()
 def report(
-    run: Annotated[str, typer.Argument(help="The folder of a run; it may go on, or have ended half-way.")],
-    out: Annotated[Path | None, typer.Option(help="The page. Default: report.html in the folder of the run.")] = None,
+    run: Annotated[str, typer.Argument(help="The folder of a run, ended or not; or of a suite that was compared.")],
+    out: Annotated[Path | None, typer.Option(help="The page. Default: report.html in that folder.")] = None,
 ) -> None:
-    """Write one HTML page of a run, which needs no network: pictures, measurements, curves, times, what next.
+    """Write one HTML page of a run or a suite, which needs no network: pictures, measurements, curves, times.
 
     Example: flowbp-ray report runs/shapes_demo --out demo.html
     """
     from flowbp_ray.artifacts.html_report import write_report
+    from flowbp_ray.comparing import command as comparing
 
-    written = write_report(expand(run), None if out is None else Path(expand(str(out))))
+    page = None if out is None else Path(expand(str(out)))
+    if comparing.is_suite(Path(expand(run))):
+        console.print(escape(f"{comparing.report(Path(expand(run)), page)}: open it in a browser"))
+        return
+    written = write_report(expand(run), page)
     console.print(escape(f"{written.path} ({written.bytes / 1e6:.1f} MB): open it in a browser"))
 
 

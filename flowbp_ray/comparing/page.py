@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from flowbp_ray.artifacts import charts
 from flowbp_ray.artifacts.markup import code, data_url, details, note, section, table, text
@@ -17,6 +18,7 @@ from flowbp_ray.comparing.suite import BASE, Cell
 from flowbp_ray.config import yaml_text
 from flowbp_ray.run.folder import Run
 from flowbp_ray.run.pictures import read_grid
+from flowbp_ray.utils.addresses import expand
 from flowbp_ray.utils.files import write_atomically
 
 PICTURES = 9  # prompts whose pictures are shown
@@ -27,7 +29,7 @@ def write_page(found: Comparison, cells: Sequence[Cell], path: Path) -> Path:
     """Write the page of a suite."""
     style = (files("flowbp_ray.artifacts") / "report.css").read_text(encoding="utf-8")
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    body = "".join([_table(found), _curves(found), _pictures(found, cells), _about(found)])
+    body = "".join([_table(found), _curves(found), _pictures(found, cells), _figures(found), _about(found)])
     content = (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -116,6 +118,19 @@ def _sheets(found: Comparison, cells: Sequence[Cell]) -> Iterator[tuple[str, lis
                 yield name, chosen
 
 
+def _figures(found: Comparison) -> str:
+    """The pictures that the suite names, under their captions."""
+    parts = []
+    for caption, file in found.suite.figures.items():
+        with Image.open(expand(file)) as image:
+            url = data_url(np.asarray(image.convert("RGB")), 2000)
+        parts += [
+            note(text(caption)),
+            f'<div class="scroll"><img class="figure" alt="{text(caption)}" src="{url}"></div>',
+        ]
+    return section("figures", "Figures", *parts) if parts else ""
+
+
 def _about(found: Comparison) -> str:
-    plain = found.suite.model_dump(mode="json", exclude_defaults=True)
+    plain = found.suite.model_dump(mode="json", exclude_defaults=True, exclude={"figures"})
     return section("suite", "The suite", code(yaml_text.dump(plain)))

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from PIL import Image
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from flowbp_ray.config import loading, yaml_text
@@ -68,12 +69,25 @@ class Suite(Strict):
     """A row, or `base`: a second table has the difference of every other row from it, seed by seed."""
     guidance: float | None = Field(None, ge=1)
     """Guidance of the evaluation that is shown. null: the first of `evaluation.guidance`."""
+    figures: dict[str, str] = Field({})
+    """By caption: further pictures for the page, PNG files such as those of `python -m benchmarks.gradient`."""
 
     @field_validator("seeds")
     @classmethod
     def _distinct(cls, value: list[int]) -> list[int]:
         if len(set(value)) < len(value):
             raise ValueError("a seed is there twice, and a run again is no second observation; write it once")
+        return value
+
+    @field_validator("figures")
+    @classmethod
+    def _readable(cls, value: dict[str, str]) -> dict[str, str]:
+        for caption, file in value.items():
+            try:
+                with Image.open(expand(file)) as image:
+                    image.verify()
+            except (OSError, SyntaxError, ValueError) as error:
+                raise ValueError(f"{caption!r}: {file} cannot be read as a picture; write the path of a PNG") from error
         return value
 
     @field_validator("rows")

@@ -17,49 +17,14 @@ import pytest
 from scipy import stats
 
 from flowbp_ray.comparing import command, runs
-from flowbp_ray.comparing.figure import draw
 from flowbp_ray.comparing.page import write_page
-from flowbp_ray.comparing.results import Comparison, collect, half_width
+from flowbp_ray.comparing.results import collect, half_width
 from flowbp_ray.comparing.suite import Cell, Suite, cells, read
 from flowbp_ray.config import loading, yaml_text
-from flowbp_ray.run.folder import Run, comparable
+from flowbp_ray.run.folder import comparable
 from flowbp_ray.utils.errors import ConfigError
 from tests.artifacts.reported import Page
-from tests.small import small_overrides
-
-SUITE = """
-name: three
-config: shapes_flowbp_sparse
-overrides: [OVERRIDES]
-seeds: [1, 2, 3]
-rows:
-  one: {}
-  "K = 2, late": {overrides: [method.k=2]}
-  other: {config: shapes_refl, overrides: [method.last=3]}
-columns: [verifier, score]
-"""
-
-
-@pytest.fixture
-def suite(tmp_path: Path) -> Suite:
-    small = [*small_overrides(tmp_path), "evaluation.prompts=shapes:dev", "evaluation.limit=4"]
-    file = tmp_path / "suite.yaml"
-    file.write_text(SUITE.replace("OVERRIDES", ", ".join(f"'{o}'" for o in small)))
-    return read(str(file))
-
-
-def ended(cell: Cell, verifier: float, score: float) -> None:
-    """The folder of a run that has ended, made by hand: evaluated before and after two steps."""
-    run = Run.create(cell.load())
-    assert run.folder == cell.folder
-    before = {"verifier": {"mean": 0.25}, "score": {"mean": 1.0}}
-    after = {"verifier": {"mean": verifier}, "score": {"mean": score}}
-    part = {"before": before, "after": after, "change": {}}
-    summary = {"guidance": {"1": part}, "steps": 2, "seconds": 10.0, "weights_sha256": "x"}
-    (run.folder / "summary.json").write_text(json.dumps(summary))
-    lines = [{"step": s, "kind": "evaluation", "guidance": 1.0, "verifier": v} for s, v in ((0, 0.25), (2, verifier))]
-    lines += [{"step": s, "kind": "train", "step_s": 1800.0} for s in range(2)]
-    (run.folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+from tests.comparing.conftest import collected, ended
 
 
 def test_each_row_and_seed_is_a_run_of_its_own(suite: Suite, tmp_path: Path) -> None:
@@ -68,21 +33,6 @@ def test_each_row_and_seed_is_a_run_of_its_own(suite: Suite, tmp_path: Path) -> 
     config = found[4].load()
     assert (config.seed, config.plan_seed, config.name, config.resume) == (2, 2, "K_2_late_seed2", "auto")
     assert config.surrogate().active.k == 2 and found[4].folder == config.run_dir  # type: ignore[union-attr]
-
-
-VALUES = {
-    "one": [(0.50, 3.0), (0.60, 3.5), (0.55, 3.1)],
-    "K = 2, late": [(0.40, 3.1), (0.50, 3.6), (0.45, 3.2)],  # below `one` by 0.1 with every seed, though they overlap
-    "other": [(0.52, 0.0), (0.58, 0.1), (0.56, 0.2)],
-}
-
-
-def collected(suite: Suite, tmp_path: Path, seeds: int = 3) -> tuple[Comparison, list[Cell]]:
-    found = cells(suite, tmp_path / "out")
-    for cell in found:
-        if cell.seed <= seeds:
-            ended(cell, *VALUES[cell.row][cell.seed - 1])
-    return collect(suite, found), found
 
 
 def test_the_table_is_means_over_seeds_and_marks_what_is_beyond_noise(suite: Suite, tmp_path: Path) -> None:
@@ -240,20 +190,6 @@ def test_a_table_is_made_of_what_there_is(suite: Suite, tmp_path: Path) -> None:
     (runs[0].folder / "summary.json").unlink()
     alone = collect(named, runs)
     assert alone.differences == {} and alone.missing[-1].startswith("one, the reference, so there are no differences")
-
-
-def test_the_figure_has_each_seed_and_the_mean_with_its_interval(suite: Suite, tmp_path: Path) -> None:
-    figure = draw(collected(suite, tmp_path)[0])
-    verifier, score = figure.axes
-    assert [label.get_text() for label in verifier.get_yticklabels()] == list(suite.rows)
-    seeds = [line for line in verifier.get_lines() if line.get_label() == "a seed"]
-    for at, (row, line) in enumerate(zip(suite.rows, seeds, strict=True)):
-        assert list(line.get_xdata()) == pytest.approx([100 * verdict for verdict, _ in VALUES[row]])
-        assert set(line.get_ydata()) == {at}
-    half = stats.sem([3.0, 3.5, 3.1]) * stats.t.ppf(0.975, 2)
-    [[low, high]] = [bars.get_segments()[0][:, 0] for bars in score.collections[:1]]
-    assert (low, high) == pytest.approx((3.2 - half, 3.2 + half))
-    assert [panel.get_title() for panel in figure.axes] == ["verifier, %\nbase: 25.0", "score\nbase: 1.000"]
 
 
 def test_suites_share_the_runs_of_common_rows(suite: Suite, tmp_path: Path) -> None:
