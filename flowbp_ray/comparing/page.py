@@ -125,7 +125,7 @@ def _figures(found: Comparison) -> str:
         with Image.open(expand(file)) as image:
             url = data_url(np.asarray(image.convert("RGB")), 2000)
         parts += [
-            note(text(caption)),
+            note(caption),
             f'<div class="scroll"><img class="figure" alt="{text(caption)}" src="{url}"></div>',
         ]
     return section("figures", "Figures", *parts) if parts else ""
