@@ -51,6 +51,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--faults", type=int, help="so many, of all kinds alike; the page is not written")
     parser.add_argument("--seed", type=int, default=17, help="of what is injected when")
     parser.add_argument("--minutes", type=float, default=60.0, help="after which no further run is begun")
+    parser.add_argument("--at-once", type=int, default=2, help="runs beside each other")
     parser.add_argument("--again", nargs="+", type=int, default=[], metavar="RUN", help="these; the others are kept")
     parser.add_argument("--section", action="store_true", help="write the page from the figures that are there")
     return parser.parse_args()
@@ -58,7 +59,7 @@ def arguments() -> argparse.Namespace:
 
 def measured(kinds: list[Kind], given: argparse.Namespace) -> dict[str, Any]:
     """Run the campaign in a folder that is removed afterwards; return its figures."""
-    began, records = time.monotonic(), list[Record]()
+    began = time.monotonic()
     possible = [kind for kind in kinds if not kind.impossible()]
     for kind in kinds:
         if kind not in possible:
@@ -72,13 +73,7 @@ def measured(kinds: list[Kind], given: argparse.Namespace) -> dict[str, Any]:
     with folder() as work:
         campaign = Campaign(work, given.seed, say)
         try:
-            for plan in planned:
-                if time.monotonic() - began > 60 * given.minutes:
-                    say(f"out of time: run {plan.number} and those after it are left out")
-                    break
-                records += campaign.go(plan)
-        except KeyboardInterrupt:
-            say("interrupted: this run and those after it are left out")
+            records = campaign.run(planned, given.at_once, began + 60 * given.minutes)
         finally:
             campaign.bury()
     for record in records:
@@ -88,8 +83,9 @@ def measured(kinds: list[Kind], given: argparse.Namespace) -> dict[str, Any]:
         "date": date.today().isoformat(),
         "seed": given.seed,
         "minutes": round((time.monotonic() - began) / 60, 1),
-        "runs": campaign.runs,
-        "starts": campaign.starts,
+        "at_once": given.at_once,
+        "runs": len(campaign.running),
+        "starts": sum(running.starts for running in campaign.running),
         "records": [asdict(record) for record in records],
     }
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import random
 import shutil
 import tempfile
+import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,14 +21,14 @@ from tests.chaos.faults import BY_NAME, FOREVER, Kind, Missed, Scene, stop_filli
 from tests.chaos.hosts import SPREAD, cluster
 from tests.chaos.planner import Plan, Planned
 from tests.chaos.processes import Family, command, end
-from tests.chaos.running import Result, Running, environment, fault_of_stop
+from tests.chaos.running import Interrupted, Result, Running, environment, fault_of_stop
 
 SURVIVED, RESUMED, MISSED = "survived", "resumed", "not injected"
 HANGS = 300.0  # seconds without a step and without an end
 HELD = 60.0  # seconds for which a fault is held at most, where it is to last until the run has stopped
 STARTS = 3  # of the same command after a fault, until there is a step
 BURIED = 120.0  # seconds after a run's end within which its processes are gone: Ray's agents look for their GCS for 60
-REBUILT = 75.0  # seconds in which a run goes on once it has noticed what stood still, on this machine's two cores
+REBUILT = 100.0  # seconds in which a run goes on once it has noticed what stood still, beside another on two cores
 WAIT = 0.02  # seconds
 
 
@@ -84,13 +88,47 @@ def folder() -> Iterator[Path]:
 
 
 class Campaign:
-    """Undisturbed runs, one per configuration as it is needed, and runs with faults. work: a folder of its own."""
+    """Undisturbed runs, one per configuration as it is needed, and runs with faults. work: a folder of its own.
+
+    Runs may go beside each other, in threads.
+    """
 
     def __init__(self, work: Path, seed: int, say: Callable[[str], object] = print) -> None:
         self.work, self.seed, self.say = work, seed, say
         self.wanted: dict[str, Result] = {}
+        self.locks = defaultdict[str, threading.Lock](threading.Lock)
         self.graves: list[Grave] = []
-        self.runs = self.starts = 0
+        self.running: list[Running] = []
+        self.interrupted = threading.Event()
+
+    def run(self, planned: Sequence[Plan], at_once: int, until: float = math.inf) -> list[Record]:
+        """The records of all runs, `at_once` beside each other, in the order of the plan.
+
+        until: of time.monotonic(), after which none is begun. An interrupt ends those at work, whose records are lost.
+        """
+
+        def go(plan: Plan) -> list[Record]:
+            if self.interrupted.is_set() or time.monotonic() > until:
+                self.say(f"run {plan.number} is left out")
+                return []
+            return self.go(plan)
+
+        lanes = ThreadPoolExecutor(at_once)
+        # what stands still is waited for, and leaves the cores to the run beside it
+        first = sorted(planned, key=lambda plan: not plan.stalls)
+        futures = {plan.number: lanes.submit(go, plan) for plan in first}
+        try:
+            while not all(future.done() for future in futures.values()):
+                time.sleep(0.2)
+        except KeyboardInterrupt:
+            self.say("interrupted: the runs at work and those after them are left out")
+            self.interrupted.set()
+            for running in self.running:
+                running.family.look(at_once=True)
+                end(running.family.alive())
+        lanes.shutdown()
+        whole = [future for _, future in sorted(futures.items()) if not isinstance(future.exception(), Interrupted)]
+        return [record for future in whole for record in future.result()]
 
     @contextmanager
     def scene(self, name: str, config: str, stalls: bool = False) -> Iterator[Scene]:
@@ -104,9 +142,9 @@ class Campaign:
                 env = hosts.env | {key: env[key] for key in ("FLOWBP_RAY_CACHE", "TMPDIR")}
                 env["RAY_ADDRESS"] = f"{hosts.network.hosts[0].address}:6379"
                 arguments, before = arguments + SPREAD, hosts.enter()
-            running = Running(disk.folder, arguments, env, place, before)
+            running = Running(disk.folder, arguments, env, place, before, self.interrupted)
             scene = Scene(running, disk, random.Random(f"{self.seed} {name}"), hosts)
-            self.runs += 1
+            self.running.append(running)
             try:
                 running.start()
                 yield scene
@@ -115,19 +153,19 @@ class Campaign:
                 running.family.look(at_once=True)
                 self.graves.append(Grave(running.family, time.monotonic(), None))
                 end(running.family.alive() if running.code() is None else [])
-                self.starts += running.starts
         shutil.rmtree(place / "d", ignore_errors=True)
 
     def want(self, config: str) -> Result:
         """What the run of a configuration gives that nothing is done to."""
-        if config not in self.wanted:
-            with self.scene(config, config) as scene:
-                self.to_the_end(scene)
-                self.wanted[config] = scene.running.result()
-        return self.wanted[config]
+        with self.locks[config]:
+            if config not in self.wanted:
+                with self.scene(config, config) as scene:
+                    self.to_the_end(scene)
+                    self.wanted[config] = scene.running.result()
+            return self.wanted[config]
 
     def to_the_end(self, scene: Scene) -> None:
-        """Raises RuntimeError where the run fails or hangs."""
+        """Raises RuntimeError where the run fails or hangs, and Interrupted."""
         running, moved, seen = scene.running, time.monotonic(), scene.running.steps.look()
         while (code := running.code()) is None:
             if running.steps.look() > seen:
@@ -137,10 +175,11 @@ class Campaign:
             running.family.look()
             time.sleep(WAIT)
         if code:
+            running.check()
             raise RuntimeError(f"exit code {code}: {' | '.join(running.said()[-3:])}")
 
     def go(self, plan: Plan) -> list[Record]:
-        """A run with its faults; the records of all of them."""
+        """A run with its faults; the records of all of them. Raises Interrupted."""
         want, records = self.want(plan.config), [Record(f.kind, plan.config, plan.number, f.step) for f in plan.faults]
         with self.scene(f"{plan.number:02}", plan.config, plan.stalls) as scene:
             try:
@@ -150,11 +189,14 @@ class Campaign:
                 self.end(scene, last(records))
                 differs = want.differs(scene.running.result())
             except RuntimeError as error:
+                scene.running.check()
                 differs = f"did not come to its end: {error}"
         for record in records:
             record.outcome = record.outcome or f"{MISSED}: the run had not come so far"
             record.differs = differs if record.injected else ""
-        self.graves[-1].record = last(records)
+        for grave in self.graves:
+            if grave.family is scene.running.family:
+                grave.record = last(records)
         self.say(f"run {plan.number} ({plan.config}): {differs or 'as the undisturbed one, bit for bit'}")
         return records
 

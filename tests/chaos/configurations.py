@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.chaos.planner import STEPS
 from tests.paths import ROOT
 
-STALL = 75  # seconds of stall_timeout where something is to stand still: more than it takes to build the actors
+STALL = 100  # seconds of stall_timeout where something is to stand still: more than it takes to build the actors
 LONG = 240
 SMALL = [
     f"steps={STEPS}",

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -23,24 +24,37 @@ NOT_COMPARED = ("_s", "per_s", "retries", "incarnation")  # what a clock, a retr
 LOADED = ("weight_bytes", "embedding_bytes", "embedding_bytes_per_image")  # what a process got for the first time
 
 
+class Interrupted(Exception):
+    """The campaign is to end, so nothing is started any more."""
+
+
 class Running:
     """The command `train` on one configuration: started, followed, and started again in the same way."""
 
     def __init__(
-        self, output: Path, overrides: Sequence[str], env: Mapping[str, str], logs: Path, before: Sequence[str] = ()
+        self,
+        output: Path,
+        overrides: Sequence[str],
+        env: Mapping[str, str],
+        logs: Path,
+        before: Sequence[str],
+        interrupted: threading.Event,
     ) -> None:
         """output: the folder of runs, of which this one is NAME. logs: a folder for what is printed.
 
-        before: what is to stand before the command.
+        before: what is to stand before the command. interrupted: set once nothing is to be started any more.
         """
         self.output, self.folder, self.env, self.logs = output, output / NAME, dict(env), logs
         own = [f"output={output}", f"name={NAME}", "resume=auto"]
         self.command = [*before, sys.executable, "-m", "flowbp_ray", "train", "shapes_flowbp_sparse", *overrides, *own]
         self.steps, self.starts = Steps(self.folder / "metrics.jsonl"), 0
         self.process: subprocess.Popen[bytes] | None = None
+        self.interrupted = interrupted
         self.family = Family(0, "")
 
     def start(self) -> None:
+        """Give the command. Raises Interrupted."""
+        self.check()
         self.starts += 1
         with self._log("out").open("wb") as out, self._log("err").open("wb") as err:
             self.process = subprocess.Popen(
@@ -48,6 +62,11 @@ class Running:
                 start_new_session=True,
             )  # fmt: skip
         self.family = Family(self.process.pid, str(self.output.parent))
+
+    def check(self) -> None:
+        """Raises Interrupted."""
+        if self.interrupted.is_set():
+            raise Interrupted
 
     def code(self) -> int | None:
         """The driver's exit code; None while it runs."""

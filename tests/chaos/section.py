@@ -26,7 +26,8 @@ def section(figures: Mapping[str, Any]) -> str:
             "the cause and the same command is given again. In the end the digest of the weights and every line of",
             "metrics.jsonl, but for its times, its judges' lines and what counts restarts, are those of a run that",
             "nothing was done to: no sample was trained twice or left out.",
-            f"`make chaos` ({figures['minutes']:.0f} minutes on two cores, {figures['date']}, seed {figures['seed']}): "
+            f"`make chaos` ({figures['minutes']:.0f} minutes on two cores, runs at a time: "
+            f"{figures.get('at_once', 1)}, {figures['date']}, seed {figures['seed']}): "
             f"{len(injected)} of {len(records)} planned faults were injected",
             f"into {len({r.run for r in injected})} runs of {STEPS} steps; with those that nothing was done to, "
             f"{figures['starts']} starts."

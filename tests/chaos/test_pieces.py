@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import _thread
 import errno
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from tests.chaos.campaign import RESUMED, SURVIVED, Record, faults
+from tests.chaos.campaign import RESUMED, SURVIVED, Campaign, Record, faults
 from tests.chaos.configurations import CONFIGURATIONS, MEANING
 from tests.chaos.disk import BLOCK, Disk, mountable
 from tests.chaos.faults import BY_NAME, KINDS
-from tests.chaos.planner import STEPS, plans
+from tests.chaos.planner import STEPS, Plan, plans
 from tests.chaos.processes import Family, end, runs, send
-from tests.chaos.running import Result, Steps, fault_of_stop
+from tests.chaos.running import Interrupted, Result, Running, Steps, fault_of_stop
 from tests.chaos.section import section
 from tests.reliability import write_section
 
@@ -73,6 +75,41 @@ def test_steps_that_are_done_again_are_counted_again(tmp_path: Path) -> None:
     assert (steps.look(), steps.done) == (3, 1)
     file.write_text(line * 2)
     assert (steps.look(), steps.done) == (4, 2)
+
+
+class Pretended(Campaign):
+    """Runs that are only noted: what is at work at the same time, and in which order they began."""
+
+    def __init__(self, work: Path, at_once: int) -> None:
+        super().__init__(work, seed=17, say=lambda text: None)
+        self.began, self.beside = list[int](), threading.Barrier(at_once, timeout=60)
+
+    def go(self, plan: Plan) -> list[Record]:
+        self.began.append(plan.number)
+        self.beside.wait()
+        if plan.number == 4:
+            _thread.interrupt_main()
+            assert self.interrupted.wait(60)
+            raise Interrupted
+        return [Record("x", plan.config, plan.number, 1)]
+
+
+def test_runs_go_two_at_a_time_and_what_stands_still_goes_first(tmp_path: Path) -> None:
+    campaign = Pretended(tmp_path, at_once=2)
+    plans = [Plan(number, "one", number in (3, 5), ()) for number in (1, 2, 3, 5)]
+    assert [record.run for record in campaign.run(plans, at_once=2)] == [1, 2, 3, 5]
+    assert {*campaign.began[:2]} == {3, 5}
+
+
+def test_an_interrupt_loses_the_runs_at_work_and_no_other(tmp_path: Path) -> None:
+    campaign = Pretended(tmp_path, at_once=1)
+    plans = [Plan(number, "one", False, ()) for number in (1, 2, 4, 6)]
+    assert [record.run for record in campaign.run(plans, at_once=1)] == [1, 2]
+    assert campaign.began == [1, 2, 4]
+    run = Running(tmp_path, [], {}, tmp_path, [], campaign.interrupted)
+    with pytest.raises(Interrupted):
+        run.start()
+    assert run.starts == 0
 
 
 def test_a_family_keeps_who_outlives_its_parent() -> None:
