@@ -92,11 +92,14 @@ def area(reward: Any, judged: Judged) -> float:
 
 
 def calibrate(reward: ShapesDetector, vae: AutoencoderKL) -> dict[str, float]:
-    """Mean agreement of wrong captions (low) and of true ones (high) with fresh scenes of the training split."""
+    """Mean agreement of wrong captions (low) and of true ones (high) with fresh scenes of the training split.
+
+    Of those that survive the decoder; where none does, as after a try of few steps, of all.
+    """
     rng = np.random.default_rng(FRESH_SEED)
     drawn = [sample(rng, "train") for _ in range(CALIBRATION)]
     images = redraw(rng, vae, np.stack([render(scene, sample_look(rng)) for scene, _ in drawn]))
-    kept = [i for i, (_, prompt) in enumerate(drawn) if verify(images[i], prompt)]
+    kept = [i for i, (_, prompt) in enumerate(drawn) if verify(images[i], prompt)] or [*range(CALIBRATION)]
     wrong = [captions(false_claim(rng, drawn[i][1].claim, drawn[i][0]))[0] for i in kept]
     low, high = (scores(reward, images[kept], t).mean().item() for t in (wrong, [drawn[i][1].text for i in kept]))
     return {"low": round(low, 3), "high": round(high, 3)}

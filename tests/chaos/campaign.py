@@ -273,8 +273,9 @@ class Campaign:
             record.outcome = f"noticed after more than {STALL} s"
 
     def stopped(self, scene: Scene, kind: Kind, record: Record, by_us: bool = False) -> None:
-        """Note how the run stopped, and give the same command again."""
+        """Note how the run stopped, and give the same command again. Raises Interrupted."""
         running, code = scene.running, scene.running.code()
+        running.check()
         assert code is not None
         wrong, line = ("", "") if by_us and code == -9 else fault_of_stop(code, running.said(), kind.names)
         record.line = record.line or line
