@@ -10,7 +10,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,11 +113,12 @@ class Campaign:
                 return []
             return self.go(plan)
 
-        lanes = ThreadPoolExecutor(at_once)
+        lanes, futures = ThreadPoolExecutor(at_once), dict[int, Future[list[Record]]]()
         # what stands still is waited for, and leaves the cores to the run beside it
         first = sorted(planned, key=lambda plan: not plan.stalls)
-        futures = {plan.number: lanes.submit(go, plan) for plan in first}
         try:
+            for plan in first:
+                futures[plan.number] = lanes.submit(go, plan)
             while not all(future.done() for future in futures.values()):
                 time.sleep(0.2)
         except KeyboardInterrupt:
