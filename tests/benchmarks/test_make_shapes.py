@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from benchmarks.make_shapes import __main__ as command
+from benchmarks.make_shapes import detector_report
+from flowbp_ray.rewards.shapes_detector import ShapesDetector
+from flowbp_ray.shapes.text import load_models
 
 
 def test_all_goes_on_after_the_last_stage_that_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,3 +60,10 @@ def test_all_goes_on_after_the_last_stage_that_ended(tmp_path: Path, monkeypatch
 def test_each_stage_is_a_module_with_a_main() -> None:
     for module in command.STAGES.values():
         assert callable(importlib.import_module(f"benchmarks.make_shapes.{module}").main)
+
+
+def test_a_try_of_few_steps_calibrates_its_detector_on_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After two steps the decoder draws nothing that the verifier reads."""
+    monkeypatch.setattr(detector_report, "redraw", lambda rng, vae, images: np.full_like(images, 255))
+    found = detector_report.calibrate(ShapesDetector(), load_models().vae)
+    assert set(found) == {"low", "high"} and all(math.isfinite(value) for value in found.values())
