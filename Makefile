@@ -54,7 +54,7 @@ audit: $(STAMP)
 soak: $(STAMP)
 	$(BIN)/python -m tests.soak --minutes 10
 
-# Some 70 faults in real runs, at most 45 minutes; as root all of them. The figures go to docs/reliability.md.
+# 64 faults in real runs, two at a time, at most 45 minutes; as root all of them. The figures go to docs/reliability.md.
 chaos: $(STAMP)
 	$(BIN)/python -m tests.chaos
 
