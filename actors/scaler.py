@@ -15,7 +15,7 @@ class Scaler:
 
     def __init__(self, config: RunConfig, run: Run, pools: Mapping[str, ElasticPool]) -> None:
         self.config, self.run, self.pools = config, run, pools
-        self.steps: list[Mapping[str, float]] = []  # since the last change
+        self.steps: list[Mapping[str, float]] = []  # the last since the last change, as many as the rule reads
         self.served = self.serving
 
     @property
@@ -41,7 +41,7 @@ class Scaler:
             pool.complain(log)
         if step + 1 >= self.config.steps:
             return
-        self.steps = [*self.steps, metrics] if self.serving == self.served else []
+        self.steps = [*self.steps, metrics][-scaling.WINDOW :] if self.serving == self.served else []
         self.served = self.serving
         asked, why = scaling.take_requests(self.run), "asked for"
         if not asked and self.config.cluster.scaling == "rule":

@@ -81,19 +81,22 @@ class Tracker:
 
         The lines of judges are removed too: restored from the checkpoint, the judges write them again.
         """
-        kept = []
-        for line in self.path.read_text().splitlines():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            before = entry["step"] < step or (entry["kind"] == "evaluation" and entry["step"] == step)
-            if before and entry["kind"] != "judge":
-                kept.append(line + "\n")
         self.file.close()
-        write_atomically(self.path, lambda path: path.write_text("".join(kept)), fsync=True)
+        write_atomically(self.path, lambda path: self._copy(path, step), fsync=True)
         self.file = self.path.open("a", buffering=1)
         self._send(lambda to: to.rewind(step))
+
+    def _copy(self, path: Path, step: int) -> None:
+        """Write the lines that `rewind` keeps, one at a time: a long run's log would fill the driver's memory."""
+        with self.path.open() as lines, path.open("w") as kept:
+            for line in lines:
+                try:
+                    entry = json.loads(line)
+                except json.JSONDecodeError:
+                    continue
+                before = entry["step"] < step or (entry["kind"] == "evaluation" and entry["step"] == step)
+                if before and entry["kind"] != "judge":
+                    kept.write(line.rstrip("\n") + "\n")
 
     def close(self) -> None:
         """Close the file and end the trackers. A line that the disk has refused is lost, which `log` said."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from actors.elastic_pool import ElasticPool
 from actors.encoding import Encoding
 from actors.placement import free, is_placed, place, pool_of_pairs, reserve, wait_until_placed
 from actors.process import REAL, actor_options
+from actors.scaler import Scaler
 from flowbp_ray import driver
 from flowbp_ray.config import loading
 from flowbp_ray.config.schema import RunConfig
@@ -77,6 +79,15 @@ def test_the_rule_waits_for_a_window_and_looks_no_further_back(tmp_path: Path) -
     found = [scaling.rule(config(tmp_path, *RULE), sizes, sizes, steps(n, **waiting)) for n in (WINDOW - 1, WINDOW)]
     assert found == [{}, {"samplers": 3}]
     assert scaling.rule(config(tmp_path, *RULE), sizes, sizes, [*steps(20, **waiting), *steps(**busy)]) == {}
+
+
+def test_a_long_run_keeps_no_more_steps_than_the_rule_reads(tmp_path: Path) -> None:
+    pool: Any = SimpleNamespace(active=[0], serving=[0], dismiss=lambda: None, complain=lambda log: None)
+    config = small_config(tmp_path, "flowbp_sparse", "steps=1000")
+    scaler = Scaler(config, Run.create(config), dict.fromkeys(scaling.ROLES, pool))
+    for step in range(3 * WINDOW):
+        scaler.between(step, {"step_s": float(step)})
+    assert [metrics["step_s"] for metrics in scaler.steps] == [*range(2 * WINDOW, 3 * WINDOW)]
 
 
 def test_a_wish_lies_in_the_runs_folder_until_it_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

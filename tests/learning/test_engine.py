@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -238,6 +239,21 @@ def test_the_log_goes_back_to_a_checkpoint_without_gap_or_double(tmp_path: Path)
         ("evaluation", 0), ("train", 0), ("train", 1), ("evaluation", 2), ("train", 2),
     ]  # fmt: skip
     assert lines[-1]["loss"] == 9.0
+
+
+def test_going_back_in_a_long_log_takes_no_memory(tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path, small_config(tmp_path))
+    for step in range(2000):
+        tracker.log(step, "train", {"text": "x" * 4000})
+    tracemalloc.start()
+    try:
+        tracker.rewind(1500)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+        tracker.close()
+    assert peak < 1e6 < (tmp_path / "metrics.jsonl").stat().st_size
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1500
 
 
 def test_evaluations_survive_a_checkpoint(tmp_path: Path) -> None:
