@@ -214,13 +214,13 @@ def join(address: str) -> None:
     """Connect to the running cluster at `address`.
 
     Raises ConnectionError if none answers, if it refuses our token, or if its version of Ray or Python differs;
-    ValueError for an address with a scheme.
+    ValueError for an address with a scheme, or without a port.
 
     A cluster requires a token if `ray start` finds one in ~/.ray/auth_token, while a client sends one only if
     RAY_AUTH_MODE is set to do so.
     """
     where = os.environ.get("RAY_ADDRESS") or address
-    if "://" in where:
+    if "://" in where or (":" not in where and where not in ("auto", "local")):
         raise ValueError(
             f"{where} is no address of a cluster to join; write host:6379, or auto on one of its nodes; a dashboard "
             "(http://host:8265) takes jobs: `ray job submit --address`"

@@ -13,6 +13,8 @@ from __future__ import annotations
 import importlib
 import secrets
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from flowbp_ray.run.folder import Run
 from flowbp_ray.utils import accelerator
 from flowbp_ray.utils.digest import digest
 from flowbp_ray.utils.errors import ConfigError
+from flowbp_ray.utils.files import naming
 from flowbp_ray.weights import trainable
 
 
@@ -67,10 +70,7 @@ def export(
     dense = config.backbone.model_copy(update={"quantization": None})  # adapters are the same over either base
     sampler = Sampler(dense, lora=config.learners.lora, seed=config.seed, device=device)
     trainable.install(sampler.transformer, tensors)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
-    partial.mkdir()
-    try:
+    with _new_folder(target) as partial:
         if form == "diffusers":
             _save(sampler.transformer, sampler.backbone, kind, partial)
         else:
@@ -79,10 +79,21 @@ def export(
         shown = save_pictures(run, used, average, partial)
         text = model_card(run, sampler.backbone, kind, used, average, digest(tensors), form, shown, base_model)
         (partial / "README.md").write_text(text, encoding="utf-8")
-        partial.rename(target)
+    return Exported(used, kind)
+
+
+@contextmanager
+def _new_folder(target: Path) -> Iterator[Path]:
+    """A folder that gets the name `target` if nothing fails, and goes otherwise. Raises OSError that names `target`."""
+    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+    try:
+        with naming(target, partial):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial.mkdir()
+            yield partial
+            partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return Exported(used, kind)
 
 
 def _kind(config: RunConfig, merge: bool) -> Kind:

@@ -43,7 +43,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     except (OmegaConfBaseException, ValueError, RecursionError) as error:
         raise ConfigError(f"{found}: {_unresolved(error)}") from error
     assert isinstance(plain, dict)
-    return validate({str(k): v for k, v in plain.items()}, f"{found}: ")
+    return validate({str(k): v for k, v in plain.items()}, f"{found}: ", overrides)
 
 
 def _first_line(error: BaseException) -> str:
@@ -58,14 +58,21 @@ def _unresolved(error: Exception) -> str:
     return f"{where}{_first_line(error)}; {advice}"
 
 
-def validate(plain: dict[str, Any], where: str = "") -> RunConfig:
-    """Validate a plain tree. Raises ConfigError, one line with all problems. where: begins it, such as a file."""
+def validate(plain: dict[str, Any], where: str = "", overrides: Sequence[str] = ()) -> RunConfig:
+    """Validate a plain tree. Raises ConfigError, one line with all problems.
+
+    where: begins it, such as a file. overrides: `key=value` that were applied; one with a problem is named instead.
+    """
     try:
         check_unicode(plain, "the configuration")
         check_no_secrets(plain)  # before a message could show one
         return RunConfig.model_validate(plain)
     except ValidationError as error:
-        problems = [_line(one) for one in error.errors(include_url=False)]
+        faults = error.errors(include_url=False)
+        blamed = [_override_of(one["loc"], overrides) for one in faults]
+        problems = [_line(one, override) for one, override in zip(faults, blamed, strict=True)]
+        if all(blamed):
+            where = f"override {shown(blamed[0])}: " if len(set(blamed)) == 1 else "overrides: "
         most = max(n for n in range(1, MOST + 1) if n == 1 or sum(map(len, problems[:n])) <= LONGEST)
         more = f"; and {len(problems) - most} more" if len(problems) > most else ""
         raise ConfigError(f"{where}{'; '.join(problems[:most])}{more}") from error
@@ -103,8 +110,11 @@ def _find(path: Path) -> Path:
     for candidate in (path, *_shipped_as(path)):
         if candidate.is_file():
             return candidate
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder, not a configuration; write the YAML file in it")
     known = [p.stem for p in (shipped() / "runs").glob("*.yaml")]
-    raise ConfigError(f"{nearest(path.stem, known, 'config')} (no file {path})")
+    name = path.stem if path.suffix in (".yaml", ".yml") else path.name
+    raise ConfigError(f"{nearest(name, known, 'config')} (no file {path})")
 
 
 def _shipped_as(path: Path) -> tuple[Path, Path]:
@@ -186,7 +196,17 @@ def _change(tree: Any, override: str) -> Any:
     return change
 
 
-def _line(error: Any) -> str:
+def _override_of(loc: Sequence[int | str], overrides: Sequence[str]) -> str | None:
+    """The last of the `key=value` that set the key at `loc`, if any did."""
+    where = [str(part) for part in loc]
+    for override in reversed(overrides):
+        key = re.sub(r"\[(\d+)\]", r".\1", override.split("=", 1)[0].strip()).split(".")
+        if where[: len(key)] == key:
+            return override
+    return None
+
+
+def _line(error: Any, override: str | None = None) -> str:
     """One problem as one line, with the dotted key and, for an unknown key, the nearest known one."""
     where = [str(part) for part in error["loc"]]
     if error["type"] == "extra_forbidden":
@@ -199,7 +219,12 @@ def _line(error: Any) -> str:
         return f"{'.'.join(where)} is missing; write a value for it"
     given = "" if error["type"] == "value_error" else f", got {shown(error['input'])}"
     if error["type"] == "string_type" and isinstance(error["input"], bool | int | float):
-        given += f'; put it into quotes: "{error["input"]}"'
+        written = override.split("=", 1)[1] if override else error["input"]
+        given += f"; put it into quotes: '\"{written}\"'" if override else f'; put it into quotes: "{written}"'
+    if error["type"].endswith("_type") and error["input"] is None:
+        given = ", got nothing; write a value"
+    if error["type"] == "string_pattern_mismatch" and where == ["name"]:
+        message = "must be letters, digits and any of . _ + -, since a folder is called by it"
     if error["type"] in ("dict_type", "model_type"):
         message = "must be a mapping"
         given += "; write {name: value}"

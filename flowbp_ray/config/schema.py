@@ -33,7 +33,7 @@ from flowbp_ray.utils.settings import ElasticPoolConfig, Strict
 class RunConfig(Strict):
     """Everything a run is. `flowbp-ray train` takes one of these as YAML."""
 
-    name: str = Field(pattern=r"^[\w.+-]*\w[\w.+-]*$")
+    name: str = Field(pattern=r"^[\w.+-]*\w[\w.+-]*$", max_length=200)
     """Name of the run, and of its folder below `output`."""
     seed: int = Field(42, ge=0)
     """Seed of noise, order of the prompts and jitter."""

@@ -26,7 +26,7 @@ from flowbp_ray.run.engine_state import EngineState
 from flowbp_ray.run.lock import RunLock
 from flowbp_ray.utils.addresses import expand
 from flowbp_ray.utils.diff import differing, shown
-from flowbp_ray.utils.errors import ConfigError, RunFailed, Stalled
+from flowbp_ray.utils.errors import ConfigError, RunFailed, Stalled, os_error_line
 from flowbp_ray.utils.files import sync, write_atomically
 from flowbp_ray.utils.secrets import HidingFormatter, hidden
 from flowbp_ray.utils.tensor_file import FULL
@@ -73,11 +73,13 @@ class Run:
 
     def _make(self) -> bool:
         """Make the folder; return whether it was not there."""
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
         try:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
             self.folder.mkdir()
-        except FileExistsError:
-            return False
+        except OSError as error:
+            if self.folder.is_dir():
+                return False
+            raise ConfigError(f"output: {os_error_line(error)}") from error
         self.made = True
         return True
 

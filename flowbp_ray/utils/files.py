@@ -7,10 +7,13 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from flowbp_ray.utils.addresses import expand
 
@@ -46,7 +49,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any], fsync: bool = Fal
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.partial")
     try:
-        with naming(path):
+        with naming(path, partial):
             write(partial)
             if fsync:
                 sync(partial)
@@ -69,14 +72,26 @@ def _rename(partial: Path, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Put the name of this file into an OSError that has none, as those of writing to an open file."""
+def naming(path: Path, partial: Path | None = None) -> Iterator[None]:
+    """Make an error of writing `path` an OSError that names it.
+
+    An OSError of writing to an open file has no name, and that of safetensors' writer is none.
+    partial: the file, or the folder of the files, that is written before it gets the name `path`.
+    """
     try:
         yield
     except OSError as error:
-        if error.filename is None and error.errno is not None:
-            error.filename = str(path)
+        named = [Path(str(name)) for name in (error.filename, error.filename2) if name is not None]
+        within = not named or (partial and any(name.is_relative_to(partial) for name in named))
+        if within and error.errno is not None:
+            error.filename, error.filename2 = str(path), None
         raise
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        code = int(number[1])
+        raise OSError(code, os.strerror(code), str(path)) from error
 
 
 def sync(path: Path) -> None:
@@ -140,6 +155,5 @@ def cache_path(cache: str | None) -> Path | None:
 
 
 def unusable_cache(folder: Path | None, error: Exception) -> str:
-    return (
-        f"the embedding cache {folder} cannot be written ({error}); write another encoder.cache, or encoder.cache=null"
-    )
+    why = getattr(error, "strerror", None) or error
+    return f"the embedding cache {folder} cannot be written ({why}); write another encoder.cache, or encoder.cache=null"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from flowbp_ray.utils.errors import NoSpace, Stalled
+from flowbp_ray.utils.errors import NoSpace, Stalled, os_error_line
 
 BY_CLASS: tuple[tuple[type[BaseException], str], ...] = (
     (Stalled, "observing.md#from-its-folder"),
@@ -71,5 +71,5 @@ def page_of(error: BaseException) -> str:
 
 def with_page(error: BaseException) -> str:
     """The message of an error, with the page that explains it at its end, unless it names one itself."""
-    message, page = str(error), page_of(error)
+    message, page = os_error_line(error) if isinstance(error, OSError) else str(error), page_of(error)
     return message if not page or "docs/" in message else f"{message} (see {page})"

@@ -29,6 +29,7 @@ from flowbp_ray.surrogate import METHODS
 from flowbp_ray.utils.digest import digest
 from tests.artifacts import hub
 from tests.artifacts.exporting import drawn, picture_item, trained_run
+from tests.limits import files_of_at_most
 from tests.small import small_config
 from tests.test_cli import call
 
@@ -151,7 +152,13 @@ def test_a_run_on_gpus_is_exported_and_drawn_without_one(
     assert "| staleness | 0; drift not limited |" in training and "sigmas pipeline" in training
 
 
-def test_an_export_that_fails_leaves_nothing(whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_that_fails_leaves_nothing(
+    whole: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with files_of_at_most(1 << 16):
+        assert call("export", str(whole.folder), "--to", str(tmp_path / "out")) == 2
+    assert capsys.readouterr().err.startswith(f"flowbp-ray: {tmp_path / 'out'}: File too large; ")
+
     def full(*_: object) -> None:
         raise OSError("No space left on device")
 

@@ -134,3 +134,34 @@ def test_adapters_are_not_broadcast() -> None:
     assert not loading.load("shapes_flowbp_sparse", [*shared, *lora]).broadcasts
     assert loading.load("shapes_flowbp_sparse", shared[:1]).broadcasts
     assert not loading.load("shapes_flowbp_sparse").broadcasts
+
+
+BLAMED = {
+    "learners.optimizer.lr=.nan": "override 'learners.optimizer.lr=.nan': learners.optimizer.lr: ",
+    "rewards.terms[0].weight=x": r"override 'rewards.terms\[0\].weight=x': rewards.terms.0.weight: ",
+    "learners={optimizer: {lr: .nan}}": "override .*: learners.optimizer.lr: ",
+    "steps=": "override 'steps=': steps: .*got nothing; write a value",
+    "name=no": "override 'name=no': name: .*put it into quotes: '\"no\"'",
+    "name=a/b": "override 'name=a/b': name: must be letters, digits",
+    "name=" + "n" * 300: "override .*: name: .*at most 200 characters",
+}
+
+
+@pytest.mark.parametrize("override", sorted(BLAMED))
+def test_a_problem_of_an_override_names_it_and_not_the_file(override: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{BLAMED[override]}"):
+        loading.load("shapes_refl", [override])
+
+
+def test_problems_of_several_places_name_those(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("extends: shapes_refl\nsteps: 0\n")
+    with pytest.raises(ConfigError, match=r"^overrides: seed: .*; steps: "):
+        loading.load("shapes_refl", ["seed=-1", "steps=0"])
+    for path, overrides in ((tmp_path / "mine.yaml", ["seed=-1"]), (tmp_path / "mine.yaml", [])):
+        with pytest.raises(ConfigError, match=rf"^{path}: .*steps: "):
+            loading.load(path, overrides)
+
+
+def test_a_folder_is_no_configuration(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is a folder, not a configuration"):
+        loading.load(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from flowbp_ray.config import loading
 from flowbp_ray.run.checkpoint import Checkpoints, Snapshot
 from flowbp_ray.run.folder import Run
+from flowbp_ray.utils.errors import ConfigError, os_error_line
 from flowbp_ray.utils.files import naming, write_atomically
+from tests.limits import files_of_at_most
 from tests.small import small_config
 
 
@@ -117,3 +121,32 @@ def test_newer_checkpoints_are_removed_but_a_spared_one_stays(tmp_path: Path) ->
         checkpoints.finish(Snapshot(step, {"w": torch.tensor([float(step)])}, {}, {}), keep=1, spare=1)
     checkpoints.settle()
     assert checkpoints.steps() == [1, 3]
+
+
+def test_what_safetensors_cannot_write_is_an_error_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "the_file"
+    with files_of_at_most(1 << 16), pytest.raises(OSError, match="File too large") as found:
+        write_atomically(path, lambda partial: save_file({"weight": torch.zeros(1 << 16)}, partial))
+    assert (found.value.errno, found.value.filename) == (errno.EFBIG, str(path))
+    assert os_error_line(found.value).startswith(f"{path}: File too large; ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_written_aside_has_the_name_that_it_will_have(tmp_path: Path) -> None:
+    partial, path = tmp_path / ".the_folder.partial", tmp_path / "the_folder"
+    with pytest.raises(FileNotFoundError) as found, naming(path, partial):
+        (partial / "README.md").write_text("text")
+    assert found.value.filename == str(path)
+    with pytest.raises(FileNotFoundError) as other, naming(path, partial):
+        (tmp_path / "source").read_text()
+    assert other.value.filename == str(tmp_path / "source")
+
+
+def test_a_run_folder_that_cannot_be_made_is_refused_with_its_key(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("mine")
+    for output, why in ((tmp_path / "notes", "in the way"), (tmp_path / "notes" / "runs", "a file is where a folder")):
+        config = small_config(tmp_path, "flowbp_sparse", f"output={output}")
+        for start in (Run.create, Run.resume):
+            with pytest.raises(ConfigError, match=rf"^output: {tmp_path}/notes.*; .*{why}"):
+                start(config)
+    assert (tmp_path / "notes").read_text() == "mine"
