@@ -23,7 +23,7 @@ from torch import Tensor
 
 from flowbp_ray.utils.diff import differing, shown
 from flowbp_ray.utils.errors import ConfigError
-from flowbp_ray.utils.tensor_file import write_bytes, write_tensors
+from flowbp_ray.utils.tensor_file import full_is_no_space, write_bytes, write_tensors
 
 FORMAT = 1
 ENGINE = "engine"
@@ -57,7 +57,8 @@ def write_state(
 
     learners: `LearnersConfig.moves`, to say later what changed. Raises NoSpace where the disk is full.
     """
-    (folder / ENGINE).mkdir(parents=True, exist_ok=True)
+    with full_is_no_space(folder / ENGINE):
+        (folder / ENGINE).mkdir(parents=True, exist_ok=True)
     parameters: dict[str, Any] = {}
     tensors: dict[str, Tensor] = {}
     for fragment in fragments:

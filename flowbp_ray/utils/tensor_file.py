@@ -6,9 +6,9 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -20,7 +20,11 @@ from flowbp_ray.utils.units import format_bytes
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64",
           torch.uint8: "U8", torch.int8: "I8", torch.int32: "I32", torch.int64: "I64"}  # fmt: skip
 CHUNK = 1 << 24  # elements that are copied to the host at a time
-FULL = (errno.ENOSPC, errno.EDQUOT)
+OTHERWISE_FULL = {
+    errno.EDQUOT: "this user's quota was used up",
+    errno.EFBIG: "the file system, or `ulimit -f`, allowed no more",
+}
+FULL = (errno.ENOSPC, *OTHERWISE_FULL)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
@@ -51,7 +55,10 @@ def write_bytes(path: Path, data: bytes) -> str:
 
 def check_room(path: Path, needed: int, what: str = "") -> None:
     """Raises NoSpace unless the disk of `path`, in an existing folder, has `needed` bytes free. what: needs them."""
-    free = shutil.disk_usage(path.parent).free
+    disk = os.statvfs(path.parent)
+    if disk.f_files and not disk.f_favail and not path.exists():  # some file systems do not count files
+        raise _no_space(path, "its file system has no inode left for another file (`df -i`)")
+    free = disk.f_bavail * disk.f_frsize
     if free < needed:
         lacks = format_bytes(needed - free)
         raise _no_space(path, f"{what or path.name} takes {format_bytes(needed)}, of which all but {lacks} are free")
@@ -72,16 +79,23 @@ def _chain(header: bytes, tensors: Iterable[Tensor]) -> Iterator[bytes | memoryv
 
 def _write(path: Path, parts: Iterable[bytes | memoryview]) -> str:
     seen = hashlib.sha256()
-    try:
-        with path.open("wb") as file, ThreadPoolExecutor(1) as hashing:
-            for part in parts:
-                hashed = hashing.submit(seen.update, part)  # at once, on another core
-                file.write(part)
-                hashed.result()
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        if error.errno in FULL:
-            raise _no_space(path, f"the disk became full while {path.name} was written") from error
-        raise
+    with full_is_no_space(path), path.open("wb") as file, ThreadPoolExecutor(1) as hashing:
+        for part in parts:
+            hashed = hashing.submit(seen.update, part)  # at once, on another core
+            file.write(part)
+            hashed.result()
+        file.flush()
+        os.fsync(file.fileno())
     return seen.hexdigest()
+
+
+@contextmanager
+def full_is_no_space(path: Path) -> Iterator[None]:
+    """Raise NoSpace for what the system says of writing `path`, a file or a folder, where the disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        why = OTHERWISE_FULL.get(error.errno, "the disk became full")
+        raise _no_space(path, f"{why} while {path.name} was written") from error

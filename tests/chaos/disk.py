@@ -49,9 +49,14 @@ class Disk:
                 continue
         raise OSError(f"{self.folder} could not be filled")
 
+    def fill_with_files(self) -> None:
+        """Leave no inode free, and all the bytes."""
+        found = os.statvfs(self.folder)
+        _mount("chaos", self.folder, "tmpfs", MS_REMOUNT, f"nr_inodes={found.f_files - found.f_ffree}")
+
     def empty(self) -> None:
         """There is room again."""
-        _mount("chaos", self.folder, "tmpfs", MS_REMOUNT, f"size={SIZE}")
+        _mount("chaos", self.folder, "tmpfs", MS_REMOUNT, f"size={SIZE},nr_inodes=1m")
 
     def freeze(self, folder: Path) -> None:
         """Make a folder read-only. Files that are open for writing stay so: a disk with such files refuses to be."""

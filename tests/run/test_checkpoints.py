@@ -16,7 +16,9 @@ from flowbp_ray.run.checkpoint import Checkpoints, Snapshot
 from flowbp_ray.run.engine_state import Fragment, write_state
 from flowbp_ray.run.folder import Run
 from flowbp_ray.utils.errors import ConfigError, NoSpace, RunFailed
-from flowbp_ray.utils.tensor_file import check_room, write_bytes
+from flowbp_ray.utils.tensor_file import check_room, write_bytes, write_tensors
+from tests.chaos.disk import Disk, mountable
+from tests.limits import files_of_at_most
 from tests.small import small_config
 
 
@@ -139,6 +141,32 @@ def test_without_room_nothing_is_touched(tmp_path: Path) -> None:
     checkpoints.begin(2)
     checkpoints.abandon(2)
     assert [path.name for path in tmp_path.iterdir()] == ["step_000001"]
+
+
+@pytest.mark.skipif(not mountable(), reason="mounts a disk of its own, as root")
+def test_without_an_inode_nothing_is_touched(tmp_path: Path) -> None:
+    """Bytes are free, but no further file is allowed: before a save, in that of a rank, and in the driver's."""
+    with Disk(tmp_path / "disk") as disk:
+        checkpoints = saved(disk.folder / "checkpoints", 1)
+        checkpoints.settle()
+        disk.fill_with_files()
+        with pytest.raises(NoSpace, match=r"no inode left for another file \(`df -i`\); make room"):
+            checkpoints.begin(2)
+        disk.empty()
+        folder = checkpoints.begin(2)
+        disk.fill_with_files()
+        with pytest.raises(NoSpace, match="the disk became full while engine was written"):
+            write_state(folder, [], 0, 1, {})
+        with pytest.raises(NoSpace, match="no inode left"):
+            checkpoints.write(Snapshot(2, {"w": torch.zeros(6)}, {}, {})).result()
+        checkpoints.abandon(2)
+        assert [path.name for path in checkpoints.folder.iterdir()] == ["step_000001"]
+        assert checkpoints.damages(1) == []
+
+
+def test_a_limit_on_the_size_of_files_is_no_space(tmp_path: Path) -> None:
+    with files_of_at_most(1 << 12), pytest.raises(NoSpace, match=r"`ulimit -f`, allowed no more while weights was"):
+        write_tensors(tmp_path / "weights", {"w": torch.zeros(1 << 12)})
 
 
 def test_a_kill_between_two_names_loses_neither(tmp_path: Path) -> None:
