@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import re
-import signal
 import socket
 import sys
 import tempfile
@@ -18,23 +17,12 @@ from typing import Any
 import psutil
 import ray
 
+from actors import private_ray
 from actors.daemons import daemons
 from actors.process import record
 
-EVENTS = "RAY_task_events_report_interval_ms"
-PRIVATE = {
-    "RAY_enable_metrics_collection": "0",
-    "RAY_event_stats": "0",
-    "REPORTER_UPDATE_INTERVAL_MS": "600000",
-    "RAY_prestart_worker_first_driver": "0",
-    "RAY_num_workers_soft_limit": "0",
-    EVENTS: "0",
-}
-"""Set in a private Ray, unless the environment says otherwise. Without a dashboard nobody reads metrics, statistics,
-what processes take, or the list of all calls (RAY_PROFILING's timeline does); prestarted workers fit no actor."""
 PATIENCE = 10.0  # seconds within which a cluster must accept a connection
 GRACE = 5.0  # seconds in which the workers of a private Ray end after it
-SOCKET = 107  # bytes of a Unix socket's path (sockaddr_un)
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # the environment variable in which Ray gives a submitted job its runtime_env
 STOP = "RAY_JOB_STOP_WAIT_TIME_S"
 log = logging.getLogger(__name__)
@@ -45,7 +33,7 @@ def connect(address: str, output: str) -> bool:
 
     It is called before the run's folder is created. A private Ray ("local") is not started here. Raises
     ConnectionError if there is no such cluster or it refuses the connection, ValueError for an output that would be
-    lost.
+    lost, or where this machine has no place for a private Ray's files.
     """
     before = ray.is_initialized()
     if JOB in os.environ:
@@ -53,20 +41,8 @@ def connect(address: str, output: str) -> bool:
     if not before and (os.environ.get("RAY_ADDRESS") or address) != "local":
         start_ray(address)
     elif not before:
-        check_sockets()
+        private_ray.check_folder()
     return before
-
-
-def check_sockets() -> None:
-    """Raise ValueError where the path of a private Ray's sockets would be longer than the kernel allows."""
-    folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
-    path = f"{folder}/ray/session_2000-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
-    if len(os.fsencode(path)) > SOCKET:
-        name = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
-        raise ValueError(
-            f"{name}={folder} is too long for Ray's sockets ({len(os.fsencode(path))} of {SOCKET} bytes); set a short "
-            "folder on this machine's disk, such as RAY_TMPDIR=/tmp/x"
-        )
 
 
 @contextmanager
@@ -115,6 +91,7 @@ def start_ray(address: str, **private: Any) -> None:
     """Join the cluster at RAY_ADDRESS (set in a job), or at `address`, or start a private Ray ("local").
 
     private: further arguments of `ray.init` for a private Ray, such as the resources of its node.
+    Raises RunFailed where that does not start, and what `join` does.
     """
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # a call has up to three results; we read the first one
     address = os.environ.get("RAY_ADDRESS") or address
@@ -122,92 +99,9 @@ def start_ray(address: str, **private: Any) -> None:
     if ray.is_initialized():
         return
     if address == "local":
-        os.environ.update({EVENTS: "1000"} if "RAY_PROFILING" in os.environ else {})  # a parent may have set 0
-        for name, value in PRIVATE.items():
-            os.environ.setdefault(name, value)
-        quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
-        with own_session(), on_loopback(), own_handler():
-            ray.init(address="local", **quiet, **private)
-        end_unused()
+        private_ray.start(**private)
     else:
         join(address)
-
-
-@contextmanager
-def own_session() -> Iterator[None]:
-    """Inside the context Ray's daemons start in sessions of their own, and so do the workers, which are their children.
-
-    A signal to the driver's process group, from a terminal that was closed, from `timeout` or from a scheduler, then
-    reaches the driver alone, which saves before it ends them. They still die with it: the kernel sends them SIGKILL
-    (PR_SET_PDEATHSIG). A version of Ray that starts its daemons in another way keeps them in the driver's group.
-    """
-    services: Any = ray._private.services
-    popen: Any = getattr(services, "ConsolePopen", None)
-    if popen is None:
-        yield
-        return
-
-    def start(*arguments: Any, **options: Any) -> Any:
-        return popen(*arguments, **{**options, "start_new_session": True})
-
-    services.ConsolePopen = start
-    try:
-        yield
-    finally:
-        services.ConsolePopen = popen
-
-
-@contextmanager
-def on_loopback() -> Iterator[None]:
-    """Inside the context a Ray that starts has the address 127.0.0.1, so that no other machine reaches its ports.
-
-    Otherwise it takes the address of this machine, and its servers listen on all interfaces. It is what Ray does by
-    itself on systems where it knows no clusters. A version that decides in another way keeps the machine's address.
-    """
-    constants: Any = ray._private.ray_constants
-    before = getattr(constants, "ENABLE_RAY_CLUSTER", None)
-    if before is None:
-        yield
-        return
-    constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        constants.ENABLE_RAY_CLUSTER = before
-
-
-@contextmanager
-def own_handler() -> Iterator[None]:
-    """Inside the context Ray leaves this process's handler of SIGTERM in place, where it has one.
-
-    Ray installs its own several times while it starts, each of which ends the process. A request to finish the step and
-    save that comes in these seconds would then end the run instead. A version of Ray that does it in another way still
-    does; the handler is installed again after the start.
-    """
-    utils: Any = ray._private.utils
-    setter = getattr(utils, "set_sigterm_handler", None)
-    if setter is None or not callable(signal.getsignal(signal.SIGTERM)):
-        yield
-        return
-    utils.set_sigterm_handler = lambda handler: None
-    try:
-        yield
-    finally:
-        utils.set_sigterm_handler = setter
-
-
-def end_unused() -> None:
-    """End the processes of a private Ray that serve nobody: they only wake up, as often as the rest of its daemons.
-
-    The log monitor sends the actors' output to the driver, which does not take it (it stays in Ray's folder of logs).
-    The autoscaler has no nodes to add. What is left of the dashboard without one reports usage. No other process of Ray
-    watches these three; where one has died already, that is all right. The functions are Ray's own: a version that
-    lacks them keeps its processes.
-    """
-    node: Any = getattr(ray._private.worker, "_global_node", None)
-    for name in ("kill_log_monitor", "kill_monitor", "kill_dashboard"):
-        if end := getattr(node, name, None):
-            end(check_alive=False)
 
 
 def join(address: str) -> None:

@@ -6,16 +6,19 @@ import json
 import logging
 import os
 import socket
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from actors import cluster
+from actors import cluster, private_ray
 from actors.cluster import check_job, connect, held_back, join
 from actors.learner import LearnerActor
 from actors.process import FOLDER, actor_options, change_folder
 from flowbp_ray.utils.console import guarded
+from flowbp_ray.utils.errors import RunFailed
 from flowbp_ray.utils.settings import ProcessConfig
+from tests.chaos.disk import Disk, mountable
 
 
 def as_job(monkeypatch: pytest.MonkeyPatch, **runtime_env: str) -> None:
@@ -135,13 +138,55 @@ def test_a_private_ray_is_started_the_same_way_by_a_bench(monkeypatch: pytest.Mo
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(cluster.ray, "init", lambda **options: taken.update(options))
-    monkeypatch.setattr(cluster, "end_unused", lambda: taken.update(ended=True))
-    for name in cluster.PRIVATE:
+    monkeypatch.setattr(private_ray, "end_unused", lambda: taken.update(ended=True))
+    for name in private_ray.PRIVATE:
         monkeypatch.delenv(name, raising=False)
     cluster.start_ray("local", num_gpus=9, resources={"fast": 2})
     assert taken["num_gpus"] == 9 and taken["resources"] == {"fast": 2} and taken["include_dashboard"] is False
     assert taken["ended"]
-    assert {name: os.environ.pop(name) for name in cluster.PRIVATE} == cluster.PRIVATE
+    assert {name: os.environ.pop(name) for name in private_ray.PRIVATE} == private_ray.PRIVATE
+
+
+def test_a_private_ray_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Ray raises a bare Exception, or a RuntimeError, where its processes do not start."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    failing(Exception("The current node timed out during startup. Why?\nMore."), monkeypatch)
+    with pytest.raises(
+        RunFailed, match=rf"did not start .*during startup\. Why\?; .* in {tmp_path}/ray/session"
+    ) as failed:
+        cluster.start_ray("local")
+    assert "\n" not in str(failed.value)
+    failing(KeyboardInterrupt(), monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        cluster.start_ray("local")
+
+
+def test_a_folder_that_cannot_hold_the_files_of_a_private_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    long = tmp_path / "a_scratch_folder_of_a_cluster" / "slurm_jobdir" / "1234567" / "tmp.node0016"
+    monkeypatch.setenv("RAY_TMPDIR", str(long))
+    with pytest.raises(ValueError, match=r"RAY_TMPDIR=.* is too long for Ray's sockets .*; set a short folder"):
+        private_ray.check_folder()
+
+
+@pytest.mark.skipif(not mountable(), reason="mounts a disk of its own, as root")
+def test_a_full_or_read_only_disk_is_said_before_a_private_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as short, Disk(Path(short)) as disk:
+        monkeypatch.setenv("RAY_TMPDIR", short)
+        private_ray.check_folder()
+        (disk.folder / "file").write_text("mine")
+        disk.fill()
+        with pytest.raises(ValueError, match=rf"RAY_TMPDIR={short} has no room for Ray's logs \(0 B are free"):
+            private_ray.check_folder()
+        disk.empty()
+        disk.fill_with_files()
+        with pytest.raises(ValueError, match=r"\(no inode is free\); set a short folder"):
+            private_ray.check_folder()
+        disk.empty()
+        disk.freeze(disk.folder)
+        with pytest.raises(ValueError, match=rf"^{short} cannot be written to, and RAY_TMPDIR={short} is where"):
+            private_ray.check_folder()
 
 
 def test_actors_read_where_the_driver_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
