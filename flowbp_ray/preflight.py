@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from flowbp_ray.backbones.finite import check_finite
+from flowbp_ray.backbones.finite import check_finite, remember_in
 from flowbp_ray.backbones.guidance import distilled_guidance
 from flowbp_ray.backbones.kernels import check_attention
 from flowbp_ray.backbones.quantised import check_library
@@ -84,17 +84,18 @@ def check(config: RunConfig) -> Checked:
     about = tuple(about_prompts(config, train, held_out))
     check_time(config, _to_encode(config, train, held_out))
     agreed = handshake.check(config)
+    cache = cache_folder(config.encoder.cache)
+    remember_in(None if cache is None else cache / "files")
     if not config.rewards.url:  # remote servers have checked their own rewards
         check_deterministic(config)
         check_rewards(config.rewards, [record.text for record in held_out], [record.text for record in train])
     judges.check(config.judges)
-    cache = cache_folder(config.encoder.cache)
     for part in backbone.encoder_parts():
         if not part.is_dir():
             raise ValueError(f"{part.parent} has no {part.name}: the folder {part.name}/ is missing; download it too")
     for name, skeleton in backbone.part_skeletons().items():
         check_stored(backbone.base_folder / name, skeleton)
-        check_finite(backbone.base_folder / name, None if cache is None else cache / "files")
+        check_finite(backbone.base_folder / name)
     held = distilled_guidance(config)
     toward = "" if held is None else f"; distilling guidance {held:g} of the base, beside what the rewards ask for"
     count = sum(p.numel() for p in trainable.trained(prepared).values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -30,8 +31,13 @@ def check_finite(part: Path, memory: Path | None = None) -> bool:
     files = [file for file in sorted(part.glob("*.safetensors")) if "." not in file.stem]
     files = files or [file for file in sorted(part.glob("*.bin")) if "." not in file.stem]
     for file in files:
-        cached_file_fact(file, memory or _memory, "finite", _finite)
+        remembered(file, _finite, memory)
     return bool(files)
+
+
+def remembered(file: Path, check: Callable[[Path], str], memory: Path | None = None) -> None:
+    """Run `check`, which returns "finite" or raises, unless it is known that it did so for this large file."""
+    cached_file_fact(file, memory or _memory, "finite", check)
 
 
 def _finite(file: Path) -> str:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
+from transformers import CLIPConfig
 
-from flowbp_ray.rewards.clip_folder import check_model, image_embedder, load_clip
+from flowbp_ray.rewards.clip_folder import check_clip_model, check_model, image_embedder, load_clip
 from flowbp_ray.rewards.embedding import check_pairs, tower_dtype
 from flowbp_ray.rewards.files import check_file, fill, read_checkpoint
 from flowbp_ray.rewards.skeleton import VIT_L_14, Skeleton, clip_skeleton
@@ -65,9 +67,10 @@ class Aesthetic:
 
     @staticmethod
     def check(path: str | Path | None, clip: str | Path | None, dtype: str) -> None:
-        """Raise ValueError for what `Aesthetic(...)` would refuse, without loading anything."""
-        check_file("aesthetic", "path", path, WHAT)
-        check_model("aesthetic", "clip", clip, CLIP)
+        """Raise ValueError for what `Aesthetic(...)` would refuse: misfits, and values that are not finite."""
+        file = check_file("aesthetic", "path", path, WHAT)
+        tower: Any = CLIPConfig.from_pretrained(check_clip_model("aesthetic", "clip", clip, CLIP))
+        fill(AestheticHead(tower.projection_dim), read_checkpoint("aesthetic", file, WHAT), "aesthetic", file, WHAT)
         tower_dtype("aesthetic", dtype)
 
     @staticmethod

@@ -75,7 +75,15 @@ def check(name: str, options: Mapping[str, Any], device: str = "cpu") -> None:
         _check_device(name)
     own = getattr(factory(name), "check", None)
     if own is not None:
-        own(**{parameter: given[parameter] for parameter in inspect.signature(own).parameters})
+        try:
+            own(**{parameter: given[parameter] for parameter in inspect.signature(own).parameters})
+        except (ValueError, OSError):
+            raise
+        except Exception as error:  # a file that is not what a library expects
+            why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise ValueError(
+                f"reward {name!r}: what its options {dict(options)} name cannot be read ({why}); download it again"
+            ) from error
 
 
 def _arguments(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,5 +161,7 @@ def needed(reward: str, option: str, path: str | Path | None, what: str) -> Path
         raise ValueError(f"reward {reward!r}: options.{option} must be a path, got {path!r}; it is {what}")
     found = existing_path(path)
     if found is None:
-        raise ValueError(f"reward {reward!r}: options.{option} is {str(path)!r}, which does not exist; it is {what}")
+        raise ValueError(
+            f"reward {reward!r}: options.{option} is {str(path)!r}, which does not exist; write the path of {what}"
+        )
     return found

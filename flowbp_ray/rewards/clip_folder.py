@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,12 +10,15 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
+from flowbp_ray.backbones.finite import check_finite
+from flowbp_ray.backbones.stored import check_stored
 from flowbp_ray.rewards.base import needed
 from flowbp_ray.rewards.embedding import Embedder, ImageEmbedder
 from flowbp_ray.rewards.files import check_pickled, one_line
 from flowbp_ray.rewards.preprocess import Middle, clip_pixels
+from flowbp_ray.utils.text_files import read_json
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 TOKENIZER = ("tokenizer.json", "vocab.json")
@@ -29,8 +31,8 @@ def check_model(reward: str, option: str, folder: str | Path | None, what: str) 
     if not (found / "config.json").is_file():
         raise ValueError(f"{where}, which has no config.json; it should be {what}")
     try:
-        kind = json.loads((found / "config.json").read_text()).get("model_type")
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+        kind = read_json(found / "config.json", "config.json").get("model_type")
+    except ValueError as error:
         raise ValueError(f"{where}, whose config.json is not one of transformers; it should be {what}") from error
     if kind != "clip":
         raise ValueError(f"{where}, a model of type {kind!r} and not 'clip'; it should be {what}")
@@ -43,12 +45,39 @@ def check_model(reward: str, option: str, folder: str | Path | None, what: str) 
     return found
 
 
+def check_clip_model(reward: str, option: str, folder: str | Path | None, what: str) -> Path:
+    """`check_model`; also raises ValueError where the weights do not fit config.json, or are not finite."""
+    found = check_model(reward, option, folder, what)
+    try:
+        config: Any = CLIPConfig.from_pretrained(found, local_files_only=True)
+        with torch.device("meta"):
+            hollow: Any = CLIPModel(config)
+    except Exception as error:  # transformers has classes of its own for values of another type
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise ValueError(
+            f"reward {reward!r}: {found / 'config.json'} describes no CLIP model ({why}); it should be that of {what}"
+        ) from error
+    try:
+        check_stored(found, hollow)
+        check_finite(found)
+    except ValueError as error:
+        raise ValueError(f"reward {reward!r}: {error}; it should be {what}") from error
+    return found
+
+
 def check_tokenizer(reward: str, option: str, folder: str | Path | None, what: str) -> Path:
     """The folder of a CLIP tokenizer; raises ValueError where it is not one."""
     found = needed(reward, option, folder, what)
+    where = f"reward {reward!r}: options.{option} is {str(folder)!r}"
     if not any((found / name).is_file() for name in TOKENIZER):
-        where = f"reward {reward!r}: options.{option} is {str(folder)!r}"
         raise ValueError(f"{where}, which has no {' or '.join(TOKENIZER)}; it should be {what}")
+    try:
+        CLIPTokenizer.from_pretrained(found, local_files_only=True)(["a"], padding="max_length", truncation=True)
+    except Exception as error:  # tokenizers raises that, transformers whatever its code meets
+        raise ValueError(
+            f"{where}, whose tokenizer cannot be read ({type(error).__name__}: {one_line(error)}); download it again: "
+            f"{what}"
+        ) from error
     return found
 
 

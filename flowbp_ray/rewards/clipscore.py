@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from flowbp_ray.rewards.clip_folder import check_model, check_tokenizer, embedder, load_clip
+from flowbp_ray.rewards.clip_folder import check_clip_model, check_model, check_tokenizer, embedder, load_clip
 from flowbp_ray.rewards.embedding import tower_dtype
 from flowbp_ray.rewards.skeleton import VIT_L_14, Skeleton, clip_skeleton
 
@@ -32,7 +32,7 @@ class CLIPScore:
     @staticmethod
     def check(path: str | Path | None, dtype: str) -> None:
         """Raise ValueError for what `CLIPScore(...)` would refuse, without loading anything."""
-        check_model("clipscore", "path", path, WHAT)
+        check_clip_model("clipscore", "path", path, WHAT)
         check_tokenizer("clipscore", "path", path, WHAT)
         tower_dtype("clipscore", dtype)
 

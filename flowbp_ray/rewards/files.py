@@ -5,18 +5,21 @@ from __future__ import annotations
 import math
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from flowbp_ray.backbones.finite import remembered
 from flowbp_ray.rewards.base import needed
+from flowbp_ray.utils.text_files import read_json
 
 Shapes = Mapping[str, tuple[int, ...]]
+Parts = TypeVar("Parts", bound=tuple[Any, ...])
 
 
 def check_file(reward: str, option: str, path: str | Path | None, what: str) -> Path:
@@ -109,18 +112,66 @@ def check_finite(reward: str, file: Path, loaded: Mapping[str, Tensor]) -> None:
             raise ValueError(f"reward {reward!r}: {name} in {file} has values that are not finite; download it again")
 
 
+def check_values(reward: str, file: Path, named: Callable[[], Iterable[tuple[str, Tensor]]] | None = None) -> None:
+    """Raise ValueError where a value in a file is not finite. It is read once, and remembered of a large file.
+
+    named: gives the tensors with their names where they are not those of a .safetensors or torch.save file.
+    """
+
+    def finite(path: Path) -> str:
+        for name, tensor in named() if named else _each(path):
+            check_finite(reward, path, {name: tensor})
+        return "finite"
+
+    remembered(file, finite)
+
+
+def _each(file: Path) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a file, one at a time."""
+    if file.suffix != ".safetensors":
+        yield from _pickled_tensors(file, "cpu").items()
+        return
+    with safe_open(file, "pt") as tensors:
+        for name in tensors.keys():  # noqa: SIM118 - it is not a dict
+            yield name, tensors.get_tensor(name)
+
+
+def read_parts(reward: str, folder: Path, build: Callable[[dict[str, Any]], Parts], what: str) -> Parts:
+    """What `build` makes of a folder's config.json, a module and others, with the weights of its model.safetensors.
+
+    Raises ValueError, one line, where either is missing, damaged, or does not fit. what: which folder belongs here.
+    """
+    config, weights = folder / "config.json", folder / "model.safetensors"
+    if missing := [file.name for file in (config, weights) if not file.is_file()]:
+        raise ValueError(f"reward {reward!r}: no {missing[0]} in {folder}; options.folder must be {what}")
+    plain = read_json(config, f"reward {reward!r}: {config}")
+    try:
+        parts = build(plain)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+        why = f"{type(error).__name__}: {one_line(error)}"
+        raise ValueError(
+            f"reward {reward!r}: {config} describes no such model ({why}); options.folder must be {what}"
+        ) from error
+    fill(parts[0], read_tensors(weights), reward, weights, what)
+    return parts
+
+
 def fill(model: nn.Module, state: Mapping[str, Any], reward: str, file: Path, what: str) -> None:
     """Load exactly the tensors that the model has; raises ValueError where names or shapes differ.
 
     A tensor that is left out would stay random, and the score would be a number without meaning. So would one with a
     value that is not finite: that is refused as well.
     """
-    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    given = {name: tuple(value.shape) for name, value in state.items() if isinstance(value, Tensor)}
-    check_fit(reward, file, given, wanted, what)
+    wanted = shapes_of(model.state_dict())
+    check_fit(reward, file, shapes_of(state), wanted, what)
     found = {name: state[name] for name in wanted}
     check_finite(reward, file, found)
     model.load_state_dict(found)
+
+
+def shapes_of(state: Mapping[str, Any]) -> Shapes:
+    """Name -> shape of the tensors in a mapping."""
+    return {name: tuple(value.shape) for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def check_fit(reward: str, file: Path, given: Shapes, wanted: Shapes, what: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from flowbp_ray.rewards.embedding import Embedder, tower_dtype
-from flowbp_ray.rewards.files import check_file, fill, read_checkpoint
+from flowbp_ray.rewards.files import check_file, check_fit, check_values, fill, read_checkpoint, shapes_of
 from flowbp_ray.rewards.preprocess import padded_pixels
 from flowbp_ray.rewards.skeleton import VIT_H_14, Skeleton, clip_skeleton
 from flowbp_ray.utils.errors import nearest, need_package
@@ -38,16 +38,12 @@ class HPSv2:
         dtype: str = "float32",
     ) -> None:
         """Load the checkpoint at `path` ({"state_dict": ...}); raises ValueError where it is not one."""
-        self.check(path, dtype)
-        # Not at the top: it takes seconds, and `check` must answer where it is not installed.
+        self.check(path, architecture, dtype)
         import open_clip
 
-        if architecture not in open_clip.list_models():
-            hint = nearest(architecture, open_clip.list_models(), "options.architecture")
-            raise ValueError(f"reward {self.name!r}: {hint}")
         model: Any = open_clip.create_model(architecture, load_weights=False)
         file, kind = check_file(self.name, "path", path, WHAT), tower_dtype(self.name, dtype)
-        fill(model, self._state(file), self.name, file, WHAT)
+        fill(model, _state(file), self.name, file, WHAT)
         model.to(device, kind).eval().requires_grad_(False)
         tokenize, size = open_clip.get_tokenizer(architecture), model.visual.image_size[0]
 
@@ -58,11 +54,21 @@ class HPSv2:
         self.towers = Embedder(self.name, device, kind, pixels, model.encode_image, read)
 
     @staticmethod
-    def check(path: str | Path | None, dtype: str) -> None:
-        """Raise ValueError for what `HPSv2(...)` would refuse, without loading anything."""
-        check_file("hpsv2", "path", path, WHAT)
+    def check(path: str | Path | None, architecture: str, dtype: str) -> None:
+        """Raise ValueError for what `HPSv2(...)` would refuse: misfits, and values that are not finite."""
+        file = check_file("hpsv2", "path", path, WHAT)
         tower_dtype("hpsv2", dtype)
         need_package("reward 'hpsv2'", "open-clip-torch", "hps")
+        # Not at the top: it takes seconds, and this must answer where it is not installed.
+        import open_clip
+
+        if architecture not in open_clip.list_models():
+            hint = nearest(architecture, open_clip.list_models(), "options.architecture")
+            raise ValueError(f"reward 'hpsv2': {hint}")
+        hollow: Any = open_clip.create_model(architecture, load_weights=False, device="meta")
+        state = _state(file)
+        check_fit("hpsv2", file, shapes_of(state), shapes_of(hollow.state_dict()), WHAT)
+        check_values("hpsv2", file, state.items)
 
     @staticmethod
     def skeleton(architecture: str, dtype: str) -> Skeleton | None:
@@ -73,9 +79,10 @@ class HPSv2:
         """Cosine [B] of images [B, 3, H, W] in 0..1 (any H, W) with B prompts; differentiable in the images."""
         return self.towers.cosine(images, prompts)
 
-    def _state(self, file: Path) -> dict[str, Any]:
-        """The model's tensors in a checkpoint of training."""
-        state = read_checkpoint(self.name, file, WHAT).get("state_dict")
-        if not isinstance(state, dict):
-            raise ValueError(f"reward {self.name!r}: {file} has no 'state_dict'; it should be {WHAT}")
-        return state
+
+def _state(file: Path) -> dict[str, Any]:
+    """The model's tensors in a checkpoint of training."""
+    state = read_checkpoint("hpsv2", file, WHAT).get("state_dict")
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"reward 'hpsv2': {file} has no 'state_dict' of tensors; it should be {WHAT}")
+    return state

@@ -30,7 +30,7 @@ from transformers import AutoTokenizer, Qwen2VLConfig
 
 from flowbp_ray.rewards.base import needed
 from flowbp_ray.rewards.embedding import check_pairs, tower_dtype
-from flowbp_ray.rewards.files import Shapes, check_finite, check_fit, read_shapes, read_tensors
+from flowbp_ray.rewards.files import Shapes, check_finite, check_fit, check_values, one_line, read_shapes, read_tensors
 from flowbp_ray.rewards.preprocess import precise
 from flowbp_ray.rewards.qwen2vl import MERGE, kept_bytes, older_name, patches, published_config, skeleton
 from flowbp_ray.rewards.rows import score_rows
@@ -97,9 +97,10 @@ class HPSv3:
     ) -> None:
         """Raise ValueError for a file or folder that is missing, is another model's, or does not fit the others.
 
-        Names and shapes of the weights are read, values are not.
+        So it does where a value is not finite.
         """
-        _opened(path, backbone, question, published_question)
+        file, *_ = _opened(path, backbone, question, published_question)
+        check_values(NAME, file)
         tower_dtype(NAME, dtype)
 
     @staticmethod
@@ -181,7 +182,9 @@ def read_question(file: Path) -> str:
         text = "".join(constants[part] for part in parts)
     for mark in (PROMPT, REWARD):
         if text.count(mark) != 1:
-            raise ValueError(f"reward {NAME!r}: {file} must contain {mark} once, it does {text.count(mark)} times")
+            raise ValueError(
+                f"reward {NAME!r}: {file} must contain {mark} once, and does {text.count(mark)} times; write {QUESTION}"
+            )
     return text
 
 
@@ -202,7 +205,7 @@ def _opened(
     config = _config(folder, len(tokenizer))
     if tokenizer.convert_tokens_to_ids(IMAGE) != config.image_token_id:  # transformers makes up an empty tokenizer
         raise ValueError(
-            f"reward {NAME!r}: the tokenizer in {folder} is not Qwen2-VL's; options.backbone is {BACKBONE}"
+            f"reward {NAME!r}: the tokenizer in {folder} is not Qwen2-VL's; options.backbone must be {BACKBONE}"
         )
     # lm_head.weight writes text; a score does not need it
     found = {name: shape for name, shape in read_shapes(file).items() if name != "lm_head.weight"}
@@ -214,9 +217,20 @@ def _config(folder: Path, vocabulary: int) -> Any:
     """The backbone's configuration; the published weights have as many words as the tokenizer with <|Reward|>."""
     try:
         config: Any = Qwen2VLConfig.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"reward {NAME!r}: no config.json in {folder}; options.backbone is {BACKBONE}") from error
-    config.text_config.vocab_size = vocabulary
+    except Exception as error:  # transformers has a class of its own for a value of another type
+        why = one_line(error)
+        raise ValueError(
+            f"reward {NAME!r}: no config.json that can be used in {folder} ({why}); options.backbone must be {BACKBONE}"
+        ) from error
+    text = config.text_config
+    rotary = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}  # transformers 5 and 4
+    sections = rotary.get("mrope_section")
+    if not isinstance(sections, list) or 2 * sum(sections) != text.hidden_size // text.num_attention_heads:
+        raise ValueError(
+            f"reward {NAME!r}: config.json in {folder} has the mrope_section {sections}, which does not fit its heads; "
+            f"options.backbone must be {BACKBONE}"
+        )
+    text.vocab_size = vocabulary
     return config
 
 
@@ -224,7 +238,7 @@ def _tokenizer(folder: Path) -> Any:
     """Qwen2's tokenizer with <|Reward|> as its last token."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"reward {NAME!r}: no tokenizer in {folder}; options.backbone is {BACKBONE}") from error
+    except Exception as error:  # tokenizers raises that, transformers whatever its code meets
+        raise ValueError(f"reward {NAME!r}: no tokenizer in {folder}; options.backbone must be {BACKBONE}") from error
     tokenizer.add_tokens([REWARD], special_tokens=True)
     return tokenizer

@@ -19,7 +19,7 @@ from transformers import BertTokenizer
 from flowbp_ray.rewards.base import needed
 from flowbp_ray.rewards.blip import Blip, BlipSizes
 from flowbp_ray.rewards.embedding import check_pairs, tower_dtype
-from flowbp_ray.rewards.files import check_finite, check_fit, read_shapes, read_tensors
+from flowbp_ray.rewards.files import check_finite, check_fit, check_values, read_shapes, read_tensors
 from flowbp_ray.rewards.preprocess import clip_pixels
 from flowbp_ray.rewards.skeleton import Skeleton, dtype_of
 from flowbp_ray.utils.addresses import existing_path
@@ -108,9 +108,10 @@ class ImageReward:
     def check(path: str | Path | None, tokenizer: str | Path | None, dtype: str) -> None:
         """Raise ValueError for a file or folder that is missing, is another model's, or does not fit the other.
 
-        Names and shapes are read, values are not.
+        So it does where a value is not finite.
         """
-        _, sizes = _files(path, tokenizer)
+        file, sizes = _files(path, tokenizer)
+        check_values(NAME, file)
         _tokenizer(needed(NAME, "tokenizer", tokenizer, WORDS), sizes.vocabulary)
         tower_dtype(NAME, dtype)
 
@@ -164,13 +165,13 @@ def _tokenizer(folder: Path, vocabulary: int) -> BertTokenizer:
     """BERT's lower-case word pieces, and BLIP's [DEC] and [ENC], which no prompt needs but the model counts."""
     try:
         tokenizer = BertTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"reward {NAME!r}: no tokenizer in {folder}; options.tokenizer is {WORDS}") from error
+    except Exception as error:  # tokenizers raises that, transformers whatever its code meets
+        raise ValueError(f"reward {NAME!r}: no tokenizer in {folder}; options.tokenizer must be {WORDS}") from error
     tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     tokenizer.add_tokens(["[ENC]"], special_tokens=True)
     if len(tokenizer) != vocabulary:
         raise ValueError(
             f"reward {NAME!r}: the tokenizer in {folder} has {len(tokenizer) - 2} words, the model {vocabulary - 2}; "
-            f"options.tokenizer is {WORDS}"
+            f"options.tokenizer must be {WORDS}"
         )
     return tokenizer

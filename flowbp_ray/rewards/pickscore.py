@@ -11,7 +11,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from flowbp_ray.rewards.clip_folder import TOKENIZER, check_model, check_tokenizer, embedder, load_clip
+from flowbp_ray.rewards.clip_folder import (
+    TOKENIZER,
+    check_clip_model,
+    check_model,
+    check_tokenizer,
+    embedder,
+    load_clip,
+)
 from flowbp_ray.rewards.embedding import tower_dtype
 from flowbp_ray.rewards.skeleton import VIT_H_14, Skeleton, clip_skeleton
 
@@ -47,11 +54,13 @@ class PickScore:
     @staticmethod
     def check(path: str | Path | None, tokenizer: str | Path | None, scale: float, dtype: str) -> None:
         """Raise ValueError for what `PickScore(...)` would refuse, without loading anything."""
-        folder = check_model("pickscore", "path", path, WHAT)
+        folder = check_clip_model("pickscore", "path", path, WHAT)
         if tokenizer is not None:
             check_tokenizer("pickscore", "tokenizer", tokenizer, WORDS)
-        elif not any((folder / name).is_file() for name in TOKENIZER):
-            raise ValueError(f"reward 'pickscore': {folder} has no tokenizer; give options.tokenizer: {WORDS}")
+        elif any((folder / name).is_file() for name in TOKENIZER):
+            check_tokenizer("pickscore", "path", folder, WHAT)
+        else:
+            raise ValueError(f"reward 'pickscore': {folder} has no tokenizer; write options.tokenizer: {WORDS}")
         if not isinstance(scale, int | float) or not 0 < scale < math.inf:
             raise ValueError(f"reward 'pickscore': options.scale must be a number above 0, got {scale!r}")
         tower_dtype("pickscore", dtype)

@@ -12,7 +12,6 @@ There are two ways to resize. Both are Pillow's filters, and they differ on purp
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -22,6 +21,8 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from flowbp_ray.utils.text_files import read_json
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -37,8 +38,7 @@ def preprocessor_config(folder: Path) -> dict[str, Any]:
     path = folder / "preprocessor_config.json"
     if not path.is_file():
         raise ValueError(f"{folder} has no preprocessor_config.json; download it beside the model's config.json")
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
+    return read_json(path, str(path))
 
 
 def clip_pixels(images: Tensor, size: int, middle: Middle = "down") -> Tensor:

@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowbp_ray.rewards.base import needed
 from flowbp_ray.rewards.embedding import tower_dtype
+from flowbp_ray.rewards.files import read_parts
 from flowbp_ray.rewards.skeleton import Skeleton, dtype_of
 from flowbp_ray.rewards.towers import build_towers
 
@@ -64,25 +64,22 @@ class ShapesClip:
 
     def __init__(self, folder: str | Path | None = None, device: str = "cpu", dtype: str = "float32") -> None:
         """Load `config.json` and `model.safetensors` from `folder` (default: the weights in the package)."""
-        self.check(folder, dtype)
-        folder = WEIGHTS / self.name if folder is None else Path(folder).expanduser()
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-        self.words = Words(config["vocabulary"], config["text_length"])
-        self.low, self.high = float(config["calibration"]["low"]), float(config["calibration"]["high"])
+        self.model, self.words, self.low, self.high = self._opened(folder)
         self.device, self.dtype = torch.device(device), tower_dtype(self.name, dtype)
         self.wide = torch.promote_types(self.dtype, torch.float32)
-        self.model = build_towers(config["architecture"], config["model"])
-        self.model.load_state_dict(load_file(folder / "model.safetensors"))
         self.model.to(self.device, self.dtype).eval().requires_grad_(False)
         self._texts: dict[str, Tensor] = {}
 
     @classmethod
     def check(cls, folder: str | Path | None, dtype: str) -> None:
         """Raise ValueError where there is no such model, or no such dtype."""
-        found = WEIGHTS / cls.name if folder is None else needed(cls.name, "folder", folder, WHAT)
-        if not (found / "config.json").is_file() or not (found / "model.safetensors").is_file():
-            raise ValueError(f"reward {cls.name!r}: no model in {found}; options.folder is {WHAT}")
+        cls._opened(folder)
         tower_dtype(cls.name, dtype)
+
+    @classmethod
+    def _opened(cls, folder: str | Path | None) -> tuple[nn.Module, Words, float, float]:
+        found = WEIGHTS / cls.name if folder is None else needed(cls.name, "folder", folder, WHAT)
+        return read_parts(cls.name, found, _parts, WHAT)
 
     @classmethod
     def skeleton(cls, folder: str | Path | None, dtype: str) -> Skeleton:
@@ -135,3 +132,12 @@ class ShapesPreferenceHeldout(ShapesClip):
     """The held-out model, trained further in the same way. Reported, never trained on."""
 
     name = "shapes_preference_heldout"
+
+
+def _parts(config: dict[str, Any]) -> tuple[nn.Module, Words, float, float]:
+    """The towers without their weights, the words, and the two ends of the scale."""
+    words, ends = config["vocabulary"], config["calibration"]
+    if not isinstance(words, list):
+        raise TypeError("the vocabulary is no list")
+    towers = build_towers(config["architecture"], config["model"])
+    return towers, Words(words, int(config["text_length"])), float(ends["low"]), float(ends["high"])

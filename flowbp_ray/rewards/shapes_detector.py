@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from flowbp_ray.rewards.base import needed
 from flowbp_ray.rewards.embedding import tower_dtype
+from flowbp_ray.rewards.files import read_parts
 from flowbp_ray.rewards.shapes_claims import agreement
 from flowbp_ray.rewards.shapes_clip import WEIGHTS, WHAT
 from flowbp_ray.rewards.shapes_maps import Detector
@@ -35,21 +35,14 @@ class ShapesDetector:
 
     def __init__(self, folder: str | Path | None = None, device: str = "cpu", dtype: str = "float32") -> None:
         """Load `config.json` and `model.safetensors` from `folder` (default: the weights in the package)."""
-        self.check(folder, dtype)
-        folder = _folder(folder)
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-        self.low, self.high = float(config["calibration"]["low"]), float(config["calibration"]["high"])
+        self.model, self.low, self.high = _opened(folder)
         self.device, self.dtype = torch.device(device), tower_dtype(self.name, dtype)
-        self.model = Detector(**config["model"])
-        self.model.load_state_dict(load_file(folder / "model.safetensors"))
         self.model.to(self.device, self.dtype).eval().requires_grad_(False)
 
     @staticmethod
     def check(folder: str | Path | None, dtype: str) -> None:
         """Raise ValueError where there is no such model, or no such dtype."""
-        found = _folder(folder)
-        if not (found / "config.json").is_file() or not (found / "model.safetensors").is_file():
-            raise ValueError(f"reward 'shapes_detector': no model in {found}; options.folder is {WHAT}")
+        _opened(folder)
         tower_dtype("shapes_detector", dtype)
 
     @staticmethod
@@ -84,3 +77,13 @@ class ShapesDetector:
 def _folder(folder: str | Path | None) -> Path:
     """The given folder, or that in the package; raises ValueError for one that does not exist."""
     return WEIGHTS / "shapes_detector" if folder is None else needed("shapes_detector", "folder", folder, WHAT)
+
+
+def _opened(folder: str | Path | None) -> tuple[Detector, float, float]:
+    """The detector, and the two ends of the scale."""
+
+    def parts(config: dict[str, Any]) -> tuple[Detector, float, float]:
+        ends = config["calibration"]
+        return Detector(**config["model"]), float(ends["low"]), float(ends["high"])
+
+    return read_parts("shapes_detector", _folder(folder), parts, WHAT)

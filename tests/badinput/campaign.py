@@ -20,6 +20,7 @@ from tests.badinput.configs import base, keys, mutated, says, with_value, words
 from tests.badinput.data_cases import data_cases
 from tests.badinput.outcome import Case, Outcome, outcome
 from tests.badinput.prompt_cases import prompt_cases
+from tests.badinput.reward_cases import reward_cases
 from tests.badinput.saved_cases import saved_cases
 from tests.badinput.weight_cases import weight_cases
 
@@ -92,6 +93,7 @@ def campaign(folder: Path, mutations: int = MUTATED, draws: int = DRAWN, every: 
         "data": lambda place: islice(data_cases(place), 0, None, every),
         "saved": lambda place: islice(saved_cases(place), 0, None, every),
         "weights": lambda place: islice(weight_cases(place), 0, None, every),
+        "rewards": lambda place: reward_cases(place, every=every),
     }
     found: list[Outcome] = []
     with elsewhere(folder):

@@ -12,6 +12,7 @@ WHAT = {
     "key of the data": "columns, splits, selections, weights and held-out shares that do not fit their files",
     "saved dataset": "folders of `datasets`: shards missing or cut, splits, columns of other types and of nulls",
     "model folder": "truncated, mis-shaped, missing and pickled weights, shards, variants, configurations",
+    "reward model": "each file of eight rewards: missing, cut, something else, keys of JSON, tensors of weights",
 }
 
 

@@ -166,7 +166,7 @@ def test_the_shipped_term_asks_for_its_file(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"reward '{name}' needs options.{option}: .*{file}") as none:
         base.check(term.factory, term.options)
     with pytest.raises(
-        ValueError, match=f"options.{option} is 'no/such', which does not exist; it is .*{file}"
+        ValueError, match=f"options.{option} is 'no/such', which does not exist; write the path of .*{file}"
     ) as lost:
         base.check(term.factory, {**term.options, option: "no/such"})
     assert "\n" not in str(none.value) + str(lost.value)

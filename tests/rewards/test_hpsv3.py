@@ -269,7 +269,7 @@ def test_missing_and_foreign_files_are_refused_before_anything_starts(options: d
     save_file(weights | {"model.embed_tokens.weight": torch.zeros(304, 64)}, tmp_path / "wide.safetensors")
     for change, match in (
         ({"path": None}, "needs options.path: HPSv3.safetensors"),
-        ({"path": str(tmp_path / "no")}, "no', which does not exist; it is HPSv3.safetensors"),
+        ({"path": str(tmp_path / "no")}, "no', which does not exist; write the path of HPSv3.safetensors"),
         ({"path": str(tmp_path / "text.safetensors")}, "text.safetensors cannot be read as safetensors"),
         (
             {"path": str(tmp_path / "less.safetensors")},
@@ -281,7 +281,10 @@ def test_missing_and_foreign_files_are_refused_before_anything_starts(options: d
         ({"backbone": str(tokenless)}, "the tokenizer in .*tokenless is not Qwen2-VL's"),
         ({"question": None}, "needs options.question: the question HPSv3 was trained with"),
         ({"question": str(tmp_path / "other.py")}, "does not define INSTRUCTION and prompt_with_special_token"),
-        ({"question": str(tmp_path / "mute.txt")}, r"must contain <\|Reward\|> once, it does 0 times"),
+        (
+            {"question": str(tmp_path / "mute.txt")},
+            r"must contain <\|Reward\|> once, and does 0 times; write the question",
+        ),
         ({"question": str(bare)}, "bare cannot be read"),
         ({"dtype": "int4"}, "options.dtype must be one of .* got 'int4'"),
     ):
@@ -289,8 +292,10 @@ def test_missing_and_foreign_files_are_refused_before_anything_starts(options: d
             base.check("hpsv3", options | change)
         assert "\n" not in str(caught.value)
     save_file(weights | {key: weights[key] * float("inf")}, tmp_path / "inf.safetensors")
-    with pytest.raises(ValueError, match=f"{key} in .*inf.safetensors has values that are not finite"):
-        HPSv3(**options | {"path": str(tmp_path / "inf.safetensors")})
+    broken = options | {"path": str(tmp_path / "inf.safetensors")}
+    for refusing in (lambda: base.check("hpsv3", broken), lambda: HPSv3(**broken)):
+        with pytest.raises(ValueError, match=f"{key} in .*inf.safetensors has values that are not finite"):
+            refusing()
 
 
 def test_pictures_of_another_type_are_refused(options: dict[str, Any]) -> None:

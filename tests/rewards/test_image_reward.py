@@ -231,7 +231,7 @@ def test_missing_and_foreign_files_are_refused_before_anything_starts(options: d
     (tmp_path / "short" / "vocab.txt").write_text("\n".join(WORDS[:-1]))
     for change, match in (
         ({"path": None}, "needs options.path: ImageReward.pt"),
-        ({"path": str(tmp_path / "no.pt")}, "no.pt', which does not exist; it is ImageReward.pt"),
+        ({"path": str(tmp_path / "no.pt")}, "no.pt', which does not exist; write the path of ImageReward.pt"),
         ({"path": str(tmp_path / "text.pt")}, "text.pt cannot be read as weights"),
         ({"tokenizer": None}, "needs options.tokenizer: a folder with the tokenizer of google-bert/bert-base-uncased"),
         ({"tokenizer": str(tmp_path / "empty")}, "the tokenizer in .*empty has 5 words, the model 15"),

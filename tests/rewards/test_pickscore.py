@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -93,7 +95,7 @@ def test_tokens_are_those_of_the_published_vocabulary(tmp_path: Path) -> None:
 def test_the_tokenizer_may_lie_elsewhere(model: CLIPModel, folder: Path, tmp_path: Path) -> None:
     bare, words = save_clip(tmp_path / "bare", model, tokenizer=False), save_tokenizer(tmp_path / "words")
     with pytest.raises(
-        ValueError, match=r"bare has no tokenizer; give options.tokenizer: the folder of a CLIP tokeniz"
+        ValueError, match=r"bare has no tokenizer; write options.tokenizer: the folder of a CLIP tokeniz"
     ):
         base.check("pickscore", {"path": str(bare)})
     images = pictures(2, SIDE, SIDE)
@@ -128,19 +130,33 @@ def test_weights_that_are_something_else(model: CLIPModel, tmp_path: Path) -> No
     """A tensor that is left out would be drawn at random, in silence."""
     folder = save_clip(tmp_path, model)
 
-    def loading_says(message: str) -> None:
-        base.check("pickscore", {"path": str(folder)})  # the check does not read them
-        with pytest.raises(ValueError, match=f"^reward 'pickscore': {message}") as caught:
-            PickScore(folder)
-        assert "\n" not in str(caught.value)
+    def both_say(message: str) -> None:
+        for refusing in (lambda: base.check("pickscore", {"path": str(folder)}), lambda: PickScore(folder)):
+            with pytest.raises(ValueError, match=f"^reward 'pickscore': .*{message}") as caught:
+                refusing()
+            assert "\n" not in str(caught.value)
 
     break_weights(folder, drop=["visual_projection.weight", "logit_scale"])
-    loading_says(r"the weights in .* lack 2 tensors \(logit_scale, …\)")
+    both_say(r"2 of \d+ weights are missing, e.g. logit_scale; download it again")
+    save_clip(folder, model)
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {"logit_scale": torch.tensor(math.nan)}, folder / "model.safetensors", {"format": "pt"})
+    both_say("logit_scale has values that are not finite")
+    narrow = {"text_projection.weight": weights["text_projection.weight"][:-1].clone()}
+    save_file(weights | narrow, folder / "model.safetensors", {"format": "pt"})
+    both_say("text_projection.weight is .* in its weights and .* by config.json")
     clip_model().vision_model.save_pretrained(folder / "part")
     (folder / "part" / "model.safetensors").rename(folder / "model.safetensors")
-    loading_says("the weights in .* lack")
+    both_say("weights are missing")
     (folder / "model.safetensors").write_bytes(b"<html>404</html>")
-    loading_says("the weights in .* do not load")
+    both_say("its weights cannot be read")
+    save_clip(folder, model)
+    (folder / "tokenizer.json").write_text("{")
+    both_say("whose tokenizer cannot be read .*; download it again")
+    save_clip(folder, model)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"projection_dim": "many"}))
+    both_say("config.json describes no CLIP model .*projection_dim")
 
 
 @pytest.mark.parametrize("scale", ["a", 0.0, -1, float("inf"), float("nan"), None])

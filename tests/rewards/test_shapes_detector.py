@@ -232,7 +232,7 @@ def test_what_it_cannot_judge_is_refused() -> None:
         base.check_prompts("shapes_detector", {}, ["a red cat"])
     for options, message in (
         ({"folder": "no/such/folder"}, r"'shapes_detector': options\.folder is 'no/such/folder'.*make_shapes"),
-        ({"folder": str(WEIGHTS)}, "no model in"),
+        ({"folder": str(WEIGHTS)}, "no model.safetensors in|no config.json in"),
         ({"dtype": "foo"}, "options.dtype must be one of float32"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flowbp_ray.rewards.clip_folder import check_model, check_tokenizer, image_features, load_clip, text_reader
+from flowbp_ray.rewards.clip_folder import check_clip_model, check_tokenizer, image_features, load_clip, text_reader
 from flowbp_ray.rewards.geneval.names import COLOURS
 from flowbp_ray.rewards.geneval.verdict import Detection
 from flowbp_ray.rewards.preprocess import clip_square, normalise
@@ -29,7 +29,7 @@ CLIP = "the folder of a CLIP for transformers (openai/clip-vit-large-patch14, as
 
 def check_clip(folder: str | Path | None, reward: str = "geneval") -> Path:
     """The folder of a CLIP model with its tokenizer. Raises ValueError where `folder` is none."""
-    found = check_model(reward, "clip", folder, CLIP)
+    found = check_clip_model(reward, "clip", folder, CLIP)
     check_tokenizer(reward, "clip", found, CLIP)
     return found
 

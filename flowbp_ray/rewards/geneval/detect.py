@@ -12,7 +12,6 @@ picture's own here and in mmdetection where `grid` is None.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,10 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flowbp_ray.backbones.finite import check_finite
+from flowbp_ray.backbones.stored import read_shapes, weight_files
 from flowbp_ray.rewards import preprocess
 from flowbp_ray.rewards.files import check_pickled, load_detector
 from flowbp_ray.rewards.geneval.names import published
 from flowbp_ray.rewards.geneval.verdict import Detection
+from flowbp_ray.utils.text_files import read_json
 
 KINDS = ("mask2former", "owlvit", "owlv2")
 GRID = 384  # side of the square on which masks are cut
@@ -47,13 +49,19 @@ def read_config(folder: Path) -> dict[str, Any]:
     """A detector's config.json. Raises ValueError where it is not one that can be used."""
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} has no config.json; it must be a folder that transformers' from_pretrained reads")
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    config = read_json(folder / "config.json", f"{folder}: config.json")
     if config.get("model_type") not in KINDS:
         kind = config.get("model_type")
         raise ValueError(f"{folder} holds a {kind!r}; GenEval's detector is one of {', '.join(KINDS)}")
     preprocess.preprocessor_config(folder)
     check_pickled(folder)
     return config
+
+
+def check_weights(folder: Path) -> None:
+    """Raise ValueError where a file of a detector's weights is missing or damaged, or holds what is not finite."""
+    read_shapes(weight_files(folder))
+    check_finite(folder)
 
 
 def check_nouns(folder: Path, nouns: Collection[str]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from flowbp_ray.rewards.base import needed
 from flowbp_ray.rewards.embedding import tower_dtype
 from flowbp_ray.rewards.geneval.colours import CLIP, ColourNamer, check_clip
-from flowbp_ray.rewards.geneval.detect import check_nouns, open_detector, read_config
+from flowbp_ray.rewards.geneval.detect import check_nouns, check_weights, open_detector, read_config
 from flowbp_ray.rewards.geneval.prompts import Task, load
 from flowbp_ray.rewards.geneval.verdict import Detection, GenEvalVerdict, Thresholds, keep, verdict
 from flowbp_ray.rewards.skeleton import VIT_L_14, Skeleton, clip_skeleton
@@ -79,6 +79,7 @@ class GenEval:
         overlap = 1.0 if max_overlap is None else max_overlap
         Thresholds(threshold, counting_threshold, max_objects, overlap, position_threshold)
         check_nouns(folders[0], {noun for task in tasks.values() for noun in task.nouns})
+        check_weights(folders[0])
         check_clip(folders[1], cls.name)
         tower_dtype(cls.name, dtype)
 

@@ -165,7 +165,10 @@ def test_it_cannot_be_trained_on() -> None:
     ("change", "message"),
     [
         ({"detector": None}, r"needs options\.detector: the folder of a detector"),
-        ({"clip": "/nowhere"}, r"options\.clip is '/nowhere', which does not exist; it is the folder of a CLIP"),
+        (
+            {"clip": "/nowhere"},
+            r"options\.clip is '/nowhere', which does not exist; write the path of the folder of a CLIP",
+        ),
         ({"prompts": None}, r"needs options\.prompts: GenEval's prompt file"),
         ({"threshold": 2}, "threshold score must lie in 0..1"),
         ({"max_overlap": -1.0}, "threshold overlap must lie in 0..1"),
