@@ -67,6 +67,8 @@ def evaluate(
     work = Standalone(config, checked.held_out, request.pictures, version, folder, of)
     if against is not None:
         check_alike(work.settings, against.settings)
+    if work.damaged:
+        notify(f"parts in {folder} that cannot be read, and are drawn again: {len(work.damaged)}")
     missing, done = work.missing(), len(work.items) - len(work.missing())
     advance(done, len(work.items))
     if missing:

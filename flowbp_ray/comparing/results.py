@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,6 +12,7 @@ from flowbp_ray.artifacts.findings import mean_of
 from flowbp_ray.comparing.runs import done
 from flowbp_ray.comparing.suite import BASE, Cell, Suite
 from flowbp_ray.run.folder import Run
+from flowbp_ray.utils.text_files import read_json
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,8 @@ def collect(suite: Suite, cells: Sequence[Cell]) -> Comparison:
 
 def _read(cell: Cell, scale: str) -> dict[str, Any] | None:
     """A run's means before and after, and what it cost; None for one that a guard ended before it was measured."""
-    summary = json.loads((cell.folder / "summary.json").read_text())
+    file = cell.folder / "summary.json"
+    summary = read_json(file, str(file))
     if scale not in summary.get("guidance", {}):
         return None
     part = summary["guidance"][scale]

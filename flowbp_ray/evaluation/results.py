@@ -14,6 +14,7 @@ import numpy as np
 from flowbp_ray.evaluation.estimates import Estimate
 from flowbp_ray.prompt_files import PromptRecord
 from flowbp_ray.utils.files import write_atomically
+from flowbp_ray.utils.text_files import read_json
 
 RESAMPLES = 9999
 SETTINGS, TABLE, SUMMARY = "settings.json", "results.parquet", "results.json"
@@ -70,8 +71,12 @@ class Results:
 
         if not ((folder / TABLE).is_file() and (folder / SETTINGS).is_file()):
             raise ValueError(f"{folder} has no {TABLE}; write the folder of an evaluation that has ended")
-        settings = json.loads((folder / SETTINGS).read_text())
-        columns = parquet.read_table(folder / TABLE).to_pydict()
+        settings = read_json(folder / SETTINGS, str(folder / SETTINGS))
+        try:
+            columns = parquet.read_table(folder / TABLE).to_pydict()
+        except (OSError, ValueError) as error:  # pyarrow's own are ValueErrors
+            why = " ".join(str(error).split())[:200]
+            raise ValueError(f"{folder / TABLE} cannot be read ({why}); run that evaluation again") from error
         count, pictures = int(settings["prompts"]), int(settings["pictures"])
         known = ("prompt_id", "prompt", "skill", "guidance", "picture")
         values: dict[float, dict[str, np.ndarray]] = {}

@@ -26,9 +26,12 @@ from flowbp_ray.prompt_files import PromptRecord
 from flowbp_ray.prompts import Needs
 from flowbp_ray.run.folder import Run, comparable, prompts_digest
 from flowbp_ray.run.pictures import save_grid
+from flowbp_ray.run.snapshot import read_arrays
 from flowbp_ray.utils.addresses import expand
 from flowbp_ray.utils.diff import differing, shown
+from flowbp_ray.utils.errors import ConfigError
 from flowbp_ray.utils.files import write_atomically
+from flowbp_ray.utils.text_files import read_json
 
 Weights = Literal["average", "raw", "base"]
 READ = ("columns", "split", "where")
@@ -138,13 +141,17 @@ class Standalone:
         (folder / "parts").mkdir(parents=True, exist_ok=True)
         file = folder / SETTINGS
         if file.is_file():
-            if different := list(differing(json.loads(file.read_text()), self.settings)):
+            if different := list(differing(read_json(file, str(file)), self.settings)):
                 lines = "".join(f"\n  {key} was {shown(a)}, is {shown(b)}" for key, a, b in different)
                 raise ValueError(
                     f"{folder} holds another evaluation; write another --out, or the same settings:{lines}"
                 )
         else:
             write_atomically(file, lambda path: path.write_text(json.dumps(self.settings, indent=1) + "\n"))
+        self.damaged = [part for part in map(self._part, self.items) if part.is_file() and _read(part) is None]
+        """Parts that cannot be read, as after a power cut; they are removed, and drawn again."""
+        for part in self.damaged:
+            part.unlink()
 
     def _items(self, version: Version) -> Iterator[Item]:
         """Items of `evaluation.batch` pictures; `step` and `index` are an item's place, and no part of its noise."""
@@ -215,11 +222,13 @@ class Standalone:
         values: dict[float, dict[str, np.ndarray]] = {g: {} for g in self.guidance}
         pictures: dict[float, dict[int, np.ndarray]] = {g: {} for g in self.guidance}
         for item in self.items:
-            with np.load(self._part(item)) as part:
-                for name in (key for key in part.files if key.startswith("value|")):
-                    flat = values[item.guidance].setdefault(name[6:], np.full(count * self.pictures, np.nan))
-                    flat[list(item.samples)] = part[name]
-                pictures[item.guidance] |= dict(zip(part["kept"].tolist(), part["images"], strict=True))
+            part = _read(self._part(item))
+            if part is None:
+                raise ValueError(f"{self._part(item)} cannot be read; the same command draws its pictures again")
+            for name in (key for key in part if key.startswith("value|")):
+                flat = values[item.guidance].setdefault(name[6:], np.full(count * self.pictures, np.nan))
+                flat[list(item.samples)] = part[name]
+            pictures[item.guidance] |= dict(zip(part["kept"].tolist(), part["images"], strict=True))
         shaped = {
             g: {name: flat.reshape(self.pictures, count).T for name, flat in metrics.items()}
             for g, metrics in values.items()
@@ -235,3 +244,12 @@ class Standalone:
     def sheet(self, guidance: float) -> Path:
         """The sheet of pictures at a guidance."""
         return self.folder / f"pictures_guidance_{guidance:g}.png"
+
+
+def _read(part: Path) -> dict[str, np.ndarray] | None:
+    """The arrays of a part; None where it is none."""
+    try:
+        found = read_arrays(part)
+    except ConfigError:
+        return None
+    return found if {"kept", "images"} <= found.keys() else None

@@ -42,6 +42,15 @@ def test_an_evaluation_of_its_own_is_that_of_the_run(local_ray: Any, tmp_path: P
     assert work.folder == run.folder / "evaluations" / "shapes_dev_raw_000002"
     for metric in ("shapes_clip", "verifier"):
         assert np.array_equal(tuned.values[1.0][metric][:, 0], values(2, metric))
+    part, said = work.folder / "parts" / "000001.npz", list[str]()
+    part.write_bytes(part.read_bytes()[:40])  # as a power cut leaves it
+    _, again = evaluate(request, notify=said.append)
+    assert any(line.endswith("are drawn again: 1") for line in said)
+    for metric, drawn in tuned.values[1.0].items():
+        assert np.array_equal(again.values[1.0][metric], drawn, equal_nan=True)
+    (work.folder / "settings.json").write_text("{")
+    with pytest.raises(ValueError, match=r"settings\.json is not JSON"):
+        evaluate(request)
     _, base = evaluate(Request(str(run.folder), weights="base"))
     assert np.array_equal(base.values[1.0]["shapes_clip"][:, 0], values(0, "shapes_clip"))
     found = compare(tuned, base)[1.0]["shapes_clip"].estimate
