@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,9 @@ class Folder:
             raise ValueError(f"backbone {backbone!r} needs its weights; write backbone.path: a diffusers folder")
         self.path, self.backbone = Path(expand(path)), backbone
         if not self.path.is_dir():
-            raise ValueError(f"there is no folder {self.path}; write backbone.path: a diffusers folder")
+            given = str(self.path)
+            hub = f"; `hf download {given} --local-dir DIR` makes one" if re.fullmatch(r"[\w-]+/[\w.-]+", given) else ""
+            raise ValueError(f"there is no folder {given}; write backbone.path: a diffusers folder{hub}")
 
     def config(self, component: str, class_name: str | None = None) -> dict[str, Any]:
         """Read the component's configuration.

@@ -124,6 +124,9 @@ def test_a_text_encoder_of_another_class_is_named(copy: tuple[str, Path]) -> Non
 def test_the_path_is_required_and_must_exist(name: str, tmp_path: Path) -> None:
     assert "write backbone.path: a diffusers folder" in message(lambda: backbone_named(name))
     assert "there is no folder" in message(lambda: backbone_named(name, str(tmp_path / "nowhere")))
+    assert "`hf download someone/model-1.0 --local-dir DIR`" in message(
+        lambda: backbone_named(name, "someone/model-1.0")
+    )
     assert "has no transformer" in message(lambda: backbone_named(name, str(tmp_path)))
 
 
