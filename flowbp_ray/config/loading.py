@@ -69,7 +69,7 @@ def validate(plain: dict[str, Any], where: str = "", overrides: Sequence[str] = 
         return RunConfig.model_validate(plain)
     except ValidationError as error:
         faults = error.errors(include_url=False)
-        blamed = [_override_of(one["loc"], overrides) for one in faults]
+        blamed = [_override_of(one, overrides) for one in faults]
         problems = [_line(one, override) for one, override in zip(faults, blamed, strict=True)]
         if all(blamed):
             where = f"override {shown(blamed[0])}: " if len(set(blamed)) == 1 else "overrides: "
@@ -196,12 +196,13 @@ def _change(tree: Any, override: str) -> Any:
     return change
 
 
-def _override_of(loc: Sequence[int | str], overrides: Sequence[str]) -> str | None:
-    """The last of the `key=value` that set the key at `loc`, if any did."""
-    where = [str(part) for part in loc]
+def _override_of(error: Any, overrides: Sequence[str]) -> str | None:
+    """The last of the `key=value` that set the key that a problem is about, if any did."""
+    where = [str(part) for part in error["loc"]]
+    said = error["msg"].removeprefix("Value error, ").split(" ")[0]  # checks of a section begin with the key
     for override in reversed(overrides):
         key = re.sub(r"\[(\d+)\]", r".\1", override.split("=", 1)[0].strip()).split(".")
-        if where[: len(key)] == key:
+        if where[: len(key)] == key or [*where, said] == key:
             return override
     return None
 

@@ -5,6 +5,7 @@ Human Preference Score v2 (Wu et al., arXiv 2306.09341) and its released scorer,
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -41,7 +42,7 @@ class HPSv2:
         self.check(path, architecture, dtype)
         import open_clip
 
-        model: Any = open_clip.create_model(architecture, load_weights=False)
+        model = _model(architecture)
         file, kind = check_file(self.name, "path", path, WHAT), tower_dtype(self.name, dtype)
         fill(model, _state(file), self.name, file, WHAT)
         model.to(device, kind).eval().requires_grad_(False)
@@ -59,14 +60,7 @@ class HPSv2:
         file = check_file("hpsv2", "path", path, WHAT)
         tower_dtype("hpsv2", dtype)
         need_package("reward 'hpsv2'", "open-clip-torch", "hps")
-        # Not at the top: it takes seconds, and this must answer where it is not installed.
-        import open_clip
-
-        if architecture not in open_clip.list_models():
-            hint = nearest(architecture, open_clip.list_models(), "options.architecture")
-            raise ValueError(f"reward 'hpsv2': {hint}")
-        hollow: Any = open_clip.create_model(architecture, load_weights=False, device="meta")
-        state = _state(file)
+        state, hollow = _state(file), _model(architecture, device="meta")
         check_fit("hpsv2", file, shapes_of(state), shapes_of(hollow.state_dict()), WHAT)
         check_values("hpsv2", file, state.items)
 
@@ -78,6 +72,20 @@ class HPSv2:
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Cosine [B] of images [B, 3, H, W] in 0..1 (any H, W) with B prompts; differentiable in the images."""
         return self.towers.cosine(images, prompts)
+
+
+def _model(architecture: str, **options: Any) -> Any:
+    """open_clip's model without its weights; raises ValueError where it has none of that name."""
+    # Not at the top: it takes seconds, and `check` must answer where it is not installed.
+    import open_clip
+
+    if architecture not in open_clip.list_models():
+        raise ValueError(f"reward 'hpsv2': {nearest(architecture, open_clip.list_models(), 'options.architecture')}")
+    logging.disable(logging.WARNING)  # that the weights are random, which they do not stay
+    try:
+        return open_clip.create_model(architecture, load_weights=False, **options)
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _state(file: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowbp_ray.rewards.base import needed
 from flowbp_ray.rewards.embedding import tower_dtype
@@ -77,7 +77,7 @@ class ShapesClip:
         tower_dtype(cls.name, dtype)
 
     @classmethod
-    def _opened(cls, folder: str | Path | None) -> tuple[nn.Module, Words, float, float]:
+    def _opened(cls, folder: str | Path | None) -> tuple[Any, Words, float, float]:
         found = WEIGHTS / cls.name if folder is None else needed(cls.name, "folder", folder, WHAT)
         return read_parts(cls.name, found, _parts, WHAT)
 
@@ -134,7 +134,7 @@ class ShapesPreferenceHeldout(ShapesClip):
     name = "shapes_preference_heldout"
 
 
-def _parts(config: dict[str, Any]) -> tuple[nn.Module, Words, float, float]:
+def _parts(config: dict[str, Any]) -> tuple[Any, Words, float, float]:
     """The towers without their weights, the words, and the two ends of the scale."""
     words, ends = config["vocabulary"], config["calibration"]
     if not isinstance(words, list):

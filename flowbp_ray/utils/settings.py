@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import json
+import typing
+from collections.abc import Mapping, Sequence
+from types import UnionType
+from typing import Annotated, Any, Literal, Union
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -15,7 +19,22 @@ LOOKING = 0.1
 """The share of its time that the driver looks for answers: the more calls are in flight, the more rarely it looks."""
 
 
-NUMBERS = (int, float, int | None, float | None)
+def switch_for_a_number(annotation: Any, value: Any) -> bool:
+    """Whether `value` holds true or false where a field's annotation says a number, also inside lists and dicts."""
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if isinstance(value, bool):
+        if origin is Literal:
+            return not any(isinstance(one, bool) for one in inner) and any(isinstance(one, int) for one in inner)
+        if origin in (Union, UnionType):
+            return bool not in inner and any(switch_for_a_number(one, value) for one in inner)
+        return annotation in (int, float) or (origin is Annotated and switch_for_a_number(inner[0], value))
+    if origin in (Union, UnionType, Annotated):
+        return any(switch_for_a_number(one, value) for one in inner)
+    if isinstance(value, list | tuple) and origin in (list, tuple, Sequence):
+        return any(switch_for_a_number(inner[0], one) for one in value)
+    if isinstance(value, dict) and origin in (dict, Mapping):
+        return any(switch_for_a_number(inner[1], one) for one in value.values())
+    return False
 
 
 class Strict(BaseModel):
@@ -31,8 +50,8 @@ class Strict(BaseModel):
     def _no_switches(cls, data: Any) -> Any:
         """Refuse true and false where a number belongs, which Python would take for 1 and 0."""
         for key, value in data.items() if isinstance(data, dict) else ():
-            if isinstance(value, bool) and key in cls.model_fields and cls.model_fields[key].annotation in NUMBERS:
-                raise ValueError(f"{key} must be a number, got {str(value).lower()}; write a number")
+            if key in cls.model_fields and switch_for_a_number(cls.model_fields[key].annotation, value):
+                raise ValueError(f"{key} must be a number, got {json.dumps(value, default=str)}; write a number")
         return data
 
 
