@@ -79,7 +79,9 @@ def check(name: str, options: Mapping[str, Any], device: str = "cpu") -> None:
             own(**{parameter: given[parameter] for parameter in inspect.signature(own).parameters})
         except (ValueError, OSError):
             raise
-        except Exception as error:  # a file that is not what a library expects
+        except Exception as error:  # a file that is not what a library expects; in code of one's own, a mistake
+            if ":" in name:
+                raise
             why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise ValueError(
                 f"reward {name!r}: what its options {dict(options)} name cannot be read ({why}); download it again"

@@ -31,7 +31,7 @@ class CLIPScore:
 
     @staticmethod
     def check(path: str | Path | None, dtype: str) -> None:
-        """Raise ValueError for what `CLIPScore(...)` would refuse, without loading anything."""
+        """Raise ValueError for what `CLIPScore(...)` would refuse: misfits, and values that are not finite."""
         check_clip_model("clipscore", "path", path, WHAT)
         check_tokenizer("clipscore", "path", path, WHAT)
         tower_dtype("clipscore", dtype)

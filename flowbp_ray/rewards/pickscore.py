@@ -53,7 +53,7 @@ class PickScore:
 
     @staticmethod
     def check(path: str | Path | None, tokenizer: str | Path | None, scale: float, dtype: str) -> None:
-        """Raise ValueError for what `PickScore(...)` would refuse, without loading anything."""
+        """Raise ValueError for what `PickScore(...)` would refuse: misfits, and values that are not finite."""
         folder = check_clip_model("pickscore", "path", path, WHAT)
         if tokenizer is not None:
             check_tokenizer("pickscore", "tokenizer", tokenizer, WORDS)
