@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 
+from tests.soak.__main__ import read_samples, write_samples
 from tests.soak.campaign import LOOK, Record, Sample
 from tests.soak.processes import Process, files_below, look, ports, shared_memory, still_there
 from tests.soak.raylet import Store
@@ -21,20 +22,25 @@ KILLS = [
 ]
 
 
-def record(leak: float = 0.0, zombie: bool = False, store: tuple[float, float] = (0.0, 0.0)) -> Record:
+def record(
+    leak: float = 0.0,
+    zombie: bool = False,
+    store: tuple[float, float] = (0.0, 0.0),
+    mark: tuple[int, float] = (999, 0.0),
+) -> Record:
     """Ten minutes of two steps a second. leak: MiB that the driver keeps of a step. The sampler is killed once.
 
-    store: MiB that the object store holds more in the last fifth, and MiB that stay in it of each step.
+    store: MiB that the object store holds more in the last fifth, and MiB that stay in it of each step. mark: from
+    which sample on there are 20 MiB more of shared memory, and MiB that stay there of each step.
     """
     samples = []
     for number in range(120):
         steps, wave = 2 * LOOK * number, number % 5
+        shared = {(1, 2): 2**21 + int(2**20 * (20 * (number >= mark[0]) + mark[1] * steps))}
         sampler = 11 if number < 60 else 12
         processes = [
-            Process(
-                10, 0.0, "driver", 400 + leak * steps + wave, 30, 40 + wave % 2, frozenset({"1", "2"}), {(1, 2): 2**21}
-            ),
-            Process(sampler, float(sampler), "sampler", 300 + wave, 20, 30, shared={(1, 2): 2**21}),
+            Process(10, 0.0, "driver", 400 + leak * steps + wave, 30, 40 + wave % 2, frozenset({"1", "2"}), shared),
+            Process(sampler, float(sampler), "sampler", 300 + wave, 20, 30, shared=shared),
             Process(20, 0.0, "sampler", 0.0, 0, 0, zombie=True) if zombie else Process(20, 0.0, "GCS", 20.0, 9, 9),
         ]
         held = Store(8.0 + wave + store[0] * (number >= 96) + store[1] * steps, 12, {10: 15})
@@ -71,6 +77,29 @@ def test_more_at_once_in_the_quiet_end_is_no_growth() -> None:
         quiet, leaking = of_store(more, 0.0), of_store(more, 0.02)
         assert quiet["verdict"] == "flat" and abs(quiet["slope"]) < 1
         assert leaking["verdict"] == "grows" and abs(leaking["slope"] - 20) < 1
+
+
+def test_shared_memory_is_a_high_water_mark() -> None:
+    """One step of it is no growth; one that goes on is, beside such a step too."""
+
+    def of_memory(step: int, leak: float) -> dict[str, Any]:
+        return next(r for r in figures(record(mark=(step, leak)))["rows"] if r["quantity"] == "shared memory")
+
+    for step in (999, 40):  # never, and after a third of the time
+        assert of_memory(step, 0.0)["verdict"] == "flat" and of_memory(step, 0.0)["slope"] == 0
+        leaking = of_memory(step, 0.02)
+        assert leaking["verdict"] == "grows" and abs(leaking["slope"] - 20) < 0.1
+    assert of_memory(80, 0.0)["verdict"] == "grows"  # late ones cannot be told apart
+
+
+def test_samples_that_were_written_give_the_same_figures(tmp_path: Path) -> None:
+    made = record(leak=0.02)
+    made.faults = ["something"]
+    write_samples(tmp_path / "samples", made)
+    again, found = figures(read_samples(tmp_path / "samples")), figures(made)
+    assert again["faults"] == found["faults"] and again["recovered"] == found["recovered"]
+    for new, old in zip(again["rows"], found["rows"], strict=True):
+        assert new == old or new["quantity"] == "shared memory"  # which files it is in is not written
 
 
 def test_processes_that_stay_are_leaks() -> None:
