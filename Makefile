@@ -39,7 +39,7 @@ test-judge: $(STAMP)
 test-long: $(STAMP)
 	$(BIN)/python -m pytest -m long
 
-# Some 900 wrong configurations, prompt files and models; the figures go to docs/reliability.md.
+# Some 1,600 wrong configurations, prompt files and models, also of rewards; the figures go to docs/reliability.md.
 bad-input: $(STAMP)
 	$(BIN)/python -m tests.badinput
 
