@@ -14,7 +14,7 @@ import psutil
 import pytest
 from ray.exceptions import RayActorError
 
-from actors.cluster import PRIVATE
+from actors.private_ray import PRIVATE
 
 ENDED = ("log_monitor.py", "monitor.py", "dashboard.py")
 NEEDED = ("gcs_server", "raylet")

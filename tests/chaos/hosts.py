@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from actors.cluster import PRIVATE
+from actors.private_ray import PRIVATE
 from tests import clients
 from tests.deploy.hosts import Host, network
 from tests.deploy.test_multihost import CPUS, Cluster

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from actors.cluster import PRIVATE
+from actors.private_ray import PRIVATE
 from flowbp_ray.run.folder import Run
 from tests import clients
 from tests.deploy.hosts import Network, missing, network
